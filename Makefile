@@ -1,0 +1,65 @@
+# The words a newcomer guesses: run, test, check, bench, clean. Everything is installed into VENV, once.
+#
+#   make run                      the mobilenet recipe; results in runs/mobilenet
+#   make run RECIPE=quickstart    another recipe
+#   make test VENV=/tmp/env       in another environment
+#   make test PYTHON=python3.12   with another Python
+
+VENV ?= .venv
+RECIPE ?= mobilenet.yaml
+PYTHON ?= $(firstword $(shell for name in python3.11 python3 python; do command -v $$name; done))
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_ROOT_USER_ACTION = ignore
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_TEST := $(VENV)/.installed-test
+
+.PHONY: run test check bench clean
+.DEFAULT_GOAL := run
+
+run: $(INSTALLED)
+	$(BIN)/deploy-prune recipe $(RECIPE)
+
+test: lint
+	$(BIN)/python -m pytest
+
+check: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+.PHONY: lint
+lint: $(INSTALLED_TEST)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	@set -e; for script in $(wildcard benchmarks/[a-z]*.py); do echo "$$script"; $(BIN)/python "$$script"; done
+
+clean:
+	if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find deploy_prune tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp per set of packages: nothing is installed, and no network used, until pyproject.toml changes.
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(INSTALLED_TEST): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $(INSTALLED) $@
+
+# Some distributions ship Python without ensurepip; then the Python's own pip puts one into the environment.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "There is no Python here: install Python 3.11, or say where it is with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), but deploy-prune needs 3.11 or newer: say PYTHON=python3.11" >&2; exit 1; }
+	@if $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null; then \
+		$(PYTHON) -m venv $(VENV); \
+	elif $(PYTHON) -c 'import venv, pip' 2>/dev/null; then \
+		$(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --quiet --python $@ install pip; \
+	else \
+		echo "$(PYTHON) can't make environments: apt-get install python3-venv (or your system's package of that kind)" >&2; exit 1; \
+	fi

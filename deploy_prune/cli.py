@@ -1,0 +1,197 @@
+"""The command line: one function a command, which calls one function of the package and shows what it returns."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deploy_prune import __version__
+from deploy_prune.errors import BudgetError, DeployPruneError, MeasurementError, MissingDependencyError
+from deploy_prune.shell import write_text
+from deploy_prune.types import Row, silent
+
+if TYPE_CHECKING:
+    from deploy_prune.report.table import CheckReport
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+UNEXPECTED = 1
+
+
+class Commands(click.Group):
+    """A group whose commands fail with one line on standard error and an exit code, never with a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; the one place where errors become text."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            _stop("interrupted; the same command goes on from the last finished stage", INTERRUPTED)
+        except Exception as error:
+            if ctx.params["debug"]:
+                traceback.print_exc()
+            if isinstance(error, DeployPruneError):
+                _stop(f"error: {error}", error.exit_code)
+            kind = type(error).__name__
+            _stop(f"error: unexpected {kind}: {error} (run again with deploy-prune --debug to see where)", UNEXPECTED)
+
+
+def _stop(sentence: str, code: int) -> None:
+    click.echo(f"deploy-prune: {' '.join(sentence.split())}", err=True)
+    raise click.exceptions.Exit(code)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="deploy-prune")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """From a network, a device and a latency budget to a slim, checked and measured artifact.
+
+    Begin with `deploy-prune check quickstart`, then `deploy-prune recipe quickstart`.
+    """
+
+
+settings = click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key, as in train.lr=0.1; repeatable."
+)
+run_folder = click.argument("run", type=click.Path(path_type=Path))
+file_option = click.Path(dir_okay=False, path_type=Path)
+
+
+@main.command(epilog="Example: deploy-prune recipe mobilenet --set budgets=[50%] --out runs")
+@click.argument("name")
+@settings
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
+@click.option("--fresh", is_flag=True, help="Do every stage again, even those that are finished.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def recipe(name: str, settings: Sequence[str], out: Path, fresh: bool, quiet: bool) -> None:
+    """Run a recipe: search, cut, retrain, export, measure.
+
+    NAME is a shipped recipe or a path. A run that was stopped goes on from its last finished stage.
+    """
+    from deploy_prune.recipe_file import load
+
+    parsed = load(name, settings)
+    from deploy_prune import pipeline
+    from deploy_prune.console import output, rich_progress
+
+    with nullcontext(silent) if quiet else rich_progress() as progress:
+        run = pipeline.run(parsed, out, progress, fresh)
+    _show(run.rows)
+    output().print(f"{run.folder}", markup=False, highlight=False)
+    _fail_on_rows(run.rows)
+
+
+@main.command(epilog="Example: deploy-prune check mobilenet --set budgets=[20%]")
+@click.argument("name")
+@settings
+def check(name: str, settings: Sequence[str]) -> None:
+    """Say in seconds, without training, what a recipe can reach.
+
+    NAME is a shipped recipe or a path. Fails if a budget can't be met.
+    """
+    from deploy_prune.recipe_file import load
+
+    parsed = load(name, settings)
+    from deploy_prune import pipeline
+    from deploy_prune.console import output
+    from deploy_prune.report.table import check_tables
+
+    report = pipeline.check(parsed)
+    output().print(*check_tables(report), sep="\n")
+    _fail_on_check(report)
+
+
+@main.command(epilog="Example: deploy-prune bench runs/mobilenet --runs 1000 --json again.json")
+@run_folder
+@click.option("--runs", type=click.IntRange(min=10), default=300, show_default=True, help="Inferences per artifact.")
+@click.option("--json", "json_file", type=file_option, help="Write the rows to this file too.")
+def bench(run: Path, runs: int, json_file: Path | None) -> None:
+    """Measure latency again, per target and budget of the run folder RUN."""
+    from deploy_prune import pipeline
+
+    rows = pipeline.bench(run, runs)
+    _show(rows)
+    if json_file:
+        write_text(json_file, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    _fail_on_rows(rows)
+
+
+@main.command(epilog="Example: deploy-prune export runs/mobilenet/host/50% --target pixel-8 --out slim.onnx")
+@click.argument("source", metavar="ARCHITECTURE_OR_RUN_FOLDER", type=click.Path(path_type=Path))
+@click.option("--target", required=True, help="A device's name, see `deploy-prune targets`.")
+@click.option("--out", required=True, type=file_option, help="The artifact to write.")
+def export(source: Path, target: str, out: Path) -> None:
+    """Write a slim network's artifact for a target, checked against the network."""
+    from deploy_prune import pipeline
+
+    artifact = pipeline.export(source, target, out)
+    click.echo(f"{artifact.path} {artifact.format} {artifact.precision} {artifact.size_bytes} bytes {artifact.sha256}")
+
+
+@main.command(epilog="Example: deploy-prune report runs/mobilenet")
+@run_folder
+def report(run: Path) -> None:
+    """Write report.html of the run folder RUN."""
+    from deploy_prune.report.page import write_page
+
+    click.echo(write_page(run))
+
+
+@main.command(epilog="Example: deploy-prune targets")
+def targets() -> None:
+    """List the devices, and whether latency is measured or predicted there."""
+    from deploy_prune.console import output, targets_table
+    from deploy_prune.latency.targets import list_targets
+
+    output().print(targets_table(list_targets()))
+
+
+@main.command(epilog="Example: deploy-prune schema --out recipe.schema.json")
+@click.option("--out", type=file_option, help="Write it to this file instead of standard output.")
+def schema(out: Path | None) -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from deploy_prune.recipe import schema as recipe_schema
+
+    text = json.dumps(recipe_schema(), indent=2)
+    write_text(out, text + "\n") if out else click.echo(text)
+
+
+def _show(rows: Sequence[Row]) -> None:
+    from deploy_prune.console import output
+    from deploy_prune.report.table import results_table
+
+    output().print(results_table(rows))
+
+
+def _fail_on_rows(rows: Sequence[Row]) -> None:
+    """The table has every error; the sentence has the first."""
+    failed = [row for row in rows if row.status == "failed"]
+    if failed:
+        message = f"{len(failed)} of {len(rows)} results failed, the first of them {failed[0].target} "
+        message += f"{failed[0].budget}: {failed[0].error}"
+        raise MeasurementError(message)
+
+
+def _fail_on_check(report: CheckReport) -> None:
+    unmet = [reach for reach in report.budgets if not reach.met]
+    if unmet:
+        message = f"budgets: {unmet[0].budget!r} can't be met on {unmet[0].target}: {unmet[0].reason}"
+        raise BudgetError(message)
+    if report.missing_extras:
+        extras = ",".join(report.missing_extras)
+        message = f"The recipe needs packages that are not installed: run `pip install 'deploy-prune[{extras}]'`."
+        raise MissingDependencyError(message)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Progress of long work on standard error: bars on a terminal, now and then a plain line elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from deploy_prune import types
+
+PLAIN_EVERY_S = 5.0
+_PIPED_WIDTH = 160  # columns of a table that no terminal shows
+
+
+@contextmanager
+def rich_progress(stream: TextIO | None = None) -> Iterator[types.Progress]:
+    """Yield a progress that shows a bar per work on a terminal, and plain lines on anything else (default: stderr)."""
+    stream = stream or sys.stderr
+    console = Console(file=stream)
+    if not (stream.isatty() and console.is_interactive):
+        yield PlainLines(stream)
+        return
+    with _bars(console) as bars:
+        yield Bars(bars)
+
+
+def output() -> Console:
+    """The console for results on standard output; wide where it is not a terminal, so that no table is folded."""
+    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+
+
+class PlainLines:
+    """A progress that writes "work: done/total figures" at a work's first and last step and every few seconds."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._shown: dict[str, float] = {}
+
+    def __call__(self, work: str, done: int, total: int, **figures: float) -> None:
+        """Write a line if it is time for one."""
+        now = self._clock()
+        if done < total and now - self._shown.get(work, -PLAIN_EVERY_S) < PLAIN_EVERY_S:
+            return
+        self._shown[work] = now
+        print(f"{work}: {done}/{total} {_shown(figures)}".rstrip(), file=self._stream, flush=True)
+
+
+class Bars:
+    """A progress that shows a bar while a work goes on, and leaves one line of it when it is done."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, work: str, done: int, total: int, **figures: float) -> None:
+        """Move the work's bar."""
+        if work not in self._tasks:
+            self._tasks[work] = self._bars.add_task(work, figures="")
+        task = self._tasks[work]
+        self._bars.update(task, completed=done, total=total, figures=_shown(figures))
+        if done >= total:
+            self._bars.console.print(Text(f"{work}: {done}/{total} {_shown(figures)}".rstrip()))
+            self._bars.remove_task(self._tasks.pop(work))
+
+
+def _bars(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}", markup=False),
+    )
+    return Progress(*columns, console=console)
+
+
+def _shown(figures: dict[str, float]) -> str:
+    return " ".join(f"{name}={value:.4g}" for name, value in figures.items())
+
+
+def targets_table(targets: Sequence[types.Target]) -> Table:
+    """A row per device."""
+    table = Table("target", "device", "runtime", "format", "precision", "latency", box=box.SIMPLE_HEAD, pad_edge=False)
+    for target in targets:
+        latency = "predicted" if target.runner is None else "measured"
+        cells = (target.name, target.title, target.runtime, target.format, target.precision, latency)
+        table.add_row(*(Text(cell) for cell in cells))
+    return table

@@ -1,0 +1,261 @@
+"""Examples of the source and the target task, and batches of them.
+
+B batch, N examples, C channels, S the side of the (square) input image, K shots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deploy_prune.errors import DataError
+from deploy_prune.readers import Labelled, read
+from deploy_prune.recipe import DataPart
+
+Batch = tuple[Tensor, Tensor]
+Augment = Literal["none", "shift", "shift_flip"]
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+_TEST_SHARE = 0.2  # of each class, where a data set has no test set of its own
+_SPLIT_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """Labelled images, resized and normalised when they are taken.
+
+    ``images``: uint8 (0..255) or float (0..1) [N, C, H, W]. ``labels``: int64 [N]. ``mean`` and ``std``: float [C], of
+    values in 0..1. ``size``: the side S of what is taken; None = as stored.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+    size: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> Batch:
+        """These examples: float32 [B, C, S, S] with (x - mean) / std per channel, and int64 [B]."""
+        return self.normalise(self.pixels(indices)), self.labels[indices]
+
+    def all(self) -> Batch:
+        """All examples, as `take` gives them."""
+        return self.take(torch.arange(len(self)))
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        """These images, resized (bilinear), not normalised: float32 [B, C, S, S] in 0..1."""
+        x = self.images[indices]
+        x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+        if self.size is None or tuple(x.shape[2:]) == (self.size, self.size):
+            return x
+        return F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """(x - mean) / std per channel, [B, C, S, S]."""
+        return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TransferData:
+    """The source task's examples, K shots of each target class, and what the target task is scored on.
+
+    Labels are renumbered 0..n-1 in the order of ``source_classes`` and ``target_classes``.
+    """
+
+    source_train: Examples
+    source_test: Examples
+    target_train: Examples
+    target_test: Examples
+    source_classes: tuple[int, ...]
+    target_classes: tuple[int, ...]
+
+    @property
+    def num_source(self) -> int:
+        """Number of source classes."""
+        return len(self.source_classes)
+
+    @property
+    def num_target(self) -> int:
+        """Number of target classes."""
+        return len(self.target_classes)
+
+
+def load(part: DataPart, seed: int) -> TransferData:
+    """Read the data set and split it; ``seed`` draws the shots.
+
+    A data set without a test set of its own is split 80/20 within each class, always in the same way; its target task
+    is scored on that test set and on every other example of the classes that the source task does not have. No
+    example is ever both trained on and scored on.
+
+    Raises:
+        DataError: missing, damaged or empty data; a class that does not exist or has too few examples.
+    """
+    collection = read(part)
+    train, test = (collection.train, collection.test) if collection.test else _split(collection.train)
+    known = set(train.labels.tolist())
+    source = _classes(part.source_classes, known, "data.source_classes")
+    target = _classes(part.target_classes, known, "data.target_classes")
+    source_train, pool, target_test = _select(train, source), _select(train, target), _select(test, target)
+    is_shot = _draw_shots(pool, target, part.shots, seed)
+    if collection.test is None:
+        is_new = torch.tensor([c not in source for c in target])[pool.labels]
+        target_test = _join(target_test, _pick(pool, is_new & ~is_shot))
+    mean, std = _statistics(part, source_train.images)
+    examples = partial(_examples, part=part, mean=mean, std=std)
+    return TransferData(
+        source_train=examples(source_train, "source training"),
+        source_test=examples(_select(test, source), "source test"),
+        target_train=examples(_pick(pool, is_shot), "target training"),
+        target_test=examples(target_test, "target test"),
+        source_classes=source,
+        target_classes=target,
+    )
+
+
+def batches(examples: Examples, batch_size: int, seed: int, augment: Augment) -> Iterator[Batch]:
+    """Endless batches, the same for the same seed; every example once per epoch, in a new order.
+
+    Epochs follow each other without a gap, so every batch is full; a ``batch_size`` above the number of examples is
+    taken as that number. ``augment``: "shift" moves each image by up to an eighth of its size (He et al.,
+    arXiv 1512.03385, section 4.2: 4 of 32 pixels), zeros coming in; "shift_flip" also mirrors every second one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = min(batch_size, len(examples))
+    queue = torch.empty(0, dtype=torch.int64)
+    while True:
+        if len(queue) < size:
+            queue = torch.cat([queue, torch.randperm(len(examples), generator=generator)])
+        indices, queue = queue[:size], queue[size:]
+        x = _augmented(examples.pixels(indices), augment, generator)
+        yield examples.normalise(x), examples.labels[indices]
+
+
+def _augmented(x_BCSS: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
+    if augment == "none":
+        return x_BCSS
+    batch, _, height, width = x_BCSS.shape
+    reach = max(1, height // 8)
+    padded = F.pad(x_BCSS, (reach, reach, reach, reach))
+    moves = torch.randint(2 * reach + 1, (batch, 2), generator=generator).tolist()
+    x = torch.stack([image[:, dy : dy + height, dx : dx + width] for image, (dy, dx) in zip(padded, moves, strict=True)])
+    if augment == "shift_flip":
+        mirrored = torch.rand(batch, generator=generator) < 0.5
+        x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
+    return x
+
+
+def _split(everything: Labelled) -> tuple[Labelled, Labelled]:
+    """Within each class, a fixed draw of 20% (of two examples or more, at least one) for the test set."""
+    generator = torch.Generator().manual_seed(_SPLIT_SEED)
+    is_test = torch.zeros(len(everything), dtype=torch.bool)
+    for label in everything.labels.unique().tolist():
+        members = (everything.labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        is_test[members[: max(round(_TEST_SHARE * len(members)), int(len(members) > 1))]] = True
+    return _pick(everything, ~is_test), _pick(everything, is_test)
+
+
+def _draw_shots(pool: Labelled, classes: Sequence[int], shots: int | None, seed: int) -> Tensor:
+    """bool[N]: K examples of each class, or all."""
+    if shots is None:
+        return torch.ones(len(pool), dtype=torch.bool)
+    generator = torch.Generator().manual_seed(seed)
+    is_shot = torch.zeros(len(pool), dtype=torch.bool)
+    for number, name in enumerate(classes):
+        members = (pool.labels == number).nonzero().flatten()
+        if len(members) < shots:
+            message = f"data.shots: {shots} are asked for, but class {name} has {len(members)} training examples."
+            raise DataError(message)
+        is_shot[members[torch.randperm(len(members), generator=generator)[:shots]]] = True
+    return is_shot
+
+
+def _classes(asked: list[int] | None, known: set[int], key: str) -> tuple[int, ...]:
+    classes = tuple(sorted(known)) if asked is None else tuple(asked)
+    problem = None
+    if not known:
+        problem = "the data set is empty"
+    elif unknown := [c for c in classes if c not in known]:
+        problem = f"the data set has no class {unknown[0]}, only {_ranges(known)}"
+    elif len(set(classes)) < len(classes):
+        problem = "a class is listed twice"
+    elif len(classes) < 2:
+        problem = f"a task needs at least 2 classes, and this is {len(classes)}"
+    if problem:
+        message = f"{key}: {problem}."
+        raise DataError(message)
+    return classes
+
+
+def _ranges(known: set[int]) -> str:
+    low, high = min(known), max(known)
+    return f"{low} to {high}" if len(known) == high - low + 1 else ", ".join(map(str, sorted(known)[:20]))
+
+
+def _select(data: Labelled, classes: Sequence[int]) -> Labelled:
+    """The examples of these classes, with labels 0..n-1 in their order."""
+    number_of = {name: number for number, name in enumerate(classes)}
+    numbers = torch.tensor([number_of.get(label, -1) for label in data.labels.tolist()], dtype=torch.int64)
+    return _pick(Labelled(images=data.images, labels=numbers), numbers >= 0)
+
+
+def _pick(data: Labelled, mask: Tensor) -> Labelled:
+    return Labelled(images=data.images[mask], labels=data.labels[mask])
+
+
+def _join(first: Labelled, second: Labelled) -> Labelled:
+    images = torch.cat([first.images, second.images])
+    return Labelled(images=images, labels=torch.cat([first.labels, second.labels]))
+
+
+def _examples(data: Labelled, name: str, *, part: DataPart, mean: Tensor, std: Tensor) -> Examples:
+    if not len(data):
+        message = f"data: nothing is left for the {name} examples; change the classes or data.shots."
+        raise DataError(message)
+    images = _with_channels(data.images, part.channels)
+    return Examples(images=images, labels=data.labels, mean=mean, std=std, size=part.image_size)
+
+
+def _with_channels(images: Tensor, channels: int) -> Tensor:
+    """Grey is repeated (without copies); colour is weighted to grey, rounded where it is stored as uint8."""
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1)
+    grey = torch.einsum("nchw,c->nhw", images.float(), torch.tensor(_LUMA))[:, None]
+    return grey.round().to(torch.uint8) if images.dtype == torch.uint8 else grey
+
+
+def _statistics(part: DataPart, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel (float32 [C]) as the recipe gives them, or of these images."""
+    own_mean, own_std = _measured(_with_channels(images, part.channels))
+    mean = own_mean if part.mean is None else torch.tensor(part.mean)
+    std = own_std if part.std is None else torch.tensor(part.std)
+    for key, values in (("mean", mean), ("std", std)):
+        if len(values) != part.channels:
+            message = f"data.{key}: {len(values)} values are given for {part.channels} channels."
+            raise DataError(message)
+    if not bool((std > 0).all()):
+        message = "data.std: must be above 0 (all images of the source task have the same value in a channel)."
+        raise DataError(message)
+    return mean, std
+
+
+def _measured(images: Tensor) -> tuple[Tensor, Tensor]:
+    scale = 255 if images.dtype == torch.uint8 else 1
+    total, squares = torch.zeros(2, images.shape[1], dtype=torch.float64)
+    for chunk in images.split(2048):
+        x = chunk.double() / scale
+        total, squares = total + x.sum((0, 2, 3)), squares + x.square().sum((0, 2, 3))
+    count = max(1, images[:, 0].numel())
+    mean = total / count
+    return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()

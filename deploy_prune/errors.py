@@ -1,0 +1,115 @@
+"""Every error a user can meet: one class, one exit code; the message names the cause and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DeployPruneError(Exception):
+    """Base of all errors that are reported as one sentence, without a traceback."""
+
+    exit_code = 1
+
+
+class RecipeError(DeployPruneError):
+    """The recipe can't be read: unknown key, wrong type, bad value. The message has file and line."""
+
+    exit_code = 10
+
+
+class ModelError(DeployPruneError):
+    """The network can't be built: unknown source or name, or its builder raised."""
+
+    exit_code = 11
+
+
+class WeightsError(DeployPruneError):
+    """The weights file is missing, unsafe (pickled code), truncated, or does not fit the network."""
+
+    exit_code = 12
+
+
+class DataError(DeployPruneError):
+    """The data set is missing, empty, or too small for what the recipe asks."""
+
+    exit_code = 13
+
+
+class TargetError(DeployPruneError):
+    """The target is unknown or its description in edge_targets/ is wrong."""
+
+    exit_code = 14
+
+
+class BudgetError(DeployPruneError):
+    """The budget can't be read or can't be met by any allowed choice of channels."""
+
+    exit_code = 15
+
+
+class SurgeryError(DeployPruneError):
+    """The network can't be traced or cut."""
+
+    exit_code = 16
+
+
+class ArchitectureError(DeployPruneError):
+    """architecture.json is damaged, hostile, or does not fit the network's definition."""
+
+    exit_code = 17
+
+
+class VerificationError(DeployPruneError):
+    """The cut network differs from the masked one, or the comparison would prove nothing."""
+
+    exit_code = 18
+
+
+class TrainingError(DeployPruneError):
+    """Training can't go on: the loss is not finite."""
+
+    exit_code = 19
+
+
+class ExportError(DeployPruneError):
+    """The artifact can't be written."""
+
+    exit_code = 20
+
+
+class ParityError(DeployPruneError):
+    """The artifact's output differs from the network's."""
+
+    exit_code = 21
+
+
+class MeasurementError(DeployPruneError):
+    """The artifact can't be run or timed on the target, or misses the budget when measured."""
+
+    exit_code = 22
+
+
+class MissingDependencyError(DeployPruneError):
+    """An optional package is not installed. The message has the pip command."""
+
+    exit_code = 23
+
+
+class RunFolderError(DeployPruneError):
+    """The run folder is missing, incomplete, or belongs to another recipe."""
+
+    exit_code = 24
+
+
+class CommandError(DeployPruneError):
+    """An external command failed or timed out. The message has its standard error."""
+
+    exit_code = 25
+
+
+def perhaps(word: str, known: Iterable[str]) -> str:
+    """Return " Perhaps you meant 'x'?" with the known word nearest to ``word``, or "" when none is near."""
+    names = {name.lower(): name for name in known}
+    near = get_close_matches(word.lower(), names, n=1)
+    return f" Perhaps you meant {names[near[0]]!r}?" if near else ""

@@ -1,0 +1,13 @@
+"""Artifacts: the file each target's runtime loads, and the proof that it computes what the network does."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from deploy_prune.export import onnx
+from deploy_prune.export.artifact import Format
+
+FORMATS: Final[dict[str, Format]] = {
+    "onnx": onnx,
+}
+"""Every format that can be written: its name in edge_targets/*.yaml, and its module."""

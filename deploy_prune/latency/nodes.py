@@ -1,0 +1,60 @@
+"""Which node of the runtime's profile belongs to which layer of the network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import onnx
+from deploy_prune.types import Artifact, Layer, Structure
+
+_WEIGHTED: Final = frozenset({"Conv", "Gemm", "MatMul", "ConvTranspose"})
+_ACTIVATIONS: Final = frozenset(
+    {"Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Tanh", "Elu", "Gelu", "BatchNormalization"}
+)
+_DECORATION: Final = re.compile(r"^fused |_nchwc$|_token_\d+$")
+"""What ONNX Runtime's optimiser adds to a node's or value's name when it fuses or blocks it."""
+
+
+def by_layer(artifact: Artifact, structure: Structure, node_ms: Mapping[str, float], total_ms: float) -> dict[str, float]:
+    """Layer name -> ms, scaled so that all nodes together take ``total_ms`` (the profiler itself costs time).
+
+    A layer is found by its weight's name: ONNX Runtime names a fused convolution after its own node, its output, or
+    the output of the activation that it took in. Layers whose node is not found are left out.
+    """
+    scale = total_ms / max(sum(node_ms.values()), 1e-9)
+    known = {_plain(name): ms * scale for name, ms in node_ms.items()}
+    waiting: dict[str, list[Layer]] = {}
+    for layer in structure.layers:
+        if layer.taps:
+            waiting.setdefault(layer.tensor, []).append(layer)
+    found: dict[str, float] = {}
+    for weight, names in _weighted_nodes(onnx.load(artifact.path, load_external_data=False).graph):
+        hits = [name for name in names if name in known]
+        if hits and waiting.get(weight):
+            found[waiting[weight].pop(0).name] = known[hits[0]]
+    return found
+
+
+def _plain(name: str) -> str:
+    while (shorter := _DECORATION.sub("", name)) != name:
+        name = shorter
+    return name
+
+
+def _weighted_nodes(graph: onnx.GraphProto) -> Iterator[tuple[str, Sequence[str]]]:
+    """(weight's name, the names it may go by once optimised) of every layer's node, in the file's order."""
+    weights = {entry.name for entry in graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for node in graph.node:
+        held = [name for name in node.input if name in weights]
+        if node.op_type in _WEIGHTED and held:
+            names, value = [node.name, node.output[0]], node.output[0]
+            while len(after := readers.get(value, [])) == 1 and after[0].op_type in _ACTIVATIONS:
+                value = after[0].output[0]
+                names += [after[0].name, value]
+            yield held[0], names

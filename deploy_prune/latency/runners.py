@@ -1,0 +1,136 @@
+"""Measuring artifacts on a target: raw latency samples, and the time of every node of the runtime's own graph."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from deploy_prune.errors import CommandError, MeasurementError
+from deploy_prune.shell import run_command
+from deploy_prune.types import Artifact, Latency, Target
+
+TIMEOUT_S: Final = 600.0
+MIN_S: Final = 1.0
+"""Artifacts are timed for about this long each ..."""
+MAX_RUNS: Final = 3000
+"""... but not more often than this."""
+PAYLOADS: Final = {"onnxruntime": Path(__file__).parent / "payload" / "onnxruntime_bench.py"}
+
+
+class Runner(Protocol):
+    """Runs a payload on a device: a JSON object in, a JSON object out."""
+
+    def __call__(self, payload: Path, spec: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Run the payload with this spec; CommandError if it fails or outlasts ``timeout_s``."""
+
+
+def local(payload: Path, spec: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+    """Run a payload on this machine in a fresh Python process, untouched by this one's threads and memory.
+
+    Raises:
+        CommandError: it fails, outlasts ``timeout_s``, or answers with something that is not a JSON object.
+    """
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "KMP_", "PYTHON"))}
+    text = run_command([sys.executable, "-I", str(payload)], timeout_s, stdin=json.dumps(dict(spec)), env=env)
+    try:
+        answer = json.loads(text)
+    except ValueError as error:
+        message = f"{payload.name} answered with something that is not JSON: {text[:80]!r}"
+        raise CommandError(message) from error
+    if not isinstance(answer, dict):
+        message = f"{payload.name} answered with something that is not a JSON object: {text[:80]!r}"
+        raise CommandError(message)
+    return answer
+
+
+RUNNERS: Final[dict[str, Runner]] = {
+    "local": local,
+}
+"""Every way to reach a device: its name in edge_targets/*.yaml, and its function."""
+_MEASURED_ON: Final = {"local": "host"}
+
+
+def measure(
+    target: Target,
+    artifacts: Sequence[Artifact],
+    runs: int,
+    warmup: int,
+    *,
+    min_s: float = MIN_S,
+    timeout_s: float = TIMEOUT_S,
+) -> tuple[Latency, ...]:
+    """Time artifacts on an attached target, interleaved (A B, B A, A B ...) in one process; one Latency each.
+
+    Sample i of every Latency is from the same round, so ratios of samples are paired. Every Latency has the same
+    number of samples: ``runs``, or more to fill ``min_s`` seconds (at most 3000).
+
+    Args:
+        target: a target with a runner.
+        artifacts: at least one.
+        runs: timed inferences per artifact, at least.
+        warmup: untimed inferences per artifact before them.
+        min_s: time each artifact for about this long, if ``runs`` inferences take less.
+        timeout_s: for all of it.
+
+    Raises:
+        MeasurementError: no device is attached, the runtime fails, or it outlasts ``timeout_s``.
+    """
+    spec = {"mode": "bench", "runs": runs, "warmup": warmup, "min_s": min_s, "max_runs": MAX_RUNS}
+    answer = _run(target, artifacts, spec, timeout_s)
+    samples = answer["samples_ms"]
+    if len(samples) != len(artifacts) or any(len(one) < runs for one in samples):
+        message = f"The measurement on {target.name} came back with too few samples."
+        raise MeasurementError(message)
+    return tuple(
+        Latency(
+            samples_ms=tuple(one),
+            warmup=warmup,
+            threads=target.threads,
+            device=answer["device"],
+            measured_on=_MEASURED_ON[str(target.runner)],
+        )
+        for one in samples
+    )
+
+
+def profile(
+    target: Target, artifacts: Sequence[Artifact], runs: int = 150, warmup: int = 30, timeout_s: float = TIMEOUT_S
+) -> tuple[dict[str, float], ...]:
+    """Per artifact, the ms that one inference spends in each node of the runtime's optimised graph.
+
+    From ONNX Runtime's profiler: whole microseconds a run, averaged over ``runs`` without the slowest tenth.
+    Nodes bear the runtime's names; ``table.by_layer`` finds their layers.
+
+    Raises:
+        MeasurementError: as ``measure``.
+    """
+    answer = _run(target, artifacts, {"mode": "profile", "runs": runs, "warmup": warmup}, timeout_s)
+    return tuple({str(name): float(ms) for name, ms in nodes.items()} for nodes in answer["nodes"])
+
+
+def _run(target: Target, artifacts: Sequence[Artifact], spec: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+    if target.runner is None:
+        message = f"No device is attached for {target.name} (runner: none); its latency can only be predicted."
+        raise MeasurementError(message)
+    if not artifacts:
+        message = "There is nothing to measure: no artifacts were given."
+        raise MeasurementError(message)
+    if target.runtime not in PAYLOADS:
+        message = f"{target.name} can't be measured: its runtime '{target.runtime}' is none of {', '.join(PAYLOADS)}."
+        raise MeasurementError(message)
+    models = [str(a.path.resolve()) for a in artifacts]
+    for path in models:
+        if not Path(path).is_file():
+            message = f"There is no artifact at {path}; export it again."
+            raise MeasurementError(message)
+    try:
+        return RUNNERS[target.runner](
+            PAYLOADS[target.runtime], {**spec, "models": models, "threads": target.threads}, timeout_s
+        )
+    except CommandError as error:
+        message = f"The measurement on {target.name} failed. {error}"
+        raise MeasurementError(message) from error

@@ -1,0 +1,195 @@
+"""Devices with their runtimes, read strictly from edge_targets/*.yaml."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from deploy_prune.errors import TargetError
+from deploy_prune.types import Roofline, Target
+
+Positive = Annotated[float, Field(gt=0, le=1e9)]
+NotNegative = Annotated[float, Field(ge=0, le=1e6)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Number(_Part):
+    """A number and where it comes from."""
+
+    value: Positive
+    source: Text
+
+
+class _Overhead(_Part):
+    value: NotNegative
+    source: Text
+
+
+class _Granularity(_Part):
+    value: Annotated[int, Field(ge=1, le=256)] | Literal["measure"]
+    source: Text
+
+
+class _Roofline(_Part):
+    gmacs_per_s: _Number
+    depthwise_gmacs_per_s: _Number
+    gbytes_per_s: _Number
+    layer_overhead_ms: _Overhead
+    network_overhead_ms: _Overhead
+
+
+class _Target(_Part):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+    title: Text
+    format: Literal["onnx"]
+    precision: Literal["fp32", "fp16", "int8"]
+    runtime: Text
+    granularity: _Granularity
+    runner: Literal["local", "none"]
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    roofline: _Roofline | None = None
+    notes: str = ""
+
+
+def targets_folder() -> Path:
+    """The folder of the shipped targets: inside the installed package, or beside it in a source tree.
+
+    Raises:
+        TargetError: there is neither.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "edge_targets", package.parent / "edge_targets"):
+        if folder.is_dir():
+            return folder
+    message = f"The shipped targets are missing: there is no edge_targets folder in or beside {package}."
+    raise TargetError(message)
+
+
+def list_targets() -> tuple[Target, ...]:
+    """Every shipped target, by name.
+
+    Raises:
+        TargetError: one of the files is wrong.
+    """
+    return tuple(_read(path) for path in sorted(targets_folder().glob("*.yaml")))
+
+
+def load_target(name_or_path: str) -> Target:
+    """A shipped target by its name, or a file of the user's own by its path (with a slash or ending in .yaml).
+
+    Raises:
+        TargetError: there is no such target (the nearest names are given), or its file is wrong (with file and line).
+    """
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"} or "/" in name_or_path:
+        if not path.is_file():
+            message = f"There is no target file {name_or_path}."
+            raise TargetError(message)
+        return _read(path)
+    shipped = {file.stem: file for file in sorted(targets_folder().glob("*.yaml"))}
+    if name_or_path not in shipped:
+        message = f"There is no target {name_or_path!r}.{_perhaps(name_or_path, list(shipped))}"
+        raise TargetError(message)
+    return _read(shipped[name_or_path])
+
+
+def _read(path: Path) -> Target:
+    raw = _parse(path)
+    try:
+        part = _Target.model_validate(raw)
+    except ValidationError as error:
+        raise TargetError(_explain(path, raw, error)) from error
+    if part.runner == "none" and part.roofline is None:
+        message = f"{path}: a target with 'runner: none' needs a 'roofline:' to predict its latency from."
+        raise TargetError(message)
+    return _target(part)
+
+
+def _parse(path: Path) -> CommentedMap:
+    try:
+        raw = YAML(typ="rt", pure=True).load(path.read_text(encoding="utf-8"))
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        message = f"{path}:{line}: not valid YAML: {error.problem}."
+        raise TargetError(message) from error
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
+        message = f"{path}: can't be read: {str(error).splitlines()[0]}."
+        raise TargetError(message) from error
+    if not isinstance(raw, CommentedMap):
+        message = f"{path}:1: a target is a mapping with the keys {', '.join(_Target.model_fields)}."
+        raise TargetError(message)
+    return raw
+
+
+def _target(part: _Target) -> Target:
+    step = part.granularity.value
+    return Target(
+        name=part.name,
+        title=part.title,
+        format=part.format,
+        precision=part.precision,
+        runtime=part.runtime,
+        granularity=None if step == "measure" else step,
+        runner=None if part.runner == "none" else part.runner,
+        threads=part.threads,
+        roofline=None if part.roofline is None else _roofline(part.roofline),
+        notes=part.notes.strip(),
+    )
+
+
+def _roofline(part: _Roofline) -> Roofline:
+    return Roofline(
+        gmacs_per_s=part.gmacs_per_s.value,
+        depthwise_gmacs_per_s=part.depthwise_gmacs_per_s.value,
+        gbytes_per_s=part.gbytes_per_s.value,
+        layer_overhead_ms=part.layer_overhead_ms.value,
+        network_overhead_ms=part.network_overhead_ms.value,
+        source=" ".join(f"{key}: {getattr(part, key).source}." for key in _Roofline.model_fields),
+    )
+
+
+def _explain(path: Path, raw: CommentedMap, error: ValidationError) -> str:
+    """One sentence on the first thing that is wrong, with the file's line."""
+    first = error.errors(include_url=False)[0]
+    where = [str(step) for step in first["loc"] if step not in {"int", "literal['measure']"}]
+    line = _line(raw, where)
+    key = ".".join(where)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(where[:-1])
+        return f"{path}:{line}: unknown key '{key}'.{_perhaps(where[-1], known)}"
+    if first["type"] == "missing":
+        return f"{path}:{line}: the key '{key}' is missing."
+    return f"{path}:{line}: '{key}' is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
+
+
+def _line(raw: CommentedMap, where: list[str]) -> int:
+    """The line, from 1, of the deepest key on the way that the file has."""
+    line, node = 1, raw
+    for key in where:
+        if not isinstance(node, CommentedMap) or key not in node:
+            break
+        line, node = node.lc.key(key)[0] + 1, node[key]
+    return line
+
+
+def _known_keys(where: list[str]) -> list[str]:
+    model: Any = _Target
+    for key in where:
+        options = [model.model_fields[key].annotation, *getattr(model.model_fields[key].annotation, "__args__", ())]
+        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return list(model.model_fields)
+
+
+def _perhaps(word: str, known: list[str]) -> str:
+    near = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" Perhaps you meant '{near[0]}'?" if near else f" Known: {', '.join(known)}."

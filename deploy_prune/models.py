@@ -1,0 +1,218 @@
+"""From the recipe to a network: its builder, its weights, its input. Nothing is ever downloaded or unpickled."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pickle
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from deploy_prune.errors import ModelError, WeightsError
+from deploy_prune.networks.cifar_resnet import CifarResNet
+from deploy_prune.plugins import import_callable
+from deploy_prune.recipe import DataPart, ModelPart
+from deploy_prune.vision import import_timm, import_torchvision
+
+Builder = Callable[..., Any]
+
+BUILT_IN: Final[dict[str, Builder]] = {f"resnet{d}": partial(CifarResNet, d) for d in (20, 32, 44, 56, 110)}
+
+_DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "pretrained_cfg", "checkpoint_path")
+_OPTIONAL_SUFFIX = "num_batches_tracked"  # counts steps; no result depends on it
+
+
+def build(part: ModelPart, num_classes: int) -> nn.Module:
+    """The network with fresh weights, drawn from torch's global generator, in the mode its builder leaves it in.
+
+    Raises:
+        ModelError: unknown source or name, an argument that isn't allowed, or the builder failed.
+        MissingDependencyError: timm is asked for and not installed.
+    """
+    if "num_classes" in part.args:
+        message = "model.args: num_classes follows from the classes in `data`; remove it."
+        raise ModelError(message)
+    builder = _builder(part)
+    _require_num_classes(builder, part.source)
+    try:
+        network = builder(num_classes=num_classes, **part.args)
+    except Exception as error:
+        message = f"model.source: {part.source!r} can't be built with num_classes={num_classes} and model.args "
+        message += f"{part.args}: {type(error).__name__}: {error}"
+        raise ModelError(message) from error
+    if not isinstance(network, nn.Module):
+        message = f"model.source: {part.source!r} returned {type(network).__name__}, not a torch.nn.Module."
+        raise ModelError(message)
+    return network
+
+
+def head_tensors(part: ModelPart, num_classes: int) -> frozenset[str]:
+    """State-dict names of ``build(part, num_classes)`` whose shape depends on the number of classes.
+
+    Leaves torch's global generator as it was. Raises what `build` raises.
+    """
+    with torch.random.fork_rng(devices=[]):
+        here, there = (_shapes(part, n) for n in (num_classes, num_classes + 1))
+    return frozenset(name for name, shape in here.items() if there.get(name) != shape)
+
+
+def example_input(data: DataPart, batch: int = 1) -> Tensor:
+    """Zeros of the network's input shape, float32 [batch, C, S, S]."""
+    return torch.zeros(batch, data.channels, data.image_size, data.image_size)
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Copy a file's tensors into the network: a .safetensors file, or a state dict that torch.save wrote.
+
+    A state dict may lie under "state_dict" or "model", and its names may begin with "module." (as DataParallel writes
+    them). Floats of another width are cast. ``num_batches_tracked`` may be missing; nothing else may.
+
+    Raises:
+        WeightsError: missing, damaged, pickled code, or not this network's; the first tensor that differs is named.
+    """
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_state_dict(path)
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    _require_fit(network.state_dict(), state, path)
+    network.load_state_dict(state, strict=False)
+
+
+def _builder(part: ModelPart) -> Builder:
+    prefix, colon, name = part.source.partition(":")
+    if not colon and prefix in BUILT_IN:
+        return BUILT_IN[prefix]
+    if not colon:
+        message = f"model.source: there is no built-in network {part.source!r}; {_nearest(part.source)}"
+        raise ModelError(message)
+    if prefix in {"torchvision", "timm"}:
+        _refuse_downloads(part)
+        return _torchvision_builder(name) if prefix == "torchvision" else _timm_builder(name)
+    return import_callable(part.source, "model.source", ModelError)
+
+
+def _torchvision_builder(name: str) -> Builder:
+    import_torchvision()
+    models = importlib.import_module("torchvision.models")
+    names = models.list_models()
+    if name not in names:
+        message = f"model.source: torchvision has no network {name!r}; did you mean {_closest(name, names)!r}?"
+        raise ModelError(message)
+    builder = models.get_model_builder(name)
+    without = {key: None for key in ("weights", "weights_backbone") if key in inspect.signature(builder).parameters}
+    return partial(builder, **without)
+
+
+def _timm_builder(name: str) -> Builder:
+    timm = import_timm()
+    if not timm.is_model(name):
+        message = f"model.source: timm has no network {name!r}; did you mean {_closest(name, timm.list_models())!r}?"
+        raise ModelError(message)
+    return partial(timm.create_model, name, pretrained=False)
+
+
+def _refuse_downloads(part: ModelPart) -> None:
+    for key in _DOWNLOADS:
+        if key in part.args:
+            message = f"model.args: {key} would fetch weights; nothing is downloaded: give a local file as model.weights."
+            raise ModelError(message)
+
+
+def _require_num_classes(builder: Builder, source: str) -> None:
+    parameters = inspect.signature(builder).parameters
+    if "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    message = f"model.source: the builder of {source!r} takes no argument num_classes; add it, it sets the head's size."
+    raise ModelError(message)
+
+
+def _closest(name: str, names: list[str]) -> str:
+    return get_close_matches(name, names, n=1, cutoff=0.0)[0]
+
+
+def _nearest(name: str) -> str:
+    models = import_torchvision().models
+    known = list(BUILT_IN) + [f"torchvision:{n}" for n in models.list_models()]
+    guess = f"torchvision:{name}" if f"torchvision:{name}" in known else _closest(name, known)
+    return f"did you mean {guess!r}?"
+
+
+def _shapes(part: ModelPart, num_classes: int) -> dict[str, torch.Size]:
+    """Built without memory where the builder allows it (some compute with their tensors)."""
+    try:
+        with torch.device("meta"):
+            network = build(part, num_classes)
+    except ModelError:
+        network = build(part, num_classes)
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    _require_file(path)
+    try:
+        return load_file(path)  # type: ignore[no-any-return]
+    except (SafetensorError, OSError) as error:
+        message = f"model.weights: {path} is not a whole .safetensors file: {error}"
+        raise WeightsError(message) from error
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    _require_file(path)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        message = f"model.weights: {path} holds pickled Python objects, which could run code when loaded, or is no "
+        message += "weights file; save network.state_dict(), best as .safetensors."
+        raise WeightsError(message) from error
+    except Exception as error:
+        message = f"model.weights: {path} can't be read: {str(error).splitlines()[0]}"
+        raise WeightsError(message) from error
+    for key in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        message = f"model.weights: {path} is not a state dict (names and tensors, at the top or under state_dict or model)."
+        raise WeightsError(message)
+    return dict(found)
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        message = f"model.weights: there is no file {path}."
+        raise WeightsError(message)
+
+
+def _require_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+    missing = [name for name in wanted if name not in found and not name.endswith(_OPTIONAL_SUFFIX)]
+    unexpected = [name for name in found if name not in wanted]
+    if missing or unexpected:
+        message = f"model.weights: {path} does not fit the network: it lacks {_listed(missing)} and has "
+        message += f"{_listed(unexpected)} that the network has not."
+        raise WeightsError(message)
+    for name, tensor in found.items():
+        problem = _misfit(wanted[name], tensor)
+        if problem:
+            message = f"model.weights: {path} does not fit the network: {name} {problem}."
+            raise WeightsError(message)
+
+
+def _misfit(wanted: Tensor, found: Tensor) -> str | None:
+    if wanted.shape != found.shape:
+        return f"is {list(found.shape)} in the file and {list(wanted.shape)} in the network"
+    if wanted.is_floating_point() != found.is_floating_point():
+        return f"is {found.dtype} in the file and {wanted.dtype} in the network"
+    if found.is_floating_point() and not bool(found.isfinite().all()):
+        return "has values that are not finite"
+    return None
+
+
+def _listed(names: list[str], limit: int = 3) -> str:
+    shown = ", ".join(names[:limit]) or "nothing"
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

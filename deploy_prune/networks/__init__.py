@@ -1,0 +1,1 @@
+"""Networks that need no other package."""

@@ -1,0 +1,37 @@
+"""The user's own code: ``module:callable``, importable or in the current directory."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deploy_prune.errors import DeployPruneError
+
+
+def import_callable(source: str, key: str, error: type[DeployPruneError]) -> Callable[..., Any]:
+    """The callable that ``package.module:name`` names. The current directory is searched last.
+
+    Args:
+        source: ``module:callable``.
+        key: the recipe's key it comes from, for the message.
+        error: the class to raise.
+
+    Raises:
+        DeployPruneError: (of the class ``error``) no such module, it fails to import, or it has no such callable.
+    """
+    module_name, _, name = source.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    importlib.invalidate_caches()
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except Exception as problem:
+        message = f"{key}: {source!r} can't be imported: {problem}."
+        raise error(message) from problem
+    if not callable(found):
+        message = f"{key}: {source!r} is not callable but of type {type(found).__name__}."
+        raise error(message)
+    return found  # type: ignore[no-any-return]

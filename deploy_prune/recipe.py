@@ -1,0 +1,308 @@
+"""The recipe: what one run does, as frozen data; every value is checked here, ``recipe_file`` adds file and line."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, Final, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from deploy_prune.errors import BudgetError, perhaps
+from deploy_prune.types import Budget, Metric
+
+BUILT_IN_NETWORKS: Final = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+DATA_SETS: Final = ("digits", "cifar10", "cifar100", "idx", "folder")
+SEARCH_METHODS: Final = ("gate", "uniform", "random", "magnitude", "bn_scale", "taylor")
+
+_UNITS: Final[dict[str, tuple[Metric, float]]] = {
+    "us": ("latency", 1e-3), "ms": ("latency", 1.0), "s": ("latency", 1e3),
+    "macs": ("macs", 1.0), "kmacs": ("macs", 1e3), "mmacs": ("macs", 1e6), "gmacs": ("macs", 1e9),
+    "params": ("params", 1.0), "kparams": ("params", 1e3), "mparams": ("params", 1e6), "gparams": ("params", 1e9),
+    "b": ("size", 1.0), "kb": ("size", 1e3), "mb": ("size", 1e6), "gb": ("size", 1e9),
+    "kib": ("size", 2.0**10), "mib": ("size", 2.0**20), "gib": ("size", 2.0**30),
+}  # fmt: skip
+_BUDGET: Final = re.compile(
+    r"(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?(?P<unit>%|[A-Za-z]+)(?: (?P<metric>[A-Za-z]+))?"
+)
+_BUDGET_FORMS: Final = "write it like '50%', '50% macs', '4 ms', '120 MMACs', '3 Mparams' or '2.5 MB'"
+_CALLABLE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_DEVICE: Final = r"^(auto|cpu|cuda(:[0-9]+)?)$"
+
+
+def parse_budget(text: str, default_metric: Metric) -> Budget:
+    """Read a budget such as "50%" (of dense), "50% macs", "4 ms", "120 MMACs", "3 Mparams" or "2.5 MB".
+
+    Units are read in either case: us ms s; MACs and params with k M G (powers of 1000); B kB MB GB, KiB MiB GiB.
+    The limit is in ms, MACs, parameters or bytes; ``default_metric`` is the metric of a percentage that names none.
+
+    Raises:
+        BudgetError: it can't be read, is not above 0, or is above 100%.
+    """
+    words = " ".join(text.split())
+    match = _BUDGET.fullmatch(words)
+    if match is None:
+        raise _unreadable(words)
+    number, unit, metric = float(match["number"]), match["unit"].lower(), (match["metric"] or "").lower()
+    if unit == "%":
+        return _share_of_dense(words, number, metric or default_metric)
+    if unit not in _UNITS or metric not in ("", _UNITS[unit][0]):
+        raise _unreadable(words)
+    limit = number * _UNITS[unit][1]
+    if not 0 < limit < math.inf:
+        message = f"the budget {words!r} must be above 0 and finite"
+        raise BudgetError(message)
+    return Budget(text=words, metric=_UNITS[unit][0], limit=limit, relative=False)
+
+
+def _share_of_dense(words: str, percent: float, metric: str) -> Budget:
+    for known in get_args(Metric):
+        if metric == known:
+            if not 0 < percent <= 100:
+                message = f"the budget {words!r} must be above 0% and at most 100%"
+                raise BudgetError(message)
+            return Budget(text=words, metric=known, limit=percent / 100, relative=True)
+    raise _unreadable(words)
+
+
+def _unreadable(words: str) -> BudgetError:
+    return BudgetError(f"the budget {words!r} can't be read; {_BUDGET_FORMS}")
+
+
+def _checked_budget(text: str) -> str:
+    try:
+        parse_budget(text, "latency")
+    except BudgetError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+def _one_of(word: str, known: tuple[str, ...], what: str) -> str:
+    if word not in known:
+        message = f"there is no {what} {word!r}; known: {', '.join(known)}.{perhaps(word, known)}"
+        raise ValueError(message)
+    return word
+
+
+def _source(word: str, built_in: tuple[str, ...], prefixes: tuple[str, ...], what: str) -> str:
+    """A built-in name, PREFIX:NAME or module:callable."""
+    prefix, colon, name = word.partition(":")
+    forms = [*built_in, *(f"{p}:NAME" for p in prefixes), "module:callable"]
+    message = None
+    if prefix in prefixes and not name.strip():
+        message = f"{word!r} needs a name after a colon, as in '{prefix}:NAME'"
+    elif not colon and word not in built_in:
+        hint = f" One of {prefixes[0]} is written '{prefixes[0]}:{word}'." if prefixes else ""
+        message = f"there is no {what} {word!r}; known: {', '.join(forms)}.{hint}{perhaps(word, built_in)}"
+    elif colon and prefix not in prefixes and not _CALLABLE.fullmatch(word):
+        message = f"{word!r} is not of the form module:callable, as in 'my_package.my_module:make'"
+    if message:
+        raise ValueError(message)
+    return word
+
+
+def _distinct(items: list[Any] | None) -> list[Any] | None:
+    again = [item for i, item in enumerate(items or []) if item in (items or [])[:i]]
+    if again:
+        message = f"{again[0]!r} is there twice; leave one out"
+        raise ValueError(message)
+    return items
+
+
+class Part(BaseModel):
+    """A part of a recipe: frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Steps = Annotated[int, Field(ge=0, le=10_000_000)]
+Rate = Annotated[float, Field(gt=0, le=1000)]
+Classes = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
+BudgetText = Annotated[str, AfterValidator(_checked_budget)]
+
+
+class ModelPart(Part):
+    """Which network, and its weights."""
+
+    source: str = Field(description="torchvision:NAME, timm:NAME, built-in resnet20/32/44/56/110, or module:callable")
+    args: dict[str, Any] = Field(default={}, description="keyword arguments of the builder, besides num_classes")
+    weights: str | None = Field(
+        default=None, description="a .safetensors file or a state dict; none: train on source data"
+    )
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, source: str) -> str:
+        return _source(source, BUILT_IN_NETWORKS, ("torchvision", "timm"), "network")
+
+
+class DataPart(Part):
+    """Which examples: the source task to search on, the target task to adapt to."""
+
+    source: str = Field(default="digits", description="digits, cifar10, cifar100, idx, folder or module:callable")
+    root: str | None = Field(default=None, description="where the files are (not for digits); or set DEPLOY_PRUNE_DATA")
+    image_size: Annotated[int, Field(ge=8, le=1024)] = 32
+    channels: Literal[1, 3] = 3
+    mean: list[float] | None = Field(
+        default=None, description="per channel, of inputs in 0..1; none: the data set's own"
+    )
+    std: list[Annotated[float, Field(gt=0)]] | None = None
+    shots: Annotated[int, Field(ge=1)] | None = Field(default=10, description="K target examples a class; none: all")
+    source_classes: Classes | None = Field(default=None, description="classes of the source task; none: all")
+    target_classes: Classes | None = Field(default=None, description="classes of the target task; none: all")
+    augment: Literal["none", "shift", "shift_flip"] = "shift"
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, source: str) -> str:
+        return _source(source, DATA_SETS, (), "data set")
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _one_per_channel(cls, values: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        channels = info.data.get("channels", 0)
+        if values is not None and channels and len(values) != channels:
+            message = f"it needs one number per channel: data.channels is {channels}, not {len(values)}"
+            raise ValueError(message)
+        return values
+
+    @field_validator("target_classes")
+    @classmethod
+    def _few_shots_are_few(cls, target: list[int] | None, info: ValidationInfo) -> list[int] | None:
+        """Source classes have all their examples: a target class among them would not be a few-shot class."""
+        source = info.data.get("source_classes") or []
+        common = set(source) & set(target or [])
+        if info.data.get("shots") is not None and common and set(source) != set(target or []):
+            message = f"class {min(common)} is a source class too, where it has all its examples; "
+            message += "take it out of one list, or write data.shots: null"
+            raise ValueError(message)
+        return target
+
+
+class TrainPart(Part):
+    """How the dense network is trained on the source data when no weights are given."""
+
+    steps: Steps = 300
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    lr: Rate = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+
+
+class SearchPart(Part):
+    """Which method scores the channels, and for how long."""
+
+    method: str = Field(
+        default="gate", description="gate, or a baseline", json_schema_extra={"enum": [*SEARCH_METHODS]}
+    )
+    steps: Steps = 200
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    lr: Rate = Field(default=0.01, description="learning rate of the weights (they are trained with the gates)")
+    lr_gates: Rate = 0.1
+    options: dict[str, Any] = Field(default={}, description="options of the method, see its page")
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        return _one_of(method, SEARCH_METHODS, "method")
+
+
+class RetrainPart(Part):
+    """How the slim network is adapted to the target task."""
+
+    steps: Steps = 200
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    lr: Rate = 0.02
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    distill: Annotated[float, Field(ge=0, le=1)] = Field(default=0.5, description="share of the teacher in the loss")
+    temperature: Rate = 2.0
+    init: Literal["inherit", "fresh"] = Field(default="inherit", description="start from the kept weights, or new ones")
+    reestimate_batchnorm: bool = True
+
+
+class PrunePart(Part):
+    """Which groups may be pruned, by glob patterns over module names."""
+
+    only: list[str] = Field(default=[], description="prune only groups whose name matches one of these; empty: all")
+    skip: list[str] = []
+    min_channels: Annotated[int, Field(ge=1)] = 1
+    trace_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+
+
+class ExportPart(Part):
+    """How artifacts are written."""
+
+    opset: Annotated[int, Field(ge=18, le=23)] = 18
+    dynamic_batch: bool = False
+
+
+class MeasurePart(Part):
+    """How latency is measured and how near to the budget it must come."""
+
+    runs: Annotated[int, Field(ge=10)] = 300
+    warmup: Annotated[int, Field(ge=0)] = 30
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.03
+    max_corrections: Annotated[int, Field(ge=0, le=50)] = 6
+
+
+class Recipe(Part):
+    """One run: search, cut, retrain, export and measure, for every target and budget."""
+
+    name: str = Field(description="names the run folder", json_schema_extra={"pattern": _NAME})
+    model: ModelPart
+    data: DataPart = DataPart()
+    train: TrainPart = TrainPart()
+    search: SearchPart = SearchPart()
+    prune: PrunePart = PrunePart()
+    retrain: RetrainPart = RetrainPart()
+    export: ExportPart = ExportPart()
+    measure: MeasurePart = MeasurePart()
+    targets: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)] = ["host"]
+    metric: Metric = Field(default="latency", description="what a percentage in budgets is of")
+    budgets: Annotated[list[BudgetText], Field(min_length=1)] = ["50%"]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    device: str = Field(
+        default="auto", description="where training runs: auto, cpu, cuda", json_schema_extra={"pattern": _DEVICE}
+    )
+    threads: Annotated[int, Field(ge=1)] | None = Field(default=None, description="CPU threads of training; none: all")
+
+    @property
+    def parsed_budgets(self) -> tuple[Budget, ...]:
+        """The budgets, in the recipe's order."""
+        return tuple(parse_budget(text, self.metric) for text in self.budgets)
+
+    @field_validator("name")
+    @classmethod
+    def _fit_for_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(_NAME, name) or name.endswith("\n"):
+            message = f"{name!r} must begin with a letter or digit and have only letters, digits, '.', '_' and '-'"
+            raise ValueError(message)
+        return name
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if not re.fullmatch(_DEVICE, device):
+            message = f"there is no device {device!r}; write auto, cpu, cuda or cuda:N"
+            raise ValueError(message)
+        return device
+
+    @field_validator("budgets")
+    @classmethod
+    def _distinct_budgets(cls, budgets: list[str], info: ValidationInfo) -> list[str]:
+        seen: dict[tuple[Metric, float, bool], str] = {}
+        for text in budgets:
+            budget = parse_budget(text, info.data.get("metric", "latency"))
+            key = (budget.metric, budget.limit, budget.relative)
+            if key in seen:
+                message = f"{budget.text!r} asks the same as {seen[key]!r}; leave one out"
+                raise ValueError(message)
+            seen[key] = budget.text
+        return budgets
+
+
+def schema() -> dict[str, Any]:
+    """The recipe's JSON schema (draft 2020-12), for editors that complete and check YAML."""
+    body = Recipe.model_json_schema()
+    title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "deploy-prune recipe"}
+    return title | {key: value for key, value in body.items() if key != "title"}

@@ -1,0 +1,261 @@
+"""The recipe's YAML file: read once and strictly, every error with its line; written back as resolved."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from io import StringIO
+from math import isfinite
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent, ScalarEvent
+from ruamel.yaml.reader import ReaderError
+
+from deploy_prune.errors import RecipeError, perhaps
+from deploy_prune.recipe import Recipe
+
+Key = tuple[int | str, ...]
+"""Where a value is: ("train", "lr"), ("budgets", 0)."""
+
+_MAX_DEPTH: Final = 50
+_PHRASES: Final = {
+    "missing": "this key is missing",
+    "model_type": "it should be a mapping of keys to values",
+    "dict_type": "it should be a mapping of keys to values",
+    "list_type": "it should be a list, as in [a, b]",
+    "string_type": "it should be text (in quotes if it looks like a number)",
+    "finite_number": "it should be a finite number",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Where the values came from: the file's tree with its line numbers, and what --set changed."""
+
+    name: str
+    tree: CommentedMap
+    overrides: dict[Key, str] = field(default_factory=dict)
+
+    def where(self, key: Key) -> str:
+        """Say "file:line" of the key, or of the nearest key around it; or the --set option that gave it."""
+        for path, text in reversed(self.overrides.items()):
+            if key[: len(path)] == path or (path[: len(key)] == key and not self._has(key)):
+                return f"--set {text}"
+        return f"{self.name}:{self.line(key)}"
+
+    def line(self, key: Key) -> int:
+        """The key's line in the file, from 1; of the nearest key around it if the file does not have it."""
+        node: Any = self.tree
+        line = node.lc.line
+        for part in key:
+            if isinstance(node, CommentedMap) and part in node:
+                line = node.lc.key(part)[0]
+            elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
+                line = node.lc.item(part)[0]
+            else:
+                break
+            node = node[part]
+        return int(line) + 1
+
+    def _has(self, key: Key) -> bool:
+        node: Any = self.tree
+        for part in key:
+            if not isinstance(node, CommentedMap) or part not in node:
+                return False
+            node = node[part]
+        return True
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    installed = Path(__file__).parent / "recipes"
+    folder = installed if installed.is_dir() else Path(__file__).parent.parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(name_or_path: str) -> Path:
+    """The file of a recipe: a path if the file exists, else a shipped recipe's name, with or without .yaml.
+
+    Raises:
+        RecipeError: there is no such file or recipe.
+    """
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
+    known = shipped()
+    name = name_or_path.removesuffix(".yaml")
+    if name in known:
+        return known[name]
+    message = f"There is no recipe {name_or_path!r}: no such file, and the shipped recipes are {', '.join(known)}."
+    raise RecipeError(message + perhaps(name, known))
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or path. ``overrides``: "key.sub=value" each, the value in YAML; later ones win.
+
+    Raises:
+        RecipeError: it can't be found or read, or a key or value is wrong; says file and line, or which --set.
+    """
+    path = find(name_or_path)
+    tree = _parse(_text(path), lambda line: f"{path}:{line}")
+    if not isinstance(tree, CommentedMap):
+        found = "is empty" if tree is None else "is not a mapping of keys to values"
+        message = f"{path}:1: the recipe {found}; it needs at least the keys name and model."
+        raise RecipeError(message)
+    source = _Source(name=str(path), tree=tree)
+    values = _plain(tree, source)
+    for text in overrides:
+        _override(values, text, source)
+    return _validated(values, source)
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML, every default written out; reads back to an equal recipe."""
+    stream = StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False  # type: ignore[assignment]
+    yaml.allow_unicode, yaml.width = True, 120
+    yaml.representer.ignore_aliases = lambda value: True
+    yaml.dump(recipe.model_dump(), stream)
+    return stream.getvalue()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        byte = error.object[error.start]
+        message = f"{path}:{line}: the file is not UTF-8 text (byte {byte:#04x}); save it as UTF-8."
+        raise RecipeError(message) from error
+    except OSError as error:
+        message = f"{path}: the file can't be read: {error.strerror}."
+        raise RecipeError(message) from error
+
+
+def _parse(text: str, where: Callable[[int], str]) -> Any:
+    """YAML 1.2 with line numbers; ``where`` names a line."""
+    try:
+        for line, problem in _refused(text):
+            message = f"{where(line)}: {problem}."
+            raise RecipeError(message)
+        return YAML(typ="rt").load(text)
+    except (YAMLError, ValueError) as error:
+        line, problem = _problem(error, text)
+        message = f"{where(line)}: the YAML can't be read: {problem}."
+        raise RecipeError(message) from error
+
+
+def _refused(text: str) -> Iterator[tuple[int, str]]:
+    """Line and cause of the YAML that is no recipe's: a recipe spells out its values where they are."""
+    depth = 0
+    for event in YAML(typ="rt").parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        line = event.start_mark.line + 1
+        if depth > _MAX_DEPTH:
+            yield line, f"it is nested more than {_MAX_DEPTH} deep"
+        if isinstance(event, AliasEvent) or (isinstance(event, ScalarEvent) and event.value == "<<"):
+            yield line, "aliases (*x) and merges (<<) are not read; write the values out"
+        if isinstance(event, NodeEvent) and getattr(event, "tag", None):
+            yield line, "tags (!x) are not read; write the plain value"
+
+
+def _problem(error: Exception, text: str) -> tuple[int, str]:
+    """Line and cause of what the YAML library says."""
+    if isinstance(error, MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        return mark.line + 1 if mark else 1, str(error.problem or error.context).split(" with value")[0]
+    if isinstance(error, ReaderError):
+        return text.count("\n", 0, error.position) + 1, f"the character {text[error.position]!r} is not allowed"
+    return 1, str(error).splitlines()[0]
+
+
+def _plain(node: Any, source: _Source, key: Key = ()) -> Any:
+    """The tree as plain dicts, lists, text, numbers, booleans and None."""
+    if isinstance(node, dict):
+        return {k: _plain(v, source, (*key, k)) for k, v in node.items()}
+    if isinstance(node, list):
+        return [_plain(v, source, (*key, i)) for i, v in enumerate(node)]
+    if isinstance(node, float) and not isfinite(node):
+        message = f"{source.where(key)}: {_dotted(key)}: it should be a finite number, not {node}."
+        raise RecipeError(message)
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    if node is None:
+        return None
+    kind_found = type(node).__name__.lower()
+    message = f"{source.where(key)}: {_dotted(key)}: a {kind_found} is not a value here; put it in quotes."
+    raise RecipeError(message)
+
+
+def _override(values: dict[Any, Any], text: str, source: _Source) -> None:
+    """Write one "key.sub=value" into the values."""
+    dotted, equals, written = text.partition("=")
+    key = tuple(dotted.strip().split("."))
+    if not equals or not all(key):
+        message = f"--set {text}: write it as --set key=value or --set part.key=value."
+        raise RecipeError(message)
+    source.overrides[key] = text
+    tree = _parse(written, lambda line: f"--set {text}")
+    value = _plain(tree, _Source(name="", tree=tree, overrides={(): text}), key)
+    inner = values
+    for depth, part in enumerate(key[:-1], 1):
+        inner = inner.setdefault(part, {})
+        if not isinstance(inner, dict):
+            message = f"--set {text}: {_dotted(key[:depth])} has no keys of its own; set it as a whole."
+            raise RecipeError(message)
+    inner[key[-1]] = value
+
+
+def _validated(values: dict[Any, Any], source: _Source) -> Recipe:
+    try:
+        return Recipe.model_validate(values, strict=True)
+    except ValidationError as error:
+        faults = sorted(error.errors(), key=lambda fault: (fault["type"] == "missing", source.line(fault["loc"])))
+        more = f" ({len(faults) - 1} more error{'s' * (len(faults) > 2)} after this one.)" if len(faults) > 1 else ""
+        raise RecipeError(_sentence(faults[0], source) + more) from error
+
+
+def _sentence(fault: ErrorDetails, source: _Source) -> str:
+    key = tuple(part for part in fault["loc"] if part != "[key]")
+    return f"{source.where(key)}: {_dotted(key)}: {_cause(fault, key)}"
+
+
+def _cause(fault: ErrorDetails, key: Key) -> str:
+    kind, message, given = fault["type"], fault["msg"], fault["input"]
+    if kind in ("extra_forbidden", "invalid_key"):
+        return _unknown_key(key)
+    if kind == "value_error":
+        cause = str(fault["ctx"]["error"])
+        return cause if cause.endswith("?") else f"{cause}."
+    cause = _PHRASES.get(kind, message.replace("Input should", "it should", 1))
+    if kind == "missing":
+        return cause + "."
+    known = re.findall("'([^']*)'", fault["ctx"]["expected"]) if kind == "literal_error" else ()
+    return f"{cause}, not {_shown(given)}.{perhaps(str(given), known)}"
+
+
+def _unknown_key(key: Key) -> str:
+    part: Any = Recipe
+    for name in key[:-1]:
+        part = part.model_fields[name].annotation
+    known = list(part.model_fields)
+    owner = f"of {_dotted(key[:-1])}" if len(key) > 1 else "of a recipe"
+    hint = perhaps(str(key[-1]), known)
+    return f"this is not a key {owner}.{hint}" if hint else f"this is not a key {owner}; known: {', '.join(known)}."
+
+
+def _shown(value: Any) -> str:
+    text = "empty" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _dotted(key: Key) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).removeprefix(".")

@@ -1,0 +1,257 @@
+"""One self-contained HTML page about a run, from the JSON files in its folder; what is not there yet is said so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from deploy_prune.errors import RunFolderError
+from deploy_prune.report import charts, table
+from deploy_prune.report.units import amount, digits, percent, plain
+from deploy_prune.shell import write_text
+from deploy_prune.types import Row
+
+T = TypeVar("T")
+MAX_PANELS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step of the budget loop, in ms; ``measured_ms`` is None where no device is attached."""
+
+    step: int
+    limit_ms: float
+    predicted_ms: float
+    measured_ms: float | None
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """How one budget was reached."""
+
+    asked_ms: float
+    tolerance: float
+    steps: tuple[Step, ...]
+
+    def error(self, step: Step) -> float:
+        """How far the step's latency (measured, else predicted) is from what was asked, as a share of it."""
+        return (step.predicted_ms if step.measured_ms is None else step.measured_ms) / self.asked_ms - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What one folder TARGET/BUDGET holds; None = the file is not there."""
+
+    target: str
+    budget: str
+    bars: tuple[charts.Bar, ...] | None
+    loop: Loop | None
+    measured: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run folder, read; None = the file is not there."""
+
+    name: str
+    rows: tuple[Row, ...] | None
+    networks: tuple[Network, ...]
+    trace: tuple[dict[str, float], ...] | None
+    provenance: dict[str, Any] | None
+    recipe: str | None
+
+
+def write_page(run: Path) -> Path:
+    """Read the run folder and write its ``report.html``, atomically. Returns the page's path.
+
+    Raises:
+        RunFolderError: the folder is not there, or one of its files is damaged.
+    """
+    found = read_run(run)
+    names = dict.fromkeys(network.target for network in found.networks)
+    page = _template().render(
+        run=found,
+        sentences=headline(found.rows or ()),
+        cards=_cards(found.rows or ()),
+        accuracy_chart=_accuracy_chart(found.rows or ()),
+        channel_charts={name: _channel_charts([n for n in found.networks if n.target == name]) for name in names},
+        trace_chart=charts.search_trace(found.trace) if found.trace else None,
+    )
+    write_text(run / "report.html", page)
+    return run / "report.html"
+
+
+def read_run(run: Path) -> Run:
+    """Read what the folder has.
+
+    Raises:
+        RunFolderError: the folder is not there, or one of its files is damaged.
+    """
+    if not run.is_dir():
+        message = f"There is no run folder {run}: give the folder that `deploy-prune recipe` wrote."
+        raise RunFolderError(message)
+    rows = read_rows(run)
+    order = {(row.target, row.budget): index for index, row in enumerate(rows or ())}
+    folders = {path.parent for name in ("architecture", "loop") for path in run.glob(f"*/*/{name}.json")}
+    networks = sorted(map(_network, folders), key=lambda n: (order.get((n.target, n.budget), len(order)), n.budget))
+    recipe = run / "recipe.yaml"
+    return Run(
+        name=run.resolve().name,
+        rows=rows,
+        networks=tuple(networks),
+        trace=_read(run / "search" / "trace.json", lambda value: tuple(dict(row) for row in value)),
+        provenance=_read(run / "provenance.json", dict),
+        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
+    )
+
+
+def read_rows(run: Path) -> tuple[Row, ...] | None:
+    """The rows of the folder's results.json, or None if the run has not come so far.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    known = [field.name for field in fields(Row)]
+    return _read(run / "results.json", lambda rows: tuple(Row(**{key: row[key] for key in known}) for row in rows))
+
+
+def _network(folder: Path) -> Network:
+    return Network(
+        target=folder.parent.name,
+        budget=folder.name,
+        bars=_read(folder / "architecture.json", _bars),
+        loop=_read(folder / "loop.json", _loop),
+        measured=_read(folder / "latency.json", _measured),
+    )
+
+
+def _bars(architecture: Any) -> tuple[charts.Bar, ...]:
+    groups = architecture["groups"].items()
+    return tuple(charts.Bar(name, int(group["channels"]), int(group["kept"])) for name, group in groups)
+
+
+def _loop(value: Any) -> Loop:
+    steps = tuple(
+        Step(
+            step=step["step"],
+            limit_ms=step["limit_ms"],
+            predicted_ms=step["predicted_ms"],
+            measured_ms=step.get("measured_p50_ms"),
+            scale=step["scale"],
+        )
+        for step in value["steps"]
+    )
+    return Loop(asked_ms=float(value["asked_ms"]), tolerance=value["tolerance"], steps=steps)
+
+
+def _measured(latency: Any) -> str:
+    if "samples_ms" not in latency:
+        return f"predicted by {latency['method']}, not measured"
+    threads = f"{latency['threads']} thread" + ("s" if latency["threads"] != 1 else "")
+    runs = f"{len(latency['samples_ms'])} runs after {latency['warmup']} to warm up"
+    return f"measured on {latency['measured_on']} ({latency['device']}), {threads}, {runs}, interleaved with dense"
+
+
+def _read(path: Path, convert: Callable[[Any], T]) -> T | None:
+    """A JSON file through ``convert``, or None if it is not there."""
+    if not path.is_file():
+        return None
+    try:
+        return convert(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"{path} is damaged ({type(error).__name__}: {error}): delete it and run the recipe again."
+        raise RunFolderError(message) from error
+
+
+def headline(rows: Sequence[Row]) -> tuple[str, ...]:
+    """What was asked for and what came out, in a few sentences."""
+    slim = [row for row in rows if row.budget != "dense"]
+    if not slim:
+        return ()
+    budgets = list(dict.fromkeys(row.budget for row in slim))
+    share = (
+        f" of the dense {slim[0].metric}" if all(text.endswith("%") for text in budgets) else f" of {slim[0].metric}"
+    )
+    sentences = [f"Asked for {_enumerate(budgets)}{share} on {_enumerate(_targets(slim))}."]
+    failed = [row for row in slim if row.status == "failed"]
+    sentences.append(f"{len(slim) - len(failed)} of {len(slim)} networks passed every check.")
+    fastest = [row for row in slim if row.status == "ok" and row.measured_p50_ms is not None]
+    if fastest:
+        sentences.append(_outcome(min(fastest, key=lambda row: row.measured_p50_ms or 0.0)))
+    unmeasured = _targets([row for row in slim if table.status(row) == "predicted"])
+    if unmeasured:
+        sentences.append(f"No device is attached for {_enumerate(unmeasured)}: those latencies are predicted.")
+    if failed:
+        sentences.append(f"Failed: {_enumerate([f'{row.target} {row.budget}' for row in failed])}; the table says why.")
+    return tuple(sentences)
+
+
+def _outcome(row: Row) -> str:
+    text = f"The fastest on {row.target} takes {amount(row.measured_p50_ms, 'latency')} (p50, measured)"
+    if row.dense_p50_ms and row.measured_p50_ms:
+        speedup = digits(row.dense_p50_ms / row.measured_p50_ms)
+        text += f" where the dense network takes {amount(row.dense_p50_ms, 'latency')}: {speedup} times as fast"
+    if row.accuracy is None:
+        return f"{text}."
+    return f"{text}, with an accuracy of {percent(row.accuracy)} (dense {percent(row.accuracy_dense)})."
+
+
+def _targets(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.target for row in rows))
+
+
+def _enumerate(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def latency_ms(row: Row) -> float | None:
+    """The row's latency in ms: measured where there is a device, else predicted."""
+    return row.predicted_ms if row.measured_on is None else row.measured_p50_ms
+
+
+def _cards(rows: Sequence[Row]) -> list[Row]:
+    """The rows worth large figures: the measured ones, or else the predicted ones."""
+    good = [row for row in rows if row.budget != "dense" and row.status == "ok" and latency_ms(row) is not None]
+    return [row for row in good if row.measured_on is not None] or good
+
+
+def _accuracy_chart(rows: Sequence[Row]) -> Markup | None:
+    series: dict[str, list[charts.Point]] = {}
+    for row in rows:
+        ms = latency_ms(row)
+        if row.status == "ok" and ms is not None and row.accuracy is not None:
+            point = charts.Point(row.budget, ms, row.accuracy, measured=row.measured_on is not None)
+            series.setdefault(row.target, []).append(point)
+    return charts.latency_accuracy(series) if series else None
+
+
+def _channel_charts(networks: Sequence[Network]) -> list[Markup]:
+    """One chart per handful of budgets, so that panels stay readable."""
+    bars = [(network.budget, network.bars) for network in networks if network.bars]
+    return [charts.channels(dict(bars[at : at + MAX_PANELS])) for at in range(0, len(bars), MAX_PANELS)]
+
+
+def _template() -> Any:
+    here = FileSystemLoader(Path(__file__).parent)
+    env = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.filters["ms"] = partial(amount, metric="latency")
+    env.filters["digits"] = digits
+    env.filters["percent"] = percent
+    shown: Mapping[str, Callable[..., Any]] = {
+        "amount": amount,
+        "plain": plain,
+        "latency_ms": latency_ms,
+        "accuracy": table.accuracy,
+        "measured": table.measured,
+        "status": table.status,
+    }
+    env.globals.update(shown)
+    return env.get_template("page.html.j2")

@@ -1,0 +1,245 @@
+"""Tables for the terminal: a run's results, and what ``deploy-prune check`` found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from deploy_prune.report.units import NONE, amount, percent, plain
+from deploy_prune.types import ChannelGroup, Metric, Row, Structure
+
+
+class TargetReach(Protocol):
+    """How small and how large the network can get on one target, in the metric's own unit."""
+
+    @property
+    def target(self) -> str:
+        """Name of the target."""
+
+    @property
+    def granularity(self) -> int:
+        """Channel counts are multiples of this."""
+
+    @property
+    def granularity_source(self) -> str:
+        """Where the granularity comes from: measured, or the target's file."""
+
+    @property
+    def metric(self) -> Metric:
+        """What the budgets are about."""
+
+    @property
+    def smallest(self) -> float:
+        """The smallest reachable cost."""
+
+    @property
+    def dense(self) -> float:
+        """The cost with every channel."""
+
+    @property
+    def predicted_by(self) -> str:
+        """What the costs are computed with."""
+
+
+class BudgetReach(Protocol):
+    """Whether one budget can be met on one target; ``reason`` says why not."""
+
+    @property
+    def target(self) -> str:
+        """Name of the target."""
+
+    @property
+    def budget(self) -> str:
+        """The budget as the recipe has it."""
+
+    @property
+    def asked(self) -> float:
+        """The limit in the metric's own unit."""
+
+    @property
+    def met(self) -> bool:
+        """Whether some allowed choice of channels is within it."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why it can't be met."""
+
+
+class CheckReport(Protocol):
+    """What ``deploy-prune check`` found; costs in ``dense`` are ``macs`` and ``params``."""
+
+    @property
+    def recipe_name(self) -> str:
+        """Name of the recipe."""
+
+    @property
+    def network(self) -> str:
+        """The network's source."""
+
+    @property
+    def structure(self) -> Structure:
+        """Groups, layers, and what stays whole."""
+
+    @property
+    def dense(self) -> Mapping[str, float]:
+        """Costs of the dense network."""
+
+    @property
+    def targets(self) -> Sequence[TargetReach]:
+        """A row per target."""
+
+    @property
+    def budgets(self) -> Sequence[BudgetReach]:
+        """A row per target and budget."""
+
+    @property
+    def missing_extras(self) -> Sequence[str]:
+        """Optional packages that the recipe needs and that are not installed."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the check took."""
+
+
+def results_table(rows: Sequence[Row]) -> Table:
+    """Rows of results.json as a table of at most 120 columns; failed rows are red, their errors stand below it."""
+    table = _table("target", "budget")
+    for header in ("asked", "predicted", "measured ms\np50 / p90", "MMACs", "params\nM", "size\nMB"):
+        table.add_column(header, justify="right")
+    table.add_column("accuracy\ndense → slim", justify="right")
+    table.add_column("status")
+    for index, row in enumerate(rows):
+        new_target = index > 0 and rows[index - 1].target != row.target
+        if new_target:
+            table.add_section()
+        style = "red" if row.status == "failed" else "dim" if row.budget == "dense" else None
+        table.add_row(*_result(row), style=style)
+    errors = [f"{row.target} {row.budget}: {row.error}" for row in rows if row.status == "failed"]
+    if errors:
+        table.caption = Text("\n".join(errors), style="not italic red", justify="left")
+    return table
+
+
+def status(row: Row) -> str:
+    """``ok`` only for what was measured; ``predicted`` where no device is attached; else ``failed``."""
+    if row.status == "failed":
+        return "failed"
+    return "ok" if row.measured_on is not None else "predicted"
+
+
+def accuracy(row: Row) -> str:
+    """Accuracy of the dense and of the slim network; one figure for a dense row."""
+    if row.budget == "dense" or row.accuracy_dense is None:
+        return percent(row.accuracy)
+    return f"{percent(row.accuracy_dense)} → {percent(row.accuracy)}"
+
+
+def predicted(row: Row) -> str:
+    """The prediction in the metric's unit; in ms too where the budget is about something else."""
+    if row.metric == "latency":
+        return amount(row.predicted_ms if row.predicted is None else row.predicted, "latency")
+    figures = [amount(row.predicted, row.metric), amount(row.predicted_ms, "latency")]
+    return "\n".join(figure for figure in figures if figure != NONE) or NONE
+
+
+def measured(row: Row) -> str:
+    """Measured p50 and p90 in ms, or that there is none."""
+    if row.measured_on is None:
+        return NONE if row.status == "failed" else "not measured"
+    return f"{plain(row.measured_p50_ms, 'latency')} / {plain(row.measured_p90_ms, 'latency')}"
+
+
+def _result(row: Row) -> tuple[str | Text, ...]:
+    return (
+        Text(row.target),
+        Text(row.budget),
+        amount(row.asked, row.metric),
+        predicted(row),
+        measured(row),
+        plain(row.macs, "macs"),
+        plain(row.params, "params"),
+        plain(row.size_bytes, "size"),
+        accuracy(row),
+        status(row),
+    )
+
+
+def check_tables(report: CheckReport) -> tuple[RenderableType, ...]:
+    """What can be pruned, what can't and why, how far each target reaches, and which budgets can be met."""
+    dense = f"{amount(report.dense['macs'], 'macs')}, {amount(report.dense['params'], 'params')} parameters"
+    parts: list[RenderableType] = [Text(f"{report.recipe_name}: {report.network}, {dense}", style="bold")]
+    parts.append(_groups(report.structure.groups))
+    parts.append(_whole(report.structure))
+    parts.append(_targets(report.targets))
+    parts.append(_budgets(report.budgets, {reach.target: reach.metric for reach in report.targets}))
+    if report.missing_extras:
+        extras = ", ".join(report.missing_extras)
+        parts.append(Text(f"Not installed: {extras}. pip install 'deploy-prune[{extras}]'", style="red"))
+    parts.append(Text(f"Checked in {report.seconds:.1f} s; nothing was trained.", style="dim"))
+    return tuple(parts)
+
+
+def _groups(groups: Sequence[ChannelGroup]) -> RenderableType:
+    if not groups:
+        return Text("No channel of this network can be pruned.", style="red")
+    table = _table("group", title="Prunable channels")
+    table.add_column("channels", justify="right")
+    table.add_column("period", justify="right")
+    table.add_column("layers touched", justify="right")
+    table.add_column("read by", overflow="ellipsis", no_wrap=True)
+    for group in groups:
+        readers = ", ".join(_modules(axis.tensor for axis in group.consumers))
+        touched = len(_modules(axis.tensor for axis in group.members))
+        table.add_row(Text(group.name), str(group.channels), str(group.period), str(touched), Text(readers))
+    return table
+
+
+def _whole(structure: Structure) -> RenderableType:
+    if not structure.whole:
+        return Text("Nothing is left whole.")
+    table = _table("left whole", title="Not prunable")
+    table.add_column("channels", justify="right")
+    table.add_column("why")
+    for part in structure.whole:
+        table.add_row(Text(part.name), str(part.channels), Text(part.reason))
+    return table
+
+
+def _targets(targets: Sequence[TargetReach]) -> Table:
+    table = _table("target", title="Reachable cost")
+    for header in ("smallest", "dense", "smallest\nin % of dense", "multiples of"):
+        table.add_column(header, justify="right")
+    table.add_column("multiples from")
+    table.add_column("predicted by")
+    for reach in targets:
+        figures = (amount(reach.smallest, reach.metric), amount(reach.dense, reach.metric))
+        share = percent(reach.smallest / reach.dense)
+        origin = (Text(reach.granularity_source), Text(reach.predicted_by))
+        table.add_row(Text(reach.target), *figures, share, str(reach.granularity), *origin)
+    return table
+
+
+def _budgets(budgets: Sequence[BudgetReach], metrics: Mapping[str, Metric]) -> Table:
+    table = _table("target", "budget", title="Budgets")
+    table.add_column("asked", justify="right")
+    table.add_column("can be met")
+    for reach in budgets:
+        answer = Text("yes", style="green") if reach.met else Text(f"no: {reach.reason}", style="red")
+        table.add_row(Text(reach.target), Text(reach.budget), amount(reach.asked, metrics[reach.target]), answer)
+    return table
+
+
+def _table(*headers: str, title: str | None = None) -> Table:
+    table = Table(*headers, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.title_style, table.title_justify = "bold not italic", "left"
+    return table
+
+
+def _modules(tensors: Iterable[str]) -> tuple[str, ...]:
+    """Paths of the modules that own these tensors, in order, each once."""
+    return tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in tensors))

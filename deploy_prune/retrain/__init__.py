@@ -1,0 +1,1 @@
+"""Adapting a network to a new task with few examples."""

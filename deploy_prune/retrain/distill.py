@@ -1,0 +1,22 @@
+"""Learning from a teacher as well as from labels: Hinton, Vinyals, Dean, arXiv 1503.02531."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def distillation(student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, share: float, temperature: float) -> Tensor:
+    """(1 - share) CE(student, labels) + share T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over B.
+
+    Logits float [B, C], labels int64 [B]; T^2 keeps the gradients' size apart from T (section 2 of the paper).
+    """
+    # L = (1 - d) H(y, s) + d T^2 KL(t_T || s_T)
+    hard = F.cross_entropy(student_BC, labels_B)
+    soft = F.kl_div(
+        F.log_softmax(student_BC / temperature, dim=1),
+        F.log_softmax(teacher_BC / temperature, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return (1 - share) * hard + share * temperature**2 * soft

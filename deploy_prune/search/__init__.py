@@ -1,0 +1,68 @@
+"""Search: score the channels of every group, then choose what a budget keeps.
+
+A method is one file and one line in each of the two tables.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from deploy_prune.errors import RecipeError
+from deploy_prune.recipe import Part, SearchPart
+from deploy_prune.search.baselines import (
+    BnScaleOptions,
+    MagnitudeOptions,
+    TaylorOptions,
+    bn_scale,
+    magnitude,
+    random,
+    taylor,
+    uniform,
+)
+from deploy_prune.search.budget import choose, reachable, threshold_values
+from deploy_prune.search.gate import GateOptions, gate
+from deploy_prune.search.gated import GatedNetwork, gated
+from deploy_prune.search.method import Method, NoOptions, SearchGoal, read_options, unknown
+
+METHODS: Final[dict[str, Method]] = {
+    "gate": gate,
+    "uniform": uniform,
+    "random": random,
+    "magnitude": magnitude,
+    "bn_scale": bn_scale,
+    "taylor": taylor,
+}
+
+OPTIONS: Final[dict[str, type[Part]]] = {
+    "gate": GateOptions,
+    "uniform": NoOptions,
+    "random": NoOptions,
+    "magnitude": MagnitudeOptions,
+    "bn_scale": BnScaleOptions,
+    "taylor": TaylorOptions,
+}
+
+__all__ = [
+    "METHODS",
+    "OPTIONS",
+    "GatedNetwork",
+    "Method",
+    "SearchGoal",
+    "check_method",
+    "choose",
+    "gated",
+    "reachable",
+    "threshold_values",
+]
+
+
+def check_method(config: SearchPart) -> None:
+    """Refuse an unknown method or option, before anything runs.
+
+    Raises:
+        RecipeError: with the nearest known name.
+    """
+    if config.method not in METHODS:
+        message = f"search.method: {unknown('method', config.method, tuple(METHODS))}"
+        raise RecipeError(message)
+    read_options(OPTIONS[config.method], config)

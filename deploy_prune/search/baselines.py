@@ -1,0 +1,218 @@
+"""The methods that every comparison includes. None of them trains; the weights come back as they were given.
+
+All but Taylor rank channels, by a number that is comparable between groups: `threshold_values` turns that into scores
+with which choosing for a budget is cutting below one global threshold. Taylor's number is a value as it stands.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from pydantic import Field
+from torch import Tensor, nn
+
+from deploy_prune.errors import RecipeError
+from deploy_prune.recipe import Part, SearchPart
+from deploy_prune.search.budget import threshold_values
+from deploy_prune.search.gated import gated
+from deploy_prune.search.method import NoOptions, SearchGoal, read_options
+from deploy_prune.types import Axis, ChannelGroup, Progress, Scores, SearchResult, Structure, Task
+
+State = dict[str, Tensor]
+
+
+class MagnitudeOptions(Part):
+    """Options of `magnitude`."""
+
+    over: Literal["members", "consumers"] = "members"
+
+
+class BnScaleOptions(Part):
+    """Options of `bn_scale`: ``without_norm`` says what to do with groups that no norm scales."""
+
+    without_norm: Literal["error", "magnitude"] = "error"
+
+
+class TaylorOptions(Part):
+    """Options of `taylor`: the number of batches the gradient is taken on."""
+
+    num_batches: Annotated[int, Field(ge=1, le=100_000)] = 20
+
+
+def uniform(
+    network: nn.Module,
+    structure: Structure,
+    task: Task,
+    batches: Iterator[Any],
+    budget: SearchGoal,
+    config: SearchPart,
+    *,
+    accelerator: Accelerator,
+    progress: Progress,
+    seed: int,
+) -> SearchResult:
+    """The same share of every group, its channels of smallest L1 norm first (Li et al., arXiv 1608.08710).
+
+    A unit ranks by its place in its own group, 1/C to 1. The norm is over all weights (not vectors) of the members.
+    """
+    read_options(NoOptions, config)
+    state = _state(network)
+
+    def ranks(group: ChannelGroup) -> Tensor:
+        order = _norm(state, group, _matrices(state, group.members), power=1).argsort(stable=True)
+        return order.argsort().add(1) / group.channels
+
+    return _ranked(state, structure, budget, ranks)
+
+
+def random(
+    network: nn.Module,
+    structure: Structure,
+    task: Task,
+    batches: Iterator[Any],
+    budget: SearchGoal,
+    config: SearchPart,
+    *,
+    accelerator: Accelerator,
+    progress: Progress,
+    seed: int,
+) -> SearchResult:
+    """Channels drawn by lot, all groups alike: every unit ranks by a number drawn from [0, 1)."""
+    read_options(NoOptions, config)
+    lot = torch.Generator().manual_seed(seed)
+    return _ranked(_state(network), structure, budget, lambda group: torch.rand(group.channels, generator=lot))
+
+
+def magnitude(
+    network: nn.Module,
+    structure: Structure,
+    task: Task,
+    batches: Iterator[Any],
+    budget: SearchGoal,
+    config: SearchPart,
+    *,
+    accelerator: Accelerator,
+    progress: Progress,
+    seed: int,
+) -> SearchResult:
+    """L2 norm of a unit's weights over the group's members, over the group's mean (DepGraph, arXiv 2301.12900).
+
+    ``over: consumers`` takes only the weights that read the unit. Departs from DepGraph in leaving vectors (biases,
+    norms) out, whose scale says nothing about the channel.
+    """
+    options = read_options(MagnitudeOptions, config)
+    state = _state(network)
+    return _ranked(state, structure, budget, lambda group: _relative_norm(state, group, options.over))
+
+
+def bn_scale(
+    network: nn.Module,
+    structure: Structure,
+    task: Task,
+    batches: Iterator[Any],
+    budget: SearchGoal,
+    config: SearchPart,
+    *,
+    accelerator: Accelerator,
+    progress: Progress,
+    seed: int,
+) -> SearchResult:
+    """Mean |gamma| of the norms that scale the group (Network Slimming, arXiv 1708.06519, without its L1 training).
+
+    A group that no norm scales is an error, or, with ``without_norm: magnitude``, ranks by its relative L2 norm (see
+    `magnitude`) times the mean |gamma| of the groups that have one.
+
+    Raises:
+        RecipeError: a group has no norm and the option does not say what to do; or no group has one.
+    """
+    options = read_options(BnScaleOptions, config)
+    state = _state(network)
+    norms = {layer.tensor for layer in structure.layers if layer.kind == "norm"}
+    scales = {group.name: [x for x in group.members if x.tensor in norms] for group in structure.groups}
+    known = {
+        g.name: _norm(state, g, scales[g.name], 1) / len(scales[g.name]) for g in structure.groups if scales[g.name]
+    }
+    bare = [group.name for group in structure.groups if group.name not in known]
+    if bare and (options.without_norm == "error" or not known):
+        way_out = ", or set search.options.without_norm: magnitude" if known else ""
+        message = (
+            f"search.method bn_scale can't score {', '.join(bare[:3])}{' and others' if len(bare) > 3 else ''}: "
+            f"no norm scales these channels; take another method, skip them (prune.skip){way_out}."
+        )
+        raise RecipeError(message)
+    typical = torch.cat(list(known.values())).mean() if known else torch.ones(())
+
+    def scale(group: ChannelGroup) -> Tensor:
+        return known[group.name] if group.name in known else _relative_norm(state, group, "members") * typical
+
+    return _ranked(state, structure, budget, scale)
+
+
+def taylor(
+    network: nn.Module,
+    structure: Structure,
+    task: Task,
+    batches: Iterator[Any],
+    budget: SearchGoal,
+    config: SearchPart,
+    *,
+    accelerator: Accelerator,
+    progress: Progress,
+    seed: int,
+) -> SearchResult:
+    """First-order estimate of the loss that each unit saves (Molchanov et al., arXiv 1906.10771).
+
+    With a gate a = 1 on the weights W that read the unit, dL/da = sum(dL/dW * W): the score is the mean over
+    ``num_batches`` batches of |dL/da|, in the task's unit of loss. In eval mode: statistics and dropout rest.
+    """
+    options = read_options(TaylorOptions, config)
+    copied = copy.deepcopy(network).to(accelerator.device).eval().requires_grad_(False)
+    gating = gated(copied, structure)
+    sums = {g.name: torch.zeros(g.channels, device=accelerator.device) for g in structure.groups}
+    for step in range(options.num_batches):
+        gates = {name: torch.ones_like(total, requires_grad=True) for name, total in sums.items()}
+        loss = task(gating.forward(gates), send_to_device(next(batches), accelerator.device))
+        for name, gradient in zip(gates, torch.autograd.grad(loss, list(gates.values())), strict=True):
+            sums[name] += gradient.abs()
+        progress("taylor", step + 1, options.num_batches, loss=loss.item())
+    scores = {name: (total / options.num_batches).cpu() for name, total in sums.items()}
+    return SearchResult(scores=scores, state=_state(network), trace=())
+
+
+def _ranked(
+    state: State, structure: Structure, budget: SearchGoal, rank: Callable[[ChannelGroup], Tensor]
+) -> SearchResult:
+    """The result of a method that ranks each group's units by ``rank(group)``, [C]."""
+    ranks: Scores = {group.name: rank(group) for group in structure.groups}
+    return SearchResult(scores=threshold_values(ranks, budget.cost), state=state, trace=())
+
+
+def _state(network: nn.Module) -> State:
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+def _matrices(state: State, axes: Iterable[Axis]) -> list[Axis]:
+    """The axes of weights proper: not of biases, norms and their statistics."""
+    return [axis for axis in axes if state[axis.tensor].dim() > 1]
+
+
+def _relative_norm(state: State, group: ChannelGroup, over: Literal["members", "consumers"]) -> Tensor:
+    norm_C = _norm(state, group, _matrices(state, group.members if over == "members" else group.consumers), power=2)
+    return norm_C / norm_C.mean().clamp(min=torch.finfo(norm_C.dtype).tiny)
+
+
+def _norm(state: State, group: ChannelGroup, axes: Iterable[Axis], power: int) -> Tensor:
+    """The L1 or L2 norm of all coordinates of a unit, over these axes: float64[C]."""
+    total_C = torch.zeros(group.channels, dtype=torch.float64)
+    for axis in axes:
+        per_coordinate_L = (
+            state[axis.tensor].double().abs().pow(power).movedim(axis.axis, 0).reshape(len(axis.unit_of), -1).sum(1)
+        )
+        here = axis.unit_of >= 0
+        total_C.index_add_(0, axis.unit_of[here], per_coordinate_L[here])
+    return total_C.pow(1 / power)

@@ -1,0 +1,214 @@
+"""The trainable gate (TGF), AAAI 2020, arXiv 1904.10921.
+
+Kim, Park, Jung, Choe: "Plug-in, Trainable Gate for Streamlining Arbitrary Neural Networks".
+
+    TG_M(w; g) = b(w) + s_M(w) g(w),   b(w) = 1[w > 0],   s_M(w) = (M w - floor(M w)) / M
+
+The sawtooth s_M has slope 1 almost everywhere and height 1/M: the value is b(w) + O(1/M), the derivative g(w) + O(1/M).
+Here M is infinite: the value is the step, the derivative is g, exactly. Weights and gates are trained together, the
+weights from where they are, the gates from open.
+
+Departs from the paper: the target enters by a price on the expected cost that follows the gap to a falling limit (an
+integral and a proportional part), in units of the task's own gradient, where the paper adds lambda * (tau - rho)^2 with
+a lambda to tune; the gates have an optimizer of their own (Adam); a group's strongest gate never closes; the score is
+the mean of w over the last part of the search, as w of a gate that matters swings about 0.
+
+Legend: N units of all groups, C units of one group, G groups.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from torch import Tensor, nn
+
+from deploy_prune.recipe import Part, SearchPart
+from deploy_prune.search.budget import threshold_values
+from deploy_prune.search.gated import gated
+from deploy_prune.search.method import SearchGoal, read_options
+from deploy_prune.training import fit, set_seed
+from deploy_prune.types import Progress, Scores, SearchResult, Structure, Task
+
+Shape = Literal["constant", "sigmoid"]
+
+
+OPT = lambda search, config: torch.optim.Adam([search.w_N], lr=config.lr_gates)
+class GateOptions(Part):
+    """Options of `gate`.
+
+    ``derivative``: g, either 1 or the sigmoid's derivative. ``start``: w of every gate at first (open: above 0).
+    ``anneal``: share of the steps in which the limit falls from dense to the goal. ``gain`` and ``damping``: how fast
+    the price of the cost answers to the gap, per step and at once; in shares of the task's gradient per unit of
+    relative cost. ``average``: share of the steps, at the end, over which w is averaged into the score.
+    ``momentum`` and ``weight_decay``: of the weights' SGD.
+    """
+
+    derivative: Shape = "constant"
+    start: Annotated[float, Field(gt=0, le=100)] = 0.5
+    anneal: Annotated[float, Field(gt=0, le=1)] = 0.65
+    gain: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    damping: Annotated[float, Field(ge=0, le=1000)] = 10.0
+    average: Annotated[float, Field(gt=0, le=1)] = 0.35
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
+
+
+class _TrainableGate(torch.autograd.Function):
+    """Forward b(w) = 1[w > 0]; backward g(w)."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, shape: Shape) -> Tensor:
+        ctx.save_for_backward(w)
+        ctx.shape = shape
+        return (w > 0).to(w.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (w,) = ctx.saved_tensors
+        return gradient * derivative(w, ctx.shape), None
+
+
+def derivative(w: Tensor, shape: Shape) -> Tensor:
+    """g(w), elementwise: 1, or sigmoid(w) (1 - sigmoid(w)); arXiv 1904.10921, section "Differentiability"."""
+    if shape == "constant":
+        return torch.ones_like(w)
+    open_share = torch.sigmoid(w)
+    return open_share * (1 - open_share)
+
+
+def trainable_gate(w: Tensor, shape: Shape) -> Tensor:
+    """b(w) = 1[w > 0], any shape, with derivative g(w): the limit of TG_M(w; g) for M -> infinity."""
+    result: Tensor = _TrainableGate.apply(w, shape)  # type: ignore[no-untyped-call]
+    return result
+
+
+def gate(
+    network: nn.Module,
+    structure: Structure,
+    task: Task,
+    batches: Iterator[Any],
+    budget: SearchGoal,
+    config: SearchPart,
+    *,
+    accelerator: Accelerator,
+    progress: Progress,
+    seed: int,
+) -> SearchResult:
+    """Train weights and gates together while the limit on the expected cost falls to the budget's.
+
+    Returns `threshold_values` of the averaged w, the trained weights, and the trace, a row a step: ``loss`` (the
+    task's), ``cost`` and ``limit`` (relative to dense), ``lambda`` (the price) and ``kept`` (open gates).
+
+    Raises:
+        RecipeError: an option is unknown or has a bad value.
+        TrainingError: the loss is not finite.
+    """
+    options = read_options(GateOptions, config)
+    set_seed(seed)
+    trained = copy.deepcopy(network).to(accelerator.device).train()
+    search = _Search(trained, structure, task, budget, options, config.steps)
+    weights = [weight for weight in trained.parameters() if weight.requires_grad]
+    by_weight = torch.optim.SGD(
+        weights,
+        lr=config.lr,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        nesterov=options.momentum > 0,
+    )
+    by_gate = OPT(search,config)
+    fit(
+        search.loss,
+        batches,
+        [by_weight, by_gate],
+        accelerator=accelerator,
+        steps=config.steps,
+        work="search",
+        progress=progress,
+    )
+    state = {name: tensor.detach().cpu().clone() for name, tensor in trained.state_dict().items()}
+    return SearchResult(scores=threshold_values(search.ranks(), budget.cost), state=state, trace=tuple(search.trace))
+
+
+class _Search:
+    """One search under way: the gates, the price of the cost, and the trace so far."""
+
+    def __init__(
+        self, network: nn.Module, structure: Structure, task: Task, goal: SearchGoal, options: GateOptions, steps: int
+    ) -> None:
+        self.gating = gated(network, structure)
+        self.sizes = {group.name: group.channels for group in structure.groups}
+        self.task, self.goal, self.options, self.steps = task, goal, options, steps
+        device = self.gating.index_A.device
+        sizes_G = torch.tensor(list(self.sizes.values()), device=device)
+        self.group_N = torch.arange(len(sizes_G), device=device).repeat_interleave(sizes_G)
+        self.w_N = nn.Parameter(torch.full((len(self.group_N),), options.start, device=device))
+        self.sum_N, self.num_summed = torch.zeros_like(self.w_N, requires_grad=False), 0
+        self.dense = goal.cost(structure.dense_counts)
+        self.price, self.unit = 0.0, 0.0
+        self.trace: list[dict[str, float]] = []
+
+    def loss(self, batch: Any) -> Tensor:
+        """The task's loss with the gates on, plus the price of the gap between expected cost and this step's limit."""
+        self._average()
+        gates_N = self._gates()
+        task_loss = self.task(self.gating.forward(self._by_group(self._watched(gates_N))), batch)
+        cost = self._cost(gates_N)
+        gap = cost - self._limit()
+        self.price += self.options.gain * float(gap.detach())
+        self._note(task_loss, cost, gates_N)
+        return task_loss + self.unit * (self.price * gap + 0.5 * self.options.damping * gap**2)
+
+    def ranks(self) -> Scores:
+        """The mean of w over the last steps, per group [C]; w itself if there was no step."""
+        if not self.num_summed:
+            self._average()
+        return {name: mean_C.cpu() for name, mean_C in self._by_group(self.sum_N / self.num_summed).items()}
+
+    def _gates(self) -> Tensor:
+        """b(w), but the strongest gate of every group is open, whatever its w; its derivative stays g(w)."""
+        gates_N = trainable_gate(self.w_N, self.options.derivative)
+        with torch.no_grad():
+            strongest_G = torch.full((len(self.sizes),), -torch.inf, device=self.w_N.device)
+            strongest_G.scatter_reduce_(0, self.group_N, self.w_N, "amax")
+            forced_N = (self.w_N >= strongest_G[self.group_N]).to(gates_N.dtype) * (1 - gates_N)
+        return gates_N + forced_N
+
+    def _cost(self, gates_N: Tensor) -> Tensor:
+        """The expected cost of these gates over the dense cost, a float32 scalar."""
+        counts_G = torch.zeros(len(self.sizes), device=gates_N.device).index_add(0, self.group_N, gates_N)
+        expected = self.goal.cost.expected(dict(zip(self.sizes, counts_G.unbind(), strict=True)))
+        return (expected / self.dense).float()
+
+    def _limit(self) -> float:
+        """1 at the start, falling linearly to the goal's share of the dense cost."""
+        done = min(1.0, (len(self.trace) + 1) / (self.options.anneal * self.steps))
+        return 1 - done * (1 - min(1.0, self.goal.limit / self.dense))
+
+    def _watched(self, gates_N: Tensor) -> Tensor:
+        """The same gates, whose gradient from the task sets the unit of the price: its running L1 norm."""
+        watched_N = gates_N.view_as(gates_N)
+
+        def note(gradient_N: Tensor) -> None:
+            norm = float(gradient_N.abs().sum())
+            self.unit = 0.9 * self.unit + 0.1 * norm if self.unit else norm
+
+        watched_N.register_hook(note)  # type: ignore[no-untyped-call]
+        return watched_N
+
+    def _by_group(self, values_N: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.sizes, torch.split(values_N, list(self.sizes.values())), strict=True))
+
+    def _average(self) -> None:
+        if len(self.trace) >= (1 - self.options.average) * self.steps:
+            self.sum_N += self.w_N.detach()
+            self.num_summed += 1
+
+    def _note(self, task_loss: Tensor, cost: Tensor, gates_N: Tensor) -> None:
+        row = {"step": len(self.trace) + 1, "loss": float(task_loss.detach()), "cost": float(cost.detach())}
+        kept = float(gates_N.detach().sum())
+        self.trace.append(row | {"limit": self._limit(), "lambda": self.price, "kept": kept})

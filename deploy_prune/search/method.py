@@ -1,0 +1,79 @@
+"""What a search method is, what it is asked for, and how its options are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Protocol, TypeVar
+
+from accelerate import Accelerator
+from pydantic import ValidationError
+from torch import nn
+
+from deploy_prune.cost import CostModel
+from deploy_prune.errors import RecipeError
+from deploy_prune.recipe import Part, SearchPart
+from deploy_prune.types import Progress, SearchResult, Structure, Task
+
+OptionsT = TypeVar("OptionsT", bound=Part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchGoal:
+    """The smallest budget of the run: ``limit`` is absolute, in the unit of ``cost``."""
+
+    cost: CostModel
+    limit: float
+
+
+class Method(Protocol):
+    """Score every unit of every group. The network it is given stays untouched; the same seed gives the same scores.
+
+    The scores are values: what `budget.choose` adds up when it maximises the kept score within a budget.
+    """
+
+    def __call__(
+        self,
+        network: nn.Module,
+        structure: Structure,
+        task: Task,
+        batches: Iterator[Any],
+        budget: SearchGoal,
+        config: SearchPart,
+        *,
+        accelerator: Accelerator,
+        progress: Progress,
+        seed: int,
+    ) -> SearchResult:
+        """Search, and return scores [C] per group, the network's state dict at the end, and a trace."""
+
+
+class NoOptions(Part):
+    """The options of a method that has none."""
+
+
+def read_options(kind: type[OptionsT], config: SearchPart) -> OptionsT:
+    """The method's options as frozen data.
+
+    Raises:
+        RecipeError: an option is unknown (the nearest known one is named) or has a bad value.
+    """
+    try:
+        return kind.model_validate(config.options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            known = tuple(kind.model_fields)
+            message = f"search.options.{option}: {unknown(f'option of {config.method}', option, known)}"
+        else:
+            message = f"search.options.{option}: {first['msg']} (method {config.method!r}, given {first['input']!r})."
+        raise RecipeError(message) from None
+
+
+def unknown(what: str, name: str, known: tuple[str, ...]) -> str:
+    """The sentence for an unknown name: the nearest known one, or all of them."""
+    everything = f"known are: {', '.join(known)}" if known else "there are none"
+    hint = next((f"perhaps you meant {near!r}" for near in get_close_matches(name, known, n=1)), everything)
+    return f"unknown {what} {name!r}; {hint}."

@@ -1,0 +1,189 @@
+"""Physically remove channels: a new, smaller network. torch-pruning shrinks the layers it knows."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from deploy_prune.errors import SurgeryError
+from deploy_prune.types import Keep, Structure
+
+Lost = dict[tuple[str, int], Tensor]
+"""(tensor name, axis) -> the coordinates that go."""
+
+_CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def cut(network: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
+    """A copy of the network without the units that ``keep`` marks False; the network itself is not touched.
+
+    Modes, requires_grad, memory formats, gradients and tied weights are as in the original.
+
+    Args:
+        network: the dense network that ``structure`` was found on.
+        structure: its channel groups.
+        keep: group name -> bool[C], True = stays; groups not named stay whole.
+
+    Raises:
+        SurgeryError: ``keep`` doesn't fit the structure or empties a group, or a layer can't be shrunk.
+    """
+    _check(structure, keep)
+    slim = copy.deepcopy(network)
+    lost = _with_aliases(slim, lost_coordinates(structure, keep))
+    ties = _ties(slim)
+    for path, module in slim.named_modules():
+        mine = {(name, axis): gone for name, axis, gone in _of_module(path, module, lost)}
+        if mine:
+            _shrink(path, module, mine)
+    _tie_again(slim, ties)
+    return slim
+
+
+def _check(structure: Structure, keep: Keep) -> None:
+    groups = {g.name: g for g in structure.groups}
+    for name, mask in keep.items():
+        if name not in groups:
+            message = f"The keep mask names the group {name!r}, which the network doesn't have."
+            raise SurgeryError(message)
+        if mask.dtype != torch.bool or tuple(mask.shape) != (groups[name].channels,):
+            message = f"The keep mask of {name!r} must be bool[{groups[name].channels}], not {mask.dtype}{list(mask.shape)}."
+            raise SurgeryError(message)
+        if not bool(mask.any()):
+            message = f"The keep mask of {name!r} keeps nothing; at least one unit must stay."
+            raise SurgeryError(message)
+
+
+def lost_coordinates(structure: Structure, keep: Keep) -> Lost:
+    """The coordinates of every tensor axis that go, in the dense network's numbering, ascending."""
+    lost: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
+    for group in structure.groups:
+        mask = keep.get(group.name)
+        if mask is None or bool(mask.all()):
+            continue
+        for member in group.members:
+            gone = ~mask.cpu()[member.unit_of.clamp(min=0)] & (member.unit_of >= 0)
+            lost[member.tensor, member.axis].append(gone.nonzero().flatten())
+    return {key: torch.cat(parts).unique() for key, parts in lost.items()}
+
+
+def _with_aliases(network: nn.Module, lost: Lost) -> Lost:
+    """The same for every name that a shared tensor goes by."""
+    names: dict[int, list[str]] = defaultdict(list)
+    tensors = network.state_dict(keep_vars=True)
+    for name, tensor in tensors.items():
+        names[id(tensor)].append(name)
+    return {
+        (alias, axis): gone
+        for (name, axis), gone in lost.items()
+        for alias in (names[id(tensors[name])] if name in tensors else [name])
+    }
+
+
+def _of_module(path: str, module: nn.Module, lost: Lost) -> Iterator[tuple[str, int, Tensor]]:
+    own = {**module._parameters, **module._buffers}
+    prefix = f"{path}." if path else ""
+    for name, tensor in own.items():
+        for axis in range(tensor.dim() if tensor is not None else 0):
+            if (gone := lost.get((prefix + name, axis))) is not None:
+                yield name, axis, gone
+
+
+def _shrink(path: str, module: nn.Module, lost: Lost) -> None:
+    before = {n: p for n, p in module.named_parameters(recurse=False)}
+    sizes = {n: list(t.shape) for n, t in {**module._parameters, **module._buffers}.items() if t is not None}
+    for (name, axis), gone in lost.items():
+        sizes[name][axis] -= len(gone)
+    if isinstance(module, _CONVOLUTIONS) and module.groups == 1:
+        _shrink_both(module, lost, tp.prune_conv_out_channels, tp.prune_conv_in_channels)
+    elif isinstance(module, _CONVOLUTIONS) and module.groups == module.in_channels == module.out_channels:
+        tp.prune_depthwise_conv_out_channels(module, lost["weight", 0].tolist())
+    elif isinstance(module, nn.Linear):
+        _shrink_both(module, lost, tp.prune_linear_out_channels, tp.prune_linear_in_channels)
+    elif isinstance(module, _BATCH_NORMS) and module.affine and module.track_running_stats:
+        tp.prune_batchnorm_out_channels(module, lost["weight", 0].tolist())
+    else:
+        _slice(module, lost)
+        _set_sizes(module, sizes)
+    for name, expected in sizes.items():
+        if list(getattr(module, name).shape) != expected:
+            message = f"Cutting {path!r} made its {name} {list(getattr(module, name).shape)} instead of {expected}."
+            raise SurgeryError(message)
+    for name, parameter in before.items():
+        _as_before(getattr(module, name), parameter)
+
+
+def _shrink_both(module: nn.Module, lost: Lost, prune_out: object, prune_in: object) -> None:
+    for axis, prune in ((0, prune_out), (1, prune_in)):
+        if (gone := lost.get(("weight", axis))) is not None:
+            prune(module, gone.tolist())  # type: ignore[operator]
+
+
+def _slice(module: nn.Module, lost: Lost) -> None:
+    """Take the kept coordinates of bare parameters and buffers, and of layers that torch-pruning gets wrong."""
+    for (name, axis), gone in lost.items():
+        old = getattr(module, name)
+        stays = torch.ones(old.shape[axis], dtype=torch.bool)
+        stays[gone] = False
+        index = stays.nonzero().flatten().to(old.device)
+        new = old.detach().index_select(axis, index)
+        if isinstance(old, nn.Parameter):
+            parameter = nn.Parameter(new)
+            if old.grad is not None:
+                parameter.grad = old.grad.index_select(axis, index)
+            setattr(module, name, parameter)
+        else:
+            setattr(module, name, new)
+
+
+def _set_sizes(module: nn.Module, sizes: Mapping[str, list[int]]) -> None:
+    """Bring a layer's attributes in line with its new tensors."""
+    shape = sizes.get("weight")
+    if shape is None:
+        return
+    if isinstance(module, _CONVOLUTIONS):
+        group_size = module.out_channels // module.groups
+        if shape[0] % group_size == 0 and shape[1] == module.in_channels // module.groups:
+            module.groups = shape[0] // group_size
+        module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
+    elif isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        group_size = module.in_channels // module.groups
+        module.groups = max(1, shape[0] // group_size) if module.groups > 1 else 1
+        module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = shape[0]
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = shape
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(shape)
+    elif hasattr(module, "num_features"):
+        module.num_features = shape[0]
+
+
+def _as_before(new: nn.Parameter, old: nn.Parameter) -> None:
+    """Give a cut parameter the flags and the memory format of the original."""
+    new.requires_grad_(old.requires_grad)
+    for memory_format, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        if old.dim() == rank and not old.is_contiguous() and old.is_contiguous(memory_format=memory_format):
+            new.data = new.data.contiguous(memory_format=memory_format)
+
+
+def _ties(network: nn.Module) -> list[list[str]]:
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    return [tied for tied in names.values() if len(tied) > 1]
+
+
+def _tie_again(network: nn.Module, ties: list[list[str]]) -> None:
+    for first, *others in ties:
+        shared = network.get_parameter(first)
+        for name in others:
+            path, _, local = name.rpartition(".")
+            setattr(network.get_submodule(path), local, shared)

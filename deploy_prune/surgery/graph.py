@@ -1,0 +1,280 @@
+"""Find the channel groups of any network: label its ATen graph (labels.py, rules.py) and read the classes off."""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from deploy_prune.recipe import PrunePart
+from deploy_prune.surgery.labels import Labels, Value
+from deploy_prune.surgery.rules import Applied, Call, rule_for
+from deploy_prune.surgery.trace import trace
+from deploy_prune.types import Axis, ChannelGroup, Layer, Structure, Whole, Width
+
+
+def find_groups(network: nn.Module, inputs: Sequence[Tensor], prune: PrunePart) -> Structure:
+    """The network's channel groups, layers, and what is left whole and why. The network is not changed.
+
+    Args:
+        network: any module that torch.export can trace.
+        inputs: example inputs, [B, ...] each; only shapes matter.
+        prune: which groups may be pruned, and the time limit of tracing.
+
+    Raises:
+        SurgeryError: the network can't be traced.
+    """
+    program = trace(network, inputs, prune.trace_timeout_s)
+    labelled = _propagate(program)
+    return _Reader(labelled=labelled, names=_module_names(network), prune=prune).structure()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Labelled:
+    """A graph after propagation: each tensor's own labels per axis, what was applied, and all that is known of labels."""
+
+    labels: Labels
+    own: Mapping[str, tuple[Tensor | None, ...]]
+    applied: Sequence[Applied]
+
+
+def _propagate(program: ExportedProgram) -> _Labelled:
+    labels, applied = Labels(), list[Applied]()
+    values: dict[fx.Node, Any] = {}
+    own: dict[str, tuple[Tensor | None, ...]] = {}
+    specs = iter(program.graph_signature.input_specs)
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = _placeholder(program, next(specs), node, labels, own)
+        elif node.op == "call_function":
+            values[node] = _call(node, values, labels, applied)
+        elif node.op == "output":
+            for value in _flat([values.get(n, n) if isinstance(n, fx.Node) else n for n in _flat(node.args)]):
+                if isinstance(value, Value):
+                    for field in value.fields:
+                        labels.freeze(field, "it reaches the network's output")
+    return _Labelled(labels=labels, own=own, applied=applied)
+
+
+def _placeholder(program: ExportedProgram, spec: Any, node: fx.Node, labels: Labels, own: dict[str, Any]) -> Value:
+    """An input (no labels), or a parameter or buffer (labels along every axis longer than 1)."""
+    meta = node.meta.get("val")
+    if spec.kind.name == "USER_INPUT" or spec.target is None or not isinstance(meta, Tensor):
+        return Value(shape=tuple(getattr(meta, "shape", ())))
+    tensor = program.state_dict.get(spec.target, program.constants.get(spec.target))
+    assert isinstance(tensor, Tensor)
+    shape = tuple(tensor.shape)
+    if not tensor.is_floating_point():
+        return Value(shape=shape, tensor=spec.target, data=tensor)
+    ids = tuple(labels.new(size) if size > 1 else None for size in shape)
+    own[spec.target] = ids
+    rank = len(shape)
+    fields = [i.view([-1 if e == d else 1 for e in range(rank)]) for d, i in enumerate(ids) if i is not None]
+    return Value(shape=shape, fields=tuple(fields), tensor=spec.target)
+
+
+def _call(node: fx.Node, values: dict[fx.Node, Any], labels: Labels, applied: list[Applied]) -> Any:
+    arguments = fx.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
+    args, kwargs = arguments
+    if node.target is operator.getitem:
+        return args[0][args[1]] if isinstance(args[0], tuple | list) else args[0]
+    meta = node.meta.get("val")
+    shapes = tuple(tuple(m.shape) for m in _flat([meta]) if isinstance(m, Tensor))
+    if not shapes or not hasattr(node.target, "_schema"):
+        return meta if not shapes else tuple(Value(shape=s) for s in shapes)
+    schema = node.target._schema
+    name = schema.name.split("::")[-1]
+    call = Call(
+        labels=labels,
+        applied=applied,
+        op=node.target,
+        name=name if name.startswith("__") else name.rstrip("_"),
+        module=_module_path(node),
+        given={
+            a.name: args[i] if i < len(args) else kwargs.get(a.name, a.default_value if a.has_default_value() else None)
+            for i, a in enumerate(schema.arguments)
+        },
+        shapes=shapes,
+        several=isinstance(meta, tuple | list),
+    )
+    if all(v.unlabelled() for v in call.values()):
+        return _unlabelled(call)
+    return rule_for(node.target, call.name)(call)
+
+
+def _unlabelled(call: Call) -> Any:
+    """A call that no label reaches: applied weights can't be among its inputs; integer constants are computed on."""
+    outputs: tuple[Value, ...] = tuple(Value(shape=s) for s in call.shapes)
+    known = call.values()
+    if known and not call.several and all(v.data is not None for v in known):
+        given = {k: v.data if isinstance(v, Value) else v for k, v in call.given.items()}
+        if not any(isinstance(v, list) and any(isinstance(x, Value) for x in v) for v in given.values()):
+            schema = call.op._schema.arguments
+            data = call.op(*[given[a.name] for a in schema if not a.kwarg_only],
+                           **{a.name: given[a.name] for a in schema if a.kwarg_only})  # fmt: skip
+            return Value(shape=call.shapes[0], data=data if not data.is_floating_point() else None)
+    return outputs if call.several else outputs[0]
+
+
+def _flat(nested: Any) -> list[Any]:
+    if isinstance(nested, list | tuple):
+        return [x for part in nested for x in _flat(part)]
+    if isinstance(nested, dict):
+        return _flat(list(nested.values()))
+    return [nested]
+
+
+def _module_path(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = str(next(reversed(stack.values()))[0])
+    return path.removeprefix("L['self'].").removeprefix("L['self']")
+
+
+def _module_names(network: nn.Module) -> dict[str, str]:
+    """Tensor name -> name of the module that owns it; every alias of a shared tensor included."""
+    return {name: name.rpartition(".")[0] or name for name in network.state_dict(keep_vars=True)}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Reader:
+    """Reads groups and layers off the classes of labels."""
+
+    labelled: _Labelled
+    names: Mapping[str, str]
+    prune: PrunePart
+
+    def structure(self) -> Structure:
+        labels = self.labelled.labels
+        classes = labels.resolve_rectangles()
+        frozen = labels.frozen(classes)
+        read = torch.zeros(labels.count, dtype=torch.bool)
+        for ids in labels.reads:
+            read[ids[ids >= 0]] = True
+        bundles = self._bundles(classes, read)
+        groups, whole, unit_of_class = [], [], {}
+        for members in bundles.values():
+            name = self._name(members, {g.name for g in groups} | {w.name for w in whole})
+            reason = self._reason(name, members, frozen)
+            if reason is not None:
+                whole.append(Whole(name=name, channels=len(members.units), reason=reason))
+                continue
+            group = _group(name, members, self.labelled.own, classes)
+            groups.append(group)
+            unit_of_class.update({c: group.name for c in members.units})
+        layers = _layers(self.labelled.applied, classes, unit_of_class)
+        return Structure(groups=tuple(groups), layers=layers, whole=_merged(whole))
+
+    def _bundles(self, classes: Tensor, read: Tensor) -> dict[Any, _Bundle]:
+        """Classes that touch the same axes, equally often, as one bundle; classes that nothing reads are no channels."""
+        touched: dict[int, dict[tuple[str, int], int]] = defaultdict(dict)
+        consumer: set[tuple[str, int]] = set()
+        for tensor, axes in self.labelled.own.items():
+            for axis, ids in enumerate(axes):
+                if ids is None:
+                    continue
+                if bool(read[ids].any()):
+                    consumer.add((tensor, axis))
+                roots, times = classes[ids].unique(return_counts=True)
+                for root, count in zip(roots.tolist(), times.tolist(), strict=True):
+                    touched[root][tensor, axis] = count
+        frozen = self.labelled.labels.frozen(classes)
+        bundles: dict[Any, _Bundle] = {}
+        for root, axes_of in sorted(touched.items()):
+            if set(axes_of) & consumer and set(axes_of) - consumer:
+                key = (tuple(sorted(axes_of.items())), frozen.get(root))
+                bundles.setdefault(key, _Bundle(axes=axes_of, consumers=consumer)).units.append(root)
+        return bundles
+
+    def _name(self, members: _Bundle, taken: set[str]) -> str:
+        """The module that makes the channels: the first member axis, in the network's order, that isn't a consumer."""
+        order = {tensor: i for i, tensor in enumerate(self.labelled.own)}
+        producers = sorted((order[t], t) for t, a in members.axes if (t, a) not in members.consumers)
+        base = self.names.get(producers[0][1], producers[0][1])
+        name, number = base, 2
+        while name in taken:
+            name, number = f"{base}#{number}", number + 1
+        return name
+
+    def _reason(self, name: str, members: _Bundle, frozen: Mapping[int, str]) -> str | None:
+        if members.units[0] in frozen:
+            return frozen[members.units[0]]
+        if len(members.units) < 2:
+            return "it has a single unit"
+        if self.prune.only and not any(fnmatchcase(name, p) for p in self.prune.only):
+            return "prune.only leaves it out"
+        if any(fnmatchcase(name, p) for p in self.prune.skip):
+            return "prune.skip names it"
+        return None
+
+
+class _Bundle:
+    """Classes (units) that touch the same axes."""
+
+    def __init__(self, axes: Mapping[tuple[str, int], int], consumers: set[tuple[str, int]]) -> None:
+        self.axes = axes
+        self.consumers = consumers
+        self.units: list[int] = []
+
+
+def _group(name: str, members: _Bundle, own: Mapping[str, tuple[Tensor | None, ...]], classes: Tensor) -> ChannelGroup:
+    unit_of_class = torch.full((int(classes.max()) + 1,), -1)
+    unit_of_class[torch.tensor(members.units)] = torch.arange(len(members.units))
+    axes, period = [], 1
+    for position, (tensor, axis) in enumerate(sorted(members.axes, key=lambda m: (list(own).index(m[0]), m[1]))):
+        ids = own[tensor][axis]
+        assert ids is not None
+        axes.append(Axis(tensor=tensor, axis=axis, unit_of=unit_of_class[classes[ids]]))
+        del position
+    producers = [a for a in axes if (a.tensor, a.axis) not in members.consumers]
+    period = members.axes[producers[0].tensor, producers[0].axis]
+    consumers = tuple(a for a in axes if (a.tensor, a.axis) in members.consumers)
+    return ChannelGroup(name=name, channels=len(members.units), period=period, consumers=consumers, members=tuple(axes))
+
+
+def _layers(applied: Sequence[Applied], classes: Tensor, group_of: Mapping[int, str]) -> tuple[Layer, ...]:
+    names: dict[str, int] = defaultdict(int)
+    units = defaultdict(int)
+    for name in group_of.values():
+        units[name] += 1
+    layers = []
+    for a in applied:
+        names[a.module] += 1
+        suffix = f"#{names[a.module]}" if names[a.module] > 1 else ""
+        layers.append(
+            Layer(
+                name=a.module + suffix, kind=a.kind, tensor=a.tensor, taps=a.taps, positions=a.positions,
+                input_positions=a.input_positions, inputs=_width(a.inputs, classes, group_of, units),
+                outputs=_width(a.outputs, classes, group_of, units), vectors=a.vectors,
+            )
+        )  # fmt: skip
+    return tuple(layers)
+
+
+def _width(ids: Tensor | int, classes: Tensor, group_of: Mapping[int, str], units: Mapping[str, int]) -> Width:
+    if isinstance(ids, int):
+        return Width(fixed=ids, per_unit={})
+    fixed = int((ids < 0).sum())
+    coordinates: dict[str, int] = defaultdict(int)
+    for root, times in zip(*(x.tolist() for x in classes[ids[ids >= 0]].unique(return_counts=True)), strict=True):
+        if root in group_of:
+            coordinates[group_of[root]] += times
+        else:
+            fixed += times
+    return Width(fixed=fixed, per_unit={g: n // units[g] for g, n in coordinates.items()})
+
+
+def _merged(whole: Sequence[Whole]) -> tuple[Whole, ...]:
+    """One line per name and reason."""
+    total: dict[tuple[str, str], int] = defaultdict(int)
+    for w in whole:
+        total[w.name.partition("#")[0], w.reason] += w.channels
+    return tuple(Whole(name=n, channels=c, reason=r) for (n, r), c in total.items())

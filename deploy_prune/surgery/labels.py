@@ -1,0 +1,143 @@
+"""Channel labels: who lives or dies together.
+
+Every coordinate of every parameter axis gets an integer label. Running the network's graph once over labels instead
+of numbers records which labels must be kept or removed together (``merge``) and which can't go (``freeze``).
+
+A ``Value`` is what flows along an edge of that graph: a shape and label fields. A field is an int64 tensor that
+broadcasts to the shape and varies only along the dimensions whose coordinates it labels: a convolution's weight
+[O, I, 3, 3] has the fields [O, 1, 1, 1] and [1, I, 1, 1]; after a view into heads there may be a field [1, 1, H, D].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+KEPT = -1
+"""A coordinate without a label of its own: always there."""
+FILL = -2
+"""A coordinate made by padding: it goes with whatever it meets."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Value:
+    """A tensor of the graph as labels see it. ``tensor``: set while this still is a parameter or buffer of that name,
+    moved about but not computed with. ``data``: the numbers themselves, kept for integer constants (indices)."""
+
+    shape: tuple[int, ...]
+    fields: tuple[Tensor, ...] = ()
+    tensor: str | None = None
+    data: Tensor | None = field(default=None, repr=False)
+
+    def unlabelled(self) -> bool:
+        """No coordinate of any axis has a label."""
+        return not self.fields
+
+    def without(self, dims: Sequence[int]) -> tuple[Tensor, ...]:
+        """The fields that don't vary along any of these dimensions."""
+        return tuple(f for f in self.fields if not set(varying(f)) & set(dims))
+
+
+def varying(labels: Tensor) -> tuple[int, ...]:
+    """The dimensions along which a field labels coordinates."""
+    return tuple(d for d, size in enumerate(labels.shape) if size > 1)
+
+
+def compress(labels: Tensor) -> Tensor:
+    """The same field with every dimension along which it is constant narrowed to size 1."""
+    for dim, size in enumerate(labels.shape):
+        if size > 1 and bool((labels == labels.narrow(dim, 0, 1)).all()):
+            labels = labels.narrow(dim, 0, 1)
+    return labels.contiguous()
+
+
+@dataclass(kw_only=True)
+class Labels:
+    """The labels of one network, and what has been found out about them."""
+
+    count: int = 0
+    reads: list[Tensor] = field(default_factory=list)
+    """Labels on the input side of a weight that contracts them."""
+    _edges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _frozen: list[tuple[Tensor, str]] = field(default_factory=list)
+    _rectangles: list[Tensor] = field(default_factory=list)
+
+    def new(self, size: int) -> Tensor:
+        """int64[size] labels not used before."""
+        first, self.count = self.count, self.count + size
+        return torch.arange(first, self.count)
+
+    def merge(self, a: Tensor, b: Tensor, reason: str) -> None:
+        """Coordinates of a and b (same or broadcastable shapes) go together; what meets a kept one stays, for ``reason``."""
+        a, b = torch.broadcast_tensors(a, b)
+        both = (a >= 0) & (b >= 0)
+        if bool(both.any()):
+            self._edges.append((a[both], b[both]))
+        self.freeze(a[(a >= 0) & (b == KEPT)], reason)
+        self.freeze(b[(b >= 0) & (a == KEPT)], reason)
+
+    def freeze(self, labels: Tensor, reason: str) -> None:
+        """These labels, and all that go with them, stay."""
+        labels = labels[labels >= 0]
+        if labels.numel():
+            self._frozen.append((labels.flatten(), reason))
+
+    def tie(self, labels: Tensor, dims: Sequence[int], reason: str) -> Tensor:
+        """Coordinates that differ only along ``dims`` go together. Returns the field narrowed there to size 1."""
+        for dim in dims:
+            if labels.shape[dim] > 1:
+                first = labels.amax(dim, keepdim=True)
+                self.merge(first, labels, reason)
+                labels = first
+        return labels
+
+    def rectangle(self, labels: Tensor) -> None:
+        """This field spans several dimensions: what is kept of it must be a product of what is kept along each."""
+        self._rectangles.append(labels.squeeze())
+
+    def classes(self) -> Tensor:
+        """int64[count]: the class of each label, numbered from 0 in order of first appearance."""
+        if not self._edges:
+            return torch.arange(self.count)
+        rows = torch.cat([a for a, _ in self._edges]).numpy()
+        columns = torch.cat([b for _, b in self._edges]).numpy()
+        links = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(self.count, self.count))
+        return torch.from_numpy(connected_components(links, directed=False)[1].astype(np.int64))
+
+    def resolve_rectangles(self) -> Tensor:
+        """Make every multi-dimensional field a product: where nothing tied it along all axes but one, the longest axis
+        stays free and the others are tied. Returns the final classes."""
+        while True:
+            classes = self.classes()
+            open_fields = [r for r in self._rectangles if not _is_product(r, classes)]
+            if not open_fields:
+                return classes
+            longest = max(open_fields, key=lambda r: r.numel())
+            self._rectangles = [r for r in open_fields if r is not longest]
+            free = int(np.argmax(longest.shape))
+            self.tie(longest, [d for d in range(longest.dim()) if d != free], "its block must stay rectangular")
+
+    def frozen(self, classes: Tensor) -> dict[int, str]:
+        """Frozen class -> the first reason given."""
+        reasons: dict[int, str] = {}
+        for labels, reason in self._frozen:
+            for root in classes[labels].unique().tolist():
+                reasons.setdefault(root, reason)
+        return reasons
+
+
+def _is_product(labels: Tensor, classes: Tensor) -> bool:
+    """Whether the classes of a field vary along one dimension only (labels < 0 count as classes of their own)."""
+    known = torch.where(labels >= 0, classes[labels.clamp(min=0)], labels)
+    return len(varying(compress(known))) <= 1
+
+
+def moved(value: Value, shape: Sequence[int], fields: Sequence[Tensor]) -> Value:
+    """The value after pure data movement: another shape and fields, still the same parameter."""
+    return replace(value, shape=tuple(shape), fields=tuple(fields), data=None)

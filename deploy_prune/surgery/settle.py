@@ -1,0 +1,77 @@
+"""Try the groups for real: those whose cut doesn't run, or isn't equal to masking, are left whole, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from deploy_prune.errors import SurgeryError
+from deploy_prune.surgery.cut import cut
+from deploy_prune.surgery.trace import evaluating
+from deploy_prune.surgery.verify import GatesOn, relative_difference
+from deploy_prune.types import ChannelGroup, Keep, Structure, Whole
+
+TOLERANCE: Final = 1e-3
+"""A wrong cut differs by far more, rounding in float32 by far less."""
+
+
+def settle(network: nn.Module, structure: Structure, inputs: Sequence[Tensor], gates_on: GatesOn) -> Structure:
+    """The structure with every group in it proven to be cuttable, one by one if need be and then together.
+
+    Python code may have sizes written in it that no look at the graph shows; a trial cut does.
+
+    Raises:
+        SurgeryError: groups that can be cut one by one can't be cut together.
+    """
+    groups = structure.groups
+    if not groups or _failure(network, structure, groups, inputs, gates_on) is None:
+        return structure
+    failures = {g.name: _failure(network, structure, [g], inputs, gates_on) for g in groups}
+    sound = tuple(g for g in groups if failures[g.name] is None)
+    settled = _without(structure, {name: why for name, why in failures.items() if why is not None})
+    if sound and (why := _failure(network, structure, sound, inputs, gates_on)) is not None:
+        message = f"The network's groups can be cut one by one but not together: {why}. Limit them with prune.only."
+        raise SurgeryError(message)
+    return settled
+
+
+def _failure(
+    network: nn.Module, structure: Structure, groups: Sequence[ChannelGroup], inputs: Sequence[Tensor], gates_on: GatesOn
+) -> str | None:
+    """Why cutting every second unit of these groups goes wrong, or None if it doesn't."""
+    keep: Keep = {g.name: torch.arange(g.channels) % 2 == 0 for g in groups}
+    gates = {
+        g.name: keep.get(g.name, torch.ones(g.channels, dtype=torch.bool)).to(inputs[0].device, inputs[0].dtype)
+        for g in structure.groups
+    }
+    with evaluating(network), torch.no_grad():
+        try:
+            slim = cut(network, structure, keep)
+            output = slim.eval()(*inputs)
+        except Exception as error:  # noqa: BLE001  whatever the network's own code raises
+            first = (str(error).strip().splitlines() or [""])[0]
+            return f"the network's code has sizes written in it ({type(error).__name__}: {first[:120]})"
+        difference = relative_difference(gates_on(network, gates)(*inputs), output)
+    return None if difference <= TOLERANCE else f"cut and masked outputs differ by {difference:.1e}"
+
+
+def _without(structure: Structure, reasons: dict[str, str]) -> Structure:
+    """The structure with these groups left whole; layers count their channels as fixed."""
+    channels = {g.name: g.channels for g in structure.groups}
+    whole = tuple(Whole(name=n, channels=channels[n], reason=why) for n, why in reasons.items())
+    layers = []
+    for layer in structure.layers:
+        widths = {}
+        for side in ("inputs", "outputs"):
+            width = getattr(layer, side)
+            gone = {g: per for g, per in width.per_unit.items() if g in reasons}
+            fixed = width.fixed + sum(per * channels[g] for g, per in gone.items())
+            left = {g: per for g, per in width.per_unit.items() if g not in reasons}
+            widths[side] = replace(width, fixed=fixed, per_unit=left)
+        layers.append(replace(layer, **widths))
+    groups = tuple(g for g in structure.groups if g.name not in reasons)
+    return Structure(groups=groups, layers=tuple(layers), whole=structure.whole + whole)

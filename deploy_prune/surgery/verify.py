@@ -1,0 +1,153 @@
+"""Prove a cut: the masked dense network and the cut network give the same output, and the comparison means something."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from deploy_prune.errors import VerificationError
+from deploy_prune.surgery.trace import evaluating
+from deploy_prune.types import Forward, Keep, Structure
+
+TOLERANCE: Final = 1e-5
+"""Largest relative difference in float32 (about 100 units of its resolution, 1.2e-7)."""
+TOLERANCE_FLOAT64: Final = 1e-9
+"""The same in float64, which decides where float32's own noise is larger than the tolerance."""
+MOVES: Final = 1e-4
+"""An output that changes by less than this, relative, when the input does is blind to it: comparing proves nothing."""
+
+GatesOn = Callable[[nn.Module, Mapping[str, Tensor]], Forward]
+"""(network, gates) -> the network with its gates on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """A proven cut. All figures are max|a - b| / max|a| over all outputs and inputs.
+
+    ``difference``: masked against cut. ``moved_by_input``: one input against another. ``moved_by_channel``: with and
+    without one kept channel of every group.
+    """
+
+    difference: float
+    precision: str
+    tolerance: float
+    moved_by_input: float
+    moved_by_channel: float
+    num_inputs: int
+
+
+def verify(
+    network: nn.Module, slim: nn.Module, structure: Structure, keep: Keep, inputs: Sequence[Tensor], gates_on: GatesOn
+) -> Verification:
+    """Compare the masked network with the cut one in eval mode.
+
+    Args:
+        network: the dense network; ``slim``: its cut; both on the inputs' device.
+        structure: the groups; ``keep``: group name -> bool[C].
+        inputs: one tensor [B, ...] per network input, real data, at least two different examples.
+        gates_on: turns a network and gates (float[C] per group) into a callable.
+
+    Raises:
+        VerificationError: they differ by more than the tolerance, or the output doesn't depend on input and channels.
+    """
+    with evaluating(network), evaluating(slim), torch.no_grad():
+        difference = _difference(network, slim, structure, keep, inputs, gates_on)
+        precision, tolerance = "float32", TOLERANCE
+        if difference > TOLERANCE:
+            double = [x.double() if x.is_floating_point() else x for x in inputs]
+            wide, wide_slim = copy.deepcopy(network).double(), copy.deepcopy(slim).double()
+            difference = _difference(wide, wide_slim, structure, keep, double, gates_on)
+            precision, tolerance = "float64", TOLERANCE_FLOAT64
+        if not difference <= tolerance:
+            message = (
+                f"The cut network's output differs from the masked network's by {difference:.1e} (relative, {precision}); "
+                f"allowed is {tolerance:.0e}. Leave the group out with prune.skip and report the network."
+            )
+            raise VerificationError(message)
+        by_input, by_channel = _sensitivity(network, structure, keep, inputs, gates_on)
+    for moved, what in ((by_input, "its input"), (by_channel, "a kept channel of every group")):
+        if not moved > MOVES:
+            message = (
+                f"The comparison proves nothing: the masked network's output moves by only {moved:.1e} (relative) when "
+                f"{what} changes. Is the network untrained, or are its batch-norm statistics not calibrated?"
+            )
+            raise VerificationError(message)
+    return Verification(
+        difference=difference, precision=precision, tolerance=tolerance, moved_by_input=by_input,
+        moved_by_channel=by_channel, num_inputs=inputs[0].shape[0],
+    )  # fmt: skip
+
+
+def _difference(
+    network: nn.Module, slim: nn.Module, structure: Structure, keep: Keep, inputs: Sequence[Tensor], gates_on: GatesOn
+) -> float:
+    masked = gates_on(network, _gates(structure, keep, inputs[0]))(*inputs)
+    return relative_difference(masked, slim(*inputs))
+
+
+def _gates(structure: Structure, keep: Keep, like: Tensor) -> dict[str, Tensor]:
+    return {
+        g.name: keep.get(g.name, torch.ones(g.channels, dtype=torch.bool)).to(like.device, like.dtype)
+        for g in structure.groups
+    }
+
+
+def _sensitivity(
+    network: nn.Module, structure: Structure, keep: Keep, inputs: Sequence[Tensor], gates_on: GatesOn
+) -> tuple[float, float]:
+    gates = _gates(structure, keep, inputs[0])
+    forward = gates_on(network, gates)
+    here = forward(*inputs)
+    by_input = relative_difference(here, forward(*[x.flip(0) for x in inputs]))
+    fewer = {}
+    for group in structure.groups:
+        strongest = int((_reading_strength(network, group.consumers) * gates[group.name].cpu()).argmax())
+        fewer[group.name] = gates[group.name].clone()
+        fewer[group.name][strongest] = 0
+    if not fewer:
+        return by_input, float("inf")
+    return by_input, relative_difference(here, gates_on(network, fewer)(*inputs))
+
+
+def _reading_strength(network: nn.Module, consumers: Sequence[Any]) -> Tensor:
+    """float[C]: how much weight reads each unit."""
+    tensors = network.state_dict(keep_vars=True)
+    total = torch.zeros(1)
+    for member in consumers:
+        weight = tensors[member.tensor].detach().float().cpu()
+        per_coordinate = weight.abs().sum([d for d in range(weight.dim()) if d != member.axis])
+        units = int(member.unit_of.max()) + 1
+        strength = torch.zeros(max(units, len(total)))
+        strength[: len(total)] += total if len(total) > 1 else 0
+        mine = member.unit_of >= 0
+        total = strength.index_add(0, member.unit_of[mine], per_coordinate[mine])
+    return total
+
+
+def relative_difference(a: Any, b: Any) -> float:
+    """max|a - b| / max|a| over all tensors of two equally nested outputs; infinite if shapes or finiteness differ."""
+    pairs = list(zip(tensors_of(a), tensors_of(b), strict=True))
+    worst = 0.0
+    for x, y in pairs:
+        if x.shape != y.shape or not bool(torch.isfinite(y).all()):
+            return float("inf")
+        scale = float(x.abs().max()) if x.numel() else 0.0
+        gap = float((x.double() - y.double()).abs().max()) if x.numel() else 0.0
+        worst = max(worst, gap / scale if scale else float(gap > 0))
+    return worst
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """All floating-point tensors of a nested output, in order."""
+    if isinstance(output, Tensor):
+        return [output.detach()] if output.is_floating_point() else []
+    if isinstance(output, dict):
+        return [t for value in output.values() for t in tensors_of(value)]
+    if isinstance(output, list | tuple):
+        return [t for value in output for t in tensors_of(value)]
+    return []

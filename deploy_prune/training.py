@@ -1,0 +1,184 @@
+"""Training: the package's one loop, and what it is given. Device placement and precision come from accelerate."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+
+from deploy_prune.data import Augment, Batch, Examples, batches
+from deploy_prune.errors import TrainingError
+from deploy_prune.recipe import TrainPart
+from deploy_prune.types import Forward, Progress, silent
+
+MOMENTUM = 0.9
+WARMUP_SHARE = 0.2  # of the steps, in which the learning rate rises
+
+
+def set_seed(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch (every device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
+def make_accelerator(device: str, mixed_precision: str = "no") -> Accelerator:
+    """Where training runs: ``device`` "auto" (a GPU if there is one), "cpu" or "cuda"; precision "no" or "bf16".
+
+    Raises:
+        TrainingError: another device, or CUDA is asked for and not there.
+    """
+    if device not in {"auto", "cpu", "cuda"}:
+        message = f"device: {device!r} is none of auto, cpu and cuda."
+        raise TrainingError(message)
+    if device == "cuda" and not torch.cuda.is_available():
+        message = "device: cuda is asked for, but torch finds no CUDA device; use auto or cpu."
+        raise TrainingError(message)
+    AcceleratorState._reset_state(reset_partial_state=True)  # it is global, and can't change its mind otherwise
+    return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where the network's parameters are."""
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def placed(network: nn.Module, device: torch.device, *, training: bool) -> Iterator[nn.Module]:
+    """The network on this device and in this mode; afterwards back where it was and as it was."""
+    home = device_of(network)
+    modes = {module: module.training for module in network.modules()}
+    network.to(device).train(training)
+    try:
+        yield network
+    finally:
+        network.to(home)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def fit(
+    step_loss: Callable[[Any], Tensor],
+    batches: Iterator[Any],
+    optimizers: Sequence[Optimizer],
+    *,
+    accelerator: Accelerator,
+    steps: int,
+    work: str,
+    progress: Progress = silent,
+    schedulers: Sequence[LRScheduler] = (),
+) -> list[float]:
+    """Take ``steps`` steps on ``step_loss(batch)`` (a scalar) with every optimizer; the losses, one a step.
+
+    What is trained must be on the accelerator's device already; batches (tensors, nested as they like) are moved.
+
+    Raises:
+        TrainingError: the loss is not finite; with the work, the step and the learning rate. Nothing is updated then.
+    """
+    losses: list[float] = []
+    for step in range(1, steps + 1):
+        batch = send_to_device(next(batches), accelerator.device)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        with accelerator.autocast():
+            loss = step_loss(batch)
+        losses.append(_finite(loss, step, work, optimizers))
+        accelerator.backward(loss)
+        for stepper in (*optimizers, *schedulers):
+            stepper.step()
+        progress(work, step, steps, loss=losses[-1])
+    return losses
+
+
+def train_classifier(
+    network: nn.Module,
+    examples: Examples,
+    part: TrainPart,
+    *,
+    seed: int,
+    augment: Augment,
+    accelerator: Accelerator,
+    progress: Progress = silent,
+    work: str = "train",
+) -> list[float]:
+    """Train in place with cross entropy, SGD with Nesterov momentum and one cycle of the learning rate.
+
+    Returns the loss of every step. The network comes back on the device and in the mode it was in.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    with placed(network, accelerator.device, training=True):
+        optimizer, schedulers = one_cycle(network, part.lr, part.weight_decay, part.steps)
+        return fit(
+            lambda batch: classification(network, batch),
+            batches(examples, part.batch_size, seed, augment),
+            [optimizer],
+            accelerator=accelerator,
+            steps=part.steps,
+            work=work,
+            progress=progress,
+            schedulers=schedulers,
+        )
+
+
+def one_cycle(network: nn.Module, lr: float, weight_decay: float, steps: int) -> tuple[Optimizer, list[LRScheduler]]:
+    """SGD whose rate rises to ``lr`` in the first fifth of the steps and falls to nearly 0 (cosine) in the rest.
+
+    After Smith and Topin, arXiv 1708.07120, with a constant momentum. Only weights of two or more axes decay (biases
+    and norms don't: He et al., arXiv 1812.01187, section 3.1).
+    """
+    decayed = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True)
+    if steps < 2:
+        return optimizer, []
+    cycle = OneCycleLR(
+        optimizer, max_lr=lr, total_steps=steps + 1, pct_start=WARMUP_SHARE, cycle_momentum=False, div_factor=10
+    )
+    return optimizer, [cycle]
+
+
+def classification(forward: Forward, batch: Batch) -> Tensor:
+    """Cross entropy of ``forward(x)`` (logits [B, classes]) with y (int64 [B]): a `types.Task`."""
+    x, y = batch
+    return F.cross_entropy(forward(x), y)
+
+
+@torch.no_grad()
+def accuracy(
+    network: nn.Module, examples: Examples, batch_size: int = 256, *, accelerator: Accelerator | None = None
+) -> float:
+    """Share of examples (0 to 1) whose highest logit is their label, in evaluation mode; the mode is restored.
+
+    Runs where the network is, or on the accelerator's device if one is given.
+    """
+    device = accelerator.device if accelerator else device_of(network)
+    correct = 0
+    with placed(network, device, training=False):
+        for indices in torch.arange(len(examples)).split(batch_size):
+            x, y = send_to_device(examples.take(indices), device)
+            correct += int((network(x).argmax(1) == y).sum())
+    return correct / len(examples)
+
+
+def _finite(loss: Tensor, step: int, work: str, optimizers: Sequence[Optimizer]) -> float:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        rate = optimizers[0].param_groups[0]["lr"] if optimizers else 0.0
+        message = f"{work}: the loss is {value} at step {step}, learning rate {rate:g}; lower the learning rate."
+        raise TrainingError(message)
+    return value

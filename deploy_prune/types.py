@@ -1,0 +1,274 @@
+"""Shared frozen data: what one stage hands to the next.
+
+Dimension letters used in the whole package: B batch, C channels (units of a group), H W height and width,
+L coordinates of one tensor axis, K kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import quantiles
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Keep = dict[str, "Tensor"]
+"""Group name -> bool[C]. True = stays, never the reverse."""
+Scores = dict[str, "Tensor"]
+"""Group name -> float[C]. Higher = more important; comparable between groups."""
+Counts = dict[str, int]
+"""Group name -> number of units kept."""
+Forward = Callable[..., Any]
+"""A network, or a network with its gates on: inputs -> outputs."""
+Task = Callable[[Forward, Any], "Tensor"]
+"""(forward, batch) -> scalar loss. The one thing a search knows about what the network is for."""
+Metric = Literal["latency", "macs", "params", "size"]
+
+
+class Progress(Protocol):
+    """Told about long work: called with the work's name, steps done, steps in all, and figures to show."""
+
+    def __call__(self, work: str, done: int, total: int, **figures: float) -> None:
+        """Take note of one step."""
+
+
+def silent(work: str, done: int, total: int, **figures: float) -> None:
+    """The progress that shows nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Axis:
+    """One axis of one named tensor (parameter or buffer) of the dense network, and the unit each coordinate belongs to.
+
+    ``unit_of`` is int64[L]: the unit's number within the group, or -1 where the coordinate is not of this group.
+    """
+
+    tensor: str
+    axis: int
+    unit_of: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChannelGroup:
+    """Units that are chosen one by one; all coordinates of one unit, on every member axis, live or die together.
+
+    ``channels``: number of units C. ``period``: coordinates of one unit on the axis that names the group (1 for
+    a plain convolution; the width of a head or of a whole convolution group otherwise).
+    ``consumers``: the axes that read the channels by contraction (a convolution's or linear layer's input side):
+    a gate multiplies there. ``members``: every axis that loses coordinates when a unit goes, consumers included.
+    """
+
+    name: str
+    channels: int
+    period: int
+    consumers: tuple[Axis, ...]
+    members: tuple[Axis, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Width:
+    """Number of channels on one side of a layer: ``fixed + sum(per_unit[g] * kept units of g)``."""
+
+    fixed: int
+    per_unit: Mapping[str, int]
+
+    def at(self, counts: Mapping[str, int]) -> int:
+        """The width for these kept units per group."""
+        return self.fixed + sum(per * counts[group] for group, per in self.per_unit.items())
+
+
+LayerKind = Literal["conv", "depthwise", "linear", "norm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One application of a weight: MACs = positions * taps * inputs * outputs (all per example).
+
+    ``inputs`` is the width of the weight's input axis (channels per filter, so 1 for depthwise), ``outputs`` of
+    its output axis, ``taps`` the kernel's positions (9 for 3x3), ``positions`` the output's (H*W, or tokens).
+    ``input_positions`` is the same for the layer's input; ``vectors`` counts parameters per output channel beside
+    the weight (1 for a bias, 2 for an affine norm). A norm has ``taps`` 0. ``name`` is the module's path.
+    """
+
+    name: str
+    kind: LayerKind
+    tensor: str
+    taps: int
+    positions: int
+    input_positions: int
+    inputs: Width
+    outputs: Width
+    vectors: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A set of channels that can't be pruned, and why."""
+
+    name: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Structure:
+    """What tracing a network finds: its groups, its layers in order of execution, and what is left whole and why."""
+
+    groups: tuple[ChannelGroup, ...]
+    layers: tuple[Layer, ...]
+    whole: tuple[Whole, ...]
+
+    @property
+    def dense_counts(self) -> Counts:
+        """Every group at full width."""
+        return {g.name: g.channels for g in self.groups}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """``limit`` in the metric's unit (ms, MACs, parameters, bytes), or, if ``relative``, as a fraction of dense."""
+
+    text: str
+    metric: Metric
+    limit: float
+    relative: bool
+
+    def absolute(self, dense: float) -> float:
+        """The limit in the metric's unit, given the dense network's value."""
+        return self.limit * dense if self.relative else self.limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """A device's rates, for prediction: time of a layer = max(MACs / rate, bytes / bandwidth) + overhead.
+
+    Units: ``gmacs_per_s`` 1e9 multiply-accumulates a second for dense convolutions and matrix products,
+    ``depthwise_gmacs_per_s`` the same for depthwise convolutions, ``gbytes_per_s`` 1e9 bytes a second,
+    ``layer_overhead_ms`` per layer, ``network_overhead_ms`` once. ``source``: where the numbers come from.
+    """
+
+    gmacs_per_s: float
+    depthwise_gmacs_per_s: float
+    gbytes_per_s: float
+    layer_overhead_ms: float
+    network_overhead_ms: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A device with its runtime, from edge_targets/*.yaml.
+
+    ``granularity``: channel counts are chosen in multiples of this; None = find it by measurement.
+    ``runner``: how artifacts are measured there; None = no device attached, latency is predicted from ``roofline``.
+    """
+
+    name: str
+    title: str
+    format: str
+    precision: Literal["fp32", "fp16", "int8"]
+    runtime: str
+    granularity: int | None
+    runner: Literal["local"] | None
+    threads: int
+    roofline: Roofline | None
+    notes: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A file that a runtime loads, with what is needed to say exactly which one it is."""
+
+    path: Path
+    format: str
+    precision: str
+    sha256: str
+    input_shape: tuple[int, ...]
+    versions: Mapping[str, str]
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file."""
+        return self.path.stat().st_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Measured: raw samples in ms, one per inference."""
+
+    samples_ms: tuple[float, ...] = field(repr=False)
+    warmup: int
+    threads: int
+    device: str
+    measured_on: str
+
+    @property
+    def p50_ms(self) -> float:
+        """Median."""
+        return self._percentile(50)
+
+    @property
+    def p90_ms(self) -> float:
+        """90th percentile."""
+        return self._percentile(90)
+
+    @property
+    def p99_ms(self) -> float:
+        """99th percentile."""
+        return self._percentile(99)
+
+    def _percentile(self, percent: int) -> float:
+        if len(self.samples_ms) < 2:
+            return self.samples_ms[0]
+        return quantiles(self.samples_ms, n=100, method="inclusive")[percent - 1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Predicted, never measured: latency in ms and where the number comes from (table or roofline)."""
+
+    ms: float
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SearchResult:
+    """What a search learned: scores per unit, the network's state dict when it ended, and its trace, a row a step."""
+
+    scores: Scores
+    state: dict[str, Tensor]
+    trace: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of results.json: one target x budget, or a target's dense row (``budget == "dense"``).
+
+    ``asked`` and ``predicted`` are in the metric's unit (ms for latency). ``accuracy`` is on the target task's test
+    examples, 0 to 1. ``measured_*`` and ``measured_on`` are None where no device is attached. ``dense_p50_ms`` is the
+    dense artifact's p50 in the same interleaved run.
+    """
+
+    target: str
+    runtime: str
+    precision: str
+    budget: str
+    metric: Metric
+    asked: float | None
+    predicted: float | None
+    predicted_ms: float | None
+    measured_p50_ms: float | None
+    measured_p90_ms: float | None
+    dense_p50_ms: float | None
+    measured_on: str | None
+    macs: int
+    params: int
+    size_bytes: int | None
+    accuracy: float | None
+    accuracy_dense: float | None
+    parity_max_abs: float | None
+    status: Literal["ok", "failed"]
+    error: str | None

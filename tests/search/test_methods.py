@@ -1,0 +1,209 @@
+"""Every method in the table goes through the same tests."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from deploy_prune.cost import macs, params
+from deploy_prune.errors import RecipeError
+from deploy_prune.recipe import SearchPart
+from deploy_prune.search import METHODS, OPTIONS, SearchGoal, check_method, choose, reachable
+from deploy_prune.training import classification
+from deploy_prune.types import silent
+
+FINDS_DEAD = {"gate": {}, "magnitude": {"over": "consumers"}, "taylor": {}}
+
+
+def search(method, example, accelerator, *, seed=0, share=0.5, steps=20, progress=silent, cost=None, **options):
+    cost = cost or macs(example.structure)
+    goal = SearchGoal(cost=cost, limit=share * cost(example.structure.dense_counts))
+    return METHODS[method](
+        example.network,
+        example.structure,
+        classification,
+        example.batches(seed),
+        goal,
+        SearchPart(method=method, steps=steps, options=options),
+        accelerator=accelerator,
+        progress=progress,
+        seed=seed,
+    )
+
+
+def counts(keep):
+    return {name: int(kept.sum()) for name, kept in keep.items()}
+
+
+@pytest.fixture(params=list(METHODS))
+def method(request):
+    return request.param
+
+
+def test_every_method_has_its_options_listed():
+    assert set(OPTIONS) == set(METHODS)
+
+
+def test_scores_are_finite_and_one_a_unit(method, example, accelerator):
+    scores = search(method, example, accelerator).scores
+    assert {name: tuple(s.shape) for name, s in scores.items()} == {
+        g.name: (g.channels,) for g in example.structure.groups
+    }
+    assert all(s.is_floating_point() and bool(torch.isfinite(s).all()) for s in scores.values())
+    assert all(s.device.type == "cpu" and not s.requires_grad for s in scores.values())
+
+
+def test_the_same_seed_gives_the_same_scores(method, example, accelerator):
+    first, second = (search(method, example, accelerator, seed=3) for _ in range(2))
+    for name in first.scores:
+        assert torch.equal(first.scores[name], second.scores[name])
+    for name in first.state:
+        assert torch.equal(first.state[name], second.state[name])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_network_stays_untouched(method, example, accelerator, training):
+    example.network.train(training)
+    next(example.network.parameters()).requires_grad_(False)
+    before = copy.deepcopy(example.network)
+    search(method, example, accelerator)
+    assert all(m.training is training for m in example.network.modules())
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(tensor, example.network.state_dict()[name]), name
+    assert [p.requires_grad for p in before.parameters()] == [p.requires_grad for p in example.network.parameters()]
+    assert all(p.grad is None for p in example.network.parameters())
+
+
+def test_the_state_fits_the_network_and_is_its_own(method, example, accelerator):
+    state = search(method, example, accelerator).state
+    other = copy.deepcopy(example.network)
+    other.load_state_dict(state)
+    for tensor in state.values():
+        tensor.zero_()
+    assert any(bool(tensor.any()) for tensor in example.network.state_dict().values())
+
+
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_the_budget_is_met(method, example, accelerator, share):
+    scores = search(method, example, accelerator, share=share).scores
+    for cost in (macs(example.structure), params(example.structure, 10_000)):
+        smallest, dense = reachable(example.structure, cost, 2)
+        limit = max(smallest, share * dense)
+        keep = choose(scores, example.structure, cost, limit, 2)
+        assert smallest <= cost(counts(keep)) <= limit
+
+
+@pytest.mark.parametrize("method", list(FINDS_DEAD))
+def test_planted_dead_channels_go_first(method, example, accelerator):
+    """Channels that nobody reads, one third of each group."""
+    dead, tensors = {}, example.network.state_dict()
+    lot = torch.Generator().manual_seed(0)
+    for group in example.structure.groups:
+        dead[group.name] = torch.randperm(group.channels, generator=lot)[: group.channels // 3]
+        for axis in group.consumers:
+            tensors[axis.tensor].index_fill_(axis.axis, dead[group.name], 0.0)
+    scores = search(method, example, accelerator, share=0.5, steps=100, **FINDS_DEAD[method]).scores
+    for name, units in dead.items():
+        lowest = scores[name].argsort()[: len(units)]
+        assert set(lowest.tolist()) == set(units.tolist()), name
+
+
+def test_an_unknown_option_names_the_nearest(method, chained, accelerator):
+    known = next(iter(OPTIONS[method].model_fields), None)
+    with pytest.raises(RecipeError) as error:
+        search(method, chained, accelerator, **{(known or "steps") + "x": 1})
+    hint = f"perhaps you meant {known!r}" if known else "there are none"
+    assert str(error.value) == (
+        f"search.options.{known or 'steps'}x: unknown option of {method} '{known or 'steps'}x'; {hint}."
+    )
+
+
+def test_a_bad_value_names_the_option():
+    config = SearchPart(method="gate", options={"anneal": 2})
+    with pytest.raises(RecipeError, match=r"search\.options\.anneal: .* less than or equal to 1 .*given 2"):
+        check_method(config)
+
+
+def test_an_unknown_method_names_the_nearest():
+    with pytest.raises(RecipeError, match="unknown method 'tailor'; perhaps you meant 'taylor'"):
+        check_method(SearchPart(method="tailor"))
+
+
+def test_progress_is_told_of_long_work(chained, accelerator):
+    told = []
+    for method in ("gate", "taylor"):
+        search(method, chained, accelerator, progress=lambda *a, **figures: told.append(a))
+    assert told[0][1:] == (1, 20)
+    assert told[-1] == ("taylor", 20, 20)
+
+
+def test_uniform_takes_nearly_the_same_share_of_every_group_at_every_budget(make_chain, accelerator):
+    example = make_chain((80, 160, 240))
+    for cost in (macs(example.structure), params(example.structure, 600_000)):
+        scores = search("uniform", example, accelerator, cost=cost).scores
+        for share in (0.75, 0.5, 0.25):
+            keep = choose(scores, example.structure, cost, share * cost(example.structure.dense_counts), 4)
+            shares = [float(kept.float().mean()) for kept in keep.values()]
+            assert max(shares) - min(shares) < 0.15, shares
+
+
+def test_random_depends_on_the_seed(chained, accelerator):
+    first, second = (search("random", chained, accelerator, seed=s).scores["6"] for s in (0, 1))
+    assert not torch.equal(first.argsort(), second.argsort())
+
+
+def test_magnitude_by_hand(chained, accelerator):
+    state = chained.network.state_dict()
+    norms = (state["0.weight"].pow(2).sum((1, 2, 3)) + state["3.weight"].pow(2).sum((0, 2, 3))).sqrt()
+    assert torch.equal(search("magnitude", chained, accelerator).scores["0"].argsort(), norms.argsort())
+
+
+def test_bn_scale_by_hand(example, accelerator):
+    lot = torch.Generator().manual_seed(0)
+    for name, parameter in example.network.named_parameters():
+        if parameter.dim() == 1:
+            parameter.data = torch.randn(parameter.shape, generator=lot)
+    group = example.structure.groups[0]
+    gammas = [
+        example.network.get_parameter(axis.tensor).detach().abs()
+        for axis in group.members
+        if axis.tensor in {layer.tensor for layer in example.structure.layers if layer.kind == "norm"}
+    ]
+    assert gammas
+    expected = sum(gammas).argsort()
+    assert torch.equal(search("bn_scale", example, accelerator).scores[group.name].argsort(), expected)
+
+
+def without_norms(example, *names):
+    from dataclasses import replace
+
+    layers = tuple(layer for layer in example.structure.layers if layer.name not in names)
+    return replace(example, structure=replace(example.structure, layers=layers))
+
+
+def test_bn_scale_does_not_guess_for_a_group_without_a_norm(chained, accelerator):
+    bare = without_norms(chained, "4")
+    with pytest.raises(RecipeError, match=r"can't score 3: .*search\.options\.without_norm: magnitude"):
+        search("bn_scale", bare, accelerator)
+    scores = search("bn_scale", bare, accelerator, without_norm="magnitude").scores
+    assert torch.equal(scores["3"].argsort(), search("magnitude", chained, accelerator).scores["3"].argsort())
+
+
+def test_bn_scale_refuses_a_network_without_norms(chained, accelerator):
+    bare = without_norms(chained, "1", "4", "7")
+    with pytest.raises(RecipeError, match="can't score 0, 3, 6: no norm"):
+        search("bn_scale", bare, accelerator, without_norm="magnitude")
+
+
+def test_taylor_is_the_mean_of_absolute_gradients(chained, accelerator):
+    network = copy.deepcopy(chained.network).eval()
+    expected = torch.zeros(8)
+    batches = chained.batches(0)
+    for _ in range(3):
+        network.zero_grad()
+        classification(network, next(batches)).backward()
+        weight = network.get_parameter("3.weight")
+        expected += (weight.grad * weight).sum((0, 2, 3)).abs().detach() / 3
+    assert torch.allclose(search("taylor", chained, accelerator, num_batches=3).scores["0"], expected, atol=1e-7)

@@ -1,0 +1,241 @@
+"""The commands: what they pass on, what they print, and how they fail."""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+import deploy_prune
+from deploy_prune import errors
+from deploy_prune.cli import main
+from deploy_prune.errors import BudgetError, DeployPruneError
+from deploy_prune.recipe_file import load
+from deploy_prune.types import Artifact, Row, Structure, silent
+
+ERROR_CLASSES = [DeployPruneError, *DeployPruneError.__subclasses__()]
+
+
+def row(budget: str = "50%", **changes) -> Row:
+    values = dict.fromkeys(Row.__dataclass_fields__) | {
+        "target": "host", "runtime": "onnxruntime", "precision": "fp32", "budget": budget, "metric": "latency",
+        "asked": 2.0, "predicted": 2.0, "macs": 10, "params": 10, "status": "ok",
+    }  # fmt: skip
+    return Row(**(values | changes))
+
+
+def check_report(*, met: bool = True, missing: tuple[str, ...] = ()) -> SimpleNamespace:
+    budget = SimpleNamespace(target="host", budget="1%", asked=0.1, met=met, reason="the smallest is 2 ms")
+    reach = SimpleNamespace(
+        target="host", granularity=8, granularity_source="measured", metric="latency", smallest=2.0, dense=10.0,
+        predicted_by="table",
+    )  # fmt: skip
+    return SimpleNamespace(
+        recipe_name="quickstart", network="resnet20", structure=Structure(groups=(), layers=(), whole=()),
+        dense={"macs": 1e6, "params": 1e5}, targets=[reach], budgets=[budget], missing_extras=missing, seconds=1.0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    """A pipeline that notes what it was called with."""
+    fake = ModuleType("deploy_prune.pipeline")
+    fake.calls = []
+
+    def note(name, result):
+        def call(*args):
+            fake.calls.append((name, *args))
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        setattr(fake, name, call)
+
+    fake.answer = note
+    note("run", SimpleNamespace(folder=Path("runs/quickstart"), rows=(row("dense"), row())))
+    note("check", check_report())
+    note("bench", (row("dense"), row()))
+    monkeypatch.setitem(sys.modules, "deploy_prune.pipeline", fake)
+    monkeypatch.setattr(deploy_prune, "pipeline", fake, raising=False)
+    return fake
+
+
+def call(*args: str):
+    return CliRunner().invoke(main, args)
+
+
+def test_help_answers_at_once():
+    command = [sys.executable, "-m", "deploy_prune.cli", "--help"]
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.6
+
+
+def test_the_command_line_is_imported_without_torch():
+    code = "import sys, deploy_prune.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_version():
+    assert call("--version").output == f"deploy-prune, version {deploy_prune.__version__}\n"
+
+
+@pytest.mark.parametrize("name", main.commands)
+def test_every_command_has_a_help_text_with_an_example_that_parses(name):
+    command = main.commands[name]
+    result = call(name, "--help")
+    assert result.exit_code == 0
+    assert command.help
+    program, called, *args = shlex.split(command.epilog.removeprefix("Example: "))
+    assert (program, called) == ("deploy-prune", name)
+    command.make_context(name, args)
+
+
+@pytest.mark.parametrize("error", ERROR_CLASSES)
+def test_each_error_is_one_line_and_its_own_exit_code(error, pipeline):
+    pipeline.answer("check", error("First part,\n  second part."))
+    result = call("check", "quickstart")
+    assert result.exit_code == error.exit_code
+    assert result.stderr == "deploy-prune: error: First part, second part.\n"
+    assert result.stdout == ""
+
+
+def test_exit_codes_are_the_classes_own():
+    codes = [error.exit_code for error in ERROR_CLASSES]
+    assert len(set(codes)) == len(codes)
+    assert not {0, 2, 130} & set(codes)
+    assert {e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)} == set(ERROR_CLASSES)
+
+
+def test_debug_shows_the_traceback_too(pipeline):
+    pipeline.answer("check", BudgetError("Too small."))
+    result = call("--debug", "check", "quickstart")
+    assert result.exit_code == BudgetError.exit_code
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.endswith("\ndeploy-prune: error: Too small.\n")
+
+
+def test_an_unexpected_exception_is_named_without_a_traceback(pipeline):
+    pipeline.answer("check", KeyError("features"))
+    result = call("check", "quickstart")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert "unexpected KeyError: 'features'" in result.stderr
+    assert "--debug" in result.stderr
+
+
+def test_an_interrupted_run_says_that_it_can_go_on(pipeline):
+    pipeline.answer("run", KeyboardInterrupt())
+    result = call("recipe", "quickstart")
+    assert result.exit_code == 130
+    assert result.stderr == "deploy-prune: interrupted; the same command goes on from the last finished stage\n"
+
+
+def test_a_wrong_command_is_a_usage_error():
+    assert call("chekc").exit_code == 2
+    assert call("recipe").exit_code == 2
+
+
+def test_recipe_passes_everything_on_and_shows_the_results(pipeline):
+    result = call(
+        "recipe", "quickstart", "--set", "seed=3", "--set", "budgets=[30%]", "--out", "o", "--fresh", "--quiet"
+    )
+    assert result.exit_code == 0
+    assert pipeline.calls == [("run", load("quickstart", ["seed=3", "budgets=[30%]"]), Path("o"), silent, True)]
+    assert "dense" in result.stdout
+    assert result.stdout.endswith("runs/quickstart\n")
+
+
+def test_recipe_shows_progress_unless_told_not_to(pipeline):
+    call("recipe", "quickstart")
+    (_, _, out, progress, fresh), *_ = pipeline.calls
+    assert (out, fresh) == (Path("runs"), False)
+    assert progress is not silent
+
+
+@pytest.mark.parametrize("command", [("recipe", "quickstart"), ("bench", "runs/quickstart")])
+def test_failed_rows_fail_the_command_after_the_table(command, pipeline):
+    rows = (row("dense"), row("50%", status="failed", error="Off by 9%."), row("35%", status="failed", error="No."))
+    pipeline.answer("run", SimpleNamespace(folder=Path("f"), rows=rows))
+    pipeline.answer("bench", rows)
+    result = call(*command)
+    assert result.exit_code == 22
+    assert "host 50%: Off by 9%." in result.stdout
+    assert "host 35%: No." in result.stdout
+    assert result.stderr.endswith("error: 2 of 3 results failed, the first of them host 50%: Off by 9%.\n")
+
+
+def test_a_wrong_recipe_stops_before_the_pipeline_is_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deploy_prune.pipeline", None)  # importing it would raise
+    result = call("check", "quickstart", "--set", "sed=1")
+    assert result.exit_code == 10
+    assert "Perhaps you meant 'seed'?" in result.stderr
+
+
+def test_check_shows_its_tables(pipeline):
+    result = call("check", "quickstart")
+    assert result.exit_code == 0
+    assert "Budgets" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("report", "code", "message"),
+    [
+        (check_report(met=False), 15, "'1%' can't be met on host: the smallest is 2 ms"),
+        (check_report(missing=("timm",)), 23, "pip install 'deploy-prune[timm]'"),
+    ],
+)
+def test_check_fails_where_a_run_would(report, code, message, pipeline):
+    pipeline.answer("check", report)
+    result = call("check", "quickstart")
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert "Budgets" in result.stdout
+
+
+def test_bench_writes_its_rows_as_json(pipeline, tmp_path):
+    result = call("bench", "runs/quickstart", "--runs", "50", "--json", str(tmp_path / "again.json"))
+    assert result.exit_code == 0
+    assert pipeline.calls == [("bench", Path("runs/quickstart"), 50)]
+    assert [r["budget"] for r in json.loads((tmp_path / "again.json").read_text())] == ["dense", "50%"]
+
+
+def test_export_names_the_artifact(pipeline, tmp_path):
+    path = tmp_path / "slim.onnx"
+    path.write_bytes(b"12345")
+    made = Artifact(path=path, format="onnx", precision="fp32", sha256="abc", input_shape=(1, 3, 8, 8), versions={})
+    pipeline.answer("export", made)
+    result = call("export", "runs/a/host/50%", "--target", "pixel-8", "--out", str(path))
+    assert pipeline.calls == [("export", Path("runs/a/host/50%"), "pixel-8", path)]
+    assert result.stdout == f"{path} onnx fp32 5 bytes abc\n"
+
+
+def test_report_prints_the_page(monkeypatch):
+    from deploy_prune.report import page
+
+    monkeypatch.setattr(page, "write_page", lambda run: run / "report.html")
+    assert call("report", "runs/a").stdout == "runs/a/report.html\n"
+
+
+def test_report_of_a_missing_run_is_an_error_of_the_run_folder(tmp_path):
+    assert call("report", str(tmp_path / "none")).exit_code == 24
+
+
+def test_targets_lists_the_host():
+    result = call("targets")
+    assert result.exit_code == 0
+    assert "host" in result.stdout
+
+
+def test_schema_is_json_on_standard_output_or_in_a_file(tmp_path):
+    printed = call("schema").stdout
+    assert call("schema", "--out", str(tmp_path / "s.json")).stdout == ""
+    assert json.loads(printed) == json.loads((tmp_path / "s.json").read_text())

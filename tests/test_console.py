@@ -1,0 +1,74 @@
+"""Progress on a terminal and elsewhere."""
+
+import io
+import re
+
+from deploy_prune import types
+from deploy_prune.console import PLAIN_EVERY_S, PlainLines, rich_progress, targets_table
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_elsewhere_there_are_plain_lines_now_and_then():
+    stream, now = io.StringIO(), [0.0]
+    progress = PlainLines(stream, clock=lambda: now[0])
+    for step in range(1, 101):
+        now[0] = step * 0.1
+        progress("train", step, 100, loss=1 / 3)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "train: 1/100 loss=0.3333"
+    assert lines[-1] == "train: 100/100 loss=0.3333"
+    assert len(lines) == 10 / PLAIN_EVERY_S + 1
+
+
+def test_each_work_has_its_own_first_line():
+    stream = io.StringIO()
+    progress = PlainLines(stream, clock=lambda: 0.0)
+    for work in ("search", "retrain host/50%"):
+        progress(work, 1, 9)
+        progress(work, 2, 9)
+    assert stream.getvalue() == "search: 1/9\nretrain host/50%: 1/9\n"
+
+
+def test_no_control_characters_where_there_is_no_terminal(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    stream = io.StringIO()
+    with rich_progress(stream) as progress:
+        for step in range(1, 4):
+            progress("train", step, 3, loss=2.0)
+    assert stream.getvalue() == "train: 1/3 loss=2\ntrain: 3/3 loss=2\n"
+
+
+def test_a_dumb_terminal_gets_plain_lines_too(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with rich_progress(stream) as progress:
+        progress("train", 1, 2)
+    assert stream.getvalue() == "train: 1/2\n"
+
+
+def test_a_terminal_gets_a_bar_and_keeps_one_line_of_what_is_done(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    stream = Terminal()
+    with rich_progress(stream) as progress:
+        progress("retrain [50%]", 1, 2, loss=0.25)
+        progress("retrain [50%]", 2, 2, loss=0.125)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
+    assert "\x1b[" in stream.getvalue()
+    assert "retrain [50%]: 2/2 loss=0.125" in text
+
+
+def test_targets_say_whether_they_are_measured():
+    common = {"format": "onnx", "precision": "fp32", "runtime": "r", "granularity": 8, "threads": 1, "roofline": None}
+    rows = [
+        types.Target(name="host", title="this machine", runner="local", **common),
+        types.Target(name="far", title="a phone", runner=None, **common),
+    ]
+    table = targets_table(rows)
+    assert [str(cell) for cell in table.columns[0].cells] == ["host", "far"]
+    assert [str(cell) for cell in table.columns[-1].cells] == ["measured", "predicted"]
