@@ -10,7 +10,7 @@ with in_l, out_l the layer's widths. It is evaluated on ints (exact) and on tens
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -82,6 +82,14 @@ class CostModel:
         per_in, fixed_in, per_out, fixed_out, product, linear = (m.to(device) for m in self._matrices)
         inputs, outputs = per_in @ soft + fixed_in, per_out @ soft + fixed_out
         return self.constant + (inputs * outputs) @ product + outputs @ linear
+
+    def scaled(self, factor: float, metric: Metric, *, exact: tuple[Counts, float]) -> CostModel:
+        """This cost times a factor, as another metric, its constant such that it is ``exact[1]`` at ``exact[0]``."""
+        layers = tuple(
+            LayerCost(layer=c.layer, product=c.product * factor, linear=c.linear * factor) for c in self.layers
+        )
+        model = CostModel(metric=metric, layers=layers, groups=self.groups, granule=self.granule)
+        return replace(model, constant=exact[1] - model(exact[0]))
 
     def _stair(self, width: Tensor) -> Tensor:
         return width if self.granule == 1 else (width / self.granule).ceil() * self.granule

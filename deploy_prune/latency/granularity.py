@@ -40,7 +40,7 @@ def granularity(target: Target) -> int:
     """
     if target.granularity is not None:
         return target.granularity
-    key = {**_machine(), "runtime": target.runtime, "threads": target.threads, "precision": target.precision}
+    key = {**machine(), "runtime": target.runtime, "threads": target.threads, "precision": target.precision}
     return int(cached_json("granularity", key, lambda: smallest_paying(time_ratios(target))))
 
 
@@ -94,7 +94,7 @@ def _macs(width: int) -> int:
     return 9 * (3 * width + width * width + width + width * width)
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     """What tells this machine's processor and runtime from another's."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []

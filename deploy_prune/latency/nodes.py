@@ -18,13 +18,12 @@ _DECORATION: Final = re.compile(r"^fused |_nchwc$|_token_\d+$")
 
 
 def by_layer(artifact: Artifact, structure: Structure, node_ms: Mapping[str, float], total_ms: float) -> dict[str, float]:
-    """Layer name -> ms, scaled so that all nodes together take ``total_ms`` (the profiler itself costs time).
+    """Layer name -> ms, such that all nodes together take ``total_ms``.
 
-    A layer is found by its weight's name: ONNX Runtime names a fused convolution after its own node, its output, or
+    The profiler's own cost, the same for every node, is taken off first. A layer is found by its weight's name: ONNX Runtime names a fused convolution after its own node, its output, or
     the output of the activation that it took in. Layers whose node is not found are left out.
     """
-    scale = total_ms / max(sum(node_ms.values()), 1e-9)
-    known = {_plain(name): ms * scale for name, ms in node_ms.items()}
+    known = _without_profiler({_plain(name): ms for name, ms in node_ms.items()}, total_ms)
     waiting: dict[str, list[Layer]] = {}
     for layer in structure.layers:
         if layer.taps:
@@ -35,6 +34,14 @@ def by_layer(artifact: Artifact, structure: Structure, node_ms: Mapping[str, flo
         if hits and waiting.get(weight):
             found[waiting[weight].pop(0).name] = known[hits[0]]
     return found
+
+
+def _without_profiler(node_ms: Mapping[str, float], total_ms: float) -> dict[str, float]:
+    """Take the same time off every node (but at most nine tenths of it), then scale the sum to ``total_ms``."""
+    excess = max(0.0, sum(node_ms.values()) - total_ms) / max(1, len(node_ms))
+    left = {name: max(ms - excess, 0.1 * ms) for name, ms in node_ms.items()}
+    scale = total_ms / max(sum(left.values()), 1e-9)
+    return {name: ms * scale for name, ms in left.items()}
 
 
 def _plain(name: str) -> str:

@@ -3,13 +3,13 @@
 A few variants of the network, at random aligned widths, are exported, timed whole, and profiled node by node. Per layer l,
 with i and o its widths rounded up to the granule,
 
-    t_l(i, o) = product_l * i * o + linear_l * o,        product_l, linear_l >= 0,
+    t_l(i, o) = product_l * i * o + linear_l * o + constant_l,        all >= 0,
 
 and what belongs to no layer (reorders, poolings, elementwise nodes, the runtime's own time) is
 
-    rest = constant + per_element * sum_l positions_l * o_l,
+    rest = constant + per_element * sum_l positions_l * o_l.
 
-which is of the form that ``cost.CostModel`` evaluates.
+The constants add up to one; the sum is of the form that ``cost.CostModel`` evaluates.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ from deploy_prune.errors import MeasurementError
 from deploy_prune.types import Counts, Layer, Structure
 
 MIN_SAMPLES: Final = 3
-PRIOR_WEIGHT: Final = 0.05
+PRIOR_WEIGHT: Final = 0.1
 """Weight of the prior (time goes with the multiply-accumulates, from the dense layer's time) against one variant."""
+
+FLOOR: Final = 0.3
+"""Errors count relative to a layer's time, but not to less than this share of its largest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +61,13 @@ def fit_table(structure: Structure, samples: Sequence[Sample], granule: int) -> 
     dense = _dense(structure, samples)
     layers = [x for x in structure.layers if x.taps]
     shares = [_per_layer(layers, sample) for sample in samples]
-    costs = [_fit_layer(x, samples, shares, dense, granule) for x in layers]
-    model = _with_rest(structure, layers, costs, samples, granule)
+    fitted = [_fit_layer(x, samples, shares, dense, granule) for x in layers]
+    groups = tuple(g.name for g in structure.groups)
+    constant = sum(constant for _, constant in fitted)
+    known = CostModel(
+        metric="latency", layers=tuple(c for c, _ in fitted), groups=groups, constant=constant, granule=granule
+    )
+    model = _with_rest(known, samples)
     return _scaled(model, dense.total_ms / model(dense.counts))
 
 
@@ -102,39 +110,35 @@ def _per_layer(layers: Sequence[Layer], sample: Sample) -> Mapping[str, float]:
 
 def _fit_layer(
     layer: Layer, samples: Sequence[Sample], shares: Sequence[Mapping[str, float]], dense: Sample, granule: int
-) -> LayerCost:
-    """Non-negative least squares on relative errors, with the prior as two weak rows."""
+) -> tuple[LayerCost, float]:
+    """A layer's cost and its constant ms: non-negative least squares, with the prior as weak rows."""
     measured = [(s.counts, share[layer.name]) for s, share in zip(samples, shares, strict=True) if layer.name in share]
     if not measured:
-        return LayerCost(layer=layer, product=0.0)
-    widths = [_widths(layer, counts, granule) for counts, _ in measured]
+        return LayerCost(layer=layer, product=0.0), 0.0
     inputs, outputs = _widths(layer, dense.counts, granule)
-    scale = numpy.array([inputs * outputs, outputs], dtype=float)
-    features = numpy.array([[i * o, o] for i, o in widths]) / scale
+    scale = numpy.array([inputs * outputs, outputs, 1.0])
+    widths = [_widths(layer, counts, granule) for counts, _ in measured]
+    features = numpy.array([[i * o, o, 1.0] for i, o in widths]) / scale
     times = numpy.array([ms for _, ms in measured])
     largest = max(float(times.max()), 1e-9)
-    weights = 1 / numpy.maximum(times, 0.1 * largest)
-    rows = numpy.vstack([features * weights[:, None], PRIOR_WEIGHT * numpy.eye(2) / largest])
-    values = numpy.concatenate([times * weights, [PRIOR_WEIGHT, 0.0]])
-    product, linear = nnls(rows, values)[0] / scale
-    return LayerCost(layer=layer, product=float(product), linear=float(linear))
+    weights = 1 / numpy.maximum(times, FLOOR * largest)
+    rows = numpy.vstack([features * weights[:, None], PRIOR_WEIGHT * numpy.eye(3) / largest])
+    values = numpy.concatenate([times * weights, [PRIOR_WEIGHT, 0.0, 0.0]])
+    product, linear, constant = nnls(rows, values)[0] / scale
+    return LayerCost(layer=layer, product=float(product), linear=float(linear)), float(constant)
 
 
-def _with_rest(
-    structure: Structure, layers: Sequence[Layer], costs: Sequence[LayerCost], samples: Sequence[Sample], granule: int
-) -> CostModel:
+def _with_rest(model: CostModel, samples: Sequence[Sample]) -> CostModel:
     """Add what no layer explains: a constant, and a time per output element."""
-    groups = tuple(g.name for g in structure.groups)
-    model = CostModel(metric="latency", layers=tuple(costs), groups=groups, granule=granule)
-    elements = [sum(x.positions * _widths(x, s.counts, granule)[1] for x in layers) for s in samples]
-    rest = [s.total_ms - model(s.counts) for s in samples]
+    layers = [c.layer for c in model.layers]
+    elements = [sum(x.positions * _widths(x, s.counts, model.granule)[1] for x in layers) for s in samples]
     weights = numpy.array([1 / s.total_ms for s in samples])
-    largest = max(elements)
-    rows = numpy.array([[1.0, e / largest] for e in elements]) * weights[:, None]
-    constant, per_element = nnls(rows, numpy.array(rest) * weights)[0]
-    per_element /= largest
-    costs = [replace(c, linear=c.linear + float(per_element) * c.layer.positions) for c in costs]
-    return replace(model, layers=tuple(costs), constant=float(constant))
+    rest = numpy.array([s.total_ms - model(s.counts) for s in samples])
+    scale = numpy.array([1.0, max(elements)])
+    rows = numpy.array([[1.0, e] for e in elements]) / scale * weights[:, None]
+    constant, per_element = nnls(rows, rest * weights)[0] / scale
+    costs = tuple(replace(c, linear=c.linear + float(per_element) * c.layer.positions) for c in model.layers)
+    return replace(model, layers=costs, constant=model.constant + float(constant))
 
 
 def _widths(layer: Layer, counts: Counts, granule: int) -> tuple[int, int]:

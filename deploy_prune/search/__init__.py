@@ -19,7 +19,7 @@ from deploy_prune.search.baselines import (
     taylor,
     uniform,
 )
-from deploy_prune.search.budget import choose, reachable, threshold_values
+from deploy_prune.search.budget import choose, reachable, smallest_counts, threshold_values
 from deploy_prune.search.gate import GateOptions, gate
 from deploy_prune.search.gated import GatedNetwork, gated
 from deploy_prune.search.method import Method, NoOptions, SearchGoal, read_options, unknown
@@ -52,6 +52,7 @@ __all__ = [
     "choose",
     "gated",
     "reachable",
+    "smallest_counts",
     "threshold_values",
 ]
 

@@ -106,8 +106,12 @@ def choose(
 
 def reachable(structure: Structure, cost: CostModel, granule: int, min_channels: int = 1) -> tuple[float, float]:
     """(smallest, dense): what the network costs with every group at its lowest stair, and whole; in the cost's unit."""
-    stairs = _stairs(structure, granule, min_channels)
-    return cost({name: counts[0] for name, counts in stairs.items()}), cost(structure.dense_counts)
+    return cost(smallest_counts(structure, granule, min_channels)), cost(structure.dense_counts)
+
+
+def smallest_counts(structure: Structure, granule: int, min_channels: int = 1) -> Counts:
+    """Every group at its lowest stair."""
+    return {name: counts[0] for name, counts in _stairs(structure, granule, min_channels).items()}
 
 
 def threshold_values(ranks: Scores, cost: CostModel) -> Scores:

@@ -73,6 +73,34 @@ def build(architecture: Architecture, dense: nn.Module, prune: PrunePart | None 
     return slim
 
 
+def require_trust(architecture: Architecture, trust: bool) -> None:
+    """A file that names the user's own code is not followed unasked.
+
+    Raises:
+        ArchitectureError: the source is module:callable and ``trust`` is off.
+    """
+    source = architecture.model.source
+    if ":" in source and source.partition(":")[0] not in {"torchvision", "timm"} and not trust:
+        message = f"The architecture is built by the code {source!r}; if you trust that code, load it with trust=True."
+        raise ArchitectureError(message)
+
+
+def load_weights(slim: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Put the weights of ``path`` into a network that was built from its architecture.
+
+    Raises:
+        ArchitectureError: a tensor is missing, unknown, or of another shape.
+    """
+    wanted = slim.state_dict()
+    for name in [*wanted, *weights]:
+        have, want = weights.get(name), wanted.get(name)
+        if have is None or want is None or have.shape != want.shape:
+            shapes = [None if t is None else list(t.shape) for t in (have, want)]
+            message = f"{path}: weights.safetensors has {shapes[0]} for {name}; the architecture has {shapes[1]}."
+            raise ArchitectureError(message)
+    slim.load_state_dict(dict(weights))
+
+
 def _same_definition(architecture: Architecture, dense: nn.Module) -> None:
     found = {name: tuple(t.shape) for name, t in dense.state_dict().items()}
     for name, (shape, _) in architecture.shapes.items():

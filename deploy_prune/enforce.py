@@ -1,0 +1,134 @@
+"""The closed loop: project to the budget, cut, export, look, correct, until what is measured is what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from deploy_prune.cost import CostModel
+from deploy_prune.errors import BudgetError
+from deploy_prune.search import choose
+from deploy_prune.types import Budget, Counts, Keep, Progress, Scores, Target
+from deploy_prune.workbench import Workbench
+
+UNITS: Final = {"latency": "ms", "macs": "MACs", "params": "parameters", "size": "bytes"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What one candidate was asked to be, predicted to be and found to be, all in the metric's unit."""
+
+    limit: float
+    predicted: float
+    observed: float
+    asked: float
+    dense: float
+    counts: Counts
+
+    @property
+    def ratio(self) -> float:
+        """Observed over asked; 1 is the budget met exactly."""
+        return self.observed / self.asked
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """Which units a budget keeps on a target, and how that was found."""
+
+    keep: Keep
+    looks: tuple[Look, ...]
+    chosen: Look
+
+    def as_json(self, tolerance: float) -> dict[str, Any]:
+        """loop.json: a row a step. In the metric's unit, whatever the keys' names say for latency."""
+        steps = [
+            {
+                "step": i, "limit_ms": k.limit, "predicted_ms": k.predicted, "measured_p50_ms": k.observed,
+                "dense_p50_ms": k.dense, "asked_ms": k.asked, "scale": k.observed / k.predicted, "counts": k.counts,
+                "chosen": k is self.chosen,
+            }
+            for i, k in enumerate(self.looks, 1)
+        ]  # fmt: skip
+        return {"asked_ms": self.chosen.asked, "tolerance": tolerance, "steps": steps}
+
+
+def enforce(
+    bench: Workbench, target: Target, budget: Budget, scores: Scores, progress: Progress, work: str
+) -> Plan:
+    """Find what to keep so that the observed cost of the real artifact meets the budget.
+
+    Without an attached device latency is the model's own and one look is enough. The nearest candidate within
+    ``measure.tolerance`` above the budget is taken; a candidate nearer than the tolerance ends the loop.
+
+    Raises:
+        BudgetError: no candidate is within the budget.
+    """
+    model, granule = bench.cost(target, budget.metric), bench.granule(target)
+    tolerance, tries = bench.recipe.measure.tolerance, 1 + bench.recipe.measure.max_corrections
+    dense = model(bench.structure.dense_counts)
+    limit, looks, keeps = budget.absolute(dense), list[Look](), list[Keep]()
+    for step in range(1, tries + 1):
+        keep = choose(scores, bench.structure, model, limit, granule, bench.recipe.prune.min_channels)
+        counts = {name: int(mask.sum()) for name, mask in keep.items()}
+        if any(look.counts == counts for look in looks):
+            break
+        looks.append(observe(bench, target, budget, counts, limit=limit, predicted=model(counts)))
+        keeps.append(keep)
+        progress(work, step, tries, asked=looks[-1].asked, observed=looks[-1].observed)
+        if abs(looks[-1].ratio - 1) <= tolerance or _settled(budget, looks[-1], target):
+            break
+        limit = _next_limit(looks, model, bench, target)
+    within = [i for i, look in enumerate(looks) if look.ratio <= 1 + tolerance_above(budget, tolerance)]
+    if not within:
+        raise BudgetError(_out_of_reach(budget, target, looks))
+    best = min(within, key=lambda i: abs(looks[i].ratio - 1))
+    return Plan(keep=keeps[best], looks=tuple(looks), chosen=looks[best])
+
+
+def tolerance_above(budget: Budget, tolerance: float) -> float:
+    """How far above the budget is still within it: nothing, where the cost is counted and not measured."""
+    return tolerance if budget.metric == "latency" else 0.0
+
+
+def observe(bench: Workbench, target: Target, budget: Budget, counts: Counts, *, limit: float, predicted: float) -> Look:
+    """Look at the real thing: measured latency, counted parameters or MACs, the file's size."""
+    model = bench.cost(target, budget.metric)
+    dense, observed = model(bench.structure.dense_counts), model(counts)
+    if budget.metric == "latency" and target.runner is not None:
+        timed = bench.timed(target, counts)
+        dense, observed = timed.dense_ms, timed.slim_ms
+    elif budget.metric == "size":
+        observed = bench.size_bytes(target, counts)
+    elif budget.metric == "params":
+        observed = bench.num_params(counts)
+    asked = budget.absolute(dense)
+    return Look(limit=limit, predicted=predicted, observed=observed, asked=asked, dense=dense, counts=counts)
+
+
+def _settled(budget: Budget, look: Look, target: Target) -> bool:
+    """Nothing would change: the cost is exact, and within the budget."""
+    exact = budget.metric in {"macs", "params"} or (budget.metric == "latency" and target.runner is None)
+    return exact and look.ratio <= 1
+
+
+def _next_limit(looks: Sequence[Look], model: CostModel, bench: Workbench, target: Target) -> float:
+    """The model's limit at which the observation should be 1: between the nearest looks on either side, else scaled."""
+    below = max((k for k in looks if k.ratio <= 1), key=lambda k: k.ratio, default=None)
+    above = min((k for k in looks if k.ratio > 1), key=lambda k: k.ratio, default=None)
+    if below and above and above.predicted > below.predicted:
+        share = (1 - below.ratio) / (above.ratio - below.ratio)
+        limit = below.predicted + share * (above.predicted - below.predicted)
+    else:
+        last = looks[-1]
+        limit = last.predicted / last.ratio
+    return max(limit, model(bench.smallest(target)))
+
+
+def _out_of_reach(budget: Budget, target: Target, looks: Sequence[Look]) -> str:
+    least = min(looks, key=lambda k: k.observed)
+    unit = UNITS[budget.metric]
+    return (
+        f"The budget {budget.text!r} ({least.asked:.4g} {unit}) can't be met on {target.name}: the nearest candidate "
+        f"takes {least.observed:.4g} {unit}. Ask for more, or prune more groups (prune.only, prune.skip)."
+    )

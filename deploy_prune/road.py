@@ -1,0 +1,392 @@
+"""The stages of a run, one function each; ``pipeline.run`` puts them in order.
+
+A stage reads what earlier stages left in the run folder and leaves its own files there; if they are already there for
+the same inputs, it does nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from deploy_prune import __version__, models
+from deploy_prune.data import TransferData, batches
+from deploy_prune.enforce import Plan, enforce
+from deploy_prune.errors import BudgetError, MeasurementError
+from deploy_prune.export import FORMATS
+from deploy_prune.export.parity import check_parity
+from deploy_prune.latency.runners import measure
+from deploy_prune.recipe import Recipe
+from deploy_prune.retrain.fewshot import adapt
+from deploy_prune.runfolder import RunFolder, sha256
+from deploy_prune.search import METHODS, SearchGoal, gated
+from deploy_prune.surgery import architecture
+from deploy_prune.surgery.cut import cut
+from deploy_prune.surgery.graph import find_groups
+from deploy_prune.surgery.settle import settle
+from deploy_prune.surgery.verify import verify
+from deploy_prune.training import accuracy, classification, set_seed, train_classifier
+from deploy_prune.types import (
+    Artifact,
+    Budget,
+    Forward,
+    Keep,
+    Latency,
+    Progress,
+    Scores,
+    SearchResult,
+    Structure,
+    Target,
+)
+from deploy_prune.workbench import Workbench
+
+PROOF_EXAMPLES = 8
+"""Real examples on which a cut and an artifact are compared with the network."""
+MEASUREMENTS = 3
+"""A final measurement outside the tolerance is made again, at most so many times in all: the machine may be busy."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Road:
+    """What every stage needs."""
+
+    recipe: Recipe
+    folder: RunFolder
+    data: TransferData
+    accelerator: Accelerator
+    targets: tuple[Target, ...]
+    progress: Progress
+
+    @property
+    def example(self) -> Tensor:
+        """[1, C, H, W]: what artifacts are made for."""
+        return models.example_input(self.recipe.data)
+
+    @property
+    def same_task(self) -> bool:
+        """Source and target have the same classes, so that the classifier is kept."""
+        return self.data.source_classes == self.data.target_classes
+
+
+def workbench(road: Road) -> Workbench:
+    """The network with initial weights, and its channel groups, each tried for real."""
+    set_seed(road.recipe.seed)
+    network = models.build(road.recipe.model, road.data.num_source)
+    found = find_groups(network, (road.example,), road.recipe.prune)
+    inputs = (road.data.source_test.take(_first(PROOF_EXAMPLES // 2, len(road.data.source_test)))[0],)
+    structure = settle(network, found, inputs, gates_of(found))
+    return Workbench(network=network, structure=structure, example=road.example, recipe=road.recipe)
+
+
+def gates_of(structure: Structure) -> Any:
+    """How surgery turns gates on, without knowing the search."""
+
+    def on(network: nn.Module, gates: Mapping[str, Tensor]) -> Forward:
+        return gated(network, structure).forward(gates)
+
+    return on
+
+
+def train_dense(road: Road) -> str:
+    """dense/weights.safetensors: the recipe's weights, or the network trained on the source data."""
+    recipe, folder = road.recipe, road.folder
+
+    def compute() -> None:
+        set_seed(recipe.seed)
+        network = models.build(recipe.model, road.data.num_source)
+        losses: list[float] = []
+        if recipe.model.weights is not None:
+            models.load_weights(network, models.Path(recipe.model.weights))
+        else:
+            losses = train_classifier(
+                network, road.data.source_train, recipe.train, seed=recipe.seed, augment=recipe.data.augment,
+                accelerator=road.accelerator, progress=road.progress, work="train the dense network",
+            )  # fmt: skip
+        folder.write_tensors("dense/weights.safetensors", network.state_dict())
+        score = accuracy(network, road.data.source_test, accelerator=road.accelerator)
+        folder.write_json("dense/training.json", {"loss": losses, "source_accuracy": score})
+
+    key = {
+        "version": __version__, "model": recipe.model.model_dump(), "data": recipe.data.model_dump(),
+        "train": recipe.train.model_dump(), "seed": recipe.seed, "weights": _weights_digest(recipe),
+    }  # fmt: skip
+    return folder.stage("dense", key, ["dense/weights.safetensors", "dense/training.json"], compute)
+
+
+def _weights_digest(recipe: Recipe) -> str | None:
+    path = recipe.model.weights
+    return sha256(models.Path(path)) if path and models.Path(path).is_file() else path
+
+
+def search(road: Road, bench: Workbench, dense: str) -> tuple[str, SearchResult]:
+    """search/: scores per group, and the network's weights when the search ended. One search for all budgets."""
+    recipe, folder = road.recipe, road.folder
+    goal = smallest_goal(road, bench)
+
+    def compute() -> None:
+        network = source_network(road, folder.read_tensors("dense/weights.safetensors"))
+        stream = batches(road.data.source_train, recipe.search.batch_size, recipe.seed, recipe.data.augment)
+        set_seed(recipe.seed)
+        found = METHODS[recipe.search.method](
+            network, bench.structure, classification, stream, goal, recipe.search,
+            accelerator=road.accelerator, progress=road.progress, seed=recipe.seed,
+        )  # fmt: skip
+        folder.write_tensors("search/scores.safetensors", found.scores)
+        folder.write_tensors("search/weights.safetensors", found.state)
+        folder.write_json("search/trace.json", list(found.trace))
+
+    key = {
+        "dense": dense, "search": recipe.search.model_dump(), "prune": recipe.prune.model_dump(),
+        "goal": [goal.cost.metric, goal.limit, goal.cost(bench.structure.dense_counts)],
+    }  # fmt: skip
+    files = ["search/scores.safetensors", "search/weights.safetensors", "search/trace.json"]
+    digest = folder.stage("search", key, files, compute)
+    result = SearchResult(
+        scores=folder.read_tensors(files[0]), state=folder.read_tensors(files[1]), trace=tuple(folder.read_json(files[2]))
+    )
+    return digest, result
+
+
+def smallest_goal(road: Road, bench: Workbench) -> SearchGoal:
+    """The budget that leaves least of the dense network, over all targets."""
+    goals: list[tuple[float, SearchGoal]] = []
+    for target in road.targets:
+        for budget in road.recipe.parsed_budgets:
+            cost = bench.cost(target, budget.metric)
+            dense = cost(bench.structure.dense_counts)
+            limit = budget.absolute(dense)
+            goals.append((limit / dense, SearchGoal(cost=cost, limit=limit)))
+    return min(goals, key=lambda g: g[0])[1]
+
+
+def source_network(road: Road, state: Mapping[str, Tensor]) -> nn.Module:
+    """The dense network for the source classes, with these weights."""
+    network = models.build(road.recipe.model, road.data.num_source)
+    network.load_state_dict(state)
+    return network
+
+
+def target_network(road: Road, state: Mapping[str, Tensor] | None) -> nn.Module:
+    """The dense network for the target classes: a new classifier, all else as in ``state`` (None: all new)."""
+    set_seed(road.recipe.seed)
+    network = models.build(road.recipe.model, road.data.num_target)
+    if state is not None:
+        head = frozenset[str]() if road.same_task else models.head_tensors(road.recipe.model, road.data.num_target)
+        network.load_state_dict({k: v for k, v in state.items() if k not in head}, strict=False)
+    return network
+
+
+def adapt_dense(road: Road, dense: str) -> str:
+    """dense/adapted.safetensors: the dense network on the target task, the teacher and the yardstick."""
+    recipe, folder = road.recipe, road.folder
+
+    def compute() -> None:
+        network = target_network(road, folder.read_tensors("dense/weights.safetensors"))
+        score = _adapt(road, network, None, "adapt the dense network")
+        folder.write_tensors("dense/adapted.safetensors", network.state_dict())
+        folder.write_json("dense/adapted.json", {"accuracy": score})
+
+    key = {"dense": dense, "retrain": recipe.retrain.model_dump(), "seed": recipe.seed}
+    return folder.stage("adapt", key, ["dense/adapted.safetensors", "dense/adapted.json"], compute)
+
+
+def teacher_of(road: Road) -> nn.Module:
+    """The adapted dense network."""
+    network = target_network(road, None)
+    network.load_state_dict(road.folder.read_tensors("dense/adapted.safetensors"))
+    return network
+
+
+def _adapt(road: Road, network: nn.Module, teacher: nn.Module | None, work: str) -> float:
+    adapt(
+        network, road.data.target_train, road.recipe.retrain, teacher=teacher, accelerator=road.accelerator,
+        seed=road.recipe.seed, augment=road.recipe.data.augment, progress=road.progress, work=work,
+    )  # fmt: skip
+    return accuracy(network, road.data.target_test, accelerator=road.accelerator)
+
+
+def plan(road: Road, bench: Workbench, found: tuple[str, SearchResult], target: Target, budget: Budget) -> str:
+    """TARGET/BUDGET/architecture.json: what stays, met by measurement and proven equal to masking."""
+    folder, place = road.folder, place_of(target, budget)
+
+    def compute() -> None:
+        planned = enforce(bench, target, budget, found[1].scores, road.progress, f"{target.name} {budget.text}: budget")
+        network = source_network(road, found[1].state)
+        slim, proof = prove(road, bench.structure, network, planned)
+        described = architecture.describe(
+            road.recipe.model, road.data.num_target, tuple(road.example.shape), planned.keep,
+            target_network(road, None), cut(target_network(road, None), bench.structure, planned.keep),
+        )  # fmt: skip
+        del slim
+        folder.write_text(f"{place}/architecture.json", architecture.dumps(described))
+        folder.write_json(f"{place}/verification.json", proof)
+        folder.write_json(f"{place}/loop.json", planned.as_json(road.recipe.measure.tolerance))
+
+    key = {
+        "search": found[0], "target": asdict(target), "budget": asdict(budget),
+        "measure": road.recipe.measure.model_dump(), "export": road.recipe.export.model_dump(),
+    }  # fmt: skip
+    files = [f"{place}/{n}.json" for n in ("architecture", "verification", "loop")]
+    return folder.stage(f"{place}/plan", key, files, compute)
+
+
+def prove(road: Road, structure: Structure, network: nn.Module, planned: Plan) -> tuple[nn.Module, dict[str, Any]]:
+    """Cut the trained network and prove masked == cut on real examples."""
+    slim = cut(network, structure, planned.keep)
+    inputs = (road.data.source_test.take(_first(PROOF_EXAMPLES, len(road.data.source_test)))[0],)
+    return slim, asdict(verify(network, slim, structure, planned.keep, inputs, gates_of(structure)))
+
+
+def retrain(road: Road, bench: Workbench, found: SearchResult, teacher: nn.Module, place: str, key: str) -> str:
+    """TARGET/BUDGET/weights.safetensors: the slim network, adapted to the target task with the dense one as teacher."""
+    folder, recipe = road.folder, road.recipe
+
+    def compute() -> None:
+        keep = architecture.load(folder.path / place / "architecture.json").keep
+        dense = target_network(road, found.state if recipe.retrain.init == "inherit" else None)
+        slim = cut(dense, bench.structure, keep)
+        score = _adapt(road, slim, teacher, f"{place.replace('/', ' ')}: retrain")
+        folder.write_tensors(f"{place}/weights.safetensors", slim.state_dict())
+        folder.write_json(f"{place}/retrain.json", {"accuracy": score})
+
+    files = [f"{place}/weights.safetensors", f"{place}/retrain.json"]
+    depends = {
+        "plan": key, "retrain": recipe.retrain.model_dump(), "seed": recipe.seed,
+        "architecture": sha256(folder.path / place / "architecture.json"),
+    }  # fmt: skip
+    return folder.stage(f"{place}/retrain", depends, files, compute)
+
+
+def slim_network(road: Road, bench: Workbench, place: str) -> nn.Module:
+    """The retrained slim network of a place."""
+    keep = architecture.load(road.folder.path / place / "architecture.json").keep
+    slim = cut(target_network(road, None), bench.structure, keep)
+    slim.load_state_dict(road.folder.read_tensors(f"{place}/weights.safetensors"))
+    return slim.eval()
+
+
+def export(road: Road, network: nn.Module, target: Target, place: str, key: str) -> Artifact:
+    """The artifact of a place, and parity.json: checked against the network in the artifact's own runtime."""
+    kind, part = FORMATS[target.format], road.recipe.export
+    name = f"{place}/model{kind.suffix}"
+    path = road.folder.path / name
+
+    def compute() -> None:
+        artifact = kind.write(network, road.example, path, target.precision, part)
+        inputs = road.data.target_test.take(_first(PROOF_EXAMPLES, len(road.data.target_test)))[0]
+        road.folder.write_json(f"{place}/parity.json", asdict(check_parity(network, artifact, inputs)))
+        record = {**asdict(artifact), "path": path.name, "versions": dict(artifact.versions)}
+        road.folder.write_json(f"{place}/artifact.json", record)
+
+    depends = {"weights": key, "target": asdict(target), "export": part.model_dump()}
+    files = [name, f"{place}/parity.json", f"{place}/artifact.json"]
+    road.folder.stage(f"{place}/export", depends, files, compute)
+    return artifact_of(road.folder, place)
+
+
+def artifact_of(folder: RunFolder, place: str) -> Artifact:
+    """The artifact that a place's artifact.json tells of."""
+    record = folder.read_json(f"{place}/artifact.json")
+    record["path"] = folder.path / place / record["path"]
+    record["input_shape"] = tuple(record["input_shape"])
+    return Artifact(**record)
+
+
+def time_dense(road: Road, target: Target, artifact: Artifact) -> Latency:
+    """dense/TARGET/latency.json."""
+    place = f"dense/{target.name}"
+
+    def compute() -> None:
+        part = road.recipe.measure
+        (latency,) = measure(target, [artifact], part.runs, part.warmup)
+        write_latency(road.folder, place, latency, None)
+
+    key = {"artifact": artifact.sha256, "measure": road.recipe.measure.model_dump(), "target": asdict(target)}
+    road.folder.stage(f"{place}/latency", key, [f"{place}/latency.json"], compute)
+    return read_latency(road.folder, place)[0]
+
+
+def time_slim(road: Road, target: Target, budget: Budget, artifacts: tuple[Artifact, Artifact]) -> tuple[Latency, Latency]:
+    """TARGET/BUDGET/latency.json: (slim, dense), interleaved; measured again if the machine seems to have been busy.
+
+    Raises:
+        MeasurementError: every measurement is over the budget by more than the tolerance.
+    """
+    place, part = place_of(target, budget), road.recipe.measure
+
+    def compute() -> None:
+        for attempt in range(1, MEASUREMENTS + 1):
+            dense, slim = measure(target, artifacts, part.runs, part.warmup)
+            asked = budget.absolute(dense.p50_ms) if budget.metric == "latency" else float("inf")
+            off = slim.p50_ms / asked - 1
+            road.progress(f"{target.name} {budget.text}: measure", attempt, MEASUREMENTS, ms=slim.p50_ms)
+            if off <= part.tolerance and (off >= -part.tolerance or attempt > 1):
+                break
+        else:
+            message = (
+                f"{place} takes {slim.p50_ms:.4g} ms, asked were {asked:.4g} ms (+-{part.tolerance:.0%}), measured "
+                f"{MEASUREMENTS} times; is the machine busy? Run again, or raise measure.tolerance."
+            )
+            raise MeasurementError(message)
+        write_latency(road.folder, place, slim, dense)
+
+    key = {
+        "artifacts": [a.sha256 for a in artifacts], "measure": part.model_dump(), "target": asdict(target),
+        "budget": asdict(budget),
+    }  # fmt: skip
+    road.folder.stage(f"{place}/latency", key, [f"{place}/latency.json"], compute)
+    slim, dense = read_latency(road.folder, place)
+    assert dense is not None
+    return slim, dense
+
+
+def write_latency(folder: RunFolder, place: str, latency: Latency, dense: Latency | None) -> None:
+    """A place's latency.json."""
+    record = {**asdict(latency), "p50_ms": latency.p50_ms, "p90_ms": latency.p90_ms, "p99_ms": latency.p99_ms}
+    record["dense_samples_ms"] = None if dense is None else dense.samples_ms
+    folder.write_json(f"{place}/latency.json", record)
+
+
+def read_latency(folder: RunFolder, place: str) -> tuple[Latency, Latency | None]:
+    """(slim, dense) of a place's latency.json."""
+    record = folder.read_json(f"{place}/latency.json")
+    common = {k: record[k] for k in ("warmup", "threads", "device", "measured_on")}
+    slim = Latency(samples_ms=tuple(record["samples_ms"]), **common)
+    dense = record["dense_samples_ms"]
+    return slim, None if dense is None else Latency(samples_ms=tuple(dense), **common)
+
+
+def place_of(target: Target, budget: Budget) -> str:
+    """The folder of one target and budget inside the run folder."""
+    return f"{target.name}/{budget.text.replace('/', '_')}"
+
+
+def digest_of(scores: Scores) -> str:
+    """A digest of scores."""
+    parts = [f"{name}{scores[name].double().tolist()}" for name in sorted(scores)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def require_reach(reaches: Sequence[Any]) -> None:
+    """Stop if a budget can't be met.
+
+    Raises:
+        BudgetError: with the first such target and budget.
+    """
+    for reach in reaches:
+        if not reach.met:
+            message = f"budgets: {reach.budget!r} can't be met on {reach.target}: {reach.reason}"
+            raise BudgetError(message)
+
+
+def _first(num: int, available: int) -> Tensor:
+    return torch.arange(min(num, available))
+
+
+__all__ = ["Keep", "Road"]

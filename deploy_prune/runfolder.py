@@ -1,0 +1,192 @@
+"""A run's folder: finished stages are found again, everything is written under a temporary name first."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.metadata
+import io
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from deploy_prune.errors import RunFolderError
+from deploy_prune.shell import atomic, write_text
+from deploy_prune.types import Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PACKAGES: Final = ("deploy-prune", "torch", "torchvision", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """One run on disk. A stage is finished once its mark, with the key of what it depends on, is written."""
+
+    path: Path
+
+    def open(self, fresh: bool) -> None:
+        """Make the folder; sweep out what a killed run left half-written; with ``fresh``, forget finished stages.
+
+        Raises:
+            RunFolderError: the folder can't be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for left in self.path.rglob(".writing-*"):
+                shutil.rmtree(left)
+            if fresh:
+                shutil.rmtree(self._marks, ignore_errors=True)
+            write_text(self._marks / "README", "What finished, and of what it depends. Delete a file to do that again.\n")
+        except OSError as error:
+            message = f"The run folder {self.path} can't be written ({error.strerror}); choose another with --out."
+            raise RunFolderError(message) from error
+
+    @property
+    def _marks(self) -> Path:
+        return self.path / ".stages"
+
+    def stage(self, name: str, key: Mapping[str, Any], files: Sequence[str], compute: Callable[[], None]) -> str:
+        """Run ``compute``, which writes ``files`` (paths in the folder), unless it is finished for this key.
+
+        Returns:
+            A digest of the key, for the keys of later stages.
+        """
+        text = json.dumps({**key, "stage": name}, sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        mark = self._marks / f"{name.replace('/', '__')}.json"
+        if not self._finished(mark, digest, files):
+            mark.unlink(missing_ok=True)
+            compute()
+            sums = {file: sha256(self.path / file) for file in files}
+            write_text(mark, json.dumps({"digest": digest, "files": sums}, indent=1) + "\n")
+        return digest
+
+    def _finished(self, mark: Path, digest: str, files: Sequence[str]) -> bool:
+        try:
+            kept = json.loads(mark.read_text(encoding="utf-8"))
+            return kept["digest"] == digest and all(sha256(self.path / f) == kept["files"][f] for f in files)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file of the folder."""
+        write_text(self.path / name, text)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file of the folder."""
+        write_text(self.path / name, json.dumps(content, indent=1) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of the folder.
+
+        Raises:
+            RunFolderError: it is missing or damaged.
+        """
+        return read_json(self.path / name)
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write a safetensors file of the folder."""
+        save_tensors(self.path / name, tensors)
+
+    def read_tensors(self, name: str) -> dict[str, Tensor]:
+        """Read a safetensors file of the folder.
+
+        Raises:
+            RunFolderError: it is missing or damaged.
+        """
+        return load_tensors(self.path / name)
+
+    def write_results(self, rows: Sequence[Row]) -> None:
+        """results.json and results.csv, a row each."""
+        self.write_json("results.json", [asdict(row) for row in rows])
+        table = io.StringIO()
+        writer = csv.DictWriter(table, [f.name for f in fields(Row)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+        write_text(self.path / "results.csv", table.getvalue())
+
+    def read_results(self) -> tuple[Row, ...]:
+        """The rows of results.json.
+
+        Raises:
+            RunFolderError: there are none.
+        """
+        try:
+            return tuple(Row(**row) for row in self.read_json("results.json"))
+        except TypeError as error:
+            message = f"{self.path / 'results.json'} is not what this program writes: {error}."
+            raise RunFolderError(message) from error
+
+    def write_provenance(self, recipe_text: str, seed: int) -> None:
+        """provenance.json: versions, machine, command line, and the sha256 of every file of the run."""
+        files = sorted(p for p in self.path.rglob("*") if p.is_file() and self._lasting(p))
+        self.write_json(
+            "provenance.json",
+            {
+                "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "cpu": cpu_name(),
+                "seed": seed,
+                "command": ["deploy-prune", *sys.argv[1:]],
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "recipe_sha256": hashlib.sha256(recipe_text.encode()).hexdigest(),
+                "files": {p.relative_to(self.path).as_posix(): sha256(p) for p in files},
+            },
+        )
+
+    def _lasting(self, file: Path) -> bool:
+        inside = file.relative_to(self.path)
+        return not inside.parts[0].startswith(".") and inside.name not in {"provenance.json", "report.html"}
+
+
+def sha256(path: Path) -> str:
+    """The file's sha256, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cpu_name() -> str:
+    """The processor's name, as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content. Raises RunFolderError if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"{path} is missing or damaged ({error}); run the recipe again."
+        raise RunFolderError(message) from error
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file atomically; a tensor that two names share is written twice."""
+    from safetensors.torch import save_file
+
+    with atomic(path) as temporary:
+        save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, temporary)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file's tensors. Raises RunFolderError if it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        message = f"{path} is missing or damaged ({error}); run the recipe again."
+        raise RunFolderError(message) from error
+    return tensors

@@ -1,0 +1,160 @@
+"""What a cut would cost: price it with a model, or make the artifact and look.
+
+Latency doesn't depend on the weights. So all of this happens before any training, with the network's initial weights,
+and what was measured is kept per machine: asked again, a run takes the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from deploy_prune import cost
+from deploy_prune.cache import cached_json
+from deploy_prune.cost import CostModel
+from deploy_prune.export import FORMATS
+from deploy_prune.latency.granularity import granularity, machine
+from deploy_prune.latency.nodes import by_layer
+from deploy_prune.latency.predict import roofline
+from deploy_prune.latency.runners import measure, profile
+from deploy_prune.latency.table import Sample, fit_table, variant_counts
+from deploy_prune.recipe import Recipe
+from deploy_prune.search import smallest_counts
+from deploy_prune.surgery.cut import cut
+from deploy_prune.types import Artifact, Counts, Keep, Metric, Structure, Target
+
+VARIANTS: Final = 3
+"""Random variants of a latency table, beside the dense and the smallest network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """A slim artifact's p50 and the dense one's, from the same interleaved measurement."""
+
+    slim_ms: float
+    dense_ms: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Workbench:
+    """A dense network, its groups, and how its cuts are exported and measured."""
+
+    network: nn.Module
+    structure: Structure
+    example: Tensor
+    recipe: Recipe
+    _dense: dict[str, tuple[TemporaryDirectory[str], Artifact]] = field(default_factory=dict)
+
+    def granule(self, target: Target) -> int:
+        """Channel counts on this target are multiples of this."""
+        return granularity(target)
+
+    def cost(self, target: Target, metric: Metric) -> CostModel:
+        """The cost model of a metric on a target, in the metric's unit; it predicts, and ``observe`` looks."""
+        if metric == "macs":
+            return cost.macs(self.structure)
+        if metric == "params":
+            return self._params()
+        if metric == "size":
+            return self._size(target)
+        if target.runner is None:
+            return roofline(self.structure, target)
+        return self._table(target)
+
+    def smallest(self, target: Target) -> Counts:
+        """Every group at its lowest stair."""
+        return smallest_counts(self.structure, self.granule(target), self.recipe.prune.min_channels)
+
+    def timed(self, target: Target, counts: Counts) -> Timed:
+        """Cut to these counts, export, and measure beside the dense artifact. Kept per machine."""
+        key = {**self._identity(target), "counts": counts, "runs": self.recipe.measure.runs}
+        return Timed(**cached_json("latency", key, lambda: self._time(target, counts)))
+
+    def size_bytes(self, target: Target, counts: Counts) -> int:
+        """The size of the artifact with these counts."""
+        with TemporaryDirectory() as folder:
+            return self._artifact(target, counts, Path(folder)).size_bytes
+
+    def num_params(self, counts: Counts) -> int:
+        """Parameters of the network cut to these counts."""
+        return sum(p.numel() for p in self._cut(counts).parameters())
+
+    def _time(self, target: Target, counts: Counts) -> dict[str, float]:
+        part = self.recipe.measure
+        with TemporaryDirectory() as folder:
+            slim = self._artifact(target, counts, Path(folder))
+            timed = measure(target, [self._dense_artifact(target), slim], part.runs, part.warmup)
+        return {"dense_ms": timed[0].p50_ms, "slim_ms": timed[1].p50_ms}
+
+    def _dense_artifact(self, target: Target) -> Artifact:
+        if target.name not in self._dense:
+            folder = TemporaryDirectory()
+            self._dense[target.name] = folder, self._artifact(target, self.structure.dense_counts, Path(folder.name))
+        return self._dense[target.name][1]
+
+    def _artifact(self, target: Target, counts: Counts, folder: Path) -> Artifact:
+        name = "dense" if counts == self.structure.dense_counts else "slim"
+        kind = FORMATS[target.format]
+        path = folder / f"{name}{kind.suffix}"
+        return kind.write(self._cut(counts), self.example, path, target.precision, self.recipe.export)
+
+    def _cut(self, counts: Counts) -> nn.Module:
+        """Which units stay doesn't matter to cost: the first ones."""
+        keep: Keep = {g.name: torch.arange(g.channels) < counts[g.name] for g in self.structure.groups}
+        return cut(self.network, self.structure, keep)
+
+    def _params(self) -> CostModel:
+        return cost.params(self.structure, sum(p.numel() for p in self.network.parameters()))
+
+    def _size(self, target: Target) -> CostModel:
+        """Parameters in bytes, and what the file has beside them."""
+        model = self._params()
+        width = {"fp32": 4, "fp16": 2, "int8": 1}[target.precision]
+        return model.scaled(width, "size", exact=(self.structure.dense_counts, self._dense_artifact(target).size_bytes))
+
+    def _table(self, target: Target) -> CostModel:
+        """The fitted latency table of an attached target, from the dense, the smallest and some random variants."""
+        granule = self.granule(target)
+        variants: tuple[Counts, ...] = (
+            self.structure.dense_counts,
+            self.smallest(target),
+            *variant_counts(self.structure, granule, VARIANTS, seed=0),
+        )
+        key = {**self._identity(target), "variants": list(variants)}
+        rows = cached_json("table", key, lambda: self._measure_variants(target, variants))
+        return fit_table(self.structure, [Sample(**row) for row in rows], granule)
+
+    def _measure_variants(self, target: Target, variants: Sequence[Counts]) -> list[dict[str, Any]]:
+        rows = []
+        with TemporaryDirectory() as folder:
+            artifacts = [self._artifact(target, v, Path(folder) / str(i)) for i, v in enumerate(variants)]
+            part = self.recipe.measure
+            timed = measure(target, artifacts, part.runs, part.warmup)
+            for counts, artifact, latency, nodes in zip(
+                variants, artifacts, timed, profile(target, artifacts), strict=True
+            ):
+                per_layer = by_layer(artifact, self.structure, nodes, latency.p50_ms)
+                rows.append({"counts": counts, "total_ms": latency.p50_ms, "per_layer_ms": per_layer})
+        return rows
+
+    def _identity(self, target: Target) -> dict[str, Any]:
+        """What a latency depends on, but for the counts: the network's definition, its input, target and machine."""
+        shapes = [(name, list(t.shape)) for name, t in self.network.state_dict().items()]
+        groups = [(g.name, g.channels, g.period) for g in self.structure.groups]
+        return {
+            "network": self.recipe.model.source,
+            "args": repr(sorted(self.recipe.model.args.items())),
+            "definition": hashlib.sha256(repr((shapes, groups)).encode()).hexdigest(),
+            "input": list(self.example.shape),
+            "opset": self.recipe.export.opset,
+            "dynamic_batch": self.recipe.export.dynamic_batch,
+            "target": [target.name, target.format, target.precision, target.runtime, target.threads],
+            "machine": machine(),
+        }
