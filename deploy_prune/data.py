@@ -19,11 +19,17 @@ from deploy_prune.readers import Labelled, read
 from deploy_prune.recipe import DataPart
 
 Batch = tuple[Tensor, Tensor]
-Augment = Literal["none", "shift", "shift_flip"]
+Augment = Literal["none", "shift", "shift_flip", "affine"]
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _TEST_SHARE = 0.2  # of each class, where a data set has no test set of its own
 _SPLIT_SEED = 0
+
+# "affine": the strongest distortions, at which handwriting stays the same character to the eye
+MAX_TURN = 0.26  # radians, 15 degrees
+MAX_SCALE = 0.2
+MAX_SLANT = 0.2
+MAX_MOVE = 0.2  # of half the size: up to a tenth of the image
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,22 +148,40 @@ def batches(examples: Examples, batch_size: int, seed: int, augment: Augment) ->
 def _augmented(x_BCSS: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
     if augment == "none":
         return x_BCSS
+    if augment == "affine":
+        return _affine(x_BCSS, generator)
     batch, _, height, width = x_BCSS.shape
     reach = max(1, height // 8)
     padded = F.pad(x_BCSS, (reach, reach, reach, reach))
     moves = torch.randint(2 * reach + 1, (batch, 2), generator=generator).tolist()
-    x = torch.stack([image[:, dy : dy + height, dx : dx + width] for image, (dy, dx) in zip(padded, moves, strict=True)])
+    x = torch.stack(
+        [image[:, dy : dy + height, dx : dx + width] for image, (dy, dx) in zip(padded, moves, strict=True)]
+    )
     if augment == "shift_flip":
         mirrored = torch.rand(batch, generator=generator) < 0.5
         x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
     return x
 
 
+def _affine(x_BCSS: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image turned, scaled, slanted and moved on its own; bilinear, zeros coming in."""
+    turn, slant, wide, high, right, down = (torch.rand(6, len(x_BCSS), generator=generator) * 2 - 1).unbind()
+    cos, sin = (turn * MAX_TURN).cos(), (turn * MAX_TURN).sin()
+    wide, high, slant = 1 + MAX_SCALE * wide, 1 + MAX_SCALE * high, MAX_SLANT * slant
+    # output position -> input position, in -1..1:  R(turn) [[wide, slant], [0, high]] p + move
+    theta_B23 = torch.stack([
+        torch.stack([cos * wide, cos * slant - sin * high, MAX_MOVE * right], 1),
+        torch.stack([sin * wide, sin * slant + cos * high, MAX_MOVE * down], 1),
+    ], 1)  # fmt: skip
+    grid = F.affine_grid(theta_B23, list(x_BCSS.shape), align_corners=False)
+    return F.grid_sample(x_BCSS, grid, align_corners=False)
+
+
 def _split(everything: Labelled) -> tuple[Labelled, Labelled]:
     """Within each class, a fixed draw of 20% (of two examples or more, at least one) for the test set."""
     generator = torch.Generator().manual_seed(_SPLIT_SEED)
     is_test = torch.zeros(len(everything), dtype=torch.bool)
-    for label in everything.labels.unique().tolist():
+    for label in sorted(set(everything.labels.tolist())):
         members = (everything.labels == label).nonzero().flatten()
         members = members[torch.randperm(len(members), generator=generator)]
         is_test[members[: max(round(_TEST_SHARE * len(members)), int(len(members) > 1))]] = True
@@ -253,8 +277,8 @@ def _statistics(part: DataPart, images: Tensor) -> tuple[Tensor, Tensor]:
 def _measured(images: Tensor) -> tuple[Tensor, Tensor]:
     scale = 255 if images.dtype == torch.uint8 else 1
     total, squares = torch.zeros(2, images.shape[1], dtype=torch.float64)
-    for chunk in images.split(2048):
-        x = chunk.double() / scale
+    for start in range(0, len(images), 2048):
+        x = images[start : start + 2048].double() / scale
         total, squares = total + x.sum((0, 2, 3)), squares + x.square().sum((0, 2, 3))
     count = max(1, images[:, 0].numel())
     mean = total / count

@@ -53,9 +53,7 @@ class Plan:
         return {"asked_ms": self.chosen.asked, "tolerance": tolerance, "steps": steps}
 
 
-def enforce(
-    bench: Workbench, target: Target, budget: Budget, scores: Scores, progress: Progress, work: str
-) -> Plan:
+def enforce(bench: Workbench, target: Target, budget: Budget, scores: Scores, progress: Progress, work: str) -> Plan:
     """Find what to keep so that the observed cost of the real artifact meets the budget.
 
     Without an attached device latency is the model's own and one look is enough. The nearest candidate within
@@ -91,7 +89,9 @@ def tolerance_above(budget: Budget, tolerance: float) -> float:
     return tolerance if budget.metric == "latency" else 0.0
 
 
-def observe(bench: Workbench, target: Target, budget: Budget, counts: Counts, *, limit: float, predicted: float) -> Look:
+def observe(
+    bench: Workbench, target: Target, budget: Budget, counts: Counts, *, limit: float, predicted: float
+) -> Look:
     """Look at the real thing: measured latency, counted parameters or MACs, the file's size."""
     model = bench.cost(target, budget.metric)
     dense, observed = model(bench.structure.dense_counts), model(counts)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from deploy_prune.errors import ModelError, WeightsError
+from deploy_prune.errors import ModelError, WeightsError, perhaps
 from deploy_prune.networks.cifar_resnet import CifarResNet
 from deploy_prune.plugins import import_callable
 from deploy_prune.recipe import DataPart, ModelPart
@@ -90,7 +90,7 @@ def _builder(part: ModelPart) -> Builder:
     if not colon and prefix in BUILT_IN:
         return BUILT_IN[prefix]
     if not colon:
-        message = f"model.source: there is no built-in network {part.source!r}; {_nearest(part.source)}"
+        message = f"model.source: there is no built-in network {part.source!r}.{_nearest(part.source)}"
         raise ModelError(message)
     if prefix in {"torchvision", "timm"}:
         _refuse_downloads(part)
@@ -103,7 +103,7 @@ def _torchvision_builder(name: str) -> Builder:
     models = importlib.import_module("torchvision.models")
     names = models.list_models()
     if name not in names:
-        message = f"model.source: torchvision has no network {name!r}; did you mean {_closest(name, names)!r}?"
+        message = f"model.source: torchvision has no network {name!r}.{perhaps(name, names)}"
         raise ModelError(message)
     builder = models.get_model_builder(name)
     without = {key: None for key in ("weights", "weights_backbone") if key in inspect.signature(builder).parameters}
@@ -113,7 +113,7 @@ def _torchvision_builder(name: str) -> Builder:
 def _timm_builder(name: str) -> Builder:
     timm = import_timm()
     if not timm.is_model(name):
-        message = f"model.source: timm has no network {name!r}; did you mean {_closest(name, timm.list_models())!r}?"
+        message = f"model.source: timm has no network {name!r}.{perhaps(name, timm.list_models())}"
         raise ModelError(message)
     return partial(timm.create_model, name, pretrained=False)
 
@@ -121,7 +121,9 @@ def _timm_builder(name: str) -> Builder:
 def _refuse_downloads(part: ModelPart) -> None:
     for key in _DOWNLOADS:
         if key in part.args:
-            message = f"model.args: {key} would fetch weights; nothing is downloaded: give a local file as model.weights."
+            message = (
+                f"model.args: {key} would fetch weights; nothing is downloaded: give a local file as model.weights."
+            )
             raise ModelError(message)
 
 
@@ -133,15 +135,12 @@ def _require_num_classes(builder: Builder, source: str) -> None:
     raise ModelError(message)
 
 
-def _closest(name: str, names: list[str]) -> str:
-    return get_close_matches(name, names, n=1, cutoff=0.0)[0]
-
-
 def _nearest(name: str) -> str:
-    models = import_torchvision().models
-    known = list(BUILT_IN) + [f"torchvision:{n}" for n in models.list_models()]
-    guess = f"torchvision:{name}" if f"torchvision:{name}" in known else _closest(name, known)
-    return f"did you mean {guess!r}?"
+    """A hint at a built-in network, or at torchvision's of that name."""
+    names = import_torchvision().models.list_models()
+    if name in names:
+        return f" Write 'torchvision:{name}'."
+    return perhaps(name, BUILT_IN) or perhaps(f"torchvision:{name}", [f"torchvision:{n}" for n in names])
 
 
 def _shapes(part: ModelPart, num_classes: int) -> dict[str, torch.Size]:
@@ -166,19 +165,23 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     _require_file(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about formats it may not know; what it can't read, it refuses
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         message = f"model.weights: {path} holds pickled Python objects, which could run code when loaded, or is no "
         message += "weights file; save network.state_dict(), best as .safetensors."
         raise WeightsError(message) from error
     except Exception as error:
-        message = f"model.weights: {path} can't be read: {str(error).splitlines()[0]}"
+        reason = str(error).partition("\n")[0]
+        message = f"model.weights: {path} can't be read: {type(error).__name__} {reason}"
         raise WeightsError(message) from error
     for key in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        message = f"model.weights: {path} is not a state dict (names and tensors, at the top or under state_dict or model)."
+        message = (
+            f"model.weights: {path} is not a state dict (names and tensors, at the top or under state_dict or model)."
+        )
         raise WeightsError(message)
     return dict(found)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from deploy_prune import data, models, road
 from deploy_prune.enforce import UNITS, tolerance_above
-from deploy_prune.errors import DeployPruneError, MissingDependencyError, RunFolderError
+from deploy_prune.errors import DeployPruneError, RunFolderError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.parity import check_parity
 from deploy_prune.latency.runners import measure
@@ -23,7 +23,7 @@ from deploy_prune.recipe_file import load as load_recipe
 from deploy_prune.report.page import write_page
 from deploy_prune.road import Road, place_of
 from deploy_prune.runfolder import RunFolder, load_tensors
-from deploy_prune.search import SearchGoal, check_method
+from deploy_prune.search import check_options
 from deploy_prune.shell import write_text
 from deploy_prune.surgery import architecture
 from deploy_prune.training import make_accelerator
@@ -77,7 +77,7 @@ def _set_out(recipe: Recipe, out: Path, progress: Progress, fresh: bool) -> Road
 
 def _prepared(recipe: Recipe, folder: RunFolder, progress: Progress) -> Road:
     torch.set_num_threads(recipe.threads or torch.get_num_threads())
-    check_method(recipe.search)
+    check_options(recipe.search)
     targets = tuple(load_target(name) for name in recipe.targets)
     accelerator = make_accelerator(recipe.device)
     examples = data.load(recipe.data, recipe.seed)
@@ -157,7 +157,9 @@ def _with_costs(way: Road, bench: Workbench, row: Row, target: Target, budget: B
     predicted_ms = chosen["predicted_ms"] if budget.metric == "latency" else None
     if target.runner is None:
         predicted_ms = bench.cost(target, "latency")(chosen["counts"])
-        way.folder.write_json(f"{place_of(target, budget)}/latency.json", {"predicted_ms": predicted_ms, "method": "roofline"})
+        way.folder.write_json(
+            f"{place_of(target, budget)}/latency.json", {"predicted_ms": predicted_ms, "method": "roofline"}
+        )
     return replace(
         row, asked=chosen["asked_ms"], predicted=chosen["predicted_ms"], predicted_ms=predicted_ms,
         macs=round(bench.cost(target, "macs")(chosen["counts"])),
@@ -216,12 +218,7 @@ def check(recipe: Recipe, progress: Progress = silent) -> CheckReport:
         DeployPruneError: the recipe can't work: network, weights, data or target.
     """
     started = time.perf_counter()
-    try:
-        way = _prepared(recipe, RunFolder(path=Path()), progress)
-    except MissingDependencyError as error:
-        if "deploy-prune[" in str(error):
-            raise
-        raise
+    way = _prepared(recipe, RunFolder(path=Path()), progress)
     bench = road.workbench(way)
     targets, budgets = _reaches(bench, way.targets, recipe)
     counts = bench.structure.dense_counts
@@ -246,8 +243,8 @@ def _reaches(
             unit = UNITS[budget.metric]
             reason = (
                 f"it asks for {asked:.4g} {unit}, and the smallest reachable is {reach.smallest:.4g} {unit} "
-                f"({reach.smallest / reach.dense:.0%} of dense, in steps of {reach.granularity} channels); ask for more, "
-                "or prune more groups"
+                f"({reach.smallest / reach.dense:.0%} of dense, in steps of {reach.granularity} channels); "
+                "ask for more, or prune more groups"
             )
             budgets.append(
                 BudgetReach(
@@ -345,6 +342,3 @@ def export(source: Path, target: str, out: Path) -> Artifact:
     artifact = FORMATS[chosen.format].write(network, torch.zeros(described.input_shape), out, chosen.precision, part)
     check_parity(network, artifact, torch.randn(road.PROOF_EXAMPLES, *described.input_shape[1:]))
     return artifact
-
-
-__all__ = ["CheckReport", "Run", "SearchGoal", "asdict", "bench", "check", "export", "load", "run"]

@@ -5,6 +5,7 @@ N examples, H W height and width, C channels. Every reader returns images as [N,
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import os
 import pickle
@@ -113,6 +114,8 @@ class _ArraysOnly(pickle.Unpickler):
             return np.empty(0).__reduce__()[0]
         if module == "numpy" and name in {"ndarray", "dtype"}:
             return getattr(np, name)
+        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
+            return codecs.encode
         message = f"it holds {module}.{name}, which is no array"
         raise pickle.UnpicklingError(message)
 
@@ -262,7 +265,9 @@ def _labelled(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], where:
 def _root(part: DataPart) -> Path:
     text = part.root or os.environ.get(ROOT_VARIABLE)
     if not text:
-        message = f"data.root: {part.source} needs the folder of its files; set data.root or the variable {ROOT_VARIABLE}."
+        message = (
+            f"data.root: {part.source} needs the folder of its files; set data.root or the variable {ROOT_VARIABLE}."
+        )
         raise DataError(message)
     root = Path(text).expanduser()
     if not root.is_dir():

@@ -151,7 +151,7 @@ class DataPart(Part):
     shots: Annotated[int, Field(ge=1)] | None = Field(default=10, description="K target examples a class; none: all")
     source_classes: Classes | None = Field(default=None, description="classes of the source task; none: all")
     target_classes: Classes | None = Field(default=None, description="classes of the target task; none: all")
-    augment: Literal["none", "shift", "shift_flip"] = "shift"
+    augment: Literal["none", "shift", "shift_flip", "affine"] = "shift"
 
     @field_validator("source")
     @classmethod

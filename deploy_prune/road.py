@@ -6,9 +6,9 @@ the same inputs, it does nothing.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,10 +36,8 @@ from deploy_prune.types import (
     Artifact,
     Budget,
     Forward,
-    Keep,
     Latency,
     Progress,
-    Scores,
     SearchResult,
     Structure,
     Target,
@@ -102,7 +100,7 @@ def train_dense(road: Road) -> str:
         network = models.build(recipe.model, road.data.num_source)
         losses: list[float] = []
         if recipe.model.weights is not None:
-            models.load_weights(network, models.Path(recipe.model.weights))
+            models.load_weights(network, Path(recipe.model.weights))
         else:
             losses = train_classifier(
                 network, road.data.source_train, recipe.train, seed=recipe.seed, augment=recipe.data.augment,
@@ -121,7 +119,7 @@ def train_dense(road: Road) -> str:
 
 def _weights_digest(recipe: Recipe) -> str | None:
     path = recipe.model.weights
-    return sha256(models.Path(path)) if path and models.Path(path).is_file() else path
+    return sha256(Path(path)) if path and Path(path).is_file() else path
 
 
 def search(road: Road, bench: Workbench, dense: str) -> tuple[str, SearchResult]:
@@ -148,7 +146,9 @@ def search(road: Road, bench: Workbench, dense: str) -> tuple[str, SearchResult]
     files = ["search/scores.safetensors", "search/weights.safetensors", "search/trace.json"]
     digest = folder.stage("search", key, files, compute)
     result = SearchResult(
-        scores=folder.read_tensors(files[0]), state=folder.read_tensors(files[1]), trace=tuple(folder.read_json(files[2]))
+        scores=folder.read_tensors(files[0]),
+        state=folder.read_tensors(files[1]),
+        trace=tuple(folder.read_json(files[2])),
     )
     return digest, result
 
@@ -312,7 +312,9 @@ def time_dense(road: Road, target: Target, artifact: Artifact) -> Latency:
     return read_latency(road.folder, place)[0]
 
 
-def time_slim(road: Road, target: Target, budget: Budget, artifacts: tuple[Artifact, Artifact]) -> tuple[Latency, Latency]:
+def time_slim(
+    road: Road, target: Target, budget: Budget, artifacts: tuple[Artifact, Artifact]
+) -> tuple[Latency, Latency]:
     """TARGET/BUDGET/latency.json: (slim, dense), interleaved; measured again if the machine seems to have been busy.
 
     Raises:
@@ -367,12 +369,6 @@ def place_of(target: Target, budget: Budget) -> str:
     return f"{target.name}/{budget.text.replace('/', '_')}"
 
 
-def digest_of(scores: Scores) -> str:
-    """A digest of scores."""
-    parts = [f"{name}{scores[name].double().tolist()}" for name in sorted(scores)]
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
-
-
 def require_reach(reaches: Sequence[Any]) -> None:
     """Stop if a budget can't be met.
 
@@ -387,6 +383,3 @@ def require_reach(reaches: Sequence[Any]) -> None:
 
 def _first(num: int, available: int) -> Tensor:
     return torch.arange(min(num, available))
-
-
-__all__ = ["Keep", "Road"]

@@ -23,7 +23,16 @@ from deploy_prune.types import Row
 if TYPE_CHECKING:
     from torch import Tensor
 
-PACKAGES: Final = ("deploy-prune", "torch", "torchvision", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "numpy")
+PACKAGES: Final = (
+    "deploy-prune",
+    "torch",
+    "torchvision",
+    "torch-pruning",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "numpy",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +53,9 @@ class RunFolder:
                 shutil.rmtree(left)
             if fresh:
                 shutil.rmtree(self._marks, ignore_errors=True)
-            write_text(self._marks / "README", "What finished, and of what it depends. Delete a file to do that again.\n")
+            write_text(
+                self._marks / "README", "What finished, and of what it depends. Delete a file to do that again.\n"
+            )
         except OSError as error:
             message = f"The run folder {self.path} can't be written ({error.strerror}); choose another with --out."
             raise RunFolderError(message) from error

@@ -35,17 +35,20 @@ def set_seed(seed: int) -> None:
 
 
 def make_accelerator(device: str, mixed_precision: str = "no") -> Accelerator:
-    """Where training runs: ``device`` "auto" (a GPU if there is one), "cpu" or "cuda"; precision "no" or "bf16".
+    """Where training runs: ``device`` "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; "bf16" as precision.
 
     Raises:
-        TrainingError: another device, or CUDA is asked for and not there.
+        TrainingError: another device, or a CUDA device that is not there.
     """
-    if device not in {"auto", "cpu", "cuda"}:
-        message = f"device: {device!r} is none of auto, cpu and cuda."
+    kind, _, index = device.partition(":")
+    if kind not in {"auto", "cpu", "cuda"} or (index and kind != "cuda"):
+        message = f"device: {device!r} is none of auto, cpu, cuda and cuda:N."
         raise TrainingError(message)
-    if device == "cuda" and not torch.cuda.is_available():
-        message = "device: cuda is asked for, but torch finds no CUDA device; use auto or cpu."
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        message = f"device: {device} is asked for, and torch finds {torch.cuda.device_count()} CUDA devices; use auto."
         raise TrainingError(message)
+    if index:
+        torch.cuda.set_device(int(index))
     AcceleratorState._reset_state(reset_partial_state=True)  # it is global, and can't change its mind otherwise
     return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
 
@@ -96,8 +99,10 @@ def fit(
             loss = step_loss(batch)
         losses.append(_finite(loss, step, work, optimizers))
         accelerator.backward(loss)
-        for stepper in (*optimizers, *schedulers):
-            stepper.step()
+        for optimizer in optimizers:
+            optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
         progress(work, step, steps, loss=losses[-1])
     return losses
 
@@ -169,7 +174,8 @@ def accuracy(
     device = accelerator.device if accelerator else device_of(network)
     correct = 0
     with placed(network, device, training=False):
-        for indices in torch.arange(len(examples)).split(batch_size):
+        for start in range(0, len(examples), batch_size):
+            indices = torch.arange(start, min(start + batch_size, len(examples)))
             x, y = send_to_device(examples.take(indices), device)
             correct += int((network(x).argmax(1) == y).sum())
     return correct / len(examples)

@@ -71,7 +71,7 @@ def _tensors(outputs: Any) -> Iterator[Tensor]:
         for value in outputs:
             yield from _tensors(value)
     elif outputs is not None:
-        message = f"The network returns a {type(outputs).__name__}; only tensors, and lists or dicts of them, can be exported."
+        message = f"The network returns a {type(outputs).__name__}; only tensors, lists and dicts can be exported."
         raise ExportError(message)
 
 

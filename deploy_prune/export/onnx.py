@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import onnx
 import torch
 from torch import Tensor, nn
 
-import onnx
 from deploy_prune.errors import ExportError
 from deploy_prune.export.artifact import describe, eval_mode
 from deploy_prune.recipe import ExportPart
@@ -70,8 +70,9 @@ def run(artifact: Artifact, x: Tensor) -> tuple[Tensor, ...]:
     if len(x) == 0 or len(x) % batch:
         message = f"{artifact.path} takes {batch} inputs at a time; {len(x)} can't be divided so."
         raise ExportError(message)
+    chunks = [x[start : start + batch] for start in range(0, len(x), batch)]
     try:
-        parts = [session.run(None, {first.name: chunk.detach().cpu().numpy()}) for chunk in x.split(batch)]
+        parts = [session.run(None, {first.name: chunk.detach().cpu().numpy()}) for chunk in chunks]
     except Exception as error:  # onnxruntime's exceptions have no common base but Exception
         message = f"ONNX Runtime can't run {artifact.path}: {_first_line(error)}"
         raise ExportError(message) from error
@@ -92,7 +93,7 @@ def _session(path: Path) -> Any:
 
 
 def _export(network: nn.Module, example: Tensor, part: ExportPart) -> onnx.ModelProto:
-    """torch's exporter. A batch of 1 would be taken for a constant, so an open batch is traced with 2."""
+    """Run the exporter. A batch of 1 would be taken for a constant, so an open batch is traced with 2."""
     if part.dynamic_batch:
         example = torch.cat([example[:1]] * 2)
         shapes: Any = ({0: torch.export.Dim("batch")},)

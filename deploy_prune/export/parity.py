@@ -57,8 +57,9 @@ def check_parity(network: nn.Module, artifact: Artifact, inputs: Tensor, toleran
 def _reference(network: nn.Module, inputs: Tensor, batch: int) -> tuple[Tensor, ...]:
     """The network's outputs on the CPU, computed in the artifact's batches."""
     device = next((p.device for p in network.parameters()), inputs.device)
+    chunks = [inputs[start : start + batch].to(device) for start in range(0, len(inputs), batch)]
     with eval_mode(network), torch.no_grad():
-        parts = [flatten(network(chunk.to(device))) for chunk in inputs.split(batch)]
+        parts = [flatten(network(chunk)) for chunk in chunks]
     return tuple(torch.cat([y.cpu() for y in column]) for column in zip(*parts, strict=True))
 
 

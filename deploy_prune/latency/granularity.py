@@ -6,6 +6,7 @@ step that pays: taking it away from a width of 64 saves at least half of what th
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -14,14 +15,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy
-
 import onnx
+from onnx import TensorProto, helper, numpy_helper
+
 from deploy_prune.cache import cached_json
-from deploy_prune.export.artifact import describe
 from deploy_prune.latency.runners import measure
 from deploy_prune.latency.stats import ratio
 from deploy_prune.types import Artifact, Target
-from onnx import TensorProto, helper, numpy_helper
 
 STEPS: Final = (1, 2, 4, 8, 16, 32)
 WIDTH: Final = 64
@@ -66,9 +66,15 @@ def time_ratios(target: Target) -> dict[int, float]:
 def _artifacts(folder: Path) -> Iterator[Artifact]:
     for width in (WIDTH, *(WIDTH - step for step in STEPS)):
         path = folder / f"{width}.onnx"
-        path.write_bytes(_network(width).SerializeToString())
-        yield describe(
-            path, format="onnx", precision="fp32", input_shape=(1, 3, PIXELS, PIXELS), versions={"onnx": onnx.__version__}
+        data = _network(width).SerializeToString(deterministic=True)
+        path.write_bytes(data)
+        yield Artifact(
+            path=path,
+            format="onnx",
+            precision="fp32",
+            sha256=hashlib.sha256(data).hexdigest(),
+            input_shape=(1, 3, PIXELS, PIXELS),
+            versions={"onnx": onnx.__version__},
         )
 
 

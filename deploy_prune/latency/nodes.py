@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import onnx
+
 from deploy_prune.types import Artifact, Layer, Structure
 
 _WEIGHTED: Final = frozenset({"Conv", "Gemm", "MatMul", "ConvTranspose"})
@@ -17,11 +18,14 @@ _DECORATION: Final = re.compile(r"^fused |_nchwc$|_token_\d+$")
 """What ONNX Runtime's optimiser adds to a node's or value's name when it fuses or blocks it."""
 
 
-def by_layer(artifact: Artifact, structure: Structure, node_ms: Mapping[str, float], total_ms: float) -> dict[str, float]:
+def by_layer(
+    artifact: Artifact, structure: Structure, node_ms: Mapping[str, float], total_ms: float
+) -> dict[str, float]:
     """Layer name -> ms, such that all nodes together take ``total_ms``.
 
-    The profiler's own cost, the same for every node, is taken off first. A layer is found by its weight's name: ONNX Runtime names a fused convolution after its own node, its output, or
-    the output of the activation that it took in. Layers whose node is not found are left out.
+    The profiler's own cost, the same for every node, is taken off first. A layer is found by its weight's name: ONNX
+    Runtime names a fused convolution after its own node, its output, or the output of the activation that it took in.
+    Layers whose node is not found are left out.
     """
     known = _without_profiler({_plain(name): ms for name, ms in node_ms.items()}, total_ms)
     waiting: dict[str, list[Layer]] = {}

@@ -1,7 +1,7 @@
 """A latency table for a measured target: every layer's time as a function of its widths, fitted to real variants.
 
-A few variants of the network, at random aligned widths, are exported, timed whole, and profiled node by node. Per layer l,
-with i and o its widths rounded up to the granule,
+A few variants of the network, at random aligned widths, are exported, timed whole, and profiled node by node. Per
+layer l, with i and o its widths rounded up to the granule,
 
     t_l(i, o) = product_l * i * o + linear_l * o + constant_l,        all >= 0,
 
@@ -95,7 +95,9 @@ def _aligned(channels: int, granule: int, share: float) -> int:
 def _dense(structure: Structure, samples: Sequence[Sample]) -> Sample:
     found = [sample for sample in samples if sample.counts == structure.dense_counts]
     if len(samples) < MIN_SAMPLES or not found:
-        message = f"A latency table needs the dense network and {MIN_SAMPLES - 1} variants; {len(samples)} were measured."
+        message = (
+            f"A latency table needs the dense network and {MIN_SAMPLES - 1} variants; {len(samples)} were measured."
+        )
         raise MeasurementError(message)
     return found[0]
 

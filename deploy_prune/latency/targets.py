@@ -61,6 +61,10 @@ class _Target(_Part):
     notes: str = ""
 
 
+_BRANCHES = ("constrained-int", "literal['measure']")
+"""What pydantic adds to a location for the branches of a union."""
+
+
 def targets_folder() -> Path:
     """The folder of the shipped targets: inside the installed package, or beside it in a source tree.
 
@@ -160,8 +164,9 @@ def _roofline(part: _Roofline) -> Roofline:
 
 def _explain(path: Path, raw: CommentedMap, error: ValidationError) -> str:
     """One sentence on the first thing that is wrong, with the file's line."""
-    first = error.errors(include_url=False)[0]
-    where = [str(step) for step in first["loc"] if step not in {"int", "literal['measure']"}]
+    found = error.errors(include_url=False)
+    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
+    where = [str(step) for step in first["loc"] if step not in _BRANCHES]
     line = _line(raw, where)
     key = ".".join(where)
     if first["type"] == "extra_forbidden":

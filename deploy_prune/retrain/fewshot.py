@@ -30,7 +30,7 @@ def adapt(
     progress: Progress = silent,
     work: str = "retrain",
 ) -> list[float]:
-    """Train in place on all of ``examples`` (K shots a class), also towards the teacher's logits; the loss of each step.
+    """Train in place on ``examples`` (K shots a class), also towards the teacher's logits; the loss of each step.
 
     The batch is at most the whole set. Batch-norm statistics are taken from the (augmented) examples before training,
     as the old ones belong to another task or to wider layers, and again after it, as few steps leave them behind.

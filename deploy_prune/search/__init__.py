@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from deploy_prune.errors import RecipeError
 from deploy_prune.recipe import Part, SearchPart
 from deploy_prune.search.baselines import (
     BnScaleOptions,
@@ -22,7 +21,7 @@ from deploy_prune.search.baselines import (
 from deploy_prune.search.budget import choose, reachable, smallest_counts, threshold_values
 from deploy_prune.search.gate import GateOptions, gate
 from deploy_prune.search.gated import GatedNetwork, gated
-from deploy_prune.search.method import Method, NoOptions, SearchGoal, read_options, unknown
+from deploy_prune.search.method import Method, NoOptions, SearchGoal, read_options
 
 METHODS: Final[dict[str, Method]] = {
     "gate": gate,
@@ -48,7 +47,7 @@ __all__ = [
     "GatedNetwork",
     "Method",
     "SearchGoal",
-    "check_method",
+    "check_options",
     "choose",
     "gated",
     "reachable",
@@ -57,13 +56,10 @@ __all__ = [
 ]
 
 
-def check_method(config: SearchPart) -> None:
-    """Refuse an unknown method or option, before anything runs.
+def check_options(config: SearchPart) -> None:
+    """Refuse an unknown option or a bad value, before anything runs.
 
     Raises:
-        RecipeError: with the nearest known name.
+        RecipeError: with the nearest known option.
     """
-    if config.method not in METHODS:
-        message = f"search.method: {unknown('method', config.method, tuple(METHODS))}"
-        raise RecipeError(message)
     read_options(OPTIONS[config.method], config)

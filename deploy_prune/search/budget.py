@@ -29,16 +29,22 @@ _MOVES = 256
 """Moves of one group that an exchange looks at: up to 256 / (2 G) stairs up and down, at least one."""
 _ROUNDS = 40
 """Exchanges at most."""
-_GAIN = 1e-4
-"""An exchange that raises the kept score by less than this share is the last."""
+_GAIN = 1e-3
+"""An exchange that gains less than this share of the score not kept is the last."""
 _PRICED = 4_000_000
 """Layers x groups x choices priced at most per round of exchanges: bounds its time to some 10 ms."""
+_POINTS = 1024
+"""Thresholds at which a rank's worth is computed; it is linear between them."""
+_FLOOR = 0.05
+"""The share of a group below which its count is not taken when a rank's worth is computed."""
 _SHARE = 4
 """A greedy step goes at most 1/4 of the way to the limit before it prices anew."""
-_SLACK = 0.01
+_SLACK = 0.02
 """The last step seeks to leave less than this share of the limit unused ..."""
 _LOSS = 0.005
-"""... and may give up this share of the kept score for it."""
+"""... and may give up this share of the kept score for it, but no more than ..."""
+_LOSS_OF_CUT = 0.02
+"""... this share of the score not kept."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,38 +123,57 @@ def smallest_counts(structure: Structure, granule: int, min_channels: int = 1) -
 def threshold_values(ranks: Scores, cost: CostModel) -> Scores:
     """Turn ranks that are comparable between groups into scores with which `choose` cuts at one global threshold.
 
-    value = c / (q + 0.1)^2, with c the unit's marginal cost in the dense network and q the share of the cost that
-    ranks as high or higher. Where the costs of groups don't depend on each other any falling function of q would do;
-    where layers couple two groups that shrink alike, this one (concave in log q from 0.1 on) makes the cut at one
-    threshold the optimum, where the ranks as plain values would empty the groups whose units are dear.
+    Let n(t) be the counts above the threshold t, and T the cost that the groups add, without stairs. A unit of group g
+    at rank t gets
+
+        value = dT/dn_g(n(t)) / T(n(t))^2
+
+    so that at every budget all groups' last units are worth the same per cost just where one threshold cuts. The
+    square makes that the best choice also where layers couple groups: there T is a posynomial, and the value is
+    concave in the logarithms of the counts (with the power 1, emptying every second group would do as well; ranks as
+    plain values would empty the groups whose units are dear). Counts are taken no lower than 5% of the group.
 
     Args:
-        ranks: group -> float[C]; only their order matters, over all groups.
-        cost: any cost of the network; its marginal cost per unit weighs the groups.
+        ranks: group -> float[C]; only their order counts, over all groups.
+        cost: of the network; in any metric.
 
     Returns:
-        group -> float64[C], positive, in the order of the ranks, ties equal within a group.
+        group -> float64[C], positive, in the order of the ranks; equal ranks of a group are worth the same.
     """
     if not ranks:
         return {}
-    price = _marginal_cost({name: len(rank_C) for name, rank_C in ranks.items()}, cost)
-    sizes = [len(rank_C) for rank_C in ranks.values()]
-    price_U = torch.stack(list(price.values())).repeat_interleave(torch.tensor(sizes))
-    rank_U, order_U = torch.cat([rank_C.detach().double().cpu() for rank_C in ranks.values()]).sort(descending=True)
-    share_U = price_U[order_U].cumsum(0) / price_U.sum()
-    last_in_tie_U = torch.searchsorted(-rank_U, -rank_U, right=True) - 1
-    value_U = torch.empty_like(share_U)
-    value_U[order_U] = price_U[order_U] / price_U.sum() / (share_U[last_in_tie_U] + 0.1) ** 2
-    return dict(zip(ranks, torch.split(value_U, sizes), strict=True))
+    sorted_ranks = {name: rank_C.detach().double().cpu().sort().values for name, rank_C in ranks.items()}
+    everything_U = torch.cat(list(sorted_ranks.values())).sort(descending=True).values
+    points_P = everything_U[torch.linspace(0, len(everything_U) - 1, min(len(everything_U), _POINTS)).long()]
+    above = [len(sorted_ranks[g]) - torch.searchsorted(sorted_ranks[g], points_P) for g in cost.groups]
+    worth_PG = _worth(torch.stack(above, 1).double(), torch.tensor([len(sorted_ranks[g]) for g in cost.groups]), cost)
+    return {
+        name: _interpolate(ranks[name].detach().double().cpu(), points_P, worth_PG[:, column])
+        for column, name in enumerate(cost.groups)
+    }
 
 
-def _marginal_cost(dense: Counts, cost: CostModel) -> dict[str, Tensor]:
-    """Derivative of the cost by each count at the dense network, scalars; never 0, so that order stays."""
-    soft = {name: torch.tensor(float(count), dtype=torch.float64, requires_grad=True) for name, count in dense.items()}
+def _worth(counts_PG: Tensor, sizes_G: Tensor, cost: CostModel) -> Tensor:
+    """The value of one more unit of each group, at each of these counts; falling along P and never 0."""
+    soft_PG = ((counts_PG + _FLOOR * sizes_G) / (1 + _FLOOR)).requires_grad_()
+    smooth = replace(cost, granule=1)
     with torch.enable_grad():
-        gradients = torch.autograd.grad(cost.expected(soft), list(soft.values()))
-    least = torch.stack(gradients).max().clamp(min=1e-300) * 1e-9
-    return {name: gradient.maximum(least) for name, gradient in zip(soft, gradients, strict=True)}
+        total_P = smooth.batched(soft_PG) - smooth.batched(torch.zeros_like(soft_PG[:1]))
+        (slope_PG,) = torch.autograd.grad(total_P.sum(), soft_PG)
+    slope_PG = slope_PG.maximum(1e-9 * slope_PG.max().clamp(min=1e-300))
+    relative_P1 = (total_P.detach() / total_P.detach().max())[:, None]
+    falling_PG = (slope_PG / slope_PG.max() / relative_P1**2).cummin(0).values
+    return falling_PG * torch.linspace(1, 1 - 1e-6, len(counts_PG), dtype=torch.float64)[:, None]
+
+
+def _interpolate(rank_C: Tensor, points_P: Tensor, worth_P: Tensor) -> Tensor:
+    """The worth at each rank, linear between points (which fall)."""
+    if len(points_P) == 1:
+        return worth_P.expand(len(rank_C)).clone()
+    below_C = torch.searchsorted(-points_P, -rank_C).clamp(1, len(points_P) - 1)
+    upper_C, lower_C = points_P[below_C - 1], points_P[below_C]
+    share_C = torch.where(upper_C > lower_C, (upper_C - rank_C) / (upper_C - lower_C), 1.0).clamp(0, 1)
+    return worth_P[below_C - 1].lerp(worth_P[below_C], share_C)
 
 
 def _stairs(structure: Structure, granule: int, min_channels: int) -> dict[str, list[int]]:
@@ -196,7 +221,7 @@ def _best_of_all(problem: _Problem) -> Tensor:
     kept = torch.where(price <= problem.limit, kept, -torch.inf)
     best = int(kept.argmax())
     if float(price[best]) < (1 - _SLACK) * problem.limit:
-        best = int(torch.where(kept >= (1 - _LOSS) * kept[best], price, -torch.inf).argmax())
+        best = int(torch.where(kept >= _least(problem, float(kept[best])), price, -torch.inf).argmax())
     return every_NG[best]
 
 
@@ -269,14 +294,19 @@ def _exchange(problem: _Problem, levels_G: Tensor) -> Tensor:
         if not bool(price[best] <= problem.limit) or float(kept[best]) <= value:
             break
         levels_G = choices[best]
-        if float(kept[best]) <= value * (1 + _GAIN):
+        if float(kept[best]) - value <= _GAIN * (float(problem.value(problem.top_G)) - value):
             break
     return levels_G
 
 
+def _least(problem: _Problem, best: float) -> float:
+    """The kept score that a fuller choice must have, given the best one."""
+    return best - min(_LOSS * best, _LOSS_OF_CUT * (float(problem.value(problem.top_G)) - best))
+
+
 def _pack(problem: _Problem, levels_G: Tensor) -> Tensor:
     """Use up the limit: the costliest neighbour that fits and loses next to no score."""
-    least = float(problem.value(levels_G)) * (1 - _LOSS)
+    least = _least(problem, float(problem.value(levels_G)))
     for _ in range(_ROUNDS):
         here = float(problem.price(levels_G[None])[0])
         if problem.limit - here <= _SLACK * problem.limit:

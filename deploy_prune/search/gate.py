@@ -8,10 +8,11 @@ The sawtooth s_M has slope 1 almost everywhere and height 1/M: the value is b(w)
 Here M is infinite: the value is the step, the derivative is g, exactly. Weights and gates are trained together, the
 weights from where they are, the gates from open.
 
-Departs from the paper: the target enters by a price on the expected cost that follows the gap to a falling limit (an
-integral and a proportional part), in units of the task's own gradient, where the paper adds lambda * (tau - rho)^2 with
-a lambda to tune; the gates have an optimizer of their own (Adam); a group's strongest gate never closes; the score is
-the mean of w over the last part of the search, as w of a gate that matters swings about 0.
+Departs from the paper: the target enters by a price on the expected cost, in units of the task's own gradient, that
+follows the gap to a falling limit by an integral and a proportional part (of either sign: noise alone closes gates too),
+where the paper adds lambda * (tau - rho)^2 with a lambda to tune; the gates have an optimizer of their own (Adam); a
+group's strongest gate never closes; a unit ranks by the mean of w over the last part of the search, for the w of a gate
+that matters swings about 0.
 
 Legend: N units of all groups, C units of one group, G groups.
 """
@@ -37,7 +38,6 @@ from deploy_prune.types import Progress, Scores, SearchResult, Structure, Task
 Shape = Literal["constant", "sigmoid"]
 
 
-OPT = lambda search, config: torch.optim.Adam([search.w_N], lr=config.lr_gates)
 class GateOptions(Part):
     """Options of `gate`.
 
@@ -120,7 +120,7 @@ def gate(
         weight_decay=options.weight_decay,
         nesterov=options.momentum > 0,
     )
-    by_gate = OPT(search,config)
+    by_gate = torch.optim.Adam([search.w_N], lr=config.lr_gates, eps=1e-12)
     fit(
         search.loss,
         batches,
@@ -197,7 +197,7 @@ class _Search:
             norm = float(gradient_N.abs().sum())
             self.unit = 0.9 * self.unit + 0.1 * norm if self.unit else norm
 
-        watched_N.register_hook(note)  # type: ignore[no-untyped-call]
+        watched_N.register_hook(note)
         return watched_N
 
     def _by_group(self, values_N: Tensor) -> dict[str, Tensor]:

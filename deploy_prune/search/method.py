@@ -64,16 +64,15 @@ def read_options(kind: type[OptionsT], config: SearchPart) -> OptionsT:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         option = str(first["loc"][0])
+        what = first["msg"] + f" (given {first['input']!r})"
         if first["type"] == "extra_forbidden":
-            known = tuple(kind.model_fields)
-            message = f"search.options.{option}: {unknown(f'option of {config.method}', option, known)}"
-        else:
-            message = f"search.options.{option}: {first['msg']} (method {config.method!r}, given {first['input']!r})."
+            what = _unknown(option, tuple(kind.model_fields))
+        message = f"search.options.{option} of the method {config.method}: {what}."
         raise RecipeError(message) from None
 
 
-def unknown(what: str, name: str, known: tuple[str, ...]) -> str:
-    """The sentence for an unknown name: the nearest known one, or all of them."""
+def _unknown(option: str, known: tuple[str, ...]) -> str:
+    """What is wrong, with the nearest known option, or all of them."""
     everything = f"known are: {', '.join(known)}" if known else "there are none"
-    hint = next((f"perhaps you meant {near!r}" for near in get_close_matches(name, known, n=1)), everything)
-    return f"unknown {what} {name!r}; {hint}."
+    hint = next((f"perhaps you meant {near!r}" for near in get_close_matches(option, known, n=1)), everything)
+    return f"unknown option; {hint}"

@@ -60,7 +60,7 @@ def build(architecture: Architecture, dense: nn.Module, prune: PrunePart | None 
     """Cut a dense network (weights and all) to an architecture.
 
     Raises:
-        ArchitectureError: the network's definition isn't the one the file was made from; names the first tensor that differs.
+        ArchitectureError: the network's definition isn't the one the file was made from (the first difference).
     """
     _same_definition(architecture, dense)
     structure = find_groups(dense, (torch.zeros(architecture.input_shape),), prune or PrunePart())
@@ -68,7 +68,8 @@ def build(architecture: Architecture, dense: nn.Module, prune: PrunePart | None 
     slim = cut(dense, structure, architecture.keep)
     for name, tensor in slim.state_dict().items():
         if tuple(tensor.shape) != architecture.shapes[name][1]:
-            message = f"The architecture says {name} is {list(architecture.shapes[name][1])}; cutting gave {list(tensor.shape)}."
+            told = list(architecture.shapes[name][1])
+            message = f"The architecture says that {name} is {told}; cutting gave {list(tensor.shape)}."
             raise ArchitectureError(message)
     return slim
 
@@ -105,7 +106,7 @@ def _same_definition(architecture: Architecture, dense: nn.Module) -> None:
     found = {name: tuple(t.shape) for name, t in dense.state_dict().items()}
     for name, (shape, _) in architecture.shapes.items():
         if name not in found:
-            message = f"The network {architecture.model.source} has no {name!r}; the architecture was made from another version."
+            message = f"{architecture.model.source} has no {name!r}; the architecture was made from another version."
             raise ArchitectureError(message)
         if found[name] != shape:
             message = (
@@ -123,7 +124,7 @@ def _same_groups(architecture: Architecture, structure: Structure) -> None:
     for name, mask in architecture.keep.items():
         if found.get(name) != len(mask):
             message = (
-                f"The architecture's group {name!r} has {len(mask)} units; the network's has {found.get(name, 'none')}: "
+                f"The architecture's group {name!r} has {len(mask)} units; the network's {found.get(name, 'none')}: "
                 "the file was made from another version of the network."
             )
             raise ArchitectureError(message)
@@ -198,7 +199,9 @@ def loads(text: str) -> Architecture:
         raise ArchitectureError(message) from error
     _keys(raw, {"format", "version", "model", "input", "groups", "layers"}, "the file")
     if raw["format"] != FORMAT or raw["version"] != VERSION:
-        message = f"it is {raw['format']!r} version {raw['version']!r}; this program reads {FORMAT!r} version {VERSION}."
+        message = (
+            f"it is {raw['format']!r} version {raw['version']!r}; this program reads {FORMAT!r} version {VERSION}."
+        )
         raise ArchitectureError(message)
     _keys(raw["model"], {"source", "args", "num_classes"}, "model")
     _keys(raw["input"], {"shape"}, "input")

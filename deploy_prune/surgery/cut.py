@@ -35,7 +35,7 @@ def cut(network: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
         SurgeryError: ``keep`` doesn't fit the structure or empties a group, or a layer can't be shrunk.
     """
     _check(structure, keep)
-    slim = copy.deepcopy(network)
+    slim = _copy(network)
     lost = _with_aliases(slim, lost_coordinates(structure, keep))
     ties = _ties(slim)
     for path, module in slim.named_modules():
@@ -46,6 +46,14 @@ def cut(network: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
     return slim
 
 
+def _copy(network: nn.Module) -> nn.Module:
+    """A deep copy, gradients included (which deepcopy leaves behind)."""
+    copied = copy.deepcopy(network)
+    for old, new in zip(network.parameters(), copied.parameters(), strict=True):
+        new.grad = None if old.grad is None else old.grad.clone()
+    return copied
+
+
 def _check(structure: Structure, keep: Keep) -> None:
     groups = {g.name: g for g in structure.groups}
     for name, mask in keep.items():
@@ -53,7 +61,9 @@ def _check(structure: Structure, keep: Keep) -> None:
             message = f"The keep mask names the group {name!r}, which the network doesn't have."
             raise SurgeryError(message)
         if mask.dtype != torch.bool or tuple(mask.shape) != (groups[name].channels,):
-            message = f"The keep mask of {name!r} must be bool[{groups[name].channels}], not {mask.dtype}{list(mask.shape)}."
+            message = (
+                f"The keep mask of {name!r} must be bool[{groups[name].channels}], not {mask.dtype}{list(mask.shape)}."
+            )
             raise SurgeryError(message)
         if not bool(mask.any()):
             message = f"The keep mask of {name!r} keeps nothing; at least one unit must stay."
@@ -148,9 +158,9 @@ def _set_sizes(module: nn.Module, sizes: Mapping[str, list[int]]) -> None:
     if shape is None:
         return
     if isinstance(module, _CONVOLUTIONS):
-        group_size = module.out_channels // module.groups
-        if shape[0] % group_size == 0 and shape[1] == module.in_channels // module.groups:
-            module.groups = shape[0] // group_size
+        per_in, per_out = module.in_channels // module.groups, module.out_channels // module.groups
+        if module.groups >= per_in:  # whole groups are the units, see weights.py
+            module.groups = shape[0] // per_out
         module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
     elif isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         group_size = module.in_channels // module.groups
@@ -163,7 +173,7 @@ def _set_sizes(module: nn.Module, sizes: Mapping[str, list[int]]) -> None:
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = tuple(shape)
     elif hasattr(module, "num_features"):
-        module.num_features = shape[0]
+        module.num_features = shape[0]  # type: ignore[assignment]
 
 
 def _as_before(new: nn.Parameter, old: nn.Parameter) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from deploy_prune.recipe import PrunePart
+from deploy_prune.surgery.calls import Applied, Call
 from deploy_prune.surgery.labels import Labels, Value
-from deploy_prune.surgery.rules import Applied, Call, rule_for
+from deploy_prune.surgery.rules import rule_for
 from deploy_prune.surgery.trace import trace
 from deploy_prune.types import Axis, ChannelGroup, Layer, Structure, Whole, Width
 
@@ -38,7 +39,7 @@ def find_groups(network: nn.Module, inputs: Sequence[Tensor], prune: PrunePart) 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Labelled:
-    """A graph after propagation: each tensor's own labels per axis, what was applied, and all that is known of labels."""
+    """A graph after propagation: each tensor's own labels per axis, what was applied, and what became of labels."""
 
     labels: Labels
     own: Mapping[str, tuple[Tensor | None, ...]]
@@ -81,7 +82,7 @@ def _placeholder(program: ExportedProgram, spec: Any, node: fx.Node, labels: Lab
 
 
 def _call(node: fx.Node, values: dict[fx.Node, Any], labels: Labels, applied: list[Applied]) -> Any:
-    arguments = fx.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
+    arguments: Any = fx.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
     args, kwargs = arguments
     if node.target is operator.getitem:
         return args[0][args[1]] if isinstance(args[0], tuple | list) else args[0]
@@ -160,7 +161,9 @@ class _Reader:
         for ids in labels.reads:
             read[ids[ids >= 0]] = True
         bundles = self._bundles(classes, read)
-        groups, whole, unit_of_class = [], [], {}
+        groups: list[ChannelGroup] = []
+        whole: list[Whole] = []
+        unit_of_class: dict[int, str] = {}
         for members in bundles.values():
             name = self._name(members, {g.name for g in groups} | {w.name for w in whole})
             reason = self._reason(name, members, frozen)
@@ -174,7 +177,7 @@ class _Reader:
         return Structure(groups=tuple(groups), layers=layers, whole=_merged(whole))
 
     def _bundles(self, classes: Tensor, read: Tensor) -> dict[Any, _Bundle]:
-        """Classes that touch the same axes, equally often, as one bundle; classes that nothing reads are no channels."""
+        """Classes that touch the same axes, equally often, as one bundle; what nothing reads is no channel."""
         touched: dict[int, dict[tuple[str, int], int]] = defaultdict(dict)
         consumer: set[tuple[str, int]] = set()
         for tensor, axes in self.labelled.own.items():
@@ -187,9 +190,11 @@ class _Reader:
                 for root, count in zip(roots.tolist(), times.tolist(), strict=True):
                     touched[root][tensor, axis] = count
         frozen = self.labelled.labels.frozen(classes)
+        made = {r for a in self.labelled.applied if isinstance(a.outputs, Tensor) for r in classes[a.outputs].tolist()}
         bundles: dict[Any, _Bundle] = {}
         for root, axes_of in sorted(touched.items()):
-            if set(axes_of) & consumer and set(axes_of) - consumer:
+            read_by_weights = set(axes_of) & consumer and set(axes_of) - consumer
+            if read_by_weights or (root in made and root in frozen):
                 key = (tuple(sorted(axes_of.items())), frozen.get(root))
                 bundles.setdefault(key, _Bundle(axes=axes_of, consumers=consumer)).units.append(root)
         return bundles
@@ -228,12 +233,12 @@ class _Bundle:
 def _group(name: str, members: _Bundle, own: Mapping[str, tuple[Tensor | None, ...]], classes: Tensor) -> ChannelGroup:
     unit_of_class = torch.full((int(classes.max()) + 1,), -1)
     unit_of_class[torch.tensor(members.units)] = torch.arange(len(members.units))
-    axes, period = [], 1
-    for position, (tensor, axis) in enumerate(sorted(members.axes, key=lambda m: (list(own).index(m[0]), m[1]))):
+    axes = []
+    order = {tensor: i for i, tensor in enumerate(own)}
+    for tensor, axis in sorted(members.axes, key=lambda m: (order[m[0]], m[1])):
         ids = own[tensor][axis]
         assert ids is not None
         axes.append(Axis(tensor=tensor, axis=axis, unit_of=unit_of_class[classes[ids]]))
-        del position
     producers = [a for a in axes if (a.tensor, a.axis) not in members.consumers]
     period = members.axes[producers[0].tensor, producers[0].axis]
     consumers = tuple(a for a in axes if (a.tensor, a.axis) in members.consumers)
@@ -242,7 +247,7 @@ def _group(name: str, members: _Bundle, own: Mapping[str, tuple[Tensor | None, .
 
 def _layers(applied: Sequence[Applied], classes: Tensor, group_of: Mapping[int, str]) -> tuple[Layer, ...]:
     names: dict[str, int] = defaultdict(int)
-    units = defaultdict(int)
+    units: dict[str, int] = defaultdict(int)
     for name in group_of.values():
         units[name] += 1
     layers = []

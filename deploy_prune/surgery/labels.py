@@ -27,8 +27,11 @@ FILL = -2
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Value:
-    """A tensor of the graph as labels see it. ``tensor``: set while this still is a parameter or buffer of that name,
-    moved about but not computed with. ``data``: the numbers themselves, kept for integer constants (indices)."""
+    """A tensor of the graph as labels see it.
+
+    ``tensor``: set while this still is a parameter or buffer of that name, moved about but not computed with.
+    ``data``: the numbers themselves, kept for integer constants (indices).
+    """
 
     shape: tuple[int, ...]
     fields: tuple[Tensor, ...] = ()
@@ -74,7 +77,7 @@ class Labels:
         return torch.arange(first, self.count)
 
     def merge(self, a: Tensor, b: Tensor, reason: str) -> None:
-        """Coordinates of a and b (same or broadcastable shapes) go together; what meets a kept one stays, for ``reason``."""
+        """Coordinates of a and b (broadcastable) go together; what meets a kept one stays, for ``reason``."""
         a, b = torch.broadcast_tensors(a, b)
         both = (a >= 0) & (b >= 0)
         if bool(both.any()):
@@ -111,8 +114,10 @@ class Labels:
         return torch.from_numpy(connected_components(links, directed=False)[1].astype(np.int64))
 
     def resolve_rectangles(self) -> Tensor:
-        """Make every multi-dimensional field a product: where nothing tied it along all axes but one, the longest axis
-        stays free and the others are tied. Returns the final classes."""
+        """Make every multi-dimensional field a product; returns the final classes.
+
+        Where nothing tied a field along all axes but one, the longest axis stays free and the others are tied.
+        """
         while True:
             classes = self.classes()
             open_fields = [r for r in self._rectangles if not _is_product(r, classes)]

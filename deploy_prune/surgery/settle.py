@@ -40,7 +40,11 @@ def settle(network: nn.Module, structure: Structure, inputs: Sequence[Tensor], g
 
 
 def _failure(
-    network: nn.Module, structure: Structure, groups: Sequence[ChannelGroup], inputs: Sequence[Tensor], gates_on: GatesOn
+    network: nn.Module,
+    structure: Structure,
+    groups: Sequence[ChannelGroup],
+    inputs: Sequence[Tensor],
+    gates_on: GatesOn,
 ) -> str | None:
     """Why cutting every second unit of these groups goes wrong, or None if it doesn't."""
     keep: Keep = {g.name: torch.arange(g.channels) % 2 == 0 for g in groups}

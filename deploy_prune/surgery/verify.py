@@ -1,4 +1,4 @@
-"""Prove a cut: the masked dense network and the cut network give the same output, and the comparison means something."""
+"""Prove a cut: the masked dense network and the cut one give the same output, and the comparison means something."""
 
 from __future__ import annotations
 
@@ -47,8 +47,10 @@ def verify(
     """Compare the masked network with the cut one in eval mode.
 
     Args:
-        network: the dense network; ``slim``: its cut; both on the inputs' device.
-        structure: the groups; ``keep``: group name -> bool[C].
+        network: the dense network, on the inputs' device.
+        slim: its cut.
+        structure: the groups.
+        keep: group name -> bool[C], what the cut kept.
         inputs: one tensor [B, ...] per network input, real data, at least two different examples.
         gates_on: turns a network and gates (float[C] per group) into a callable.
 
@@ -65,7 +67,7 @@ def verify(
             precision, tolerance = "float64", TOLERANCE_FLOAT64
         if not difference <= tolerance:
             message = (
-                f"The cut network's output differs from the masked network's by {difference:.1e} (relative, {precision}); "
+                f"The cut network's output differs from the masked one's by {difference:.1e} (relative, {precision}); "
                 f"allowed is {tolerance:.0e}. Leave the group out with prune.skip and report the network."
             )
             raise VerificationError(message)

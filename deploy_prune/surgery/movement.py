@@ -1,0 +1,124 @@
+"""Label rules of data movement: the operator itself is run on the labels, so that no rule can be wrong about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deploy_prune.surgery.calls import Call, Result, widest
+from deploy_prune.surgery.labels import FILL, KEPT, Value, compress, moved, varying
+from deploy_prune.surgery.plain import pointwise_like
+
+
+def move(call: Call) -> Result:
+    """Any operator that only moves or copies elements of its first argument."""
+    source = call.values()[0]
+    outputs: list[list[Tensor]] = [[] for _ in call.shapes]
+    for labels in source.fields:
+        for fields, result in zip(outputs, _run(call, source, labels), strict=True):
+            _take_field(call, labels, fields, result)
+    made = tuple(moved(source, s, widest(f)) for s, f in zip(call.shapes, outputs, strict=True))
+    return made if call.several else made[0]
+
+
+def _run(call: Call, source: Value, labels: Tensor) -> list[Tensor]:
+    """The operator's results on a label field (in float64, exact up to 2^53, which every operator accepts)."""
+    given = dict(call.given)
+    if "value" in given and not isinstance(given["value"], Value):
+        given["value"] = float(FILL)
+    numbers = labels.expand(source.shape).to(torch.float64)
+    arguments = {k: _concrete(numbers if v is source else v) for k, v in given.items()}
+    schema = call.op._schema.arguments
+    result = call.op(
+        *[arguments[a.name] for a in schema if not a.kwarg_only and a.name in arguments],
+        **{a.name: arguments[a.name] for a in schema if a.kwarg_only and a.name in arguments},
+    )
+    return [r.round().long() for r in (result if isinstance(result, list | tuple) else [result])]
+
+
+def _concrete(given: Any) -> Any:
+    if isinstance(given, Value):
+        return given.data
+    return [_concrete(g) for g in given] if isinstance(given, list | tuple) else given
+
+
+def _take_field(call: Call, before: Tensor, fields: list[Tensor], result: Tensor) -> None:
+    if not result.numel():
+        return
+    labels = compress(result)
+    dims = varying(labels)
+    if not dims:
+        call.labels.freeze(labels, f"{call.name} picks a single channel")
+        return
+    if len(dims) > len(varying(before)):
+        call.labels.rectangle(labels)
+    for other in fields:
+        if set(varying(other)) & set(dims):
+            call.labels.merge(other, labels, f"{call.name} lays two axes over each other")
+    fields.append(labels)
+
+
+def index(call: Call) -> Result:
+    """x[..., indices, ...] with indices known when tracing; with others, what they index stays."""
+    source = call.given["self"]
+    indices = call.given["index"] if call.name == "index_select" else call.given.get("indices")
+    known = [i for i in (indices if isinstance(indices, list | tuple) else [indices]) if isinstance(i, Value)]
+    if all(i.data is not None for i in known):
+        return move(call)
+    call.freeze(source, f"{call.name} with indices that depend on the input")
+    return call.result(())
+
+
+def cat(call: Call) -> Result:
+    """Concatenation: fields that span the joined dimension are joined, the others go together."""
+    parts: list[Value] = [p for p in call.given["tensors"] if prod(p.shape) or len(p.shape) != 1]
+    rank = len(call.shape)
+    dim = call.given.get("dim", 0) % rank
+    reason = f"{call.name} joins it with a tensor that can't be cut"
+    fields: list[Tensor] = []
+    for dims in sorted(
+        {tuple(sorted({*varying(f), dim}) if dim in varying(f) else varying(f)) for p in parts for f in p.fields}
+    ):
+        mine = [_spanning(call, p, dims, dim) for p in parts]
+        if dim in dims:
+            pieces = [_piece(p, m, dims, dim) for p, m in zip(parts, mine, strict=True)]
+            fields.append(compress(torch.cat(pieces, dim)))
+            continue
+        first = next(m for m in mine if m is not None)
+        for part, other in zip(parts, mine, strict=True):
+            if other is not None:
+                call.labels.merge(first, other, reason)
+            elif any(part.shape[d] > 1 for d in dims):
+                call.labels.freeze(first, reason)
+        fields.append(first)
+    return call.result(widest(fields))
+
+
+def _spanning(call: Call, part: Value, dims: Sequence[int], dim: int) -> Tensor | None:
+    """The part's field that varies along (a subset of) these dimensions."""
+    for labels in part.fields:
+        own = set(varying(labels))
+        if own == set(dims) or (dim in dims and own and own <= set(dims)):
+            return labels
+    return None
+
+
+def _piece(part: Value, labels: Tensor | None, dims: Sequence[int], dim: int) -> Tensor:
+    shape = [part.shape[d] if d in dims or d == dim else 1 for d in range(len(part.shape))]
+    if labels is None:
+        return torch.full(shape, KEPT)
+    return labels.expand(shape)
+
+
+def stack(call: Call) -> Result:
+    """Like cat along a new dimension."""
+    dim = call.given.get("dim", 0) % len(call.shape)
+    parts = []
+    for p in call.given["tensors"]:
+        shape = (*p.shape[:dim], 1, *p.shape[dim:])
+        parts.append(moved(p, shape, [f.unsqueeze(dim) for f in p.fields]))
+    return pointwise_like(call, parts)

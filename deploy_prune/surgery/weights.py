@@ -1,0 +1,152 @@
+"""Label rules of layers with weights: convolutions, linear layers, norms, embeddings."""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import Tensor
+
+from deploy_prune.surgery.calls import Applied, Call, Result, along, contract, keep_dims, on, same, width
+from deploy_prune.surgery.labels import Value
+from deploy_prune.types import LayerKind
+
+
+def convolution(call: Call) -> Result:
+    """Convolutions of any rank, grouped, depthwise or transposed (weight [I, O/G, ...])."""
+    x, weight, groups = call.given["input"], call.given["weight"], call.given.get("groups", 1)
+    transposed = call.given.get("transposed", "transpose" in call.name)
+    out_axis, in_axis = (1, 0) if transposed else (0, 1)
+    channel = len(x.shape) - len(weight.shape) + 1
+    taps, spatial = prod(weight.shape[2:]), range(channel + 1, len(x.shape))
+    passing = keep_dims(call, x, spatial, f"{call.name} mixes positions")
+    passing = tuple(f for f in passing if f.shape[channel] == 1)
+    x_ids = along(call, x, channel)
+    if groups == 1:
+        contract(call, x_ids, weight, in_axis, f"{call.module or call.name} reads channels that can't be cut")
+        out = along(call, weight, out_axis)
+    else:
+        out = _grouped(call, x_ids, weight, groups, transposed)
+    vectors = _bias(call, out)
+    kind: LayerKind = (
+        "depthwise" if groups > 1 and weight.shape[in_axis if not transposed else out_axis] == 1 else "conv"
+    )
+    inputs = along(call, weight, in_axis)
+    if groups > 1 and transposed:
+        inputs = None
+    per_filter = weight.shape[in_axis] // (groups if transposed else 1)
+    call.applied.append(
+        Applied(
+            module=call.module, kind=kind, tensor=weight.tensor or call.name, taps=taps,
+            positions=prod(x.shape[channel + 1 :] if transposed else call.shape[channel + 1 :]),
+            input_positions=prod(x.shape[channel + 1 :]), inputs=width(inputs, per_filter),
+            outputs=width(out, call.shape[channel]), vectors=vectors,
+        )
+    )  # fmt: skip
+    return call.result((*passing, *on(channel, len(call.shape), out)))
+
+
+def _grouped(call: Call, x_ids: Tensor | None, weight: Value, groups: int, transposed: bool) -> Tensor | None:
+    """Labels of a grouped convolution's output.
+
+    Many narrow groups: a whole group is one unit. Few wide ones: the same channel of every group is one unit, so that
+    the groups stay equal. The first includes depthwise, with or without a multiplier.
+    """
+    name, labels = call.module or call.name, call.labels
+    if transposed:
+        whole, per_in = along(call, weight, 0), weight.shape[0] // groups
+        same(call, x_ids, whole, f"{name} reads channels that can't be cut")
+        per_out = along(call, weight, 1)
+        if per_out is not None:
+            labels.freeze(per_out, f"{name} is a grouped transposed convolution")
+        if whole is None:
+            return None
+        blocks = labels.tie(whole.view(groups, per_in), [1], f"{name} has whole groups")
+        return blocks.expand(groups, weight.shape[1]).reshape(-1)
+    out = along(call, weight, 0)
+    per_in = weight.shape[1]
+    if out is None:
+        call.freeze(Value(shape=(), fields=() if x_ids is None else (x_ids,)), f"{name} has one output channel")
+        return None
+    out_GO = out.view(groups, -1)
+    if groups >= per_in:
+        block = labels.tie(out_GO, [1], f"{name} has whole groups")
+        same(
+            call,
+            None if x_ids is None else x_ids.view(groups, -1),
+            block.expand(groups, per_in),
+            f"{name} reads channels that can't be cut",
+        )  # noqa: E501
+        read = along(call, weight, 1)
+        if read is not None:
+            labels.freeze(read, f"{name} keeps its groups' inputs")
+        return out
+    labels.tie(out_GO, [0], f"{name} keeps its groups equal")
+    shared = None if x_ids is None else labels.tie(x_ids.view(groups, -1), [0], f"{name} keeps its groups equal")
+    contract(call, None if shared is None else shared.flatten(), weight, 1, f"{name} reads channels that can't be cut")
+    return out
+
+
+def _bias(call: Call, out: Tensor | None) -> int:
+    bias = call.given.get("bias")
+    if bias is None:
+        return 0
+    same(call, out, along(call, bias, 0), f"the bias of {call.module or call.name} can't be cut")
+    return 1
+
+
+def linear(call: Call) -> Result:
+    """X [..., I] times weight [O, I]."""
+    x, weight = call.given["input"], call.given["weight"]
+    last = len(x.shape) - 1
+    contract(call, along(call, x, last), weight, 1, f"{call.module or call.name} reads channels that can't be cut")
+    out = along(call, weight, 0)
+    vectors = _bias(call, out)
+    apply_linear(call, weight, 1, 0, vectors)
+    return call.result((*(f for f in x.without([last])), *on(last, len(call.shape), out)))
+
+
+def apply_linear(call: Call, weight: Value, in_axis: int, out_axis: int, vectors: int) -> None:
+    """Note that a matrix is applied."""
+    positions = max(1, prod(call.shape[:-1]) // max(1, call.shape[0] if len(call.shape) > 1 else 1))
+    call.applied.append(
+        Applied(
+            module=call.module, kind="linear", tensor=weight.tensor or call.name, taps=1, positions=positions,
+            input_positions=positions, inputs=width(along(call, weight, in_axis), weight.shape[in_axis]),
+            outputs=width(along(call, weight, out_axis), weight.shape[out_axis]), vectors=vectors,
+        )
+    )  # fmt: skip
+
+
+def channel_norm(call: Call) -> Result:
+    """Norms that treat every channel alone (batch norm, instance norm): parameters lie along dimension 1."""
+    x = call.given["input"]
+    ids = along(call, x, 1)
+    vectors = 0
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        value = call.given.get(name)
+        if value is not None:
+            own = along(call, value, 0)
+            same(call, ids, own, f"{call.module or call.name} normalises channels that can't be cut")
+            ids = own if ids is None else ids
+            vectors += name in ("weight", "bias")
+    call.applied.append(
+        Applied(
+            module=call.module, kind="norm", tensor=call.module, taps=0, positions=prod(x.shape[2:]),
+            input_positions=prod(x.shape[2:]), inputs=1, outputs=width(ids, x.shape[1]), vectors=vectors,
+        )
+    )  # fmt: skip
+    return call.result(x.fields)
+
+
+def mixing_norm(call: Call) -> Result:
+    """Norms over several channels (layer norm, group norm): zeroed channels would change the others' statistics."""
+    for value in call.values():
+        call.freeze(value, f"{call.module or call.name} normalises over channels")
+    return call.result(call.given["input"].fields)
+
+
+def embedding(call: Call) -> Result:
+    """Rows of weight [V, D] picked by indices."""
+    weight = call.given["weight"]
+    keep_dims(call, weight, [0], f"{call.module or call.name} is indexed by values")
+    return call.result(on(-1, len(call.shape), along(call, weight, 1)))

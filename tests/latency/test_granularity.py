@@ -1,0 +1,76 @@
+"""Granularity: the rule on known staircases, the cache, and one real measurement."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from deploy_prune.cache import cached_json
+from deploy_prune.latency import granularity as module
+from deploy_prune.latency.granularity import STEPS, WIDTH, granularity, smallest_paying, time_ratios
+from deploy_prune.latency.targets import load_target
+
+HOST = load_target("host")
+
+
+def stair(block: int, penalty: float = 0.0) -> dict[int, float]:
+    """Ratios of a device that computes blocks of channels, and is slower by ``penalty`` off the blocks."""
+
+    def time(width: int) -> float:
+        blocks = -(-width // block) * block
+        return blocks * blocks * (1 + (penalty if width % block else 0))
+
+    return {step: time(WIDTH - step) / time(WIDTH) for step in STEPS}
+
+
+@pytest.mark.parametrize("block", [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize("penalty", [0.0, 0.4])
+def test_staircases(block, penalty):
+    assert smallest_paying(stair(block, penalty)) == block
+
+
+def test_noise_of_two_percent_does_not_matter_from_eight_on():
+    for block in (8, 16, 32):
+        noisy = {step: r * (0.98 if step < block else 1.02) for step, r in stair(block).items()}
+        assert smallest_paying({k: v for k, v in noisy.items() if k >= 4}) == block
+
+
+def test_no_step_pays():
+    assert smallest_paying(dict.fromkeys(STEPS, 1.0)) == max(STEPS)
+
+
+def test_a_stated_granularity_is_not_measured(monkeypatch):
+    monkeypatch.setattr(module, "time_ratios", lambda target: pytest.fail("measured"))
+    assert granularity(replace(HOST, granularity=12)) == 12
+
+
+def test_measured_once_per_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("DEPLOY_PRUNE_CACHE", str(tmp_path))
+    calls = []
+    monkeypatch.setattr(module, "time_ratios", lambda target: calls.append(1) or stair(8))
+    assert [granularity(HOST), granularity(HOST)] == [8, 8]
+    assert len(calls) == 1
+    granularity(replace(HOST, threads=2))
+    assert len(calls) == 2
+    for path in tmp_path.rglob("*.json"):
+        path.write_text(path.read_text()[:20])
+    assert granularity(HOST) == 8
+    assert len(calls) == 3
+
+
+def test_cache_checks_the_key(monkeypatch, tmp_path):
+    monkeypatch.setenv("DEPLOY_PRUNE_CACHE", str(tmp_path))
+    assert cached_json("kind", {"b": 1, "a": [2]}, lambda: {"x": 1}) == {"x": 1}
+    assert cached_json("kind", {"a": [2], "b": 1}, lambda: pytest.fail("computed")) == {"x": 1}
+    (path,) = tmp_path.rglob("*.json")
+    assert path.parent == tmp_path / "kind"
+    path.write_text(json.dumps({"key": {"other": 1}, "value": 5}))
+    assert cached_json("kind", {"a": [2], "b": 1}, lambda: 6) == 6
+    assert json.loads(path.read_text()) == {"key": {"a": [2], "b": 1}, "value": 6}
+
+
+def test_a_real_measurement_is_plausible():
+    ratios = time_ratios(HOST)
+    assert sorted(ratios) == sorted(STEPS)
+    assert ratios[32] < 0.6
+    assert smallest_paying(ratios) in STEPS

@@ -1,0 +1,209 @@
+"""The fitted table and the roofline, on hand-made structures and on a real profile."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from deploy_prune.cost import CostModel
+from deploy_prune.errors import MeasurementError, TargetError
+from deploy_prune.export import FORMATS
+from deploy_prune.latency.nodes import by_layer
+from deploy_prune.latency.predict import roofline
+from deploy_prune.latency.runners import profile
+from deploy_prune.latency.table import Sample, fit_table, variant_counts
+from deploy_prune.latency.targets import load_target
+from deploy_prune.recipe import ExportPart
+from deploy_prune.types import ChannelGroup, Layer, Roofline, Structure, Width
+
+HOST = load_target("host")
+
+
+def width(fixed=0, **units):
+    return Width(fixed=fixed, per_unit=units)
+
+
+def layer(name, inputs, outputs, *, kind="conv", taps=9, positions=256):
+    return Layer(
+        name=name,
+        kind=kind,
+        tensor=f"{name}.weight",
+        taps=taps,
+        positions=positions,
+        input_positions=positions,
+        inputs=inputs,
+        outputs=outputs,
+        vectors=1,
+    )
+
+
+def group(name, channels):
+    return ChannelGroup(name=name, channels=channels, period=1, consumers=(), members=())
+
+
+CHAIN = Structure(
+    groups=(group("a", 64), group("b", 96)),
+    layers=(
+        layer("first", width(3), width(a=1)),
+        layer("norm", width(a=1), width(a=1), kind="norm", taps=0),
+        layer("second", width(a=1), width(b=1)),
+        layer("depth", width(1), width(b=1), kind="depthwise"),
+        layer("head", width(b=1), width(10), kind="linear", taps=1, positions=1),
+    ),
+    whole=(),
+)
+TRUE = {"first": (2e-6, 1e-3, 0.01), "second": (1e-5, 2e-3, 0.02), "depth": (0, 3e-3, 0.005), "head": (1e-6, 0, 0.003)}
+
+
+def up(value, granule):
+    return -(-value // granule) * granule
+
+
+def sample(counts, noise=0.0, seed=0, profiled=True, granule=16):
+    """What a machine with the layer times TRUE and 0.1 ms beside them would give."""
+    generator = random.Random(seed)
+    times = {}
+    for x in CHAIN.layers:
+        if x.taps:
+            p, q, r = TRUE[x.name]
+            i, o = up(x.inputs.at(counts), granule), up(x.outputs.at(counts), granule)
+            times[x.name] = (p * i * o + q * o + r) * generator.uniform(1 - noise, 1 + noise)
+    return Sample(counts=counts, total_ms=sum(times.values()) + 0.1, per_layer_ms=times if profiled else None)
+
+
+def samples(num=5, **how):
+    return [sample(c, seed=i, **how) for i, c in enumerate((CHAIN.dense_counts, *variant_counts(CHAIN, 16, num, 0)))]
+
+
+def errors(model, held_out):
+    return [abs(model(s.counts) / s.total_ms - 1) for s in held_out]
+
+
+HELD_OUT = [sample(c) for seed in range(1, 4) for c in variant_counts(CHAIN, 16, 4, seed)]
+
+
+def test_table_recovers_a_machine_of_its_form():
+    model = fit_table(CHAIN, samples(), 16)
+    assert isinstance(model, CostModel)
+    assert (model.metric, model.granule, model.groups) == ("latency", 16, ("a", "b"))
+    assert max(errors(model, HELD_OUT)) < 0.03
+    assert model(CHAIN.dense_counts) == pytest.approx(sample(CHAIN.dense_counts).total_ms)
+
+
+def test_table_stands_noise_of_ten_percent_a_layer():
+    assert max(errors(fit_table(CHAIN, samples(noise=0.1), 16), HELD_OUT)) < 0.12
+
+
+def test_table_without_profile_is_still_exact_on_dense():
+    model = fit_table(CHAIN, samples(profiled=False), 16)
+    assert model(CHAIN.dense_counts) == pytest.approx(sample(CHAIN.dense_counts).total_ms)
+    assert max(errors(model, HELD_OUT)) < 0.3
+
+
+def test_table_never_rewards_more_channels():
+    model = fit_table(CHAIN, samples(noise=0.3), 16)
+    assert model.constant >= 0
+    assert all(c.product >= 0 and c.linear >= 0 for c in model.layers)
+    times = [model({"a": n, "b": 96}) for n in range(1, 65)]
+    assert times == sorted(times)
+    assert model({"a": 33, "b": 96}) == model({"a": 48, "b": 96})
+
+
+def test_layers_without_a_node_count_to_the_rest():
+    hidden = [replace(s, per_layer_ms={k: v for k, v in s.per_layer_ms.items() if k != "depth"}) for s in samples()]
+    assert max(errors(fit_table(CHAIN, hidden, 16), HELD_OUT)) < 0.1
+
+
+def test_table_needs_dense_and_variants():
+    with pytest.raises(MeasurementError, match="needs the dense network"):
+        fit_table(CHAIN, samples()[1:], 16)
+    with pytest.raises(MeasurementError, match="needs the dense network"):
+        fit_table(CHAIN, samples()[:2], 16)
+
+
+def test_variants_are_aligned_and_spread():
+    variants = variant_counts(CHAIN, 16, 4, 0)
+    assert variants == variant_counts(CHAIN, 16, 4, 0)
+    assert variants != variant_counts(CHAIN, 16, 4, 1)
+    for counts in variants:
+        assert counts.keys() == {"a", "b"}
+        assert all(0 < n <= CHAIN.dense_counts[g] and n % 16 == 0 for g, n in counts.items())
+    assert sum(variants[0].values()) < sum(variants[3].values())
+
+
+def test_variants_of_narrow_groups_keep_all():
+    narrow = replace(CHAIN, groups=(group("a", 10), group("b", 24)))
+    assert {c["a"] for c in variant_counts(narrow, 16, 4, 0)} == {10}
+    assert {c["b"] for c in variant_counts(narrow, 16, 4, 0)} <= {16, 24}
+
+
+RATES = Roofline(
+    gmacs_per_s=1.0,
+    depthwise_gmacs_per_s=0.5,
+    gbytes_per_s=1000.0,
+    layer_overhead_ms=0.25,
+    network_overhead_ms=1.0,
+    source="",
+)
+DEVICE = replace(HOST, runner=None, granularity=8, roofline=RATES)
+
+
+def test_roofline_when_arithmetic_binds():
+    model = roofline(CHAIN, DEVICE)
+    expected = 1.0 + 4 * 0.25
+    expected += 256 * 9 * (8 * 64 + 64 * 96 + 2 * 96) / 1e6 + 96 * 16 * 1 / 1e6
+    assert model(CHAIN.dense_counts) == pytest.approx(expected)
+    assert model({"a": 33, "b": 96}) == model({"a": 40, "b": 96})
+
+
+def test_roofline_when_memory_binds():
+    slow = replace(DEVICE, roofline=replace(RATES, gmacs_per_s=1e9, depthwise_gmacs_per_s=1e9, gbytes_per_s=1.0))
+    weights = 9 * (8 * 64 + 64 * 96 + 96) + 96 * 16
+    activations = 2 * (256 * (64 + 96 + 96) + 16)
+    expected = 1.0 + 4 * 0.25 + 4 * (weights + activations) / 1e6
+    assert roofline(CHAIN, slow)(CHAIN.dense_counts) == pytest.approx(expected)
+    half = roofline(CHAIN, replace(slow, precision="fp16"))(CHAIN.dense_counts)
+    assert half - 2 == pytest.approx((expected - 2) / 2)
+
+
+def test_roofline_needs_rates():
+    with pytest.raises(TargetError, match="needs 'roofline:'"):
+        roofline(CHAIN, HOST)
+
+
+class Branches(nn.Module):
+    """Two branches of equal shapes, activations, a depthwise layer and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU6())
+        self.left = nn.Conv2d(32, 32, 3, padding=1)
+        self.right = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.Hardswish())
+        self.depth = nn.Sequential(nn.Conv2d(32, 32, 3, groups=32), nn.ReLU())
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(self.depth(self.left(x) + self.right(x)).mean((2, 3)))
+
+
+def test_profiled_nodes_find_their_layers(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "b.onnx"
+    artifact = FORMATS["onnx"].write(Branches(), torch.zeros(1, 3, 20, 20), path, "fp32", ExportPart())
+    c = width(32)
+    layers = (
+        layer("stem.0", width(3), c),
+        layer("stem.1", c, c, kind="norm", taps=0),
+        layer("left", c, c),
+        layer("right.0", c, c),
+        layer("depth.0", width(1), c, kind="depthwise"),
+        layer("head", c, width(10), kind="linear", taps=1),
+    )
+    (nodes,) = profile(HOST, [artifact], runs=50)
+    found = by_layer(artifact, Structure(groups=(), layers=layers, whole=()), nodes, total_ms=1.0)
+    assert set(found) == {"stem.0", "left", "right.0", "depth.0", "head"}
+    assert sum(found.values()) <= 1.0 + 1e-9
+    assert min(found["left"], found["right.0"]) > found["head"]

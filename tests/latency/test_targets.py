@@ -1,0 +1,124 @@
+"""Targets: the shipped files, and strict reading of a user's own."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from deploy_prune.errors import TargetError
+from deploy_prune.export import FORMATS
+from deploy_prune.latency.runners import PAYLOADS, RUNNERS
+from deploy_prune.latency.targets import list_targets, load_target, targets_folder
+
+OWN = """\
+name: mine
+title: My board
+format: onnx
+precision: fp32
+runtime: onnxruntime
+granularity:
+  value: 8
+  source: measured
+runner: none
+threads: 2
+roofline:
+  gmacs_per_s: {value: 10, source: a}
+  depthwise_gmacs_per_s: {value: 5, source: b}
+  gbytes_per_s: {value: 4, source: c}
+  layer_overhead_ms: {value: 0, source: d}
+  network_overhead_ms: {value: 0.5, source: e}
+"""
+
+
+@pytest.mark.parametrize("path", sorted(targets_folder().glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_file(path):
+    target = load_target(path.stem)
+    assert target.name == path.stem
+    assert target == load_target(str(path))
+    assert target.format in FORMATS
+    if target.runner is None:
+        assert target.roofline is not None
+        assert target.granularity is not None
+        assert "redicted, never measured" in target.notes
+        rates = [v for v in vars(target.roofline).values() if isinstance(v, int | float)]
+        assert len(rates) == 5
+        assert all(math.isfinite(v) and v >= 0 for v in rates)
+    else:
+        assert target.runner in RUNNERS
+        assert target.runtime in PAYLOADS
+
+
+def test_list_has_the_three_first_targets():
+    assert {"host", "jetson-orin-nano", "pixel-8"} <= {t.name for t in list_targets()}
+    host = load_target("host")
+    assert (host.granularity, host.runner, host.threads) == (None, "local", 1)
+
+
+def test_own_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(OWN)
+    target = load_target(str(path))
+    assert (target.granularity, target.runner, target.threads) == (8, None, 2)
+    assert target.roofline.gmacs_per_s == 10
+    assert "gbytes_per_s: c." in target.roofline.source
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("threads: 2", "thread: 2", 10, "unknown key 'thread'. Perhaps you meant 'threads'?"),
+        (
+            "  gbytes_per_s: {value: 4, source: c}",
+            "  gbyte_per_s: {value: 4, source: c}",
+            14,
+            "Perhaps you meant 'gbytes_per_s'?",
+        ),
+        (
+            "{value: 4, source: c}",
+            "{value: 4, sauce: c}",
+            14,
+            "unknown key 'roofline.gbytes_per_s.sauce'. Perhaps you meant 'source'?",
+        ),
+        ("{value: 4,", "{value: .nan,", 14, "'roofline.gbytes_per_s.value' is nan"),
+        ("{value: 4,", "{value: -4,", 14, "greater than 0"),
+        ("precision: fp32", "precision: fp8", 4, "'precision' is 'fp8'"),
+        ("  value: 8", "  value: some", 7, "'granularity.value' is 'some'"),
+        ("{value: 4, source: c}", "{value: 4}", 14, "'roofline.gbytes_per_s.source' is missing"),
+        ("  source: measured\n", "", 6, "'granularity.source' is missing"),
+        ("name: mine", "name: mine\nname: other", 2, "not valid YAML"),
+        ("name: mine", "name: [mine", 2, "not valid YAML"),
+        ("name: mine", "name: ../mine", 1, "'name' is '../mine'"),
+    ],
+)
+def test_wrong_files_name_line_and_key(tmp_path, old, new, line, words):
+    path = tmp_path / "mine.yaml"
+    assert old in OWN
+    path.write_text(OWN.replace(old, new))
+    with pytest.raises(TargetError) as caught:
+        load_target(str(path))
+    assert f"mine.yaml:{line}:" in str(caught.value)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_predicted_target_needs_a_roofline(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(OWN[: OWN.index("roofline")])
+    with pytest.raises(TargetError, match="needs a 'roofline:'"):
+        load_target(str(path))
+
+
+def test_unknown_names():
+    with pytest.raises(TargetError, match="There is no target 'hots'. Perhaps you meant 'host'?"):
+        load_target("hots")
+    with pytest.raises(TargetError, match="Known: host, jetson-orin-nano, pixel-8"):
+        load_target("zzz")
+    with pytest.raises(TargetError, match="There is no target file"):
+        load_target("no/such.yaml")
+
+
+def test_not_a_mapping(tmp_path):
+    path: Path = tmp_path / "a.yaml"
+    path.write_text("- 1\n")
+    with pytest.raises(TargetError, match="a.yaml:1: a target is a mapping"):
+        load_target(str(path))

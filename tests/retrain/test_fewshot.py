@@ -1,0 +1,110 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from deploy_prune.data import Examples
+from deploy_prune.errors import TrainingError
+from deploy_prune.recipe import RetrainPart
+from deploy_prune.retrain.fewshot import adapt
+from deploy_prune.training import accuracy, make_accelerator
+
+
+def bars(num, seed):
+    """A vertical or a horizontal bar anywhere, in noise."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(num, 1, 8, 8, generator=generator) * 0.6
+    labels = torch.arange(num) % 2
+    for i, place in enumerate(torch.randint(8, (num,), generator=generator).tolist()):
+        (images[i, 0, :, place] if labels[i] else images[i, 0, place]).fill_(1.0)
+    return Examples(images=images, labels=labels, mean=torch.tensor([0.4]), std=torch.tensor([0.3]))
+
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 5, padding=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(),
+        nn.Linear(8, 2),
+    )  # fmt: skip
+
+
+def retrain(network, examples=None, teacher=None, **part):
+    settings = {"steps": 60, "batch_size": 64, "lr": 0.1, **part}
+    return adapt(
+        network, examples or bars(20, 0), RetrainPart(**settings), teacher=teacher, accelerator=make_accelerator("cpu"),
+        seed=0, augment="shift",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def taught():
+    """A network that knows the task from many examples."""
+    network = small(1)
+    retrain(network, bars(600, 5), steps=150)
+    return network
+
+
+def test_few_examples_are_enough_for_something(taught):
+    network = small()
+    losses = retrain(network)
+    assert len(losses) == 60
+    assert accuracy(network, bars(200, 9)) > 0.85
+
+
+def test_teacher_helps_and_is_left_alone(taught):
+    before = copy.deepcopy(taught.state_dict())
+    taught.zero_grad()
+    network = small()
+    retrain(network, teacher=taught, distill=1.0)
+    x, _ = bars(200, 9).all()
+    alone = small()
+    retrain(alone)
+    with torch.no_grad():
+        agree, agree_alone = (
+            (n.eval()(x).argmax(1) == taught.eval()(x).argmax(1)).float().mean() for n in (network, alone)
+        )
+    assert agree >= agree_alone
+    assert all(torch.equal(tensor, before[name]) for name, tensor in taught.state_dict().items())
+    assert all(p.grad is None for p in taught.parameters())
+
+
+def test_without_a_share_the_teacher_is_not_asked():
+    def refuse(*_args):
+        message = "the teacher was asked"
+        raise AssertionError(message)
+
+    teacher = small(2)
+    teacher.register_forward_pre_hook(refuse)
+    retrain(small(), teacher=teacher, distill=0.0, steps=2)
+    with pytest.raises(AssertionError, match="the teacher was asked"):
+        retrain(small(), teacher=teacher, distill=0.1, steps=2)
+
+
+def test_same_seed_same_weights():
+    first, second = small(), small()
+    retrain(first, steps=5)
+    retrain(second, steps=5)
+    assert all(torch.equal(t, second.state_dict()[name]) for name, t in first.state_dict().items())
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_batchnorm_is_reestimated_if_asked(asked):
+    network = small()
+    network[1].running_mean.fill_(1e4)
+    retrain(network, steps=0, reestimate_batchnorm=asked)
+    assert (network[1].running_mean.abs().max() < 10) == asked
+
+
+def test_loss_that_is_not_finite_stops():
+    network = small()
+    network[0].weight.data.fill_(torch.nan)
+    with pytest.raises(TrainingError, match="^retrain: the loss is nan at step 1"):
+        retrain(network)
+
+
+def test_modes_are_restored():
+    network, teacher = small().eval(), small(1).train()
+    retrain(network, teacher=teacher, steps=1)
+    assert not network.training
+    assert teacher.training

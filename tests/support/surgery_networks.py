@@ -1,0 +1,49 @@
+"""Networks of the surgery tests, with batch-norm statistics that make their outputs depend on their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from deploy_prune import models
+from deploy_prune.recipe import ModelPart, PrunePart
+from deploy_prune.search import gated
+from deploy_prune.surgery.graph import find_groups
+from deploy_prune.types import Forward, Keep, Structure
+
+
+def calibrated(network: nn.Module, x: Tensor) -> nn.Module:
+    """Random affine parameters, and running statistics that are the data's own: deep networks aren't blind then."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    with torch.no_grad():
+        network.train()(x)
+    return network.eval()
+
+
+def build(source: str, size: int) -> tuple[nn.Module, Tensor]:
+    """The network with ten classes, and 16 random inputs."""
+    torch.manual_seed(0)
+    x = torch.randn(16, 3, size, size)
+    return calibrated(models.build(ModelPart(source=source), 10), x), x
+
+
+def groups_of(network: nn.Module, x: Tensor, prune: PrunePart | None = None) -> Structure:
+    return find_groups(network, (x[:1],), prune or PrunePart())
+
+
+def gates_of(structure: Structure) -> Callable[[nn.Module, Mapping[str, Tensor]], Forward]:
+    return lambda network, gates: gated(network, structure).forward(gates)
+
+
+def half(structure: Structure, seed: int = 0) -> Keep:
+    """A random half of every group."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        g.name: torch.randperm(g.channels, generator=generator) < max(1, g.channels // 2) for g in structure.groups
+    }

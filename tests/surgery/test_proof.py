@@ -1,0 +1,113 @@
+"""masked == cut on the networks people use, and checks that can fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from surgery_networks import build, gates_of, groups_of, half
+from torch import nn
+
+from deploy_prune.errors import VerificationError
+from deploy_prune.surgery.cut import cut
+from deploy_prune.surgery.settle import settle
+from deploy_prune.surgery.verify import TOLERANCE, relative_difference, verify
+
+NETWORKS = [
+    ("resnet20", 32),
+    ("torchvision:resnet18", 64),
+    ("torchvision:mobilenet_v2", 64),
+    ("torchvision:mobilenet_v3_small", 64),
+    ("torchvision:vgg11_bn", 64),
+]
+
+
+@pytest.mark.parametrize(("source", "size"), NETWORKS)
+def test_masked_equals_cut(source: str, size: int) -> None:
+    network, x = build(source, size)
+    structure = settle(network, groups_of(network, x), (x[:2],), gates_of(groups_of(network, x)))
+    keep = half(structure)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+
+    slim = cut(network, structure, keep)
+    proof = verify(network, slim, structure, keep, (x[:8],), gates_of(structure))
+
+    assert proof.precision == "float32"
+    assert proof.difference <= TOLERANCE
+    assert proof.moved_by_input > 100 * proof.difference
+    assert proof.moved_by_channel > 100 * proof.difference
+    assert sum(p.numel() for p in slim.parameters()) < 0.75 * sum(p.numel() for p in network.parameters())
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+
+
+def test_a_wrong_cut_is_caught() -> None:
+    network, x = build("torchvision:resnet18", 64)
+    structure = groups_of(network, x)
+    keep = half(structure)
+    slim = cut(network, structure, keep)
+    with torch.no_grad():
+        slim.layer1[0].conv2.weight[0] *= 1.5
+    with pytest.raises(VerificationError, match="differs from the masked"):
+        verify(network, slim, structure, keep, (x[:4],), gates_of(structure))
+
+
+def test_keeping_the_wrong_channels_is_caught() -> None:
+    network, x = build("resnet20", 32)
+    structure = groups_of(network, x)
+    name = "layer1.0.conv1"
+    keep = {g.name: torch.ones(g.channels, dtype=torch.bool) for g in structure.groups}
+    keep[name] = torch.arange(16) < 8
+    slim = cut(network, structure, {**keep, name: ~keep[name]})
+    with pytest.raises(VerificationError, match="differs"):
+        verify(network, slim, structure, keep, (x[:4],), gates_of(structure))
+
+
+def test_a_blind_network_proves_nothing() -> None:
+    network, x = build("torchvision:mobilenet_v2", 64)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.fill_(1e12)
+    structure = groups_of(network, x)
+    keep = half(structure)
+    with pytest.raises(VerificationError, match="proves nothing"):
+        verify(network, cut(network, structure, keep), structure, keep, (x[:4],), gates_of(structure))
+
+
+def test_groups_that_the_code_cannot_follow_are_left_whole_with_the_reason() -> None:
+    """CIFAR ResNets pad their shortcuts by numbers written in the code: some streams can't be cut there."""
+    network, x = build("resnet20", 32)
+    found = groups_of(network, x)
+    settled = settle(network, found, (x[:2],), gates_of(found))
+    gone = {g.name for g in found.groups} - {g.name for g in settled.groups}
+    assert gone
+    assert all(next(w for w in settled.whole if w.name == n).reason.startswith("the network's code") for n in gone)
+    dense = {g.name: g.channels for g in found.groups}
+    for before, after in zip(found.layers, settled.layers, strict=True):
+        assert before.inputs.at(dense) == after.inputs.at(dense)
+        assert not set(after.outputs.per_unit) & gone
+
+
+def test_settle_keeps_a_sound_structure_as_it_is() -> None:
+    network, x = build("torchvision:resnet18", 64)
+    structure = groups_of(network, x)
+    assert settle(network, structure, (x[:2],), gates_of(structure)) is structure
+
+
+def test_settle_finds_a_group_whose_cut_is_wrong() -> None:
+    network, x = build("torchvision:resnet18", 64)
+    structure = groups_of(network, x)
+    first = structure.groups[1]
+    forgets_consumers = replace(first, consumers=())
+    broken = replace(structure, groups=(structure.groups[0], forgets_consumers, *structure.groups[2:]))
+    settled = settle(network, broken, (x[:2],), gates_of(broken))
+    assert first.name not in {g.name for g in settled.groups}
+    assert "differ by" in next(w.reason for w in settled.whole if w.name == first.name)
+
+
+def test_relative_difference_of_nested_outputs() -> None:
+    a = {"x": torch.tensor([1.0, -4.0]), "y": [torch.tensor([10.0])]}
+    b = {"x": torch.tensor([1.0, -4.4]), "y": [torch.tensor([10.0])]}
+    assert relative_difference(a, b) == pytest.approx(0.1)
+    assert relative_difference(a, {"x": torch.zeros(3), "y": [torch.tensor([10.0])]}) == float("inf")
+    assert relative_difference(torch.ones(2), torch.tensor([1.0, float("nan")])) == float("inf")

@@ -1,0 +1,255 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from deploy_prune import data as data_module
+from deploy_prune.data import Examples, batches, load
+from deploy_prune.errors import DataError
+from deploy_prune.readers import Collection, Labelled
+from deploy_prune.recipe import DataPart
+
+HALVES = {"source_classes": [0, 1, 2, 3, 4], "target_classes": [5, 6, 7, 8, 9]}
+
+
+def labelled(counts, offset=0):
+    """One-pixel-valued 4x4 images, each with its own value, ``counts[c]`` of class c."""
+    labels = torch.tensor([c for c, count in counts.items() for _ in range(count)], dtype=torch.int64)
+    values = (torch.arange(len(labels)) + offset).to(torch.uint8)
+    return Labelled(images=values.view(-1, 1, 1, 1).expand(-1, 1, 4, 4).clone(), labels=labels)
+
+
+@pytest.fixture
+def stored(monkeypatch):
+    """Replace what is read."""
+
+    def store(train, test=None):
+        monkeypatch.setattr(data_module, "read", lambda part: Collection(train=train, test=test))
+
+    return store
+
+
+def part(**changes):
+    return DataPart.model_construct(**{**DataPart(image_size=8, channels=1, shots=2).model_dump(), **changes})
+
+
+def values(examples):
+    return set(examples.images.flatten(1)[:, 0].tolist())
+
+
+# --- digits ---
+
+
+def test_digits_halves_have_the_expected_sizes():
+    data = load(DataPart(**HALVES), seed=0)
+    assert (len(data.source_train), len(data.source_test)) == (721, 180)  # 901 images of 0-4
+    assert (len(data.target_train), len(data.target_test)) == (50, 846)  # 896 images of 5-9
+    assert (data.num_source, data.num_target) == (5, 5)
+    assert data.target_train.labels.bincount().tolist() == [10] * 5
+    x, y = data.target_test.take(torch.tensor([0, 3]))
+    assert (x.shape, x.dtype, y.dtype) == ((2, 3, 32, 32), torch.float32, torch.int64)
+
+
+def test_source_training_examples_are_normalised():
+    x, _ = load(DataPart(image_size=8, **HALVES), seed=0).source_train.all()
+    assert x.mean().abs() < 1e-4
+    assert x.std(correction=0) == pytest.approx(1, abs=1e-4)
+
+
+def test_seed_draws_the_shots_and_nothing_else():
+    first, again, other = (load(DataPart(**HALVES), seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.target_train.images, again.target_train.images)
+    assert not torch.equal(first.target_train.images, other.target_train.images)
+    assert torch.equal(first.source_train.images, other.source_train.images)
+
+
+# --- splits ---
+
+
+def test_shots_and_all_the_rest_are_a_partition(stored):
+    stored(labelled(dict.fromkeys(range(4), 10)))
+    data = load(part(source_classes=[0, 1], target_classes=[2, 3]), seed=0)
+    assert values(data.target_train) | values(data.target_test) == set(range(20, 40))
+    assert len(data.target_train) + len(data.target_test) == 20
+    assert values(data.source_train) | values(data.source_test) == set(range(20))
+    assert len(data.source_test) == 4
+
+
+@pytest.mark.parametrize("shots", [2, None])
+@pytest.mark.parametrize("target", [[0, 1], [1, 2], None])
+@pytest.mark.parametrize("own_test", [True, False])
+def test_nothing_is_trained_on_and_scored_on(stored, shots, target, own_test):
+    counts = dict.fromkeys(range(4), 10)
+    stored(labelled(counts), labelled(counts, offset=100) if own_test else None)
+    data = load(part(source_classes=[0, 1], target_classes=target, shots=shots), seed=0)
+    trained = values(data.source_train) | values(data.target_train)
+    assert not trained & (values(data.source_test) | values(data.target_test))
+
+
+def test_own_test_set_is_what_is_scored(stored):
+    stored(labelled({0: 5, 1: 5, 2: 5, 3: 5}), labelled({0: 3, 1: 3, 2: 3, 3: 3}, offset=100))
+    data = load(part(source_classes=[0, 1], target_classes=[2, 3]), seed=0)
+    assert values(data.source_test) == set(range(100, 106))
+    assert values(data.target_test) == set(range(106, 112))
+
+
+def test_labels_follow_the_order_of_the_lists(stored):
+    stored(labelled({3: 4, 5: 4, 9: 4}), labelled({3: 1, 5: 1, 9: 1}, offset=100))
+    data = load(part(source_classes=None, target_classes=[9, 3]), seed=0)
+    assert data.source_classes == (3, 5, 9)
+    assert data.target_classes == (9, 3)
+    assert dict(zip(data.target_test.images[:, 0, 0, 0].tolist(), data.target_test.labels.tolist(), strict=True)) == {
+        100: 1,
+        102: 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("counts", "changes", "says"),
+    [
+        ({}, {}, "data.source_classes: the data set is empty."),
+        ({0: 9}, {}, "a task needs at least 2 classes, and this is 1."),
+        ({0: 9, 1: 9}, {"target_classes": [1]}, "data.target_classes: a task needs at least 2 classes"),
+        ({0: 9, 1: 9}, {"source_classes": [0, 7]}, "data.source_classes: the data set has no class 7, only 0 to 1."),
+        ({0: 9, 4: 9}, {"source_classes": [0, 7]}, "only 0, 4."),
+        ({0: 9, 1: 9}, {"source_classes": [1, 1]}, "a class is listed twice"),
+        ({0: 9, 1: 4}, {"shots": 5}, "data.shots: 5 are asked for, but class 1 has 3 training examples."),
+        ({0: 1, 1: 1}, {"shots": None}, "nothing is left for the source test examples"),
+        ({0: 9, 1: 9}, {"mean": [0.1, 0.2]}, "data.mean: 2 values are given for 1 channels."),
+        ({0: 9, 1: 9}, {"std": [0.0]}, "data.std: must be above 0"),
+    ],
+)
+def test_data_that_does_not_suffice_is_named(stored, counts, changes, says):
+    stored(labelled(counts))
+    with pytest.raises(DataError) as caught:
+        load(part(**changes), seed=0)
+    assert says in str(caught.value)
+
+
+def test_images_that_are_all_the_same_are_refused(stored):
+    same = labelled({0: 5, 1: 5})
+    same.images.zero_()
+    stored(same)
+    with pytest.raises(DataError, match="same value"):
+        load(part(), seed=0)
+
+
+# --- channels, size, normalisation ---
+
+
+def test_given_mean_and_std_are_used(stored):
+    stored(labelled({0: 5, 1: 5}))
+    data = load(part(mean=[0.5], std=[0.25]), seed=0)
+    x, _ = data.source_train.take(torch.tensor([0]))
+    value = data.source_train.images[0, 0, 0, 0].item()
+    assert x == pytest.approx(torch.full((1, 1, 8, 8), (value / 255 - 0.5) / 0.25).numpy(), abs=1e-5)
+
+
+def test_colour_becomes_grey_and_grey_becomes_colour(stored):
+    colour = labelled({0: 5, 1: 5})
+    rgb = torch.stack([colour.images[:, 0], torch.zeros(10, 4, 4), torch.full((10, 4, 4), 100.0)], 1).to(torch.uint8)
+    stored(Labelled(images=rgb, labels=colour.labels))
+    grey = load(part(channels=1, shots=None), seed=0).source_train
+    assert grey.images.shape[1] == 1
+    assert values(grey) <= {round(0.299 * v + 11.4) for v in range(10)}
+    stored(colour)
+    tinted = load(part(channels=3), seed=0).source_train.all()[0]
+    assert tinted.shape[1] == 3
+    assert torch.equal(tinted[:, 0], tinted[:, 2])
+
+
+def examples(num=6, side=4, size=None):
+    torch.manual_seed(0)
+    images = torch.randint(256, (num, 1, side, side)).to(torch.uint8)
+    return Examples(images=images, labels=torch.arange(num), mean=torch.zeros(1), std=torch.ones(1), size=size)
+
+
+def test_resizing_is_bilinear_both_ways():
+    x = examples(size=8).all()[0]
+    expected = torch.nn.functional.interpolate(examples().all()[0], (8, 8), mode="bilinear")
+    assert torch.allclose(x, expected, atol=1e-6)
+    halved = examples(side=8, size=4).all()[0]
+    assert halved.mean() == pytest.approx(examples(side=8).all()[0].mean().item(), abs=0.02)
+
+
+def test_float_images_are_taken_as_they_are():
+    images = torch.rand(2, 1, 4, 4)
+    exact = Examples(images=images, labels=torch.arange(2), mean=torch.zeros(1), std=torch.ones(1))
+    assert torch.equal(exact.all()[0], images)
+
+
+# --- batches ---
+
+
+@pytest.mark.parametrize("augment", ["shift_flip", "affine"])
+def test_same_seed_same_batches(augment):
+    def first(seed):
+        return [x for x, _ in islice(batches(examples(), 4, seed, augment), 5)]
+
+    assert all(torch.equal(a, b) for a, b in zip(first(7), first(7), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first(7), first(8), strict=True))
+
+
+@pytest.mark.parametrize(("asked", "given"), [(2, 2), (4, 4), (6, 6), (50, 6)])
+def test_batches_are_full_and_epochs_complete(asked, given):
+    labels = [y for _, y in islice(batches(examples(), asked, 0, "none"), 12)]
+    assert {len(y) for y in labels} == {given}
+    stream = torch.cat(labels)
+    for epoch in stream[: len(stream) // 6 * 6].split(6):
+        assert sorted(epoch.tolist()) == list(range(6))
+
+
+def test_epochs_are_shuffled_anew():
+    orders = [tuple(y.tolist()) for _, y in islice(batches(examples(), 6, 0, "none"), 10)]
+    assert len(set(orders)) > 5
+
+
+def test_shift_moves_each_image_on_black_by_an_eighth_at_most():
+    images = torch.zeros(40, 1, 16, 16)
+    images[:, :, 8, 8] = 1
+    dots = Examples(images=images, labels=torch.zeros(40).long(), mean=torch.tensor([0.5]), std=torch.ones(1))
+    x, _ = next(batches(dots, 40, 0, "shift"))
+    where = (x == 0.5).nonzero()[:, 2:]
+    assert len(where) == 40
+    assert (where - 8).abs().max() == 2
+    assert len({tuple(place) for place in where.tolist()}) > 10
+    assert ((x == 0.5) | (x == -0.5)).all()  # what comes in is black, not grey
+
+
+def test_affine_distorts_each_image_on_its_own_and_keeps_its_place_on_average():
+    images = torch.zeros(200, 1, 32, 32)
+    images[:, :, 12:20, 12:20] = 1
+    squares = Examples(images=images, labels=torch.zeros(200).long(), mean=torch.zeros(1), std=torch.ones(1))
+    x, _ = next(batches(squares, 200, 0, "affine"))
+    assert x.shape == images.shape
+    assert not torch.equal(x[0], x[1])
+    place = torch.arange(32) + 0.5
+    mass = x.sum((1, 2, 3))
+    centre = torch.stack([(x[:, 0].sum(2) * place).sum(1) / mass, (x[:, 0].sum(1) * place).sum(1) / mass])
+    assert (centre.mean(1) - 16).abs().max() < 0.5
+    assert 1 < (centre - 16).abs().max() < 5
+    assert 0.55 < (mass / 64).min() < (mass / 64).max() < 1.7  # 1 / 1.2^2 to 1 / 0.8^2
+
+
+def test_affine_without_distortion_is_the_image(monkeypatch):
+    for name in ("MAX_TURN", "MAX_SCALE", "MAX_SLANT", "MAX_MOVE"):
+        monkeypatch.setattr(data_module, name, 0.0)
+    x, y = next(batches(examples(), 6, 0, "affine"))
+    assert torch.allclose(x, examples().all()[0][y], atol=1e-5)
+
+
+def test_shift_flip_also_mirrors_about_half():
+    images = torch.zeros(200, 1, 16, 16)
+    images[:, :, :, 12:] = 1
+    sides = Examples(images=images, labels=torch.zeros(200).long(), mean=torch.zeros(1), std=torch.ones(1))
+    x, _ = next(batches(sides, 200, 0, "shift_flip"))
+    mirrored = (x[:, 0, :, :8].sum((1, 2)) > x[:, 0, :, 8:].sum((1, 2))).sum()
+    assert 60 < mirrored < 140
+
+
+def test_numpy_generator_is_left_alone():
+    np.random.seed(0)
+    before = torch.get_rng_state()
+    next(batches(examples(), 4, 0, "shift_flip"))
+    assert torch.equal(torch.get_rng_state(), before)

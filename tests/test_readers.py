@@ -1,0 +1,256 @@
+import gzip
+import pickle
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deploy_prune.errors import DataError
+from deploy_prune.readers import READERS, read
+from deploy_prune.recipe import DATA_SETS, DataPart
+
+RNG = np.random.default_rng(0)
+
+
+def pixels(*shape):
+    return RNG.integers(0, 256, shape, dtype=np.uint8)
+
+
+def part(source, root, **changes):
+    fields = {**DataPart().model_dump(), "source": source, "root": None if root is None else str(root), **changes}
+    return DataPart.model_construct(**fields)
+
+
+def test_every_source_of_the_recipe_has_a_reader():
+    assert set(READERS) == set(DATA_SETS)
+
+
+# --- npz and CIFAR's batches ---
+
+
+@pytest.mark.parametrize(("source", "name"), [("cifar10", "cifar10.npz"), ("cifar100", "cifar100_30classes.npz")])
+def test_npz(tmp_path, source, name):
+    x, y = pixels(6, 32, 32, 3), np.arange(6)
+    np.savez(tmp_path / name, x_train=x[:4], y_train=y[:4], x_test=x[4:], y_test=y[4:], classes=np.array(["a"]))
+    found = read(part(source, tmp_path))
+    assert np.array_equal(found.train.images.permute(0, 2, 3, 1), x[:4])
+    assert found.test.labels.tolist() == [4, 5]
+
+
+def write_batch(path, data, labels, key, protocol=2):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(pickle.dumps({b"data": data, key: labels, b"batch_label": b"x"}, protocol=protocol))
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_cifar10_batches(tmp_path, protocol):
+    data = pixels(12, 3072)
+    for i in range(5):
+        name = tmp_path / "cifar-10-batches-py" / f"data_batch_{i + 1}"
+        write_batch(name, data[2 * i : 2 * i + 2], [i, i], b"labels", protocol)
+    write_batch(tmp_path / "cifar-10-batches-py" / "test_batch", data[10:], [3, 4], b"labels", protocol)
+    found = read(part("cifar10", tmp_path))
+    assert found.train.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert np.array_equal(found.train.images[3, 1].flatten(), data[3, 1024:2048])  # channel, row, column
+
+
+def test_cifar100_batches_have_fine_labels(tmp_path):
+    for name, num in (("train", 3), ("test", 2)):
+        write_batch(tmp_path / "cifar-100-python" / name, pixels(num, 3072), list(range(num)), b"fine_labels")
+    assert read(part("cifar100", tmp_path)).test.labels.tolist() == [0, 1]
+
+
+class Planted:
+    def __reduce__(self):
+        return Path.touch, (Path("planted"),)
+
+
+def test_code_in_a_batch_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "test"):
+        write_batch(tmp_path / "cifar-100-python" / name, Planted(), [0], b"fine_labels")
+    with pytest.raises(DataError, match="which is no array"):
+        read(part("cifar100", tmp_path))
+    assert not Path("planted").exists()
+
+
+def test_code_in_an_npz_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hidden = np.array([Planted()], dtype=object)
+    np.savez(tmp_path / "cifar10.npz", x_train=hidden, y_train=[0], x_test=pixels(1, 4, 4, 3), y_test=[0])
+    with pytest.raises(DataError, match=r"is not a whole \.npz"):
+        read(part("cifar10", tmp_path))
+    assert not Path("planted").exists()
+
+
+# --- idx ---
+
+
+def idx(array):
+    return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def write_mnist(root, separator="-", compress=False):
+    images, labels = pixels(5, 6, 6), np.arange(5, dtype=np.uint8)
+    for which, chosen in (("train", slice(3)), ("t10k", slice(3, 5))):
+        for kind, array in (("images", images[chosen]), ("labels", labels[chosen])):
+            name = f"{which}-{kind}{separator}idx{array.ndim}-ubyte"
+            (root / (name + ".gz" * compress)).write_bytes(gzip.compress(idx(array)) if compress else idx(array))
+    return images
+
+
+@pytest.mark.parametrize(("separator", "compress"), [("-", False), (".", False), ("-", True)])
+def test_idx(tmp_path, separator, compress):
+    images = write_mnist(tmp_path, separator, compress)
+    found = read(part("idx", tmp_path))
+    assert np.array_equal(found.train.images[:, 0], images[:3])
+    assert found.test.labels.tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("train-images-idx3-ubyte", b"", "is not a whole idx3-ubyte file"),
+        ("train-images-idx3-ubyte", idx(pixels(3, 6, 6))[:-1], "is not a whole idx3-ubyte file"),
+        ("train-labels-idx1-ubyte", idx(pixels(4)), "3 images and labels of shape [4]"),
+        ("t10k-labels-idx1-ubyte", None, "must have one file *t10k-labels-idx1-ubyte"),
+        ("other-train-images-idx3-ubyte", idx(pixels(3, 6, 6)), "and has 2"),
+    ],
+)
+def test_damaged_idx(tmp_path, name, content, says):
+    write_mnist(tmp_path)
+    (tmp_path / name).unlink() if content is None else (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read(part("idx", tmp_path))
+    assert says in str(caught.value)
+
+
+def test_damaged_gz(tmp_path):
+    write_mnist(tmp_path, compress=True)
+    file = tmp_path / "train-images-idx3-ubyte.gz"
+    file.write_bytes(file.read_bytes()[:-12])
+    with pytest.raises(DataError, match="can't be read"):
+        read(part("idx", tmp_path))
+
+
+# --- folders ---
+
+
+def write_images(folder, classes, size=(6, 4), mode="RGB", num=2):
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(num):
+            Image.new(mode, size, color=10 * i + 100).save(folder / name / f"{i}.png")
+
+
+@pytest.mark.parametrize("test_name", ["test", "val", None])
+def test_folder(tmp_path, test_name):
+    write_images(tmp_path / "train", ["cat", "ant"])
+    (tmp_path / "train" / "ant" / "notes.txt").write_text("no image")
+    if test_name:
+        write_images(tmp_path / test_name, ["cat"], mode="L", num=1)
+    found = read(part("folder", tmp_path, image_size=8))
+    assert found.train.images.shape == (4, 3, 8, 8)
+    assert found.train.labels.tolist() == [0, 0, 1, 1]  # ant, cat
+    assert (found.test is None) == (test_name is None)
+    if test_name:
+        assert found.test.labels.tolist() == [1]
+        assert found.test.images.unique().tolist() == [100]
+
+
+def test_images_are_cut_in_the_middle_not_squeezed(tmp_path):
+    write_images(tmp_path / "train", ["a"], num=0)
+    wide = np.zeros((8, 24), np.uint8)
+    wide[:, 8:16] = 200
+    Image.fromarray(wide).save(tmp_path / "train" / "a" / "wide.png")
+    found = read(part("folder", tmp_path, image_size=8, channels=1))
+    assert found.train.images.unique().tolist() == [200]
+
+
+def test_damaged_folders(tmp_path):
+    with pytest.raises(DataError, match="has no folder train"):
+        read(part("folder", tmp_path))
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match="has no images"):
+        read(part("folder", tmp_path))
+    write_images(tmp_path / "train", ["cat", "dog"])
+    (tmp_path / "train" / "cat" / "0.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"0\.png can't be read as an image"):
+        read(part("folder", tmp_path))
+    write_images(tmp_path / "test", ["cow"])
+    with pytest.raises(DataError, match="has a class 'cow' that the folder train has not"):
+        read(part("folder", tmp_path))
+
+
+# --- the user's own ---
+
+MINE = """
+import numpy as np
+def good(): return np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 0, 1, 1]), np.ones((2, 3, 8, 8)), np.array([0, 1])
+def one(): return np.zeros((4, 8, 8))
+def standardised(): return -np.ones((2, 8, 8)), np.array([0, 1]), np.ones((2, 8, 8)), np.array([0, 1])
+def labels(): return np.ones((2, 8, 8)), np.array([0.0, 1.0]), np.ones((2, 8, 8)), np.array([0, 1])
+def negative(): return np.ones((2, 8, 8)), np.array([0, -1]), np.ones((2, 8, 8)), np.array([0, 1])
+def integers(): return np.ones((2, 8, 8), int), np.array([0, 1]), np.ones((2, 8, 8)), np.array([0, 1])
+def flat(): return np.ones((2, 64)), np.array([0, 1]), np.ones((2, 64)), np.array([0, 1])
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    (tmp_path / "mine_data.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "mine_data", raising=False)
+
+
+def test_users_own_data(mine):
+    found = read(part("mine_data:good", None))
+    assert found.train.images.shape == (4, 3, 8, 8)
+    assert found.test.images.shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("one", "must return (x_train, y_train, x_test, y_test)"),
+        ("standardised", "float images from -1 to -1, not from 0 to 1"),
+        ("labels", "labels of type float64, not integers"),
+        ("negative", "a label below 0, -1"),
+        ("integers", "images of type int64, not uint8 or float"),
+        ("flat", "images of shape [2, 64]"),
+        ("missing", "can't be imported"),
+    ],
+)
+def test_users_own_data_is_checked(mine, name, says):
+    with pytest.raises(DataError, match="data") as caught:
+        read(part(f"mine_data:{name}", None))
+    assert says in str(caught.value)
+
+
+# --- roots ---
+
+
+@pytest.mark.parametrize("source", ["cifar10", "cifar100", "idx", "folder"])
+def test_missing_root_names_both_ways(source, monkeypatch, tmp_path):
+    monkeypatch.delenv("DEPLOY_PRUNE_DATA", raising=False)
+    with pytest.raises(DataError, match=r"set data\.root or the variable DEPLOY_PRUNE_DATA"):
+        read(part(source, None))
+    with pytest.raises(DataError, match="there is no folder .*nowhere"):
+        read(part(source, tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"data\.root"):
+        read(part(source, tmp_path))
+
+
+def test_root_comes_from_the_variable(monkeypatch, tmp_path):
+    write_mnist(tmp_path)
+    monkeypatch.setenv("DEPLOY_PRUNE_DATA", str(tmp_path))
+    assert len(read(part("idx", None)).train) == 3
+
+
+def test_unknown_source_lists_the_known():
+    with pytest.raises(DataError, match=r"there is no 'digit'.*digits, cifar10"):
+        read(part("digit", None))

@@ -1,0 +1,186 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deploy_prune.data import Examples
+from deploy_prune.errors import TrainingError
+from deploy_prune.recipe import TrainPart
+from deploy_prune.training import (
+    accuracy,
+    classification,
+    fit,
+    make_accelerator,
+    one_cycle,
+    placed,
+    set_seed,
+    train_classifier,
+)
+
+CPU = make_accelerator("cpu")
+
+
+def two_kinds(num=40):
+    """Bright on the left, or on the right."""
+    images = torch.rand(num, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.3
+    labels = torch.arange(num) % 2
+    images[labels == 0, :, :, :2] += 0.5
+    images[labels == 1, :, :, 2:] += 0.5
+    return Examples(images=images, labels=labels, mean=torch.tensor([0.5]), std=torch.tensor([0.3]))
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+
+
+def train(network=None, **part):
+    network = network or small()
+    losses = train_classifier(
+        network, two_kinds(), TrainPart(**{"steps": 20, "batch_size": 8, **part}), seed=0, augment="none",
+        accelerator=CPU,
+    )  # fmt: skip
+    return network, losses
+
+
+# --- training ---
+
+
+def test_training_learns():
+    network = small()
+    before = accuracy(network, two_kinds())
+    _, losses = train(network)
+    assert accuracy(network, two_kinds()) == 1.0 > before
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert len(losses) == 20
+
+
+def test_same_seed_same_weights():
+    first, second = train()[0].state_dict(), train()[0].state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_steps_change_nothing():
+    before = small().state_dict()
+    network, losses = train(steps=0)
+    assert losses == []
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_loss_that_is_not_finite_stops_with_step_and_rate():
+    network = small()
+    network[0].weight.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(TrainingError, match=r"^train: the loss is nan at step 1, learning rate 0\.005"):
+        train(network)
+    with pytest.raises(TrainingError, match=r"lower the learning rate"):
+        train(nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.Linear(16, 2)), lr=1000, steps=300)
+
+
+def test_nothing_is_updated_on_a_loss_that_is_not_finite():
+    weight = nn.Parameter(torch.tensor([1.0]))
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    losses = iter([1.0, torch.inf])
+    with pytest.raises(TrainingError, match=r"^search: the loss is inf at step 2, learning rate 0\.5"):
+        fit(
+            lambda batch: (weight * next(losses)).sum(),
+            iter(lambda: torch.zeros(1), None),
+            [optimizer],
+            accelerator=CPU,
+            steps=5,
+            work="search",
+        )
+    assert weight.item() == 0.5
+
+
+def test_fit_tells_progress_and_steps_all_optimizers():
+    weights = [nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(1.0))]
+    told = []
+    fit(
+        lambda batch: weights[0] + weights[1] + batch["x"][0],
+        iter(lambda: {"x": [torch.tensor(1.0)]}, None),
+        [torch.optim.SGD([w], lr=0.25) for w in weights],
+        accelerator=CPU,
+        steps=2,
+        work="both",
+        progress=lambda work, done, total, **figures: told.append((work, done, total, figures)),
+    )
+    assert told == [("both", 1, 2, {"loss": 3.0}), ("both", 2, 2, {"loss": 2.5})]
+    assert [w.item() for w in weights] == [0.5, 0.5]
+
+
+def test_learning_rate_makes_one_cycle():
+    optimizer, (scheduler,) = one_cycle(small(), lr=0.1, weight_decay=1e-4, steps=100)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == pytest.approx(0.1, rel=1e-3)
+    assert 15 <= rates.index(max(rates)) <= 25
+    assert 0 < rates[-1] < 1e-3
+
+
+def test_biases_and_norms_do_not_decay():
+    optimizer, _ = one_cycle(small(), lr=0.1, weight_decay=0.5, steps=10)
+    assert [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups] == [(0.5, 2), (0, 4)]
+
+
+# --- accuracy, place and mode ---
+
+
+class Constant(nn.Module):
+    """Says class 1 while it is evaluated, class 0 while it is trained."""
+
+    def forward(self, x):
+        return torch.tensor([[1.0, 0.0], [0.0, 1.0]])[int(not self.training)].expand(len(x), 2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+def test_accuracy_is_the_share_of_hits_in_evaluation_mode(batch_size):
+    examples = two_kinds(10)
+    examples.labels[:4] = 1
+    network = Constant().train()
+    assert accuracy(network, examples, batch_size) == pytest.approx(7 / 10)
+    assert network.training
+
+
+def test_placed_restores_every_mode():
+    network = small().train()
+    network[1].eval()
+    with placed(network, torch.device("cpu"), training=True) as inside:
+        assert inside[1].training
+    assert network.training
+    assert not network[1].training
+
+
+def test_classification_is_cross_entropy():
+    logits = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+    loss = classification(lambda x: logits, (torch.zeros(2), torch.tensor([0, 1])))
+    assert loss.item() == pytest.approx(np.log(2))
+
+
+# --- seeds and devices ---
+
+
+def test_seed_sets_every_generator():
+    def draw(seed):
+        set_seed(seed)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    assert draw(1) == draw(1)
+    assert all(a != b for a, b in zip(draw(1), draw(2), strict=True))
+
+
+def test_devices():
+    assert make_accelerator("cpu").device.type == "cpu"
+    assert make_accelerator("auto").device.type in {"cpu", "cuda", "mps"}
+    assert make_accelerator("cpu").device.type == "cpu"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu:1", "cuda:99"])
+def test_devices_that_are_not_there(device):
+    with pytest.raises(TrainingError, match=f"device: '?{device}"):
+        make_accelerator(device)
