@@ -142,7 +142,7 @@ class RunFolder:
         self.write_json(
             "provenance.json",
             {
-                "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+                "versions": versions(PACKAGES),
                 "python": platform.python_version(),
                 "platform": platform.platform(),
                 "cpu": cpu_name(),
@@ -157,6 +157,11 @@ class RunFolder:
     def _lasting(self, file: Path) -> bool:
         inside = file.relative_to(self.path)
         return not inside.parts[0].startswith(".") and inside.name not in {"provenance.json", "report.html"}
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Installed version of each package."""
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def sha256(path: Path) -> str:

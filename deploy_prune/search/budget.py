@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import gcd, prod
+from math import gcd, isinf, prod
 
 import torch
 from torch import Tensor
@@ -37,8 +37,8 @@ _POINTS = 1024
 """Thresholds at which a rank's worth is computed; it is linear between them."""
 _FLOOR = 0.05
 """The share of a group below which its count is not taken when a rank's worth is computed."""
-_SHARE = 4
-"""A greedy step goes at most 1/4 of the way to the limit before it prices anew."""
+_SHARE = 2
+"""A greedy step goes at most half the way to the limit before it prices anew."""
 _SLACK = 0.02
 """The last step seeks to leave less than this share of the limit unused ..."""
 _LOSS = 0.005
@@ -272,16 +272,16 @@ def _moves(levels_G: Tensor, moved: Tensor, there: Tensor) -> tuple[Tensor, Tens
 def _take(levels_G: Tensor, step_NG: Tensor, moved: Tensor, change: Tensor, worth: Tensor, at_most: float) -> Tensor:
     """Make the best moves (lowest ``worth``), one a group, while their changes add up to ``at_most``; one always."""
     levels_G = levels_G.clone()
+    groups, changes, worths = moved.tolist(), change.tolist(), worth.tolist()
     taken: set[int] = set()
     total = 0.0
     for row in worth.argsort(stable=True).tolist():
-        group = int(moved[row])
-        total += float(change[row])
-        if taken and (total > at_most or not torch.isfinite(worth[row])):
+        total += changes[row]
+        if taken and (total > at_most or isinf(worths[row])):
             break
-        if group not in taken:
-            levels_G[group] = step_NG[row, group]
-            taken.add(group)
+        if groups[row] not in taken:
+            levels_G[groups[row]] = step_NG[row, groups[row]]
+            taken.add(groups[row])
     return levels_G
 
 

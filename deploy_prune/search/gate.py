@@ -8,11 +8,13 @@ The sawtooth s_M has slope 1 almost everywhere and height 1/M: the value is b(w)
 Here M is infinite: the value is the step, the derivative is g, exactly. Weights and gates are trained together, the
 weights from where they are, the gates from open.
 
-Departs from the paper: the target enters by a price on the expected cost, in units of the task's own gradient, that
-follows the gap to a falling limit by an integral and a proportional part (of either sign: noise alone closes gates too),
-where the paper adds lambda * (tau - rho)^2 with a lambda to tune; the gates have an optimizer of their own (Adam); a
-group's strongest gate never closes; a unit ranks by the mean of w over the last part of the search, for the w of a gate
-that matters swings about 0.
+Departs from the paper in how the target enters. There, lambda * (tau - rho)^2 with a lambda to tune. Here an open gate
+costs a price, in units of the task's own gradient, times its marginal cost in the dense network; the price follows the
+gap between the expected cost and a falling limit, by an integral and a proportional part, and is never negative. (Along
+the cost's true gradient, a group that closes makes its neighbours cheap: every second group empties. Under a price of
+either sign, gates that do nothing open and close together.) The gates have an optimizer of their own (Adam); a group's
+strongest gate never closes; a unit ranks by the mean of w over the last part of the search, for the w of a gate that
+matters swings about 0.
 
 Legend: N units of all groups, C units of one group, G groups.
 """
@@ -41,7 +43,8 @@ Shape = Literal["constant", "sigmoid"]
 class GateOptions(Part):
     """Options of `gate`.
 
-    ``derivative``: g, either 1 or the sigmoid's derivative. ``start``: w of every gate at first (open: above 0).
+    ``derivative``: g, either 1 or the sigmoid's derivative. ``start``: w of every gate at first (open: above 0), as a
+    share of the way that the learning rate can take it in all steps.
     ``anneal``: share of the steps in which the limit falls from dense to the goal. ``gain`` and ``damping``: how fast
     the price of the cost answers to the gap, per step and at once; in shares of the task's gradient per unit of
     relative cost. ``average``: share of the steps, at the end, over which w is averaged into the score.
@@ -49,10 +52,10 @@ class GateOptions(Part):
     """
 
     derivative: Shape = "constant"
-    start: Annotated[float, Field(gt=0, le=100)] = 0.5
+    start: Annotated[float, Field(gt=0, le=1)] = 0.1
     anneal: Annotated[float, Field(gt=0, le=1)] = 0.65
-    gain: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    damping: Annotated[float, Field(ge=0, le=1000)] = 10.0
+    gain: Annotated[float, Field(gt=0, le=1000)] = 0.1
+    damping: Annotated[float, Field(ge=0, le=1000)] = 2.0
     average: Annotated[float, Field(gt=0, le=1)] = 0.35
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
@@ -111,7 +114,7 @@ def gate(
     options = read_options(GateOptions, config)
     set_seed(seed)
     trained = copy.deepcopy(network).to(accelerator.device).train()
-    search = _Search(trained, structure, task, budget, options, config.steps)
+    search = _Search(trained, structure, task, budget, options, config)
     weights = [weight for weight in trained.parameters() if weight.requires_grad]
     by_weight = torch.optim.SGD(
         weights,
@@ -138,30 +141,39 @@ class _Search:
     """One search under way: the gates, the price of the cost, and the trace so far."""
 
     def __init__(
-        self, network: nn.Module, structure: Structure, task: Task, goal: SearchGoal, options: GateOptions, steps: int
+        self,
+        network: nn.Module,
+        structure: Structure,
+        task: Task,
+        goal: SearchGoal,
+        options: GateOptions,
+        config: SearchPart,
     ) -> None:
         self.gating = gated(network, structure)
         self.sizes = {group.name: group.channels for group in structure.groups}
-        self.task, self.goal, self.options, self.steps = task, goal, options, steps
+        self.task, self.goal, self.options, self.steps = task, goal, options, config.steps
         device = self.gating.index_A.device
         sizes_G = torch.tensor(list(self.sizes.values()), device=device)
         self.group_N = torch.arange(len(sizes_G), device=device).repeat_interleave(sizes_G)
-        self.w_N = nn.Parameter(torch.full((len(self.group_N),), options.start, device=device))
+        start = options.start * max(1, config.steps) * config.lr_gates
+        self.w_N = nn.Parameter(torch.full((len(self.group_N),), start, device=device))
         self.sum_N, self.num_summed = torch.zeros_like(self.w_N, requires_grad=False), 0
         self.dense = goal.cost(structure.dense_counts)
+        self.slope_N = self._slope()
         self.price, self.unit = 0.0, 0.0
         self.trace: list[dict[str, float]] = []
 
     def loss(self, batch: Any) -> Tensor:
-        """The task's loss with the gates on, plus the price of the gap between expected cost and this step's limit."""
+        """The task's loss with the gates on, plus what the open gates cost at the present price."""
         self._average()
         gates_N = self._gates()
         task_loss = self.task(self.gating.forward(self._by_group(self._watched(gates_N))), batch)
         cost = self._cost(gates_N)
         gap = cost - self._limit()
-        self.price += self.options.gain * float(gap.detach())
+        self.price = max(0.0, self.price + self.options.gain * gap)
         self._note(task_loss, cost, gates_N)
-        return task_loss + self.unit * (self.price * gap + 0.5 * self.options.damping * gap**2)
+        price = self.unit * (self.price + self.options.damping * max(0.0, gap))
+        return task_loss + price * (self.slope_N * gates_N).sum()
 
     def ranks(self) -> Scores:
         """The mean of w over the last steps, per group [C]; w itself if there was no step."""
@@ -178,11 +190,17 @@ class _Search:
             forced_N = (self.w_N >= strongest_G[self.group_N]).to(gates_N.dtype) * (1 - gates_N)
         return gates_N + forced_N
 
-    def _cost(self, gates_N: Tensor) -> Tensor:
-        """The expected cost of these gates over the dense cost, a float32 scalar."""
-        counts_G = torch.zeros(len(self.sizes), device=gates_N.device).index_add(0, self.group_N, gates_N)
-        expected = self.goal.cost.expected(dict(zip(self.sizes, counts_G.unbind(), strict=True)))
-        return (expected / self.dense).float()
+    @torch.no_grad()
+    def _cost(self, gates_N: Tensor) -> float:
+        """The expected cost of these gates over the dense network's."""
+        counts = {name: gates_C.sum() for name, gates_C in self._by_group(gates_N).items()}
+        return float(self.goal.cost.expected(counts)) / self.dense
+
+    def _slope(self) -> Tensor:
+        """Each gate's share of the dense cost: its marginal cost there, over that cost, float32[N]."""
+        counts = {name: torch.tensor(float(size), requires_grad=True) for name, size in self.sizes.items()}
+        slope_G = torch.stack(torch.autograd.grad(self.goal.cost.expected(counts), list(counts.values())))
+        return slope_G.to(self.group_N.device)[self.group_N] / self.dense
 
     def _limit(self) -> float:
         """1 at the start, falling linearly to the goal's share of the dense cost."""
@@ -208,7 +226,7 @@ class _Search:
             self.sum_N += self.w_N.detach()
             self.num_summed += 1
 
-    def _note(self, task_loss: Tensor, cost: Tensor, gates_N: Tensor) -> None:
-        row = {"step": len(self.trace) + 1, "loss": float(task_loss.detach()), "cost": float(cost.detach())}
+    def _note(self, task_loss: Tensor, cost: float, gates_N: Tensor) -> None:
+        row = {"step": len(self.trace) + 1, "loss": float(task_loss.detach()), "cost": cost}
         kept = float(gates_N.detach().sum())
         self.trace.append(row | {"limit": self._limit(), "lambda": self.price, "kept": kept})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from deploy_prune.errors import ArchitectureError
@@ -210,12 +211,20 @@ def loads(text: str) -> Architecture:
         message = "model.source must be text and model.args a mapping."
         raise ArchitectureError(message)
     return Architecture(
-        model=ModelPart(source=source, args=args),
+        model=_model(source, args),
         num_classes=_count(raw["model"]["num_classes"], "model.num_classes"),
         input_shape=_shape(raw["input"]["shape"], "input.shape"),
         keep={name: _mask(name, row) for name, row in _mapping(raw["groups"], "groups").items()},
         shapes={name: _shapes(name, row) for name, row in _mapping(raw["layers"], "layers").items()},
     )
+
+
+def _model(source: str, args: dict[str, Any]) -> ModelPart:
+    try:
+        return ModelPart(source=source, args=args)
+    except ValidationError as error:
+        message = f"model.source: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
+        raise ArchitectureError(message[:300]) from error
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -278,7 +287,7 @@ def _mask(name: str, raw: Any) -> Tensor:
         first, _, last = part.partition("-")
         a, b = int(first[:12]), int((last or first)[:12])
         if not before < a <= b < channels:
-            message = f"groups.{name}.keep: {part!r} is out of order or beyond the {channels} units."
+            message = f"groups.{name}.keep: {part[:40]!r} is out of order or beyond the {channels} units."
             raise ArchitectureError(message)
         mask[a : b + 1] = True
         before = b
