@@ -132,7 +132,8 @@ def batches(examples: Examples, batch_size: int, seed: int, augment: Augment) ->
 
     Epochs follow each other without a gap, so every batch is full; a ``batch_size`` above the number of examples is
     taken as that number. ``augment``: "shift" moves each image by up to an eighth of its size (He et al.,
-    arXiv 1512.03385, section 4.2: 4 of 32 pixels), zeros coming in; "shift_flip" also mirrors every second one.
+    arXiv 1512.03385, section 4.2: 4 of 32 pixels), zeros coming in; "shift_flip" also mirrors
+    about every second one; "affine" turns, scales, slants and moves it a little, which suits handwriting.
     """
     generator = torch.Generator().manual_seed(seed)
     size = min(batch_size, len(examples))

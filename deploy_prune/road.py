@@ -78,7 +78,7 @@ def workbench(road: Road) -> Workbench:
     network = models.build(road.recipe.model, road.data.num_source)
     found = find_groups(network, (road.example,), road.recipe.prune)
     inputs = (road.data.source_test.take(_first(PROOF_EXAMPLES // 2, len(road.data.source_test)))[0],)
-    structure = settle(network, found, inputs, gates_of(found))
+    structure = settle(network, found, inputs, gates_of, road.recipe.prune)
     return Workbench(network=network, structure=structure, example=road.example, recipe=road.recipe)
 
 

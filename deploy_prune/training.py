@@ -126,7 +126,8 @@ def train_classifier(
         TrainingError: the loss is not finite.
     """
     with placed(network, accelerator.device, training=True):
-        optimizer, schedulers = one_cycle(network, part.lr, part.weight_decay, part.steps)
+        groups = decay_groups(network, part.weight_decay)
+        optimizer = SGD(groups, lr=part.lr, momentum=MOMENTUM, nesterov=True)
         return fit(
             lambda batch: classification(network, batch),
             batches(examples, part.batch_size, seed, augment),
@@ -135,26 +136,39 @@ def train_classifier(
             steps=part.steps,
             work=work,
             progress=progress,
-            schedulers=schedulers,
+            schedulers=one_cycle(optimizer, part.lr, part.steps),
         )
 
 
-def one_cycle(network: nn.Module, lr: float, weight_decay: float, steps: int) -> tuple[Optimizer, list[LRScheduler]]:
-    """SGD whose rate rises to ``lr`` in the first fifth of the steps and falls to nearly 0 (cosine) in the rest.
+def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """What is trained, for an optimizer: only weights of two or more axes decay, not biases and norms.
 
-    After Smith and Topin, arXiv 1708.07120, with a constant momentum. Only weights of two or more axes decay (biases
-    and norms don't: He et al., arXiv 1812.01187, section 3.1).
+    He et al., arXiv 1812.01187, section 3.1.
     """
-    decayed = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def one_cycle(optimizer: Optimizer, lr: float, steps: int) -> list[LRScheduler]:
+    """The learning rate rises from a tenth of ``lr`` to it in a fifth of the steps, then falls to nearly 0 (cosine).
+
+    After Smith and Topin, arXiv 1708.07120, with a constant momentum.
+    """
     if steps < 2:
-        return optimizer, []
-    cycle = OneCycleLR(
-        optimizer, max_lr=lr, total_steps=steps + 1, pct_start=WARMUP_SHARE, cycle_momentum=False, div_factor=10
-    )
-    return optimizer, [cycle]
+        return []
+    return [
+        OneCycleLR(
+            optimizer,
+            max_lr=lr,
+            total_steps=steps + 1,
+            pct_start=WARMUP_SHARE,
+            cycle_momentum=False,
+            div_factor=10,
+        )
+    ]
 
 
 def classification(forward: Forward, batch: Batch) -> Tensor:

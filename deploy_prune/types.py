@@ -115,11 +115,15 @@ class Whole:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Structure:
-    """What tracing a network finds: its groups, its layers in order of execution, and what is left whole and why."""
+    """What tracing a network finds: its groups, its layers in order of execution, and what is left whole and why.
+
+    ``blueprint``: None if the network's own modules can be cut; else what surgery needs to cut its exported graph.
+    """
 
     groups: tuple[ChannelGroup, ...]
     layers: tuple[Layer, ...]
     whole: tuple[Whole, ...]
+    blueprint: Any = field(default=None, repr=False)
 
     @property
     def dense_counts(self) -> Counts:

@@ -11,6 +11,7 @@ from deploy_prune.recipe import TrainPart
 from deploy_prune.training import (
     accuracy,
     classification,
+    decay_groups,
     fit,
     make_accelerator,
     one_cycle,
@@ -111,7 +112,8 @@ def test_fit_tells_progress_and_steps_all_optimizers():
 
 
 def test_learning_rate_makes_one_cycle():
-    optimizer, (scheduler,) = one_cycle(small(), lr=0.1, weight_decay=1e-4, steps=100)
+    optimizer = torch.optim.SGD(small().parameters(), lr=0.1)
+    (scheduler,) = one_cycle(optimizer, lr=0.1, steps=100)
     rates = []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -124,8 +126,8 @@ def test_learning_rate_makes_one_cycle():
 
 
 def test_biases_and_norms_do_not_decay():
-    optimizer, _ = one_cycle(small(), lr=0.1, weight_decay=0.5, steps=10)
-    assert [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups] == [(0.5, 2), (0, 4)]
+    groups = decay_groups(small(), 0.5)
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.5, 2), (0, 4)]
 
 
 # --- accuracy, place and mode ---

@@ -58,7 +58,7 @@ class CifarResNet(nn.Module):
         self.layer3 = _stage(blocks, WIDTHS[1], WIDTHS[2], 2)
         self.linear = nn.Linear(WIDTHS[2], num_classes)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
+            if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:

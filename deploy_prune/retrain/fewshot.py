@@ -7,15 +7,17 @@ from contextlib import ExitStack
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 from deploy_prune.data import Augment, Batch, Examples, batches
 from deploy_prune.recipe import RetrainPart
 from deploy_prune.retrain.batchnorm import reestimate
 from deploy_prune.retrain.distill import distillation
-from deploy_prune.training import classification, fit, one_cycle, placed
+from deploy_prune.training import classification, decay_groups, fit, one_cycle, placed
 from deploy_prune.types import Progress, silent
 
-BATCHNORM_EXAMPLES = 2000  # examples, augmented anew each time, that batch-norm statistics are averaged over
+BATCHNORM_EXAMPLES = 1000  # examples, augmented anew each time, that batch-norm statistics are averaged over
+BETAS = (0.9, 0.99)  # the second moment's memory (100 steps) must not outlast the training
 
 
 def adapt(
@@ -32,22 +34,21 @@ def adapt(
 ) -> list[float]:
     """Train in place on ``examples`` (K shots a class), also towards the teacher's logits; the loss of each step.
 
-    The batch is at most the whole set. Batch-norm statistics are taken from the (augmented) examples before training,
-    as the old ones belong to another task or to wider layers, and again after it, as few steps leave them behind.
-    Both networks come back on the device and in the mode they were in; the teacher's forward is in evaluation mode.
+    AdamW (Loshchilov and Hutter, arXiv 1711.05101) with one cycle of the learning rate: in the few steps that few
+    examples need, it comes much further than SGD. The batch is at most the whole set. In the end batch-norm statistics
+    are taken anew from the (augmented) examples, with the weights as they are then; the old ones would tell of another
+    task and of wider layers, and while training the batch's own are used. Both networks come back on the device and in
+    the mode they were in; the teacher's forward is in evaluation mode.
 
     Raises:
         TrainingError: the loss is not finite.
     """
     stream = batches(examples, part.batch_size, seed, augment)
-    num_batches = -(-BATCHNORM_EXAMPLES // min(part.batch_size, len(examples)))
     with ExitStack() as stack:
         stack.enter_context(placed(network, accelerator.device, training=True))
         if teacher is not None:
             stack.enter_context(placed(teacher, accelerator.device, training=False))
-        if part.reestimate_batchnorm:
-            reestimate(network, stream, num_batches)
-        optimizer, schedulers = one_cycle(network, part.lr, part.weight_decay, part.steps)
+        optimizer = AdamW(decay_groups(network, part.weight_decay), lr=part.lr, betas=BETAS)
         losses = fit(
             lambda batch: _loss(network, teacher, batch, part),
             stream,
@@ -56,10 +57,10 @@ def adapt(
             steps=part.steps,
             work=work,
             progress=progress,
-            schedulers=schedulers,
+            schedulers=one_cycle(optimizer, part.lr, part.steps),
         )
         if part.reestimate_batchnorm:
-            reestimate(network, stream, num_batches)
+            reestimate(network, stream, -(-BATCHNORM_EXAMPLES // min(part.batch_size, len(examples))))
     return losses
 
 

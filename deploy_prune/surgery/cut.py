@@ -9,9 +9,11 @@ from typing import Final
 
 import torch
 import torch_pruning as tp
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from deploy_prune.errors import SurgeryError
+from deploy_prune.surgery.blueprint import Blueprint, with_weights
+from deploy_prune.surgery.rewrite import rewrite
 from deploy_prune.types import Keep, Structure
 
 Lost = dict[tuple[str, int], Tensor]
@@ -35,7 +37,8 @@ def cut(network: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
         SurgeryError: ``keep`` doesn't fit the structure or empties a group, or a layer can't be shrunk.
     """
     _check(structure, keep)
-    slim = _copy(network)
+    blueprint: Blueprint | None = structure.blueprint
+    slim = _copy(network) if blueprint is None else with_weights(blueprint, network)
     lost = _with_aliases(slim, lost_coordinates(structure, keep))
     ties = _ties(slim)
     for path, module in slim.named_modules():
@@ -43,6 +46,9 @@ def cut(network: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
         if mine:
             _shrink(path, module, mine)
     _tie_again(slim, ties)
+    if blueprint is not None and isinstance(slim, fx.GraphModule):
+        rewrite(slim, blueprint, blueprint.kept_labels(keep))
+        slim.train(network.training)
     return slim
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from deploy_prune.recipe import PrunePart
+from deploy_prune.surgery.blueprint import Blueprint, trace_batched, unlifted
 from deploy_prune.surgery.calls import Applied, Call
 from deploy_prune.surgery.labels import Labels, Value
 from deploy_prune.surgery.rules import rule_for
@@ -33,8 +35,30 @@ def find_groups(network: nn.Module, inputs: Sequence[Tensor], prune: PrunePart) 
         SurgeryError: the network can't be traced.
     """
     program = trace(network, inputs, prune.trace_timeout_s)
+    return _Reader(labelled=_propagate(program), names=_module_names(network), prune=prune).structure()
+
+
+def with_blueprint(network: nn.Module, inputs: Sequence[Tensor], prune: PrunePart) -> Structure:
+    """As ``find_groups``, for cutting the exported graph instead of the network's own modules.
+
+    Raises:
+        SurgeryError: the network can't be traced with a free batch size.
+    """
+    program = trace_batched(network, inputs, prune.trace_timeout_s)
     labelled = _propagate(program)
-    return _Reader(labelled=labelled, names=_module_names(network), prune=prune).structure()
+    reader = _Reader(labelled=labelled, names=_module_names(network), prune=prune)
+    structure = reader.structure()
+    graph, names = unlifted(program)
+    units: dict[str, list[int]] = {}
+    for root, name in reader.group_of_class.items():
+        units.setdefault(name, []).append(root)
+    blueprint = Blueprint(
+        graph=graph,
+        values={ours: labelled.values[theirs] for ours, theirs in names.items() if theirs in labelled.values},
+        classes=reader.classes,
+        units={name: torch.tensor(roots) for name, roots in units.items()},
+    )
+    return replace(structure, blueprint=blueprint)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,6 +68,7 @@ class _Labelled:
     labels: Labels
     own: Mapping[str, tuple[Tensor | None, ...]]
     applied: Sequence[Applied]
+    values: Mapping[str, Any]
 
 
 def _propagate(program: ExportedProgram) -> _Labelled:
@@ -61,14 +86,15 @@ def _propagate(program: ExportedProgram) -> _Labelled:
                 if isinstance(value, Value):
                     for field in value.fields:
                         labels.freeze(field, "it reaches the network's output")
-    return _Labelled(labels=labels, own=own, applied=applied)
+    by_name = {node.name: value for node, value in values.items()}
+    return _Labelled(labels=labels, own=own, applied=applied, values=by_name)
 
 
 def _placeholder(program: ExportedProgram, spec: Any, node: fx.Node, labels: Labels, own: dict[str, Any]) -> Value:
     """An input (no labels), or a parameter or buffer (labels along every axis longer than 1)."""
     meta = node.meta.get("val")
     if spec.kind.name == "USER_INPUT" or spec.target is None or not isinstance(meta, Tensor):
-        return Value(shape=tuple(getattr(meta, "shape", ())))
+        return Value(shape=_shape(meta) if isinstance(meta, Tensor) else ())
     tensor = program.state_dict.get(spec.target, program.constants.get(spec.target))
     assert isinstance(tensor, Tensor)
     shape = tuple(tensor.shape)
@@ -87,9 +113,9 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], labels: Labels, applied: li
     if node.target is operator.getitem:
         return args[0][args[1]] if isinstance(args[0], tuple | list) else args[0]
     meta = node.meta.get("val")
-    shapes = tuple(tuple(m.shape) for m in _flat([meta]) if isinstance(m, Tensor))
+    shapes = tuple(_shape(m) for m in _flat([meta]) if isinstance(m, Tensor))
     if not shapes or not hasattr(node.target, "_schema"):
-        return meta if not shapes else tuple(Value(shape=s) for s in shapes)
+        return _hint(meta) if not shapes else tuple(Value(shape=s) for s in shapes)
     schema = node.target._schema
     name = schema.name.split("::")[-1]
     call = Call(
@@ -124,6 +150,16 @@ def _unlabelled(call: Call) -> Any:
     return outputs if call.several else outputs[0]
 
 
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    """The shape, with the example's size for a free dimension."""
+    return tuple(_hint(s) for s in tensor.shape)
+
+
+def _hint(size: Any) -> Any:
+    """A free size's value in the example; anything else as it is."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else size
+
+
 def _flat(nested: Any) -> list[Any]:
     if isinstance(nested, list | tuple):
         return [x for part in nested for x in _flat(part)]
@@ -152,10 +188,16 @@ class _Reader:
     labelled: _Labelled
     names: Mapping[str, str]
     prune: PrunePart
+    group_of_class: dict[int, str] = field(default_factory=dict)
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """int64[labels]."""
+        return self.labelled.labels.resolve_rectangles()
 
     def structure(self) -> Structure:
         labels = self.labelled.labels
-        classes = labels.resolve_rectangles()
+        classes = self.classes
         frozen = labels.frozen(classes)
         read = torch.zeros(labels.count, dtype=torch.bool)
         for ids in labels.reads:
@@ -163,7 +205,6 @@ class _Reader:
         bundles = self._bundles(classes, read)
         groups: list[ChannelGroup] = []
         whole: list[Whole] = []
-        unit_of_class: dict[int, str] = {}
         for members in bundles.values():
             name = self._name(members, {g.name for g in groups} | {w.name for w in whole})
             reason = self._reason(name, members, frozen)
@@ -172,8 +213,8 @@ class _Reader:
                 continue
             group = _group(name, members, self.labelled.own, classes)
             groups.append(group)
-            unit_of_class.update({c: group.name for c in members.units})
-        layers = _layers(self.labelled.applied, classes, unit_of_class)
+            self.group_of_class.update({c: group.name for c in members.units})
+        layers = _layers(self.labelled.applied, classes, self.group_of_class)
         return Structure(groups=tuple(groups), layers=layers, whole=_merged(whole))
 
     def _bundles(self, classes: Tensor, read: Tensor) -> dict[Any, _Bundle]:

@@ -21,8 +21,6 @@ from torch import Tensor
 
 KEPT = -1
 """A coordinate without a label of its own: always there."""
-FILL = -2
-"""A coordinate made by padding: it goes with whatever it meets."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deploy_prune.surgery.calls import Call, Result, widest
-from deploy_prune.surgery.labels import FILL, KEPT, Value, compress, moved, varying
+from deploy_prune.surgery.labels import KEPT, Value, compress, moved, varying
 from deploy_prune.surgery.plain import pointwise_like
 
 
@@ -25,11 +25,36 @@ def move(call: Call) -> Result:
     return made if call.several else made[0]
 
 
+def pad(call: Call) -> Result:
+    """Padding: of a labelled dimension, each new coordinate gets a label of its own and goes with what it meets."""
+    source = call.given["input"] if "input" in call.given else call.values()[0]
+    given: Sequence[int] = call.given["pad"] if "pad" in call.given else call.given["padding"]
+    widths = pad_widths(source, given)
+    constant = call.name == "constant_pad_nd" or (call.name == "pad" and call.given.get("mode") == "constant")
+    fields = []
+    for labels in source.fields:
+        if not constant and any(labels.shape[d] > 1 and any(w) for d, w in enumerate(widths)):
+            call.labels.freeze(labels, f"{call.name} repeats its edge")
+        mine = [w if labels.shape[d] > 1 else (0, 0) for d, w in enumerate(widths)]
+        flat = [w for pair in reversed(mine) for w in pair]
+        wide = torch.nn.functional.pad(labels, flat)
+        for d, (before, after) in enumerate(mine):
+            for start, size in ((0, before), (wide.shape[d] - after, after)):
+                for at in range(start, start + size):
+                    wide.select(d, at).fill_(int(call.labels.new(1)))
+        fields.append(wide)
+    return moved(source, call.shape, fields)
+
+
+def pad_widths(source: Value, given: Sequence[int]) -> list[tuple[int, int]]:
+    """(before, after) per dimension, from torch's list that begins with the last dimension."""
+    pairs = [(int(given[i]), int(given[i + 1])) for i in range(0, len(given), 2)]
+    return [(0, 0)] * (len(source.shape) - len(pairs)) + pairs[::-1]
+
+
 def _run(call: Call, source: Value, labels: Tensor) -> list[Tensor]:
     """The operator's results on a label field (in float64, exact up to 2^53, which every operator accepts)."""
     given = dict(call.given)
-    if "value" in given and not isinstance(given["value"], Value):
-        given["value"] = float(FILL)
     numbers = labels.expand(source.shape).to(torch.float64)
     arguments = {k: _concrete(numbers if v is source else v) for k, v in given.items()}
     schema = call.op._schema.arguments

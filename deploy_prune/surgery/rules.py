@@ -12,7 +12,7 @@ import torch
 
 from deploy_prune.surgery.calls import Call, Result, Rule
 from deploy_prune.surgery.labels import Value
-from deploy_prune.surgery.movement import cat, index, move, stack
+from deploy_prune.surgery.movement import cat, index, move, pad, stack
 from deploy_prune.surgery.plain import (
     affine,
     along_dim,
@@ -61,11 +61,11 @@ RULES: Final[dict[str, Rule]] = _table(
     (along_dim, "softmax _softmax log_softmax _log_softmax cumsum cumprod sort topk"),
     (same_as_input, "dropout feature_dropout alpha_dropout native_dropout"),
     (move, "view reshape _unsafe_view permute transpose t slice select split split_with_sizes chunk expand unsqueeze "
-     "squeeze flatten unflatten clone contiguous alias detach pad constant_pad_nd roll flip pixel_shuffle "
-     "pixel_unshuffle repeat unbind narrow movedim moveaxis swapaxes repeat_interleave channel_shuffle tile "
-     "native_channel_shuffle lift_fresh_copy tensor_split view_as expand_as reflection_pad1d reflection_pad2d "
-     "replication_pad1d replication_pad2d im2col unfold as_strided to _to_copy type_as hsplit vsplit dsplit "
-     "detach_ lift_fresh positive numpy_T mT tril triu rot90 diagonal"),
+     "squeeze flatten unflatten clone contiguous alias detach roll flip pixel_shuffle pixel_unshuffle repeat unbind "
+     "narrow movedim moveaxis swapaxes repeat_interleave channel_shuffle tile native_channel_shuffle lift_fresh_copy "
+     "lift_fresh tensor_split view_as expand_as im2col unfold as_strided to _to_copy type_as hsplit vsplit dsplit "
+     "positive numpy_T mT tril triu rot90 diagonal"),
+    (pad, "pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d"),
     (index, "index index_select"),
     (cat, "cat concat concatenate"),
     (stack, "stack"),

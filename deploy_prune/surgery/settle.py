@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.errors import SurgeryError
+from deploy_prune.recipe import PrunePart
 from deploy_prune.surgery.cut import cut
+from deploy_prune.surgery.graph import with_blueprint
 from deploy_prune.surgery.trace import evaluating
 from deploy_prune.surgery.verify import GatesOn, relative_difference
 from deploy_prune.types import ChannelGroup, Keep, Structure, Whole
@@ -18,25 +20,47 @@ from deploy_prune.types import ChannelGroup, Keep, Structure, Whole
 TOLERANCE: Final = 1e-3
 """A wrong cut differs by far more, rounding in float32 by far less."""
 
+GatesOf = Callable[[Structure], GatesOn]
+"""How to turn on the gates of a structure."""
 
-def settle(network: nn.Module, structure: Structure, inputs: Sequence[Tensor], gates_on: GatesOn) -> Structure:
-    """The structure with every group in it proven to be cuttable, one by one if need be and then together.
 
-    Python code may have sizes written in it that no look at the graph shows; a trial cut does.
+def settle(
+    network: nn.Module, structure: Structure, inputs: Sequence[Tensor], gates_of: GatesOf, prune: PrunePart
+) -> Structure:
+    """A structure in which every group is proven to be cuttable, together with the others.
+
+    Python code may have sizes written in it that no look at the graph shows; a trial cut does. Then the slim network
+    is the exported graph with its sizes recomputed, if that can cut more than the network's own modules.
 
     Raises:
         SurgeryError: groups that can be cut one by one can't be cut together.
     """
-    groups = structure.groups
-    if not groups or _failure(network, structure, groups, inputs, gates_on) is None:
+    if not structure.groups or _failure(network, structure, structure.groups, inputs, gates_of) is None:
         return structure
-    failures = {g.name: _failure(network, structure, [g], inputs, gates_on) for g in groups}
-    sound = tuple(g for g in groups if failures[g.name] is None)
-    settled = _without(structure, {name: why for name, why in failures.items() if why is not None})
-    if sound and (why := _failure(network, structure, sound, inputs, gates_on)) is not None:
-        message = f"The network's groups can be cut one by one but not together: {why}. Limit them with prune.only."
+    choices = [structure]
+    try:
+        choices.append(with_blueprint(network, inputs, prune))
+    except SurgeryError as error:
+        reason = str(error)
+    else:
+        reason = ""
+        if _failure(network, choices[1], choices[1].groups, inputs, gates_of) is None:
+            return choices[1]
+    settled = max((_sound(network, c, inputs, gates_of) for c in choices), key=_num_channels)
+    if (why := _failure(network, settled, settled.groups, inputs, gates_of)) is not None:
+        message = f"The network's groups can be cut one by one but not together: {why}. {reason} Limit prune.only."
         raise SurgeryError(message)
     return settled
+
+
+def _num_channels(structure: Structure) -> int:
+    return sum(g.channels * g.period for g in structure.groups)
+
+
+def _sound(network: nn.Module, structure: Structure, inputs: Sequence[Tensor], gates_of: GatesOf) -> Structure:
+    """The structure with the groups that can be cut alone; the others whole."""
+    failures = {g.name: _failure(network, structure, [g], inputs, gates_of) for g in structure.groups}
+    return _without(structure, {name: why for name, why in failures.items() if why is not None})
 
 
 def _failure(
@@ -44,7 +68,7 @@ def _failure(
     structure: Structure,
     groups: Sequence[ChannelGroup],
     inputs: Sequence[Tensor],
-    gates_on: GatesOn,
+    gates_of: GatesOf,
 ) -> str | None:
     """Why cutting every second unit of these groups goes wrong, or None if it doesn't."""
     keep: Keep = {g.name: torch.arange(g.channels) % 2 == 0 for g in groups}
@@ -59,7 +83,7 @@ def _failure(
         except Exception as error:  # noqa: BLE001  whatever the network's own code raises
             first = (str(error).strip().splitlines() or [""])[0]
             return f"the network's code has sizes written in it ({type(error).__name__}: {first[:120]})"
-        difference = relative_difference(gates_on(network, gates)(*inputs), output)
+        difference = relative_difference(gates_of(structure)(network, gates)(*inputs), output)
     return None if difference <= TOLERANCE else f"cut and masked outputs differ by {difference:.1e}"
 
 
@@ -78,4 +102,4 @@ def _without(structure: Structure, reasons: dict[str, str]) -> Structure:
             widths[side] = replace(width, fixed=fixed, per_unit=left)
         layers.append(replace(layer, **widths))
     groups = tuple(g for g in structure.groups if g.name not in reasons)
-    return Structure(groups=groups, layers=tuple(layers), whole=structure.whole + whole)
+    return replace(structure, groups=groups, layers=tuple(layers), whole=structure.whole + whole)

@@ -30,7 +30,7 @@ def small(seed=0):
 
 
 def retrain(network, examples=None, teacher=None, **part):
-    settings = {"steps": 60, "batch_size": 64, "lr": 0.1, **part}
+    settings = {"steps": 60, "batch_size": 64, "lr": 0.02, **part}
     return adapt(
         network, examples or bars(20, 0), RetrainPart(**settings), teacher=teacher, accelerator=make_accelerator("cpu"),
         seed=0, augment="shift",

@@ -79,7 +79,9 @@ def test_a_cut_of_a_cut_is_one_cut() -> None:
     for name, mask in both.items():
         mask[mask.nonzero().flatten()] = second[name]
     direct = cut(network, structure, both)
-    assert all(torch.equal(a, b) for a, b in zip(twice.state_dict().values(), direct.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(twice.state_dict().values(), direct.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,9 @@ class Chain(nn.Module):
             return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, 4, 1), nn.ReLU(), nn.Conv2d(4, width, 1))
         if kind == "residual":
             inner = nn.Conv2d(width, 2 * width, 1)
-            return nn.Sequential(inner, nn.BatchNorm2d(2 * width), nn.Sigmoid(), nn.Conv2d(2 * width, width, 3, padding=1))
+            return nn.Sequential(
+                inner, nn.BatchNorm2d(2 * width), nn.Sigmoid(), nn.Conv2d(2 * width, width, 3, padding=1)
+            )
         return nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.Hardswish())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,7 +152,9 @@ class Chain(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-KINDS = st.lists(st.sampled_from(["plain", "depthwise", "grouped", "squeeze", "residual", "concat"]), min_size=1, max_size=5)
+KINDS = st.lists(
+    st.sampled_from(["plain", "depthwise", "grouped", "squeeze", "residual", "concat"]), min_size=1, max_size=5
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from surgery_networks import build, gates_of, groups_of, half
-from torch import nn
+from torch import Tensor, nn
 
 from deploy_prune.errors import VerificationError
+from deploy_prune.recipe import PrunePart
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.settle import settle
+from deploy_prune.surgery.settle import _failure, _sound, settle
 from deploy_prune.surgery.verify import TOLERANCE, relative_difference, verify
 
 NETWORKS = [
@@ -26,7 +27,7 @@ NETWORKS = [
 @pytest.mark.parametrize(("source", "size"), NETWORKS)
 def test_masked_equals_cut(source: str, size: int) -> None:
     network, x = build(source, size)
-    structure = settle(network, groups_of(network, x), (x[:2],), gates_of(groups_of(network, x)))
+    structure = settle(network, groups_of(network, x), (x[:2],), gates_of, PrunePart())
     keep = half(structure)
     before = {k: v.clone() for k, v in network.state_dict().items()}
 
@@ -74,24 +75,45 @@ def test_a_blind_network_proves_nothing() -> None:
         verify(network, cut(network, structure, keep), structure, keep, (x[:4],), gates_of(structure))
 
 
-def test_groups_that_the_code_cannot_follow_are_left_whole_with_the_reason() -> None:
-    """CIFAR ResNets pad their shortcuts by numbers written in the code: some streams can't be cut there."""
+def test_sizes_written_in_the_code_are_cut_through_the_exported_graph() -> None:
+    """CIFAR ResNets pad their shortcuts by numbers written in the code."""
     network, x = build("resnet20", 32)
     found = groups_of(network, x)
-    settled = settle(network, found, (x[:2],), gates_of(found))
-    gone = {g.name for g in found.groups} - {g.name for g in settled.groups}
-    assert gone
-    assert all(next(w for w in settled.whole if w.name == n).reason.startswith("the network's code") for n in gone)
+    settled = settle(network, found, (x[:2],), gates_of, PrunePart())
+    assert settled.blueprint is not None
+    assert {g.name for g in settled.groups} == {g.name for g in found.groups}
+
+
+class Counted(nn.Module):
+    """Python that counts channels, and does something else when some are gone: no graph shows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        x = self.second(x * torch.ones(8).view(8, 1, 1))
+        return self.head(x.mean((2, 3)))
+
+
+def test_what_no_form_can_cut_is_left_whole_with_the_reason() -> None:
+    network = Counted().eval()
+    x = torch.randn(4, 3, 8, 8)
+    found = groups_of(network, x)
+    settled = settle(network, found, (x,), gates_of, PrunePart())
+    assert "first" not in {g.name for g in settled.groups}
+    assert next(w.reason for w in settled.whole if w.name == "first")
     dense = {g.name: g.channels for g in found.groups}
     for before, after in zip(found.layers, settled.layers, strict=True):
         assert before.inputs.at(dense) == after.inputs.at(dense)
-        assert not set(after.outputs.per_unit) & gone
 
 
 def test_settle_keeps_a_sound_structure_as_it_is() -> None:
     network, x = build("torchvision:resnet18", 64)
     structure = groups_of(network, x)
-    assert settle(network, structure, (x[:2],), gates_of(structure)) is structure
+    assert settle(network, structure, (x[:2],), gates_of, PrunePart()) is structure
 
 
 def test_settle_finds_a_group_whose_cut_is_wrong() -> None:
@@ -100,9 +122,11 @@ def test_settle_finds_a_group_whose_cut_is_wrong() -> None:
     first = structure.groups[1]
     forgets_consumers = replace(first, consumers=())
     broken = replace(structure, groups=(structure.groups[0], forgets_consumers, *structure.groups[2:]))
-    settled = settle(network, broken, (x[:2],), gates_of(broken))
-    assert first.name not in {g.name for g in settled.groups}
-    assert "differ by" in next(w.reason for w in settled.whole if w.name == first.name)
+    why = _failure(network, broken, [forgets_consumers], (x[:2],), gates_of)
+    assert why is not None
+    assert "differ by" in why or "RuntimeError" in why
+    left = _sound(network, broken, (x[:2],), gates_of)
+    assert [w.name for w in left.whole if w.reason == why] == [first.name]
 
 
 def test_relative_difference_of_nested_outputs() -> None:

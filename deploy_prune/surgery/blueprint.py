@@ -1,0 +1,171 @@
+"""The network as its own exported graph, for networks whose Python code has sizes written in it.
+
+A ``Blueprint`` is the dense graph with a free batch size, and the labels of every value in it. Cutting it slices the
+tensors as in any module, and recomputes the sizes in the graph's calls from the labels (rewrite.py). Batch norms stay
+modules; dropout follows ``train()``: the slim graph trains as the network does.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+
+from deploy_prune.errors import SurgeryError
+from deploy_prune.surgery.trace import evaluating, time_limit
+from deploy_prune.types import Keep
+
+_BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_MODES: Final = {
+    torch.ops.aten.batch_norm.default: 5, torch.ops.aten.dropout.default: 2, torch.ops.aten.feature_dropout.default: 2,
+    torch.ops.aten.instance_norm.default: 5,
+}  # fmt: skip
+"""Operators with a flag for training, and its place among their arguments."""
+
+
+class GraphNetwork(fx.GraphModule):
+    """A network that runs its exported graph; ``train()`` and ``eval()`` reach the operators in it."""
+
+    def train(self, mode: bool = True) -> GraphNetwork:
+        """Set the mode of all modules and of dropout and batch norm in the graph."""
+        super().train(mode)
+        changed = False
+        for node in self.graph.nodes:
+            place = _MODES.get(node.target)
+            if node.op == "call_function" and place is not None and node.args[place] is not mode:
+                node.args = (*node.args[:place], mode, *node.args[place + 1 :])
+                changed = True
+        if changed:
+            self.recompile()
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphNetwork:
+        with _quietly():
+            copied: GraphNetwork = super().__deepcopy__(memo)
+        return copied
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without torch's warnings of what torch itself does with its own graphs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Blueprint:
+    """A dense graph and what its values' labels are. ``units``: group name -> int64[C], the class of each unit."""
+
+    graph: fx.GraphModule
+    values: Mapping[str, Any]
+    classes: Tensor
+    units: Mapping[str, Tensor]
+
+    def kept_labels(self, keep: Keep) -> Tensor:
+        """bool[labels]: whether a label's unit stays."""
+        stays = torch.ones(int(self.classes.max()) + 1 if len(self.classes) else 0, dtype=torch.bool)
+        for name, mask in keep.items():
+            stays[self.units[name]] = mask.cpu()
+        return stays[self.classes]
+
+
+def trace_batched(network: nn.Module, inputs: Sequence[Tensor], timeout_s: float) -> ExportedProgram:
+    """The graph with a free batch size (dimension 0 of every input).
+
+    Raises:
+        SurgeryError: the network can't be traced so.
+    """
+    twice = tuple(torch.cat([x[:1], x[:1]]) for x in inputs)
+    free = tuple({0: Dim.DYNAMIC} for _ in inputs)
+    with evaluating(network), warnings.catch_warnings(), time_limit(timeout_s, "Tracing the network"):
+        warnings.simplefilter("ignore")
+        try:
+            return torch.export.export(network, twice, strict=False, dynamic_shapes=free)
+        except SurgeryError:
+            raise
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            message = f"The network can't be traced with a free batch size: {type(error).__name__}: {first[:200]}"
+            raise SurgeryError(message) from error
+
+
+def unlifted(program: ExportedProgram) -> tuple[fx.GraphModule, dict[str, str]]:
+    """The program as a module whose tensors are attributes, and: its call's name -> the program's name for it."""
+    with _quietly():
+        module = program.module(check_guards=False)
+    theirs = [n for n in program.graph.nodes if n.op == "call_function"]
+    ours = [n for n in module.graph.nodes if n.op == "call_function"]
+    if [n.target for n in ours] != [n.target for n in theirs]:
+        message = "The exported graph can't be turned into a module: torch changed its calls."
+        raise SurgeryError(message)
+    names = {a.name: b.name for a, b in zip(ours, theirs, strict=True)}
+    places = [n for n in program.graph.nodes if n.op == "placeholder"]
+    specs = program.graph_signature.input_specs
+    by_target = {spec.target: node.name for node, spec in zip(places, specs, strict=True) if spec.target}
+    names |= {n.name: by_target[n.target] for n in module.graph.nodes if n.op == "get_attr" and n.target in by_target}
+    users = [n.name for n, s in zip(places, specs, strict=True) if s.kind.name == "USER_INPUT"]
+    given = [n.name for n in module.graph.nodes if n.op == "placeholder"]
+    return module, names | dict(zip(given, users, strict=True))
+
+
+def with_weights(blueprint: Blueprint, network: nn.Module) -> GraphNetwork:
+    """The dense graph with a network's tensors (its flags, its gradients, its batch-norm modules)."""
+    with _quietly():
+        graph = copy.deepcopy(blueprint.graph)
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    buffers = dict(network.named_buffers(remove_duplicate=False))
+    made: dict[int, nn.Parameter] = {}
+    for name, old in parameters.items():
+        if id(old) not in made:
+            made[id(old)] = nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad)
+            made[id(old)].grad = None if old.grad is None else old.grad.clone()
+        _assign(graph, name, made[id(old)])
+    for name, buffer in buffers.items():
+        _assign(graph, name, buffer.detach().clone())
+    _restore_batch_norms(graph, network)
+    with _quietly():
+        return GraphNetwork(graph, graph.graph)
+
+
+def _assign(graph: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, local = name.rpartition(".")
+    try:
+        owner = graph.get_submodule(path)
+    except AttributeError:
+        return
+    if local in owner._parameters:
+        owner._parameters[local] = tensor  # type: ignore[assignment]
+    elif local in owner._buffers:
+        owner._buffers[local] = tensor
+
+
+def _restore_batch_norms(graph: fx.GraphModule, network: nn.Module) -> None:
+    """Calls of plain batch-norm modules become calls of such modules again, which keep their own running statistics."""
+    modules = dict(network.named_modules())
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or node.target is not torch.ops.aten.batch_norm.default:
+            continue
+        path = str(node.args[3].target).rpartition(".")[0] if isinstance(node.args[3], fx.Node) else ""
+        original = modules.get(path)
+        if type(original) not in _BATCH_NORMS or original is None:
+            continue
+        held = copy.deepcopy(original)
+        for local, parameter in original._parameters.items():
+            if parameter is not None:
+                held._parameters[local] = graph.get_submodule(path)._parameters[local]
+        graph.set_submodule(path, held)
+        with graph.graph.inserting_before(node):
+            call = graph.graph.call_module(path, (node.args[0],))
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
