@@ -30,7 +30,13 @@ def run(recipe: str, method: str, seed: int, out: Path) -> tuple[Row, ...]:
     """One run on the host."""
     base = load(recipe)
     steps = base.train.steps + (0 if method in TRAINED else base.search.steps)
-    settings = [f"seed={seed}", f"search.method={method}", "targets=[host]", f"train.steps={steps}", f"name={method}-{seed}"]
+    settings = [
+        f"seed={seed}",
+        f"search.method={method}",
+        "targets=[host]",
+        f"train.steps={steps}",
+        f"name={method}-{seed}",
+    ]
     with rich_progress() as progress:
         return pipeline.run(load(recipe, settings), out, progress).rows
 
@@ -61,7 +67,9 @@ def main() -> None:
         off = [abs(r.measured_p50_ms / r.asked - 1) for r in rows if r.measured_p50_ms and r.asked]
         figures.setdefault(method, {})[budget] = {**mean_accuracy(rows), "worst_off": max(off, default=0.0)}
         found = figures[method][budget]
-        table.add_row(method, budget, f"{found['accuracy']:.2%}", f"{found['standard_error']:.2%}", f"{found['worst_off']:.1%}")
+        table.add_row(
+            method, budget, f"{found['accuracy']:.2%}", f"{found['standard_error']:.2%}", f"{found['worst_off']:.1%}"
+        )
     Console().print(table)
     _results.write("digits_transfer", {"methods": figures}, recipe=arguments.recipe, seeds=arguments.seeds)
 

@@ -72,7 +72,8 @@ def main() -> None:
             code = start(out, work / "cache").wait()
             same = code == 0 and outcome(out) == expected
             trials.append({"killed_after_s": round(after_s, 2), "stages_finished": len(finished), "same": same})
-            print(f"killed after {after_s:5.1f} of {whole_s:.1f} s, {len(finished)} stages done: {'same' if same else 'DIFFERS'}")  # noqa: E501
+            verdict = "same" if same else "DIFFERS"
+            print(f"killed after {after_s:5.1f} of {whole_s:.1f} s, {len(finished)} stages done: {verdict}")
     _results.write("kill_resume", {"whole_s": whole_s, "trials": trials}, n=arguments.kills)
     sys.exit(0 if all(t["same"] for t in trials) else 1)
 

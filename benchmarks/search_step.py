@@ -75,7 +75,15 @@ def main() -> None:
             plain(), with_gates()
         pairs = [(seconds(plain), seconds(with_gates)) for _ in range(arguments.steps)]
         ratio = statistics.median(b / a for a, b in pairs)
-        rows.append({"network": source, "image_size": size, "batch": batch, "plain_s": statistics.median(a for a, _ in pairs), "ratio": ratio})  # noqa: E501
+        rows.append(
+            {
+                "network": source,
+                "image_size": size,
+                "batch": batch,
+                "plain_s": statistics.median(a for a, _ in pairs),
+                "ratio": ratio,
+            }
+        )  # noqa: E501
         print(f"{source} {size} px, batch {batch}: {ratio:.3f} times a plain step ({rows[-1]['plain_s']:.3f} s)")
     _results.write("search_step", {"rows": rows}, n=arguments.steps)
 

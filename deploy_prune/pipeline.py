@@ -26,7 +26,7 @@ from deploy_prune.runfolder import RunFolder, load_tensors
 from deploy_prune.search import check_options
 from deploy_prune.shell import write_text
 from deploy_prune.surgery import architecture
-from deploy_prune.training import make_accelerator
+from deploy_prune.training import Session, make_accelerator
 from deploy_prune.types import Artifact, Budget, Metric, Progress, Row, SearchResult, Structure, Target, silent
 from deploy_prune.workbench import Workbench
 
@@ -79,13 +79,11 @@ def _prepared(recipe: Recipe, folder: RunFolder, progress: Progress) -> Road:
     torch.set_num_threads(recipe.threads or torch.get_num_threads())
     check_options(recipe.search)
     targets = tuple(load_target(name) for name in recipe.targets)
-    accelerator = make_accelerator(recipe.device)
+    session = Session(accelerator=make_accelerator(recipe.device), seed=recipe.seed, progress=progress)
     examples = data.load(recipe.data, recipe.seed)
     if recipe.model.weights is not None:
         models.load_weights(models.build(recipe.model, examples.num_source), Path(recipe.model.weights))
-    return Road(
-        recipe=recipe, folder=folder, data=examples, accelerator=accelerator, targets=targets, progress=progress
-    )
+    return Road(recipe=recipe, folder=folder, data=examples, session=session, targets=targets)
 
 
 def _deliver(

@@ -212,7 +212,7 @@ class RetrainPart(Part):
 
     steps: Steps = 200
     batch_size: Annotated[int, Field(ge=2)] = 64
-    lr: Rate = 0.02
+    lr: Rate = Field(default=0.005, description="peak learning rate of AdamW; 0.005 to 0.01 suits few steps")
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     distill: Annotated[float, Field(ge=0, le=1)] = Field(default=0.5, description="share of the teacher in the loss")
     temperature: Rate = 2.0

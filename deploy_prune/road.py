@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from deploy_prune import __version__, models
@@ -31,13 +30,12 @@ from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.graph import find_groups
 from deploy_prune.surgery.settle import settle
 from deploy_prune.surgery.verify import verify
-from deploy_prune.training import accuracy, classification, set_seed, train_classifier
+from deploy_prune.training import Session, accuracy, classification, set_seed, train_classifier
 from deploy_prune.types import (
     Artifact,
     Budget,
     Forward,
     Latency,
-    Progress,
     SearchResult,
     Structure,
     Target,
@@ -57,9 +55,8 @@ class Road:
     recipe: Recipe
     folder: RunFolder
     data: TransferData
-    accelerator: Accelerator
+    session: Session
     targets: tuple[Target, ...]
-    progress: Progress
 
     @property
     def example(self) -> Tensor:
@@ -103,11 +100,11 @@ def train_dense(road: Road) -> str:
             models.load_weights(network, Path(recipe.model.weights))
         else:
             losses = train_classifier(
-                network, road.data.source_train, recipe.train, seed=recipe.seed, augment=recipe.data.augment,
-                accelerator=road.accelerator, progress=road.progress, work="train the dense network",
+                network, road.data.source_train, recipe.train, session=road.session, augment=recipe.data.augment,
+                work="train the dense network",
             )  # fmt: skip
         folder.write_tensors("dense/weights.safetensors", network.state_dict())
-        score = accuracy(network, road.data.source_test, accelerator=road.accelerator)
+        score = accuracy(network, road.data.source_test, accelerator=road.session.accelerator)
         folder.write_json("dense/training.json", {"loss": losses, "source_accuracy": score})
 
     key = {
@@ -133,7 +130,7 @@ def search(road: Road, bench: Workbench, dense: str) -> tuple[str, SearchResult]
         set_seed(recipe.seed)
         found = METHODS[recipe.search.method](
             network, bench.structure, classification, stream, goal, recipe.search,
-            accelerator=road.accelerator, progress=road.progress, seed=recipe.seed,
+            road.session,
         )  # fmt: skip
         folder.write_tensors("search/scores.safetensors", found.scores)
         folder.write_tensors("search/weights.safetensors", found.state)
@@ -205,10 +202,10 @@ def teacher_of(road: Road) -> nn.Module:
 
 def _adapt(road: Road, network: nn.Module, teacher: nn.Module | None, work: str) -> float:
     adapt(
-        network, road.data.target_train, road.recipe.retrain, teacher=teacher, accelerator=road.accelerator,
-        seed=road.recipe.seed, augment=road.recipe.data.augment, progress=road.progress, work=work,
+        network, road.data.target_train, road.recipe.retrain, teacher=teacher, session=road.session,
+        augment=road.recipe.data.augment, work=work,
     )  # fmt: skip
-    return accuracy(network, road.data.target_test, accelerator=road.accelerator)
+    return accuracy(network, road.data.target_test, accelerator=road.session.accelerator)
 
 
 def plan(road: Road, bench: Workbench, found: tuple[str, SearchResult], target: Target, budget: Budget) -> str:
@@ -216,7 +213,9 @@ def plan(road: Road, bench: Workbench, found: tuple[str, SearchResult], target: 
     folder, place = road.folder, place_of(target, budget)
 
     def compute() -> None:
-        planned = enforce(bench, target, budget, found[1].scores, road.progress, f"{target.name} {budget.text}: budget")
+        planned = enforce(
+            bench, target, budget, found[1].scores, road.session.progress, f"{target.name} {budget.text}: budget"
+        )
         network = source_network(road, found[1].state)
         slim, proof = prove(road, bench.structure, network, planned)
         described = architecture.describe(
@@ -327,7 +326,7 @@ def time_slim(
             dense, slim = measure(target, artifacts, part.runs, part.warmup)
             asked = budget.absolute(dense.p50_ms) if budget.metric == "latency" else float("inf")
             off = slim.p50_ms / asked - 1
-            road.progress(f"{target.name} {budget.text}: measure", attempt, MEASUREMENTS, ms=slim.p50_ms)
+            road.session.progress(f"{target.name} {budget.text}: measure", attempt, MEASUREMENTS, ms=slim.p50_ms)
             if off <= part.tolerance and (off >= -part.tolerance or attempt > 1):
                 break
         else:

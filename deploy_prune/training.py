@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,15 @@ from deploy_prune.types import Forward, Progress, silent
 
 MOMENTUM = 0.9
 WARMUP_SHARE = 0.2  # of the steps, in which the learning rate rises
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Session:
+    """Where training runs, from which seed, and who is told of it."""
+
+    accelerator: Accelerator
+    seed: int
+    progress: Progress = silent
 
 
 def set_seed(seed: int) -> None:
@@ -112,10 +122,8 @@ def train_classifier(
     examples: Examples,
     part: TrainPart,
     *,
-    seed: int,
+    session: Session,
     augment: Augment,
-    accelerator: Accelerator,
-    progress: Progress = silent,
     work: str = "train",
 ) -> list[float]:
     """Train in place with cross entropy, SGD with Nesterov momentum and one cycle of the learning rate.
@@ -125,17 +133,17 @@ def train_classifier(
     Raises:
         TrainingError: the loss is not finite.
     """
-    with placed(network, accelerator.device, training=True):
+    with placed(network, session.accelerator.device, training=True):
         groups = decay_groups(network, part.weight_decay)
         optimizer = SGD(groups, lr=part.lr, momentum=MOMENTUM, nesterov=True)
         return fit(
             lambda batch: classification(network, batch),
-            batches(examples, part.batch_size, seed, augment),
+            batches(examples, part.batch_size, session.seed, augment),
             [optimizer],
-            accelerator=accelerator,
+            accelerator=session.accelerator,
             steps=part.steps,
             work=work,
-            progress=progress,
+            progress=session.progress,
             schedulers=one_cycle(optimizer, part.lr, part.steps),
         )
 

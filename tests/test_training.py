@@ -9,6 +9,7 @@ from deploy_prune.data import Examples
 from deploy_prune.errors import TrainingError
 from deploy_prune.recipe import TrainPart
 from deploy_prune.training import (
+    Session,
     accuracy,
     classification,
     decay_groups,
@@ -40,8 +41,8 @@ def small():
 def train(network=None, **part):
     network = network or small()
     losses = train_classifier(
-        network, two_kinds(), TrainPart(**{"steps": 20, "batch_size": 8, **part}), seed=0, augment="none",
-        accelerator=CPU,
+        network, two_kinds(), TrainPart(**{"steps": 20, "batch_size": 8, **part}), augment="none",
+        session=Session(accelerator=CPU, seed=0),
     )  # fmt: skip
     return network, losses
 

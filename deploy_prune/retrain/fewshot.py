@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import AdamW
 
@@ -13,8 +12,7 @@ from deploy_prune.data import Augment, Batch, Examples, batches
 from deploy_prune.recipe import RetrainPart
 from deploy_prune.retrain.batchnorm import reestimate
 from deploy_prune.retrain.distill import distillation
-from deploy_prune.training import classification, decay_groups, fit, one_cycle, placed
-from deploy_prune.types import Progress, silent
+from deploy_prune.training import Session, classification, decay_groups, fit, one_cycle, placed
 
 BATCHNORM_EXAMPLES = 1000  # examples, augmented anew each time, that batch-norm statistics are averaged over
 BETAS = (0.9, 0.99)  # the second moment's memory (100 steps) must not outlast the training
@@ -26,10 +24,8 @@ def adapt(
     part: RetrainPart,
     *,
     teacher: nn.Module | None,
-    accelerator: Accelerator,
-    seed: int,
+    session: Session,
     augment: Augment,
-    progress: Progress = silent,
     work: str = "retrain",
 ) -> list[float]:
     """Train in place on ``examples`` (K shots a class), also towards the teacher's logits; the loss of each step.
@@ -43,20 +39,20 @@ def adapt(
     Raises:
         TrainingError: the loss is not finite.
     """
-    stream = batches(examples, part.batch_size, seed, augment)
+    stream = batches(examples, part.batch_size, session.seed, augment)
     with ExitStack() as stack:
-        stack.enter_context(placed(network, accelerator.device, training=True))
+        stack.enter_context(placed(network, session.accelerator.device, training=True))
         if teacher is not None:
-            stack.enter_context(placed(teacher, accelerator.device, training=False))
+            stack.enter_context(placed(teacher, session.accelerator.device, training=False))
         optimizer = AdamW(decay_groups(network, part.weight_decay), lr=part.lr, betas=BETAS)
         losses = fit(
             lambda batch: _loss(network, teacher, batch, part),
             stream,
             [optimizer],
-            accelerator=accelerator,
+            accelerator=session.accelerator,
             steps=part.steps,
             work=work,
-            progress=progress,
+            progress=session.progress,
             schedulers=one_cycle(optimizer, part.lr, part.steps),
         )
         if part.reestimate_batchnorm:

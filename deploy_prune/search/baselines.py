@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,7 +20,8 @@ from deploy_prune.recipe import Part, SearchPart
 from deploy_prune.search.budget import threshold_values
 from deploy_prune.search.gated import gated
 from deploy_prune.search.method import NoOptions, SearchGoal, read_options
-from deploy_prune.types import Axis, ChannelGroup, Progress, Scores, SearchResult, Structure, Task
+from deploy_prune.training import Session
+from deploy_prune.types import Axis, ChannelGroup, Scores, SearchResult, Structure, Task
 
 State = dict[str, Tensor]
 
@@ -51,10 +51,7 @@ def uniform(
     batches: Iterator[Any],
     budget: SearchGoal,
     config: SearchPart,
-    *,
-    accelerator: Accelerator,
-    progress: Progress,
-    seed: int,
+    session: Session,
 ) -> SearchResult:
     """The same share of every group, its channels of smallest L1 norm first (Li et al., arXiv 1608.08710).
 
@@ -77,14 +74,11 @@ def random(
     batches: Iterator[Any],
     budget: SearchGoal,
     config: SearchPart,
-    *,
-    accelerator: Accelerator,
-    progress: Progress,
-    seed: int,
+    session: Session,
 ) -> SearchResult:
     """Channels drawn by lot, all groups alike: every unit ranks by a number drawn from [0, 1)."""
     read_options(NoOptions, config)
-    lot = torch.Generator().manual_seed(seed)
+    lot = torch.Generator().manual_seed(session.seed)
     return _ranked(_state(network), structure, budget, lambda group: torch.rand(group.channels, generator=lot))
 
 
@@ -95,10 +89,7 @@ def magnitude(
     batches: Iterator[Any],
     budget: SearchGoal,
     config: SearchPart,
-    *,
-    accelerator: Accelerator,
-    progress: Progress,
-    seed: int,
+    session: Session,
 ) -> SearchResult:
     """L2 norm of a unit's weights over the group's members, over the group's mean (DepGraph, arXiv 2301.12900).
 
@@ -117,10 +108,7 @@ def bn_scale(
     batches: Iterator[Any],
     budget: SearchGoal,
     config: SearchPart,
-    *,
-    accelerator: Accelerator,
-    progress: Progress,
-    seed: int,
+    session: Session,
 ) -> SearchResult:
     """Mean |gamma| of the norms that scale the group (Network Slimming, arXiv 1708.06519, without its L1 training).
 
@@ -160,10 +148,7 @@ def taylor(
     batches: Iterator[Any],
     budget: SearchGoal,
     config: SearchPart,
-    *,
-    accelerator: Accelerator,
-    progress: Progress,
-    seed: int,
+    session: Session,
 ) -> SearchResult:
     """First-order estimate of the loss that each unit saves (Molchanov et al., arXiv 1906.10771).
 
@@ -171,15 +156,15 @@ def taylor(
     ``num_batches`` batches of |dL/da|, in the task's unit of loss. In eval mode: statistics and dropout rest.
     """
     options = read_options(TaylorOptions, config)
-    copied = copy.deepcopy(network).to(accelerator.device).eval().requires_grad_(False)
+    copied = copy.deepcopy(network).to(session.accelerator.device).eval().requires_grad_(False)
     gating = gated(copied, structure)
-    sums = {g.name: torch.zeros(g.channels, device=accelerator.device) for g in structure.groups}
+    sums = {g.name: torch.zeros(g.channels, device=session.accelerator.device) for g in structure.groups}
     for step in range(options.num_batches):
         gates = {name: torch.ones_like(total, requires_grad=True) for name, total in sums.items()}
-        loss = task(gating.forward(gates), send_to_device(next(batches), accelerator.device))
+        loss = task(gating.forward(gates), send_to_device(next(batches), session.accelerator.device))
         for name, gradient in zip(gates, torch.autograd.grad(loss, list(gates.values())), strict=True):
             sums[name] += gradient.abs()
-        progress("taylor", step + 1, options.num_batches, loss=loss.item())
+        session.progress("taylor", step + 1, options.num_batches, loss=loss.item())
     scores = {name: (total / options.num_batches).cpu() for name, total in sums.items()}
     return SearchResult(scores=scores, state=_state(network), trace=())
 

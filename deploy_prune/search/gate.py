@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import torch
-from accelerate import Accelerator
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -34,8 +33,8 @@ from deploy_prune.recipe import Part, SearchPart
 from deploy_prune.search.budget import threshold_values
 from deploy_prune.search.gated import gated
 from deploy_prune.search.method import SearchGoal, read_options
-from deploy_prune.training import fit, set_seed
-from deploy_prune.types import Progress, Scores, SearchResult, Structure, Task
+from deploy_prune.training import Session, fit, set_seed
+from deploy_prune.types import Scores, SearchResult, Structure, Task
 
 Shape = Literal["constant", "sigmoid"]
 
@@ -97,10 +96,7 @@ def gate(
     batches: Iterator[Any],
     budget: SearchGoal,
     config: SearchPart,
-    *,
-    accelerator: Accelerator,
-    progress: Progress,
-    seed: int,
+    session: Session,
 ) -> SearchResult:
     """Train weights and gates together while the limit on the expected cost falls to the budget's.
 
@@ -112,8 +108,8 @@ def gate(
         TrainingError: the loss is not finite.
     """
     options = read_options(GateOptions, config)
-    set_seed(seed)
-    trained = copy.deepcopy(network).to(accelerator.device).train()
+    set_seed(session.seed)
+    trained = copy.deepcopy(network).to(session.accelerator.device).train()
     search = _Search(trained, structure, task, budget, options, config)
     weights = [weight for weight in trained.parameters() if weight.requires_grad]
     by_weight = torch.optim.SGD(
@@ -128,10 +124,10 @@ def gate(
         search.loss,
         batches,
         [by_weight, by_gate],
-        accelerator=accelerator,
+        accelerator=session.accelerator,
         steps=config.steps,
         work="search",
-        progress=progress,
+        progress=session.progress,
     )
     state = {name: tensor.detach().cpu().clone() for name, tensor in trained.state_dict().items()}
     return SearchResult(scores=threshold_values(search.ranks(), budget.cost), state=state, trace=tuple(search.trace))

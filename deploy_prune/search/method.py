@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Protocol, TypeVar
 
-from accelerate import Accelerator
 from pydantic import ValidationError
 from torch import nn
 
 from deploy_prune.cost import CostModel
 from deploy_prune.errors import RecipeError
 from deploy_prune.recipe import Part, SearchPart
-from deploy_prune.types import Progress, SearchResult, Structure, Task
+from deploy_prune.training import Session
+from deploy_prune.types import SearchResult, Structure, Task
 
 OptionsT = TypeVar("OptionsT", bound=Part)
 
@@ -41,10 +41,7 @@ class Method(Protocol):
         batches: Iterator[Any],
         budget: SearchGoal,
         config: SearchPart,
-        *,
-        accelerator: Accelerator,
-        progress: Progress,
-        seed: int,
+        session: Session,
     ) -> SearchResult:
         """Search, and return scores [C] per group, the network's state dict at the end, and a trace."""
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from pydantic import ValidationError
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from deploy_prune.errors import ArchitectureError
 from deploy_prune.recipe import ModelPart, PrunePart
+from deploy_prune.surgery.blueprint import GraphNetwork
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.graph import find_groups
+from deploy_prune.surgery.graph import find_groups, with_blueprint
 from deploy_prune.types import Keep, Structure
 
 FORMAT: Final = "deploy-prune/architecture"
@@ -30,6 +31,8 @@ MAX_CHANNELS: Final = 2**20
 _RANGES: Final = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 Shape = tuple[int, ...]
+Form = Literal["module", "graph"]
+"""The network's own modules, smaller; or its exported graph, where its code has sizes written in it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +42,7 @@ class Architecture:
     model: ModelPart
     num_classes: int
     input_shape: Shape
+    form: Form
     keep: Keep
     shapes: Mapping[str, tuple[Shape, Shape]]
 
@@ -47,11 +51,13 @@ def describe(
     model: ModelPart, num_classes: int, input_shape: Sequence[int], keep: Keep, dense: nn.Module, slim: nn.Module
 ) -> Architecture:
     """The architecture of a cut network. ``input_shape``: [B, ...] of the example that the groups were found with."""
+    form: Form = "graph" if isinstance(slim, GraphNetwork) else "module"
     before, after = dense.state_dict(), slim.state_dict()
     return Architecture(
         model=model.model_copy(update={"weights": None}),
         num_classes=num_classes,
         input_shape=tuple(input_shape),
+        form=form,
         keep=keep,
         shapes={name: (tuple(t.shape), tuple(after[name].shape)) for name, t in before.items()},
     )
@@ -64,7 +70,8 @@ def build(architecture: Architecture, dense: nn.Module, prune: PrunePart | None 
         ArchitectureError: the network's definition isn't the one the file was made from (the first difference).
     """
     _same_definition(architecture, dense)
-    structure = find_groups(dense, (torch.zeros(architecture.input_shape),), prune or PrunePart())
+    find = find_groups if architecture.form == "module" else with_blueprint
+    structure = find(dense, (torch.zeros(architecture.input_shape),), prune or PrunePart())
     _same_groups(architecture, structure)
     slim = cut(dense, structure, architecture.keep)
     for name, tensor in slim.state_dict().items():
@@ -146,6 +153,7 @@ def dumps(architecture: Architecture) -> str:
             "num_classes": architecture.num_classes,
         },
         "input": {"shape": list(architecture.input_shape)},
+        "form": architecture.form,
     }
     lines = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in head.items()]
     lines.append('  "groups": ' + _table(groups))
@@ -198,7 +206,7 @@ def loads(text: str) -> Architecture:
     except (json.JSONDecodeError, RecursionError) as error:
         message = f"it is not JSON: {error}."
         raise ArchitectureError(message) from error
-    _keys(raw, {"format", "version", "model", "input", "groups", "layers"}, "the file")
+    _keys(raw, {"format", "version", "model", "input", "form", "groups", "layers"}, "the file")
     if raw["format"] != FORMAT or raw["version"] != VERSION:
         message = (
             f"it is {raw['format']!r} version {raw['version']!r}; this program reads {FORMAT!r} version {VERSION}."
@@ -214,6 +222,7 @@ def loads(text: str) -> Architecture:
         model=_model(source, args),
         num_classes=_count(raw["model"]["num_classes"], "model.num_classes"),
         input_shape=_shape(raw["input"]["shape"], "input.shape"),
+        form=_form(raw["form"]),
         keep={name: _mask(name, row) for name, row in _mapping(raw["groups"], "groups").items()},
         shapes={name: _shapes(name, row) for name, row in _mapping(raw["layers"], "layers").items()},
     )
@@ -225,6 +234,14 @@ def _model(source: str, args: dict[str, Any]) -> ModelPart:
     except ValidationError as error:
         message = f"model.source: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
         raise ArchitectureError(message[:300]) from error
+
+
+def _form(raw: Any) -> Form:
+    if raw not in ("module", "graph"):
+        message = f"form must be 'module' or 'graph', not {str(raw)[:40]!r}."
+        raise ArchitectureError(message)
+    form: Form = raw
+    return form
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -48,7 +48,8 @@ class GraphNetwork(fx.GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphNetwork:
         with _quietly():
-            copied: GraphNetwork = super().__deepcopy__(memo)
+            copied: Any = super().__deepcopy__(memo)
+        assert isinstance(copied, GraphNetwork)
         return copied
 
 

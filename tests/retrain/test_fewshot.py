@@ -8,7 +8,7 @@ from deploy_prune.data import Examples
 from deploy_prune.errors import TrainingError
 from deploy_prune.recipe import RetrainPart
 from deploy_prune.retrain.fewshot import adapt
-from deploy_prune.training import accuracy, make_accelerator
+from deploy_prune.training import Session, accuracy, make_accelerator
 
 
 def bars(num, seed):
@@ -32,8 +32,8 @@ def small(seed=0):
 def retrain(network, examples=None, teacher=None, **part):
     settings = {"steps": 60, "batch_size": 64, "lr": 0.02, **part}
     return adapt(
-        network, examples or bars(20, 0), RetrainPart(**settings), teacher=teacher, accelerator=make_accelerator("cpu"),
-        seed=0, augment="shift",
+        network, examples or bars(20, 0), RetrainPart(**settings), teacher=teacher, augment="shift",
+        session=Session(accelerator=make_accelerator("cpu"), seed=0),
     )  # fmt: skip
 
 

@@ -9,8 +9,7 @@ from deploy_prune.cost import macs
 from deploy_prune.recipe import SearchPart
 from deploy_prune.search import METHODS, SearchGoal
 from deploy_prune.search.gate import derivative, trainable_gate
-from deploy_prune.training import classification
-from deploy_prune.types import silent
+from deploy_prune.training import Session, classification
 
 M = 1e5
 
@@ -52,9 +51,7 @@ def search(example, accelerator, share=0.4, steps=80, task=classification, lr=0.
         example.batches(),
         goal,
         config,
-        accelerator=accelerator,
-        progress=silent,
-        seed=0,
+        Session(accelerator=accelerator, seed=0),
     )
 
 

@@ -11,7 +11,7 @@ from deploy_prune.cost import macs, params
 from deploy_prune.errors import RecipeError
 from deploy_prune.recipe import SEARCH_METHODS, SearchPart
 from deploy_prune.search import METHODS, OPTIONS, SearchGoal, check_options, choose, reachable
-from deploy_prune.training import classification
+from deploy_prune.training import Session, classification
 from deploy_prune.types import silent
 
 FINDS_DEAD = {"gate": {}, "magnitude": {"over": "consumers"}, "taylor": {}}
@@ -27,9 +27,7 @@ def search(method, example, accelerator, *, seed=0, share=0.5, steps=20, progres
         example.batches(seed),
         goal,
         SearchPart(method=method, steps=steps, options=options),
-        accelerator=accelerator,
-        progress=progress,
-        seed=seed,
+        Session(accelerator=accelerator, seed=seed, progress=progress),
     )
 
 

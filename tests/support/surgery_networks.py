@@ -44,6 +44,4 @@ def gates_of(structure: Structure) -> Callable[[nn.Module, Mapping[str, Tensor]]
 def half(structure: Structure, seed: int = 0) -> Keep:
     """A random half of every group."""
     generator = torch.Generator().manual_seed(seed)
-    return {
-        g.name: torch.randperm(g.channels, generator=generator) < max(1, g.channels // 2) for g in structure.groups
-    }
+    return {g.name: torch.randperm(g.channels, generator=generator) < max(1, g.channels // 2) for g in structure.groups}

@@ -13,9 +13,10 @@ from surgery_networks import build, groups_of, half
 
 from deploy_prune import models
 from deploy_prune.errors import ArchitectureError
-from deploy_prune.recipe import ModelPart
+from deploy_prune.recipe import ModelPart, PrunePart
 from deploy_prune.surgery import architecture
 from deploy_prune.surgery.cut import cut
+from deploy_prune.surgery.graph import with_blueprint
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,19 @@ def test_text_is_stable_and_rebuilds_the_same_network(resnet20: architecture.Arc
     x = torch.randn(2, 3, 32, 32)
     direct = cut(dense, groups_of(dense, x), resnet20.keep)
     assert torch.equal(direct.eval()(x), slim.eval()(x))
+
+
+def test_a_graph_is_rebuilt_as_a_graph() -> None:
+    network, x = build("resnet20", 32)
+    structure = with_blueprint(network, (x,), PrunePart())
+    keep = half(structure)
+    slim = cut(network, structure, keep)
+    described = architecture.describe(ModelPart(source="resnet20"), 10, tuple(x.shape), keep, network, slim)
+    again = architecture.loads(architecture.dumps(described))
+    assert again.form == "graph"
+    rebuilt = architecture.build(again, network).eval()
+    with torch.no_grad():
+        assert torch.equal(rebuilt(x[:5]), slim.eval()(x[:5]))
 
 
 def test_resnet50_takes_less_than_100_kb() -> None:
@@ -100,6 +114,7 @@ HOSTILE: dict[str, tuple[Callable[[str], str], str]] = {
     "source a number": (changed(lambda r: r["model"].update(source=7)), "must be text"),
     "source unknown": (changed(lambda r: r["model"].update(source="resnet21")), "resnet20"),
     "path as source": (changed(lambda r: r["model"].update(source="../../etc/passwd")), "source"),
+    "other form": (changed(lambda r: r.update(form="pickle")), "'module' or 'graph'"),
     "layer not a pair": (changed(lambda r: r["layers"].update({"conv1.weight": [1]})), "dense shape, slim shape"),
 }
 
