@@ -57,7 +57,7 @@ def enforce(bench: Workbench, target: Target, budget: Budget, scores: Scores, pr
     """Find what to keep so that the observed cost of the real artifact meets the budget.
 
     Without an attached device latency is the model's own and one look is enough. The nearest candidate within
-    ``measure.tolerance`` above the budget is taken; a candidate nearer than the tolerance ends the loop.
+    ``measure.tolerance`` above the budget is taken; one within half the tolerance ends the loop.
 
     Raises:
         BudgetError: no candidate is within the budget.
@@ -74,7 +74,7 @@ def enforce(bench: Workbench, target: Target, budget: Budget, scores: Scores, pr
         looks.append(observe(bench, target, budget, counts, limit=limit, predicted=model(counts)))
         keeps.append(keep)
         progress(work, step, tries, asked=looks[-1].asked, observed=looks[-1].observed)
-        if abs(looks[-1].ratio - 1) <= tolerance or _settled(budget, looks[-1], target):
+        if abs(looks[-1].ratio - 1) <= tolerance / 2 or _settled(budget, looks[-1], target):
             break
         limit = _next_limit(looks, model, bench, target)
     within = [i for i, look in enumerate(looks) if look.ratio <= 1 + tolerance_above(budget, tolerance)]

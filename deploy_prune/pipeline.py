@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -47,7 +48,12 @@ def run(recipe: Recipe, out: Path, progress: Progress = silent, fresh: bool = Fa
             a row with status "failed".
     """
     way = _set_out(recipe, out, progress, fresh)
-    bench = road.workbench(way)
+    with TemporaryDirectory() as scratch:
+        return _travel(way, road.workbench(way, Path(scratch)))
+
+
+def _travel(way: Road, bench: Workbench) -> Run:
+    recipe = way.recipe
     road.require_reach(_reaches(bench, way.targets, recipe)[1])
 
     dense = road.train_dense(way)
@@ -217,14 +223,15 @@ def check(recipe: Recipe, progress: Progress = silent) -> CheckReport:
     """
     started = time.perf_counter()
     way = _prepared(recipe, RunFolder(path=Path()), progress)
-    bench = road.workbench(way)
-    targets, budgets = _reaches(bench, way.targets, recipe)
-    counts = bench.structure.dense_counts
-    return CheckReport(
-        recipe_name=recipe.name, network=recipe.model.source, structure=bench.structure,
-        dense={"macs": bench.cost(way.targets[0], "macs")(counts), "params": float(bench.num_params(counts))},
-        targets=targets, budgets=budgets, missing_extras=(), seconds=time.perf_counter() - started,
-    )  # fmt: skip
+    with TemporaryDirectory() as scratch:
+        bench = road.workbench(way, Path(scratch))
+        targets, budgets = _reaches(bench, way.targets, recipe)
+        counts = bench.structure.dense_counts
+        return CheckReport(
+            recipe_name=recipe.name, network=recipe.model.source, structure=bench.structure,
+            dense={"macs": bench.cost(way.targets[0], "macs")(counts), "params": float(bench.num_params(counts))},
+            targets=targets, budgets=budgets, missing_extras=(), seconds=time.perf_counter() - started,
+        )  # fmt: skip
 
 
 def _reaches(

@@ -44,7 +44,7 @@ from deploy_prune.workbench import Workbench
 
 PROOF_EXAMPLES = 8
 """Real examples on which a cut and an artifact are compared with the network."""
-MEASUREMENTS = 3
+MEASUREMENTS = 5
 """A final measurement outside the tolerance is made again, at most so many times in all: the machine may be busy."""
 
 
@@ -69,14 +69,14 @@ class Road:
         return self.data.source_classes == self.data.target_classes
 
 
-def workbench(road: Road) -> Workbench:
+def workbench(road: Road, scratch: Path) -> Workbench:
     """The network with initial weights, and its channel groups, each tried for real."""
     set_seed(road.recipe.seed)
     network = models.build(road.recipe.model, road.data.num_source)
     found = find_groups(network, (road.example,), road.recipe.prune)
     inputs = (road.data.source_test.take(_first(PROOF_EXAMPLES // 2, len(road.data.source_test)))[0],)
     structure = settle(network, found, inputs, gates_of, road.recipe.prune)
-    return Workbench(network=network, structure=structure, example=road.example, recipe=road.recipe)
+    return Workbench(network=network, structure=structure, example=road.example, recipe=road.recipe, scratch=scratch)
 
 
 def gates_of(structure: Structure) -> Any:

@@ -131,7 +131,7 @@ UNUSABLE = {
     "target file that is not there": ("targets: [./far.yaml]", 14, "far.yaml"),
     "target file without its keys": ("targets: [./odd.yaml]", 14, "odd.yaml:1", "missing"),
     "impossible latency": ("budgets: [0.1 us]", 15, "0.1 us", "host"),
-    "impossible share": ("budgets: [50%, 0.01%]", 15, "0.01%", "host"),
+    "impossible share": ("budgets: [90%, 0.01%]", 15, "0.01%", "host"),
     "impossible MACs": ("budgets: [10 MACs]", 15, "10 MACs"),
     "impossible params": ("budgets: [1 params]", 15, "1 params"),
     "budget with all groups skipped": ("prune: {skip: ['*']}\nbudgets: [50% params]", 15, "50% params"),
