@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from deploy_prune.cost import CostModel
 from deploy_prune.errors import BudgetError
 from deploy_prune.search import choose
-from deploy_prune.types import Budget, Counts, Keep, Progress, Scores, Target
+from deploy_prune.types import Budget, Counts, Keep, Metric, Progress, Scores, Target
 from deploy_prune.workbench import Workbench
 
 UNITS: Final = {"latency": "ms", "macs": "MACs", "params": "parameters", "size": "bytes"}
@@ -17,7 +16,10 @@ UNITS: Final = {"latency": "ms", "macs": "MACs", "params": "parameters", "size":
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What one candidate was asked to be, predicted to be and found to be, all in the metric's unit."""
+    """What one candidate was asked to be, predicted to be and found to be, all in the metric's unit.
+
+    ``looked``: False where no device is attached, and ``observed`` is only what was predicted.
+    """
 
     limit: float
     predicted: float
@@ -25,6 +27,7 @@ class Look:
     asked: float
     dense: float
     counts: Counts
+    looked: bool = True
 
     @property
     def ratio(self) -> float:
@@ -36,21 +39,21 @@ class Look:
 class Plan:
     """Which units a budget keeps on a target, and how that was found."""
 
+    metric: Metric
     keep: Keep
     looks: tuple[Look, ...]
     chosen: Look
 
     def as_json(self, tolerance: float) -> dict[str, Any]:
-        """loop.json: a row a step. In the metric's unit, whatever the keys' names say for latency."""
+        """loop.json: a row a step, in the metric's unit; ``observed`` is null where there was nothing to look at."""
         steps = [
             {
-                "step": i, "limit_ms": k.limit, "predicted_ms": k.predicted, "measured_p50_ms": k.observed,
-                "dense_p50_ms": k.dense, "asked_ms": k.asked, "scale": k.observed / k.predicted, "counts": k.counts,
-                "chosen": k is self.chosen,
+                "step": i, "limit": k.limit, "predicted": k.predicted, "observed": k.observed if k.looked else None,
+                "dense": k.dense, "asked": k.asked, "counts": k.counts, "chosen": k is self.chosen,
             }
             for i, k in enumerate(self.looks, 1)
         ]  # fmt: skip
-        return {"asked_ms": self.chosen.asked, "tolerance": tolerance, "steps": steps}
+        return {"metric": self.metric, "asked": self.chosen.asked, "tolerance": tolerance, "steps": steps}
 
 
 def enforce(bench: Workbench, target: Target, budget: Budget, scores: Scores, progress: Progress, work: str) -> Plan:
@@ -64,8 +67,8 @@ def enforce(bench: Workbench, target: Target, budget: Budget, scores: Scores, pr
     """
     model, granule = bench.cost(target, budget.metric), bench.granule(target)
     tolerance, tries = bench.recipe.measure.tolerance, 1 + bench.recipe.measure.max_corrections
-    dense = model(bench.structure.dense_counts)
-    limit, looks, keeps = budget.absolute(dense), list[Look](), list[Keep]()
+    dense, least = model(bench.structure.dense_counts), model(bench.smallest(target))
+    limit, looks, keeps = max(budget.absolute(dense), least), list[Look](), list[Keep]()
     for step in range(1, tries + 1):
         keep = choose(scores, bench.structure, model, limit, granule, bench.recipe.prune.min_channels)
         counts = {name: int(mask.sum()) for name, mask in keep.items()}
@@ -76,12 +79,12 @@ def enforce(bench: Workbench, target: Target, budget: Budget, scores: Scores, pr
         progress(work, step, tries, asked=looks[-1].asked, observed=looks[-1].observed)
         if abs(looks[-1].ratio - 1) <= tolerance / 2 or _settled(budget, looks[-1], target):
             break
-        limit = _next_limit(looks, model, bench, target)
+        limit = max(_next_limit(looks), least)
     within = [i for i, look in enumerate(looks) if look.ratio <= 1 + tolerance_above(budget, tolerance)]
     if not within:
         raise BudgetError(_out_of_reach(budget, target, looks))
     best = min(within, key=lambda i: abs(looks[i].ratio - 1))
-    return Plan(keep=keeps[best], looks=tuple(looks), chosen=looks[best])
+    return Plan(metric=budget.metric, keep=keeps[best], looks=tuple(looks), chosen=looks[best])
 
 
 def tolerance_above(budget: Budget, tolerance: float) -> float:
@@ -102,8 +105,10 @@ def observe(
         observed = bench.size_bytes(target, counts)
     elif budget.metric == "params":
         observed = bench.num_params(counts)
-    asked = budget.absolute(dense)
-    return Look(limit=limit, predicted=predicted, observed=observed, asked=asked, dense=dense, counts=counts)
+    return Look(
+        limit=limit, predicted=predicted, observed=observed, asked=budget.absolute(dense), dense=dense, counts=counts,
+        looked=budget.metric != "latency" or target.runner is not None,
+    )  # fmt: skip
 
 
 def _settled(budget: Budget, look: Look, target: Target) -> bool:
@@ -112,17 +117,18 @@ def _settled(budget: Budget, look: Look, target: Target) -> bool:
     return exact and look.ratio <= 1
 
 
-def _next_limit(looks: Sequence[Look], model: CostModel, bench: Workbench, target: Target) -> float:
-    """The model's limit at which the observation should be 1: between the nearest looks on either side, else scaled."""
-    below = max((k for k in looks if k.ratio <= 1), key=lambda k: k.ratio, default=None)
-    above = min((k for k in looks if k.ratio > 1), key=lambda k: k.ratio, default=None)
+def _next_limit(looks: Sequence[Look]) -> float:
+    """The model's limit at which the observation should be 1: between the nearest looks on either side, else scaled.
+
+    As long as all looks are on one side, each next step is a longer one: the model is wrong about more than its scale.
+    """
+    below = max((k for k in looks if k.ratio <= 1), key=lambda k: (k.ratio, k.predicted), default=None)
+    above = min((k for k in looks if k.ratio > 1), key=lambda k: (k.ratio, k.predicted), default=None)
     if below and above and above.predicted > below.predicted:
         share = (1 - below.ratio) / (above.ratio - below.ratio)
-        limit = below.predicted + share * (above.predicted - below.predicted)
-    else:
-        last = looks[-1]
-        limit = last.predicted / last.ratio
-    return max(limit, model(bench.smallest(target)))
+        return below.predicted + share * (above.predicted - below.predicted)
+    steps = 1 if below and above else len(looks)
+    return looks[-1].predicted / looks[-1].ratio ** steps
 
 
 def _out_of_reach(budget: Budget, target: Target, looks: Sequence[Look]) -> str:

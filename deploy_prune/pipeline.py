@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -158,14 +158,14 @@ def _with_costs(way: Road, bench: Workbench, row: Row, target: Target, budget: B
     """Asked and predicted, from the loop; MACs by count; predicted latency where nothing is measured."""
     steps = way.folder.read_json(f"{place_of(target, budget)}/loop.json")["steps"]
     chosen = next(step for step in steps if step["chosen"])
-    predicted_ms = chosen["predicted_ms"] if budget.metric == "latency" else None
+    predicted_ms = chosen["predicted"] if budget.metric == "latency" else None
     if target.runner is None:
         predicted_ms = bench.cost(target, "latency")(chosen["counts"])
         way.folder.write_json(
             f"{place_of(target, budget)}/latency.json", {"predicted_ms": predicted_ms, "method": "roofline"}
         )
     return replace(
-        row, asked=chosen["asked_ms"], predicted=chosen["predicted_ms"], predicted_ms=predicted_ms,
+        row, asked=chosen["asked"], predicted=chosen["predicted"], predicted_ms=predicted_ms,
         macs=round(bench.cost(target, "macs")(chosen["counts"])),
     )  # fmt: skip
 
@@ -308,14 +308,20 @@ def bench(run_folder: Path, runs: int) -> tuple[Row, ...]:
         MeasurementError: an artifact can't be measured.
     """
     folder = RunFolder(path=run_folder)
-    recipe = load_recipe(str(run_folder / "recipe.yaml"))
-    return tuple(_measured_again(folder, recipe, runs))
+    rows = folder.read_results()
+    return tuple(_measured_again(folder, rows, load_recipe(str(run_folder / "recipe.yaml")), runs))
 
 
-def _measured_again(folder: RunFolder, recipe: Recipe, runs: int) -> Iterator[Row]:
+def _measured_again(folder: RunFolder, rows: Sequence[Row], recipe: Recipe, runs: int) -> Iterator[Row]:
     budgets = {b.text: b for b in recipe.parsed_budgets}
-    for row in folder.read_results():
-        target = load_target(row.target)
+    targets = {target.name: target for target in map(load_target, recipe.targets)}
+    for row in rows:
+        if row.target not in targets or row.budget not in {"dense", *budgets}:
+            message = (
+                f"{folder.path} has no results of its recipe.yaml ({row.target} {row.budget}); run the recipe again."
+            )
+            raise RunFolderError(message)
+        target = targets[row.target]
         if target.runner is None or row.status == "failed":
             yield row
             continue
@@ -342,8 +348,13 @@ def export(source: Path, target: str, out: Path) -> Artifact:
         raise RunFolderError(message)
     network = load(source, trust=True)
     described = architecture.load(source / "architecture.json" if source.is_dir() else source)
-    recipe_file = source.parent.parent / "recipe.yaml"
+    place = source.resolve() if source.is_dir() else source.resolve().parent
+    recipe_file = place.parent.parent / "recipe.yaml"
     part = load_recipe(str(recipe_file)).export if recipe_file.is_file() else Recipe.model_fields["export"].default
     artifact = FORMATS[chosen.format].write(network, torch.zeros(described.input_shape), out, chosen.precision, part)
-    check_parity(network, artifact, torch.randn(road.PROOF_EXAMPLES, *described.input_shape[1:]))
+    try:
+        check_parity(network, artifact, torch.randn(road.PROOF_EXAMPLES, *described.input_shape[1:]))
+    except DeployPruneError:
+        out.unlink()
+        raise
     return artifact

@@ -324,7 +324,7 @@ def time_slim(
     def compute() -> None:
         for attempt in range(1, MEASUREMENTS + 1):
             dense, slim = measure(target, artifacts, part.runs, part.warmup)
-            asked = budget.absolute(dense.p50_ms) if budget.metric == "latency" else float("inf")
+            asked = budget.absolute(dense.p50_ms) if budget.metric == "latency" else slim.p50_ms
             off = slim.p50_ms / asked - 1
             road.session.progress(f"{target.name} {budget.text}: measure", attempt, MEASUREMENTS, ms=slim.p50_ms)
             if off <= part.tolerance and (off >= -part.tolerance or attempt > 1):

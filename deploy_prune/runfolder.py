@@ -8,6 +8,7 @@ import importlib.metadata
 import io
 import json
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -147,7 +148,7 @@ class RunFolder:
                 "platform": platform.platform(),
                 "cpu": cpu_name(),
                 "seed": seed,
-                "command": ["deploy-prune", *sys.argv[1:]],
+                "command": shlex.join(["deploy-prune", *sys.argv[1:]]),
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 "recipe_sha256": hashlib.sha256(recipe_text.encode()).hexdigest(),
                 "files": {p.relative_to(self.path).as_posix(): sha256(p) for p in files},

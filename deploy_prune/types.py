@@ -117,12 +117,14 @@ class Whole:
 class Structure:
     """What tracing a network finds: its groups, its layers in order of execution, and what is left whole and why.
 
+    ``mixing``: weights of norms that take statistics over channels (layer norm, group norm).
     ``blueprint``: None if the network's own modules can be cut; else what surgery needs to cut its exported graph.
     """
 
     groups: tuple[ChannelGroup, ...]
     layers: tuple[Layer, ...]
     whole: tuple[Whole, ...]
+    mixing: tuple[str, ...] = ()
     blueprint: Any = field(default=None, repr=False)
 
     @property

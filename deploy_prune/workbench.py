@@ -7,6 +7,7 @@ and what was measured is kept per machine: asked again, a run takes the same way
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,10 +162,12 @@ class Workbench:
         """What a latency depends on, but for the counts: the network's definition, its input, target and machine."""
         shapes = [(name, list(t.shape)) for name, t in self.network.state_dict().items()]
         groups = [(g.name, g.channels, g.period) for g in self.structure.groups]
+        layers = [(x.name, x.kind, x.taps, x.positions, x.input_positions) for x in self.structure.layers]
+        modules = re.sub(r" at 0x[0-9a-f]+", "", repr(self.network))
         return {
             "network": self.recipe.model.source,
             "args": repr(sorted(self.recipe.model.args.items())),
-            "definition": hashlib.sha256(repr((shapes, groups)).encode()).hexdigest(),
+            "definition": hashlib.sha256(repr((shapes, groups, layers, modules)).encode()).hexdigest(),
             "input": list(self.example.shape),
             "opset": self.recipe.export.opset,
             "dynamic_batch": self.recipe.export.dynamic_batch,

@@ -16,7 +16,7 @@ from deploy_prune.errors import RunFolderError
 from deploy_prune.report import charts, table
 from deploy_prune.report.units import amount, digits, percent, plain
 from deploy_prune.shell import write_text
-from deploy_prune.types import Row
+from deploy_prune.types import Metric, Row
 
 T = TypeVar("T")
 MAX_PANELS = 4
@@ -24,26 +24,27 @@ MAX_PANELS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A step of the budget loop, in ms; ``measured_ms`` is None where no device is attached."""
+    """A step of the budget loop, in the metric's unit; ``observed`` is None where no device is attached."""
 
     step: int
-    limit_ms: float
-    predicted_ms: float
-    measured_ms: float | None
-    scale: float
+    limit: float
+    predicted: float
+    observed: float | None
+    asked: float
+    chosen: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
     """How one budget was reached."""
 
-    asked_ms: float
+    metric: Metric
     tolerance: float
     steps: tuple[Step, ...]
 
     def error(self, step: Step) -> float:
-        """How far the step's latency (measured, else predicted) is from what was asked, as a share of it."""
-        return (step.predicted_ms if step.measured_ms is None else step.measured_ms) / self.asked_ms - 1
+        """How far the step's cost (observed, else predicted) is from what was asked, as a share of it."""
+        return (step.predicted if step.observed is None else step.observed) / step.asked - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,14 +143,15 @@ def _loop(value: Any) -> Loop:
     steps = tuple(
         Step(
             step=step["step"],
-            limit_ms=step["limit_ms"],
-            predicted_ms=step["predicted_ms"],
-            measured_ms=step.get("measured_p50_ms"),
-            scale=step["scale"],
+            limit=step["limit"],
+            predicted=step["predicted"],
+            observed=step["observed"],
+            asked=float(step["asked"]),
+            chosen=step["chosen"],
         )
         for step in value["steps"]
     )
-    return Loop(asked_ms=float(value["asked_ms"]), tolerance=value["tolerance"], steps=steps)
+    return Loop(metric=value["metric"], tolerance=value["tolerance"], steps=steps)
 
 
 def _measured(latency: Any) -> str:

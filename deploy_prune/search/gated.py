@@ -8,7 +8,8 @@ Legend: N units of all groups, C units of one group, A coordinates of all gated 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from deploy_prune.types import Forward, Structure
+from deploy_prune.search.norms import KeptStatistics
+from deploy_prune.types import Axis, Forward, Structure
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,12 +27,14 @@ class GatedNetwork:
 
     ``index_A``: for each coordinate of each gated axis, its place among all units, or N for "no gate here".
     ``axes``: (tensor name, shape that lines the gates up with the tensor's axis), in the order of ``index_A``.
+    ``norms``: (name of a norm's weight, its channels' places) of norms that take statistics over channels.
     """
 
     network: nn.Module
     groups: tuple[str, ...]
     index_A: Tensor
     axes: tuple[tuple[str, tuple[int, ...]], ...]
+    norms: tuple[tuple[str, Tensor], ...]
 
     def forward(self, gates: Mapping[str, Tensor]) -> Forward:
         """The network with these gates: group name -> [C], any real or bool dtype, on the network's device.
@@ -39,9 +43,14 @@ class GatedNetwork:
         Buffers (batch-norm statistics in train mode) are the network's own and are updated by it.
         """
         weights = self.weights(gates)
+        if not self.norms:
+            return lambda *args, **kwargs: functional_call(self.network, weights, args, kwargs)
+        gates_N = self._all(gates)
+        norms = {id(_tensor(self.network, name)): gates_N[index_L] for name, index_L in self.norms}
 
         def gated_forward(*args: Any, **kwargs: Any) -> Any:
-            return functional_call(self.network, weights, args, kwargs)
+            with KeptStatistics(norms), _without_fast_path():
+                return functional_call(self.network, weights, args, kwargs)
 
         return gated_forward
 
@@ -49,14 +58,28 @@ class GatedNetwork:
         """The gated tensors only: name -> weight * gates, broadcast along each gated axis."""
         if not self.axes:
             return {}
-        values = [gates[name] for name in self.groups]
-        gates_N = torch.cat([*values, torch.ones(1, dtype=values[0].dtype, device=values[0].device)])
-        spread = torch.split(gates_N.index_select(0, self.index_A), [max(shape) for _, shape in self.axes])
+        spread = torch.split(self._all(gates).index_select(0, self.index_A), [max(shape) for _, shape in self.axes])
         gated: dict[str, Tensor] = {}
         for (name, shape), gate_L in zip(self.axes, spread, strict=True):
             weight = gated[name] if name in gated else _tensor(self.network, name)
             gated[name] = weight * gate_L.to(weight.dtype).view(shape)
         return gated
+
+    def _all(self, gates: Mapping[str, Tensor]) -> Tensor:
+        """[N + 1]: the gates of all units, and a 1 for coordinates without a gate."""
+        values = [gates[name] for name in self.groups]
+        return torch.cat([*values, torch.ones(1, dtype=values[0].dtype, device=values[0].device)])
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Torch's fused Transformer layer would hide its norms; inside, it takes the plain way."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def gated(network: nn.Module, structure: Structure) -> GatedNetwork:
@@ -65,15 +88,8 @@ def gated(network: nn.Module, structure: Structure) -> GatedNetwork:
     Several groups may share one axis (after a concatenation), one tensor may be gated along two axes, and a tensor
     that several modules share is gated in all of them.
     """
-    index: dict[tuple[str, int], Tensor] = {}
-    start = 0
-    total = sum(group.channels for group in structure.groups)
-    for group in structure.groups:
-        for axis in group.consumers:
-            key = (axis.tensor, axis.axis)
-            here = index.setdefault(key, torch.full_like(axis.unit_of, total))
-            index[key] = torch.where(axis.unit_of >= 0, start + axis.unit_of, here)
-        start += group.channels
+    index = _index(structure, [group.consumers for group in structure.groups])
+    mixing = [tuple(a for a in group.members if a.tensor in structure.mixing) for group in structure.groups]
     device = next((_tensor(network, name).device for name, _ in index), torch.device("cpu"))
     none = torch.zeros(0, dtype=torch.int64)
     return GatedNetwork(
@@ -81,7 +97,22 @@ def gated(network: nn.Module, structure: Structure) -> GatedNetwork:
         groups=tuple(group.name for group in structure.groups),
         index_A=torch.cat([none, *index.values()]).to(device),
         axes=tuple((name, _line_up(_tensor(network, name), axis)) for name, axis in index),
+        norms=tuple((name, place.to(device)) for (name, _), place in _index(structure, mixing).items()),
     )
+
+
+def _index(structure: Structure, axes: Sequence[Sequence[Axis]]) -> dict[tuple[str, int], Tensor]:
+    """(tensor, axis) -> int64[L]: each coordinate's place among all units, N for none. ``axes``: those of each group."""
+    index: dict[tuple[str, int], Tensor] = {}
+    start = 0
+    total = sum(group.channels for group in structure.groups)
+    for group, mine in zip(structure.groups, axes, strict=True):
+        for axis in mine:
+            key = (axis.tensor, axis.axis)
+            here = index.setdefault(key, torch.full_like(axis.unit_of, total))
+            index[key] = torch.where(axis.unit_of >= 0, start + axis.unit_of, here)
+        start += group.channels
+    return index
 
 
 def _tensor(network: nn.Module, name: str) -> Tensor:

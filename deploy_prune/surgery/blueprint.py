@@ -23,9 +23,10 @@ from deploy_prune.surgery.trace import evaluating, time_limit
 from deploy_prune.types import Keep
 
 _BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NORM: Final = 5
 _MODES: Final = {
-    torch.ops.aten.batch_norm.default: 5, torch.ops.aten.dropout.default: 2, torch.ops.aten.feature_dropout.default: 2,
-    torch.ops.aten.instance_norm.default: 5,
+    torch.ops.aten.batch_norm.default: _NORM, torch.ops.aten.dropout.default: 2, torch.ops.aten.feature_dropout.default: 2,
+    torch.ops.aten.instance_norm.default: _NORM,
 }  # fmt: skip
 """Operators with a flag for training, and its place among their arguments."""
 
@@ -39,7 +40,9 @@ class GraphNetwork(fx.GraphModule):
         changed = False
         for node in self.graph.nodes:
             place = _MODES.get(node.target)
-            if node.op == "call_function" and place is not None and node.args[place] is not mode:
+            if place is None or node.op != "call_function" or (place == _NORM and node.args[3] is None):
+                continue  # a norm without running statistics takes the input's own in both modes
+            if node.args[place] is not mode:
                 node.args = (*node.args[:place], mode, *node.args[place + 1 :])
                 changed = True
         if changed:

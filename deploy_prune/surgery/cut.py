@@ -172,6 +172,10 @@ def _set_sizes(module: nn.Module, sizes: Mapping[str, list[int]]) -> None:
         group_size = module.in_channels // module.groups
         module.groups = max(1, shape[0] // group_size) if module.groups > 1 else 1
         module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
+    elif isinstance(module, nn.GroupNorm):
+        if module.num_groups >= (size := module.num_channels // module.num_groups):
+            module.num_groups = shape[0] // size
+        module.num_channels = shape[0]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = shape[0]
     elif isinstance(module, nn.Embedding):

@@ -215,7 +215,8 @@ class _Reader:
             groups.append(group)
             self.group_of_class.update({c: group.name for c in members.units})
         layers = _layers(self.labelled.applied, classes, self.group_of_class)
-        return Structure(groups=tuple(groups), layers=layers, whole=_merged(whole))
+        mixing = tuple(dict.fromkeys(labels.mixing))
+        return Structure(groups=tuple(groups), layers=layers, whole=_merged(whole), mixing=mixing)
 
     def _bundles(self, classes: Tensor, read: Tensor) -> dict[Any, _Bundle]:
         """Classes that touch the same axes, equally often, as one bundle; what nothing reads is no channel."""

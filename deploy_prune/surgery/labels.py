@@ -65,6 +65,8 @@ class Labels:
     count: int = 0
     reads: list[Tensor] = field(default_factory=list)
     """Labels on the input side of a weight that contracts them."""
+    mixing: list[str] = field(default_factory=list)
+    """Weights of norms that take statistics over channels."""
     _edges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _frozen: list[tuple[Tensor, str]] = field(default_factory=list)
     _rectangles: list[Tensor] = field(default_factory=list)

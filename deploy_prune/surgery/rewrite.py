@@ -242,6 +242,13 @@ def layer_norm(work: Rewriting, node: fx.Node) -> None:
         _set_argument(node, "normalized_shape", sizes)
 
 
+def group_norm(work: Rewriting, node: fx.Node) -> None:
+    """The number of groups, where whole groups are the units (see weights.py)."""
+    source, groups = work.value(node.args[0]), _argument(node, "num_groups")
+    if source.shape and groups >= (size := source.shape[1] // groups):
+        _set_argument(node, "num_groups", work.size(source, 1) // size)
+
+
 def attention(work: Rewriting, node: fx.Node) -> None:
     """The scale is 1/sqrt of the width that a head had."""
     query = work.value(node.args[0])
@@ -268,5 +275,6 @@ REWRITES: Final[dict[str, Rewrite]] = _table(
     (pad, "pad constant_pad_nd"),
     (convolution, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution"),
     (layer_norm, "layer_norm rms_norm"),
+    (group_norm, "group_norm"),
     (attention, "scaled_dot_product_attention"),
 )

@@ -139,10 +139,26 @@ def channel_norm(call: Call) -> Result:
 
 
 def mixing_norm(call: Call) -> Result:
-    """Norms over several channels (layer norm, group norm): zeroed channels would change the others' statistics."""
-    for value in call.values():
-        call.freeze(value, f"{call.module or call.name} normalises over channels")
-    return call.result(call.given["input"].fields)
+    """Norms over several channels (layer, group and RMS norm): their statistics are over the kept ones.
+
+    Group norm: with many narrow groups a whole group is a unit; with few wide ones the same channel of each is.
+    """
+    x, weight, shape = call.given["input"], call.given.get("weight"), call.given.get("normalized_shape")
+    name = call.module or call.name
+    if weight is None or weight.tensor is None or (shape is not None and len(shape) != 1):
+        for value in call.values():
+            call.freeze(value, f"{name} normalises over channels, and has no weight of its own per channel")
+        return call.result(x.fields)
+    axis = 1 if shape is None else len(x.shape) - 1
+    ids = along(call, x, axis)
+    for part in (weight, call.given.get("bias")):
+        if part is not None:
+            same(call, ids, along(call, part, 0), f"{name} normalises channels that can't be cut")
+    if ids is not None and shape is None and (groups := call.given["num_groups"]) > 1:
+        whole = groups >= len(ids) // groups
+        call.labels.tie(ids.view(groups, -1), [1 if whole else 0], f"{name} keeps its groups equal")
+    call.labels.mixing.append(weight.tensor)
+    return call.result(x.fields)
 
 
 def embedding(call: Call) -> Result:

@@ -82,16 +82,17 @@ def loop(target: str, budget: str) -> dict:
     steps = [
         {
             "step": number,
-            "limit_ms": asked / (1, 1.14, 1.09)[number - 1],
-            "predicted_ms": asked * 0.99 / (1, 1.14, 1.09)[number - 1],
-            "measured_p50_ms": error and asked * error,
-            "dense_p50_ms": error and DENSE_MS[target],
-            "scale": (1, 1.14, 1.09)[number - 1],
+            "limit": asked / (1, 1.14, 1.09)[number - 1],
+            "predicted": asked * 0.99 / (1, 1.14, 1.09)[number - 1],
+            "observed": error and asked * error,
+            "dense": DENSE_MS[target],
+            "asked": asked,
             "counts": {"features.0.conv.0.0": 16 + number},
+            "chosen": number == len(errors),
         }
         for number, error in enumerate(errors, start=1)
     ]
-    return {"asked_ms": asked, "tolerance": 0.03, "steps": steps}
+    return {"metric": "latency", "asked": asked, "tolerance": 0.03, "steps": steps}
 
 
 def latency(target: str, budget: str) -> dict:

@@ -151,6 +151,9 @@ CONSTRUCTS = {
     "depthwise, twice as many out": Net(nn.Conv2d(8, 16, 3, padding=1, groups=8), read=16),
     "slope per channel": Net(nn.PReLU(8)),
     "instance norm": Net(nn.InstanceNorm2d(8, affine=True)),
+    "group norm, wide groups": Net(nn.GroupNorm(2, 8)),
+    "group norm, narrow groups": Net(nn.GroupNorm(4, 8)),
+    "group norm, one group": Net(nn.GroupNorm(1, 8)),
     "sigmoid": Net(nn.Sigmoid()),
     "repeated": Net(lambda x: x.repeat(1, 2, 1, 1), read=16),
     "no gradient": Net(lambda x: x.detach() + x),
@@ -171,7 +174,7 @@ def test_construct_is_cut_right(name: str) -> None:
     ("middle", "reason"),
     [
         (lambda x: x.softmax(1), "softmax mixes"),
-        (nn.GroupNorm(2, 8), "normalises over channels"),
+        (nn.GroupNorm(2, 8, affine=False), "normalises over channels"),
         (lambda x: x.cumsum(1), "cumsum mixes"),
         (lambda x: x + x.roll(1, 1), "single unit"),
         (lambda x: x * x.mean(1, keepdim=True), "mean reduces"),

@@ -1,0 +1,97 @@
+"""Write the README's tables from results: a run's results.json, and benchmarks/results/*.json.
+
+python benchmarks/_readme.py [RUN]      (default: runs/mobilenet)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from deploy_prune.report.table import accuracy, measured, predicted, status
+from deploy_prune.report.units import amount
+from deploy_prune.runfolder import RunFolder
+from deploy_prune.shell import write_text
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def run_table(folder: Path) -> str:
+    """The results of a run."""
+    run = RunFolder(path=folder)
+    provenance = run.read_json("provenance.json")
+    header = ["target", "budget", "asked", "predicted", "measured p50 / p90 (ms)", "MACs", "accuracy", "status"]
+    rows = [
+        [
+            row.target, row.budget, amount(row.asked, row.metric), predicted(row), measured(row),
+            amount(row.macs, "macs"), accuracy(row), status(row),
+        ]
+        for row in run.read_results()
+    ]  # fmt: skip
+    return f"{table(header, rows)}\n\n`{provenance['command']}` on {provenance['cpu']}, one thread, {provenance['started'][:10]}."
+
+
+def benchmark_table() -> str:
+    """Every benchmark's figures that a sentence can hold."""
+    parts = [text(json.loads(path.read_text())) for name, text in TEXTS.items() if (path := RESULTS / name).is_file()]
+    return "\n\n".join(parts)
+
+
+def transfer(figures: dict[str, Any]) -> str:
+    """Accuracy per method and budget."""
+    methods = figures["methods"]
+    budgets = list(next(iter(methods.values())))
+    rows = [
+        [name, *(f"{of[b]['accuracy']:.1%} ± {of[b]['standard_error']:.1%}" for b in budgets)]
+        for name, of in methods.items()
+    ]
+    head = f"Target accuracy on digits, mean of {figures['seeds']} seeds ± standard error"
+    head += " (`benchmarks/digits_transfer.py`):"
+    return f"{head}\n\n{table(['method', *budgets], rows)}"
+
+
+def step(figures: dict[str, Any]) -> str:
+    """What gates cost."""
+    rows = [[r["network"], f"{r['image_size']} px, batch {r['batch']}", f"{r['ratio']:.3f}"] for r in figures["rows"]]
+    head = "A search step against the same training step without gates, median of interleaved steps"
+    head += " (`benchmarks/search_step.py`):"
+    return f"{head}\n\n{table(['network', 'input', 'ratio'], rows)}"
+
+
+def resume(figures: dict[str, Any]) -> str:
+    """What became of killed runs."""
+    same = sum(trial["same"] for trial in figures["trials"])
+    return (
+        f"Killed at random moments and resumed, same results: {same} of {figures['n']} (`benchmarks/kill_resume.py`)."
+    )
+
+
+TEXTS = {"digits_transfer.json": transfer, "search_step.json": step, "kill_resume.json": resume}
+
+
+def put(text: str, name: str, content: str) -> str:
+    """Replace what stands between two markers."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
+
+
+def main() -> None:
+    """Rewrite README.md."""
+    readme = ROOT / "README.md"
+    text = put(readme.read_text(), "results", run_table(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/mobilenet")))
+    write_text(readme, put(text, "benchmarks", benchmark_table()))
+
+
+if __name__ == "__main__":
+    main()

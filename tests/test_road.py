@@ -1,0 +1,247 @@
+"""The stages one by one: what each leaves in the folder, and what it makes of trouble."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_run import tiny_recipe
+from torch import nn
+
+from deploy_prune import models, pipeline, road
+from deploy_prune.enforce import Look, Plan
+from deploy_prune.errors import BudgetError, MeasurementError, ParityError, TrainingError, VerificationError
+from deploy_prune.latency.targets import load_target
+from deploy_prune.recipe import parse_budget
+from deploy_prune.runfolder import RunFolder, save_tensors
+from deploy_prune.surgery.cut import cut
+from deploy_prune.types import Artifact, Latency
+
+HOST = replace(load_target("host"), granularity=4)
+PIXEL = load_target("pixel-8")
+HALF = parse_budget("50%", "latency")
+
+
+def make_way(path, **changes):
+    recipe = tiny_recipe(**changes)
+    way = pipeline._prepared(recipe, RunFolder(path=path / recipe.name), lambda *args, **figures: None)
+    way.folder.open(fresh=False)
+    return way
+
+
+@pytest.fixture
+def way(tmp_path):
+    return make_way(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench")
+    return road.workbench(make_way(path), path / "scratch")
+
+
+def no_training(*args, **kwargs):
+    pytest.fail("this trains")
+
+
+# --- the dense network ------------------------------------------------------------------------------------------------
+
+
+def test_the_dense_network_is_trained_and_scored(way):
+    road.train_dense(way)
+    told = way.folder.read_json("dense/training.json")
+    assert len(told["loss"]) == 10
+    assert told["loss"][-1] < told["loss"][0]
+    assert 0 < told["source_accuracy"] <= 1
+    torch.manual_seed(0)
+    untrained = models.build(way.recipe.model, 3).state_dict()
+    trained = way.folder.read_tensors("dense/weights.safetensors")
+    assert trained.keys() == untrained.keys()
+    assert not torch.equal(trained["0.weight"], untrained["0.weight"])
+
+
+def test_weights_of_the_recipe_are_taken_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(road, "train_classifier", no_training)
+    network = models.build(tiny_recipe().model, 3)
+    save_tensors(tmp_path / "given.safetensors", network.state_dict())
+    model = {"source": "tiny_run:network", "weights": str(tmp_path / "given.safetensors")}
+    way = make_way(tmp_path, model=model)
+    first = road.train_dense(way)
+    found = way.folder.read_tensors("dense/weights.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
+    nn.init.zeros_(network[-1].bias)
+    save_tensors(tmp_path / "given.safetensors", network.state_dict())
+    assert road.train_dense(way) != first, "other weights in the same file"
+    assert not way.folder.read_tensors("dense/weights.safetensors")[f"{len(network) - 1}.bias"].any()
+
+
+def test_a_loss_that_is_not_finite_names_work_step_and_rate_and_leaves_nothing(tmp_path, monkeypatch):
+    way = make_way(tmp_path, train={"steps": 10, "lr": 1000.0})
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda self, x: x * 1e6)
+    with pytest.raises(TrainingError, match=r"^train the dense network: the loss is (nan|inf) at step \d+, .*rate \d+"):
+        road.train_dense(way)
+    assert not (way.folder.path / "dense").exists()
+    assert not list((way.folder.path / ".stages").glob("*.json"))
+
+
+def test_a_new_task_gets_a_new_classifier_and_keeps_all_else(way):
+    state = {name: torch.full_like(t, 7) for name, t in models.build(way.recipe.model, 3).state_dict().items()}
+    network = road.target_network(way, state)
+    head = set(network[-1].parameters())
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        assert bool((tensor == 7).all()) == (tensor not in head), name
+
+
+def test_the_same_task_keeps_its_classifier(tmp_path):
+    data = tiny_recipe().data.model_dump() | {"target_classes": [0, 1, 2]}
+    way = make_way(tmp_path, data=data)
+    state = {name: torch.full_like(t, 7) for name, t in models.build(way.recipe.model, 3).state_dict().items()}
+    assert all(bool((tensor == 7).all()) for tensor in road.target_network(way, state).state_dict().values())
+
+
+# --- goals and places -------------------------------------------------------------------------------------------------
+
+
+def test_one_search_serves_the_budget_that_leaves_least(tmp_path):
+    way = make_way(tmp_path, budgets=["80% macs", "50% params", "60% macs"])
+    goal = road.smallest_goal(way, road.workbench(way, tmp_path))
+    assert goal.cost.metric == "params"
+    assert goal.limit == pytest.approx(0.5 * sum(p.numel() for p in models.build(way.recipe.model, 3).parameters()))
+
+
+def test_each_target_and_budget_has_a_place_of_its_own():
+    texts = ["50%", "50% macs", "4 ms", "120 MMACs"]
+    places = {road.place_of(target, parse_budget(t, "latency")) for target in (HOST, PIXEL) for t in texts}
+    assert len(places) == 8
+    assert "host/50% macs" in places
+    assert all(place.count("/") == 1 for place in places)
+
+
+def test_the_first_budget_that_can_not_be_met_stops_the_run():
+    reaches = [
+        SimpleNamespace(met=met, budget=b, target="host", reason="too small")
+        for met, b in ((True, "50%"), (False, "1%"))
+    ]
+    road.require_reach(reaches[:1])
+    with pytest.raises(BudgetError, match=r"'1%' can't be met on host: too small"):
+        road.require_reach(reaches)
+
+
+# --- proof, export ----------------------------------------------------------------------------------------------------
+
+
+def planned(bench):
+    counts = {name: n // 2 for name, n in bench.structure.dense_counts.items()}
+    look = Look(limit=1, predicted=1, observed=1, asked=1, dense=2, counts=counts)
+    keep = {g.name: torch.arange(g.channels) % 2 == 0 for g in bench.structure.groups}
+    return Plan(metric="macs", keep=keep, looks=(look,), chosen=look)
+
+
+def trained(way):
+    road.train_dense(way)
+    return road.source_network(way, way.folder.read_tensors("dense/weights.safetensors"))
+
+
+def test_a_cut_is_proven_on_the_trained_network(way, bench):
+    slim, proof = road.prove(way, bench.structure, trained(way), planned(bench))
+    assert slim[0].out_channels == bench.network[0].out_channels // 2
+    assert proof["difference"] <= proof["tolerance"] < min(proof["moved_by_input"], proof["moved_by_channel"])
+    assert proof["num_inputs"] == road.PROOF_EXAMPLES
+
+
+def test_a_cut_that_is_not_the_masked_network_is_refused(way, bench, monkeypatch):
+    def wrong(network, structure, keep):
+        slim = cut(network, structure, keep)
+        with torch.no_grad():
+            slim[0].weight.copy_(slim[0].weight.flip(0))
+        return slim
+
+    monkeypatch.setattr(road, "cut", wrong)
+    with pytest.raises(VerificationError):
+        road.prove(way, bench.structure, trained(way), planned(bench))
+
+
+def test_an_artifact_that_differs_is_no_finished_stage(way, monkeypatch):
+    network = trained(way)
+    working = road.check_parity
+
+    def differs(*args):
+        message = "it differs"
+        raise ParityError(message)
+
+    monkeypatch.setattr(road, "check_parity", differs)
+    with pytest.raises(ParityError):
+        road.export(way, network, PIXEL, "pixel-8/50%", "key")
+    assert not (way.folder.path / "pixel-8" / "50%" / "artifact.json").exists()
+    monkeypatch.setattr(road, "check_parity", working)
+    artifact = road.export(way, network, PIXEL, "pixel-8/50%", "key")
+    assert artifact == road.artifact_of(way.folder, "pixel-8/50%")
+    assert artifact.path == way.folder.path / "pixel-8" / "50%" / "model.onnx"
+    assert artifact.input_shape == (1, 1, 16, 16)
+
+
+# --- the last measurement ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """The slim network's times in the next measurements; the dense one takes 2 ms."""
+    answers: list[float] = []
+
+    def measure(target, artifacts, runs, warmup):
+        times = (2.0,) if len(artifacts) == 1 else (2.0, answers.pop(0))
+        return tuple(
+            Latency(samples_ms=(ms,) * runs, warmup=warmup, threads=1, device="test", measured_on="host")
+            for ms in times
+        )
+
+    monkeypatch.setattr(road, "measure", measure)
+    return answers
+
+
+def artifacts(way):
+    one = Artifact(path=way.folder.path, format="onnx", precision="fp32", sha256="1", input_shape=(1,), versions={})
+    return one, replace(one, sha256="2")
+
+
+@pytest.mark.parametrize(
+    ("times", "taken"),
+    [
+        ([1.0], 1.0),
+        ([1.029], 1.029),
+        ([1.2, 1.1, 1.01], 1.01),
+        ([1.2, 1.1, 1.1, 1.1, 0.9], 0.9),
+        ([0.9, 0.99], 0.99),
+        ([0.9, 0.9], 0.9),
+    ],
+    ids=["met", "within the tolerance", "busy twice", "at the last attempt", "too good at first", "really faster"],
+)
+def test_the_last_measurement_is_repeated_until_the_budget_is_met(way, device, times, taken):
+    device += times
+    slim, dense = road.time_slim(way, HOST, HALF, artifacts(way))
+    assert device == [], "every measurement was needed"
+    assert (slim.p50_ms, dense.p50_ms) == (taken, 2.0)
+    assert slim.measured_on == "host"
+    assert road.time_slim(way, HOST, HALF, artifacts(way)) == (slim, dense), "and not measured again"
+
+
+def test_a_budget_that_is_missed_five_times_is_an_error_with_both_figures(way, device):
+    device += [1.2, 1.2, 1.2, 1.2, 1.2]
+    with pytest.raises(MeasurementError, match=r"host/50% takes 1\.2 ms, asked were 1 ms .*measure\.tolerance"):
+        road.time_slim(way, HOST, HALF, artifacts(way))
+    assert not (way.folder.path / "host" / "50%" / "latency.json").exists()
+    device.append(1.0)
+    assert road.time_slim(way, HOST, HALF, artifacts(way))[0].p50_ms == 1.0
+
+
+def test_without_a_latency_budget_one_measurement_is_enough(way, device):
+    device += [1.9]
+    assert road.time_slim(way, HOST, parse_budget("50% macs", "latency"), artifacts(way))[0].p50_ms == 1.9
+    assert device == []
+
+
+def test_the_dense_network_is_timed_once(way, device):
+    first = road.time_dense(way, HOST, artifacts(way)[0])
+    assert first.p50_ms == 2.0
+    assert len(first.samples_ms) == way.recipe.measure.runs
+    assert road.time_dense(way, HOST, artifacts(way)[0]) == first

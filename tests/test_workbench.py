@@ -1,0 +1,180 @@
+"""What a cut costs on a target: measured until two measurements agree, and kept per machine."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_run import ArithmeticDevice, arithmetic_device, tiny_recipe
+
+from deploy_prune import models, workbench
+from deploy_prune.errors import MeasurementError
+from deploy_prune.latency.targets import load_target
+from deploy_prune.shell import write_text
+from deploy_prune.surgery.graph import find_groups
+from deploy_prune.types import Artifact, Latency
+from deploy_prune.workbench import AGREE, MEASUREMENTS, Timed, Workbench
+
+DENSE_MS = 2.0
+HOST = replace(load_target("host"), granularity=4)
+
+
+def make_bench(scratch, **changes) -> Workbench:
+    recipe = tiny_recipe(**changes)
+    example = models.example_input(recipe.data)
+    network = models.build(recipe.model, 3)
+    structure = find_groups(network, (example,), recipe.prune)
+    return Workbench(network=network, structure=structure, example=example, recipe=recipe, scratch=scratch)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_bench(tmp_path_factory.mktemp("scratch"))
+
+
+@pytest.fixture
+def bench(tiny, tmp_path, monkeypatch):
+    """A workbench with a cache of its own, whose artifacts are empty files."""
+    monkeypatch.setenv("DEPLOY_PRUNE_CACHE", str(tmp_path / "cache"))
+
+    def artifact(self, target, counts, folder):
+        path = folder / ("dense.onnx" if counts == self.structure.dense_counts else "slim.onnx")
+        write_text(path, "")
+        return Artifact(path=path, format="onnx", precision="fp32", sha256="0", input_shape=(1,), versions={})
+
+    monkeypatch.setattr(Workbench, "_artifact", artifact)
+    return replace(tiny, scratch=tmp_path, _dense={})
+
+
+@pytest.fixture
+def ratios(monkeypatch):
+    """What the next measurements give, slim over dense; each also halves or doubles both times."""
+    answers: list[float] = []
+
+    def measure(target, artifacts, runs, warmup):
+        assert [a.path.stem for a in artifacts] == ["dense", "slim"]
+        share = answers.pop(0)
+        return tuple(
+            Latency(samples_ms=(ms,) * runs, warmup=warmup, threads=1, device="test", measured_on="host")
+            for ms in (DENSE_MS, share * DENSE_MS)
+        )
+
+    monkeypatch.setattr(workbench, "measure", measure)
+    return answers
+
+
+def half(bench):
+    return {name: n // 2 for name, n in bench.structure.dense_counts.items()}
+
+
+def test_two_measurements_that_agree_are_enough(bench, ratios):
+    ratios += [0.5, 0.5 * (1 + 0.9 * AGREE), 0.9]
+    timed = bench.timed(HOST, half(bench))
+    assert ratios == [0.9]
+    assert timed == Timed(dense_ms=DENSE_MS, slim_ms=pytest.approx(0.5 * (1 + 0.45 * AGREE) * DENSE_MS))
+
+
+def test_it_measures_again_until_two_in_a_row_agree(bench, ratios):
+    ratios += [0.8, 0.5, 0.7, 0.7, 0.1]
+    assert bench.timed(HOST, half(bench)).slim_ms == pytest.approx(0.7 * DENSE_MS)
+    assert ratios == [0.1]
+
+
+def test_where_none_agree_it_takes_the_median_of_all(bench, ratios):
+    ratios += [0.9, 0.5, 0.8, 0.6, 0.7, 0.1]
+    assert bench.timed(HOST, half(bench)).slim_ms == pytest.approx(0.7 * DENSE_MS)
+    assert ratios == [0.1], f"{MEASUREMENTS} measurements at most"
+
+
+def test_what_was_measured_is_not_measured_again(bench, ratios):
+    ratios += [0.5, 0.5]
+    first = bench.timed(HOST, half(bench))
+    assert bench.timed(HOST, half(bench)) == first
+    assert replace(bench, _dense={}).timed(HOST, half(bench)) == first, "nor by another run"
+
+
+def other_counts(bench):
+    return bench, {**half(bench), "0": 1}
+
+
+def other_runs(bench):
+    part = bench.recipe.measure.model_copy(update={"runs": 21})
+    return replace(bench, recipe=bench.recipe.model_copy(update={"measure": part})), half(bench)
+
+
+def other_args(bench):
+    part = bench.recipe.model.model_copy(update={"args": {"width": 16}})
+    return replace(bench, recipe=bench.recipe.model_copy(update={"model": part})), half(bench)
+
+
+def other_input(bench):
+    return replace(bench, example=torch.zeros(1, 1, 32, 32)), half(bench)
+
+
+@pytest.mark.parametrize("change", [other_counts, other_runs, other_args, other_input])
+def test_another_network_or_way_to_measure_is_measured_anew(bench, ratios, change):
+    ratios += [0.5, 0.5, 0.6, 0.6]
+    bench.timed(HOST, half(bench))
+    changed, counts = change(bench)
+    assert changed.timed(HOST, counts).slim_ms == pytest.approx(0.6 * DENSE_MS)
+
+
+def test_another_machine_is_measured_anew(bench, ratios, monkeypatch):
+    ratios += [0.5, 0.5, 0.6, 0.6]
+    bench.timed(HOST, half(bench))
+    monkeypatch.setattr(workbench, "machine", lambda: {"cpu": "another"})
+    assert bench.timed(HOST, half(bench)).slim_ms == pytest.approx(0.6 * DENSE_MS)
+
+
+def test_a_measurement_that_fails_is_not_kept(bench, ratios, monkeypatch):
+    working = workbench.measure
+
+    def broken(*args):
+        message = "the device is gone"
+        raise MeasurementError(message)
+
+    monkeypatch.setattr(workbench, "measure", broken)
+    with pytest.raises(MeasurementError, match="gone"):
+        bench.timed(HOST, half(bench))
+    monkeypatch.setattr(workbench, "measure", working)
+    ratios += [0.5, 0.5]
+    assert bench.timed(HOST, half(bench)).slim_ms == pytest.approx(0.5 * DENSE_MS)
+
+
+def test_counts_of_parameters_are_those_of_the_cut_network(tiny):
+    for counts in (tiny.structure.dense_counts, half(tiny), tiny.smallest(HOST)):
+        assert tiny.num_params(counts) == tiny.cost(HOST, "params")(counts)
+    a, b, c = half(tiny).values()
+    assert tiny.num_params(half(tiny)) == 9 * (a + a * b + b * c) + 2 * (a + b + c) + 3 * c + 3
+
+
+def test_the_smallest_network_stands_on_the_stairs(tiny):
+    assert set(tiny.smallest(HOST).values()) == {4}
+    assert set(tiny.smallest(replace(HOST, granularity=8)).values()) == {8}
+
+
+def test_a_network_of_another_stride_is_another_network(tiny):
+    """Same tensors, same input, same groups: but not the same time."""
+    strided = models.build(tiny.recipe.model, 3)
+    strided[3].stride = (2, 2)
+    structure = find_groups(strided, (tiny.example,), tiny.recipe.prune)
+    other = replace(tiny, network=strided, structure=structure)
+    assert other._identity(HOST) != tiny._identity(HOST)
+
+
+def test_a_network_of_another_activation_is_another_network(tiny):
+    smooth = models.build(tiny.recipe.model, 3)
+    smooth[2] = torch.nn.GELU()
+    assert replace(tiny, network=smooth)._identity(HOST) != tiny._identity(HOST)
+
+
+@pytest.mark.slow
+def test_the_table_knows_a_device_that_is_as_simple_as_itself(tiny, tmp_path):
+    """The device's time is a sum of products of widths, which is what the table fits."""
+    with arithmetic_device(tmp_path / "cache") as device:
+        model = tiny.cost(HOST, "latency")
+        for counts in (tiny.structure.dense_counts, tiny.smallest(HOST), half(tiny)):
+            assert model(counts) == pytest.approx(tiny.timed(HOST, counts).slim_ms, rel=0.05)
+        asked = device.asked["bench"]
+        assert tiny.cost(HOST, "latency")(half(tiny)) == model(half(tiny))
+        assert device.asked["bench"] == asked, "the table is kept"
+    assert isinstance(device, ArithmeticDevice)
