@@ -10,24 +10,25 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
+import tiny_run
 import torch
 from click.testing import CliRunner
+from tiny_run import arithmetic_device, tiny_recipe
 
-import tiny_run
 from deploy_prune import data, models, pipeline, road
 from deploy_prune.cli import main
 from deploy_prune.errors import ArchitectureError, BudgetError, ParityError, RunFolderError, TrainingError
 from deploy_prune.export import FORMATS
+from deploy_prune.latency.targets import targets_folder
 from deploy_prune.recipe_file import dump, load
 from deploy_prune.runfolder import RunFolder
 from deploy_prune.surgery import architecture
 from deploy_prune.training import accuracy
 from deploy_prune.types import Row
-from tiny_run import arithmetic_device, tiny_recipe
 
 RECIPE = tiny_recipe()
 PLACE = "pixel-8/50% macs"
@@ -398,6 +399,16 @@ def test_a_bench_of_results_of_another_recipe_is_refused(again):
     (again / "recipe.yaml").write_text(dump(tiny_recipe(budgets=["40% macs"])))
     with pytest.raises(RunFolderError, match="50% macs"):
         pipeline.bench(again, runs=10)
+
+
+def test_a_bench_knows_the_users_own_targets(again):
+    text = (targets_folder() / "pixel-8.yaml").read_text().replace("name: pixel-8", "name: mine")
+    (again.parent / "mine.yaml").write_text(text)
+    (again / "recipe.yaml").write_text(dump(tiny_recipe(targets=[str(again.parent / "mine.yaml")])))
+    folder = RunFolder(path=again)
+    rows = tuple(replace(row, target="mine") for row in folder.read_results())
+    folder.write_results(rows)
+    assert pipeline.bench(again, runs=10) == rows
 
 
 def test_a_slim_network_is_exported_for_another_device(finished, tmp_path):

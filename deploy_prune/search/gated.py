@@ -102,7 +102,7 @@ def gated(network: nn.Module, structure: Structure) -> GatedNetwork:
 
 
 def _index(structure: Structure, axes: Sequence[Sequence[Axis]]) -> dict[tuple[str, int], Tensor]:
-    """(tensor, axis) -> int64[L]: each coordinate's place among all units, N for none. ``axes``: those of each group."""
+    """(tensor, axis) -> int64[L]: each coordinate's place among all units, N for none. ``axes``: each group's."""
     index: dict[tuple[str, int], Tensor] = {}
     start = 0
     total = sum(group.channels for group in structure.groups)

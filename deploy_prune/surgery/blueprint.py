@@ -25,9 +25,11 @@ from deploy_prune.types import Keep
 _BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _NORM: Final = 5
 _MODES: Final = {
-    torch.ops.aten.batch_norm.default: _NORM, torch.ops.aten.dropout.default: 2, torch.ops.aten.feature_dropout.default: 2,
+    torch.ops.aten.batch_norm.default: _NORM,
     torch.ops.aten.instance_norm.default: _NORM,
-}  # fmt: skip
+    torch.ops.aten.dropout.default: 2,
+    torch.ops.aten.feature_dropout.default: 2,
+}
 """Operators with a flag for training, and its place among their arguments."""
 
 

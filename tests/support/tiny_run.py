@@ -54,7 +54,7 @@ def tiny_recipe(**changes: Any) -> Recipe:
 class ArithmeticDevice:
     """Stands in for this machine: a layer takes as long as its weights are many, in steps of ``LANES`` channels.
 
-    ``slow``: layers of this many weights or fewer take so much longer, which no table knows. ``asked`` counts what it ran.
+    ``asked`` counts what it ran.
     """
 
     asked: Counter[str] = field(default_factory=Counter)
