@@ -130,11 +130,12 @@ def bench(run: Path, runs: int, json_file: Path | None) -> None:
 @click.argument("source", metavar="ARCHITECTURE_OR_RUN_FOLDER", type=click.Path(path_type=Path))
 @click.option("--target", required=True, help="A device's name, see `deploy-prune targets`.")
 @click.option("--out", required=True, type=file_option, help="The artifact to write.")
-def export(source: Path, target: str, out: Path) -> None:
+@click.option("--trust", is_flag=True, help="Run the code that an architecture of your own (module:callable) names.")
+def export(source: Path, target: str, out: Path, trust: bool) -> None:
     """Write a slim network's artifact for a target, checked against the network."""
     from deploy_prune import pipeline
 
-    artifact = pipeline.export(source, target, out)
+    artifact = pipeline.export(source, target, out, trust)
     click.echo(f"{artifact.path} {artifact.format} {artifact.precision} {artifact.size_bytes} bytes {artifact.sha256}")
 
 

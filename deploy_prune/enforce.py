@@ -76,8 +76,9 @@ def enforce(bench: Workbench, target: Target, budget: Budget, scores: Scores, pr
             break
         looks.append(observe(bench, target, budget, counts, limit=limit, predicted=model(counts)))
         keeps.append(keep)
-        progress(work, step, tries, asked=looks[-1].asked, observed=looks[-1].observed)
-        if abs(looks[-1].ratio - 1) <= tolerance / 2 or _settled(budget, looks[-1], target):
+        done = abs(looks[-1].ratio - 1) <= tolerance / 2 or _settled(budget, looks[-1], target)
+        progress(work, step, step if done else tries, asked=looks[-1].asked, observed=looks[-1].observed)
+        if done:
             break
         limit = max(_next_limit(looks), least)
     within = [i for i, look in enumerate(looks) if look.ratio <= 1 + tolerance_above(budget, tolerance)]

@@ -53,6 +53,7 @@ def run(recipe: Recipe, out: Path, progress: Progress = silent, fresh: bool = Fa
 
 
 def _travel(way: Road, bench: Workbench) -> Run:
+    """From what is possible to what was delivered, stage by stage."""
     recipe = way.recipe
     road.require_reach(_reaches(bench, way.targets, recipe)[1])
 
@@ -336,8 +337,8 @@ def _measured_again(folder: RunFolder, rows: Sequence[Row], recipe: Recipe, runs
         )  # fmt: skip
 
 
-def export(source: Path, target: str, out: Path) -> Artifact:
-    """Write the artifact of a slim network (as for ``load``) for a target, checked on random inputs.
+def export(source: Path, target: str, out: Path, trust: bool = False) -> Artifact:
+    """Write the artifact of a slim network (source and trust as for ``load``) for a target, checked on random inputs.
 
     Raises:
         DeployPruneError: as ``load``; the target is unknown; the artifact can't be written or isn't equal.
@@ -346,7 +347,7 @@ def export(source: Path, target: str, out: Path) -> Artifact:
     if not source.exists():
         message = f"There is no {source}; give a run's TARGET/BUDGET folder or an architecture.json."
         raise RunFolderError(message)
-    network = load(source, trust=True)
+    network = load(source, trust=trust)
     described = architecture.load(source / "architecture.json" if source.is_dir() else source)
     place = source.resolve() if source.is_dir() else source.resolve().parent
     recipe_file = place.parent.parent / "recipe.yaml"

@@ -29,7 +29,7 @@ from deploy_prune.surgery import architecture
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.graph import find_groups
 from deploy_prune.surgery.settle import settle
-from deploy_prune.surgery.verify import verify
+from deploy_prune.surgery.verify import Verification, verify
 from deploy_prune.training import Session, accuracy, classification, set_seed, train_classifier
 from deploy_prune.types import (
     Artifact,
@@ -72,11 +72,16 @@ class Road:
 def workbench(road: Road, scratch: Path) -> Workbench:
     """The network with initial weights, and its channel groups, each tried for real."""
     set_seed(road.recipe.seed)
+    road.session.progress("find the channel groups", 0, 1)
     network = models.build(road.recipe.model, road.data.num_source)
     found = find_groups(network, (road.example,), road.recipe.prune)
     inputs = (road.data.source_test.take(_first(PROOF_EXAMPLES // 2, len(road.data.source_test)))[0],)
     structure = settle(network, found, inputs, gates_of, road.recipe.prune)
-    return Workbench(network=network, structure=structure, example=road.example, recipe=road.recipe, scratch=scratch)
+    road.session.progress("find the channel groups", 1, 1, groups=len(structure.groups))
+    return Workbench(
+        network=network, structure=structure, example=road.example, recipe=road.recipe, scratch=scratch,
+        progress=road.session.progress,
+    )  # fmt: skip
 
 
 def gates_of(structure: Structure) -> Any:
@@ -216,15 +221,14 @@ def plan(road: Road, bench: Workbench, found: tuple[str, SearchResult], target: 
         planned = enforce(
             bench, target, budget, found[1].scores, road.session.progress, f"{target.name} {budget.text}: budget"
         )
-        network = source_network(road, found[1].state)
-        slim, proof = prove(road, bench.structure, network, planned)
+        proof = prove(road, bench.structure, source_network(road, found[1].state), planned)
+        dense = target_network(road, None)
         described = architecture.describe(
-            road.recipe.model, road.data.num_target, tuple(road.example.shape), planned.keep,
-            target_network(road, None), cut(target_network(road, None), bench.structure, planned.keep),
+            road.recipe.model, road.data.num_target, tuple(road.example.shape), planned.keep, dense,
+            cut(dense, bench.structure, planned.keep),
         )  # fmt: skip
-        del slim
         folder.write_text(f"{place}/architecture.json", architecture.dumps(described))
-        folder.write_json(f"{place}/verification.json", proof)
+        folder.write_json(f"{place}/verification.json", asdict(proof))
         folder.write_json(f"{place}/loop.json", planned.as_json(road.recipe.measure.tolerance))
 
     key = {
@@ -235,11 +239,11 @@ def plan(road: Road, bench: Workbench, found: tuple[str, SearchResult], target: 
     return folder.stage(f"{place}/plan", key, files, compute)
 
 
-def prove(road: Road, structure: Structure, network: nn.Module, planned: Plan) -> tuple[nn.Module, dict[str, Any]]:
+def prove(road: Road, structure: Structure, network: nn.Module, planned: Plan) -> Verification:
     """Cut the trained network and prove masked == cut on real examples."""
     slim = cut(network, structure, planned.keep)
     inputs = (road.data.source_test.take(_first(PROOF_EXAMPLES, len(road.data.source_test)))[0],)
-    return slim, asdict(verify(network, slim, structure, planned.keep, inputs, gates_of(structure)))
+    return verify(network, slim, structure, planned.keep, inputs, gates_of(structure))
 
 
 def retrain(road: Road, bench: Workbench, found: SearchResult, teacher: nn.Module, place: str, key: str) -> str:
@@ -326,8 +330,10 @@ def time_slim(
             dense, slim = measure(target, artifacts, part.runs, part.warmup)
             asked = budget.absolute(dense.p50_ms) if budget.metric == "latency" else slim.p50_ms
             off = slim.p50_ms / asked - 1
-            road.session.progress(f"{target.name} {budget.text}: measure", attempt, MEASUREMENTS, ms=slim.p50_ms)
-            if off <= part.tolerance and (off >= -part.tolerance or attempt > 1):
+            met = off <= part.tolerance and (off >= -part.tolerance or attempt > 1)
+            work, times = f"{target.name} {budget.text}: measure", attempt if met else MEASUREMENTS
+            road.session.progress(work, attempt, times, asked_ms=asked, p50_ms=slim.p50_ms)
+            if met:
                 break
         else:
             message = (

@@ -31,7 +31,7 @@ from deploy_prune.latency.table import Sample, fit_table, variant_counts
 from deploy_prune.recipe import Recipe
 from deploy_prune.search import smallest_counts
 from deploy_prune.surgery.cut import cut
-from deploy_prune.types import Artifact, Counts, Keep, Metric, Structure, Target
+from deploy_prune.types import Artifact, Counts, Keep, Metric, Progress, Structure, Target, silent
 
 VARIANTS: Final = 3
 """Random variants of a latency table, beside the dense and the smallest network."""
@@ -58,6 +58,7 @@ class Workbench:
     example: Tensor
     recipe: Recipe
     scratch: Path
+    progress: Progress = silent
     _dense: dict[str, Artifact] = field(default_factory=dict)
 
     def granule(self, target: Target) -> int:
@@ -147,7 +148,10 @@ class Workbench:
     def _measure_variants(self, target: Target, variants: Sequence[Counts]) -> list[dict[str, Any]]:
         rows = []
         with TemporaryDirectory() as folder:
-            artifacts = [self._artifact(target, v, Path(folder) / str(i)) for i, v in enumerate(variants)]
+            artifacts = []
+            for i, counts in enumerate(variants):
+                self.progress(f"{target.name}: latency table", i, len(variants) + 1)
+                artifacts.append(self._artifact(target, counts, Path(folder) / str(i)))
             part = self.recipe.measure
             timed = measure(target, artifacts, part.runs, part.warmup)
             for counts, artifact, latency, nodes in zip(
@@ -156,6 +160,7 @@ class Workbench:
                 total_ms = ratio(latency, timed[0]) * timed[0].p50_ms
                 per_layer = by_layer(artifact, self.structure, nodes, total_ms)
                 rows.append({"counts": counts, "total_ms": total_ms, "per_layer_ms": per_layer})
+        self.progress(f"{target.name}: latency table", len(variants) + 1, len(variants) + 1)
         return rows
 
     def _identity(self, target: Target) -> dict[str, Any]:

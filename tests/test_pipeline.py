@@ -217,6 +217,8 @@ def test_code_of_the_user_is_not_run_unasked(finished, monkeypatch):
     for path in (finished.folder / PLACE, finished.folder / PLACE / "architecture.json"):
         with pytest.raises(ArchitectureError, match="trust=True"):
             pipeline.load(path)
+        with pytest.raises(ArchitectureError, match="trust"):
+            pipeline.export(path, "host", finished.folder / "never.onnx")
 
 
 def test_loading_unpickles_nothing(finished, monkeypatch):
@@ -412,7 +414,7 @@ def test_a_bench_knows_the_users_own_targets(again):
 
 
 def test_a_slim_network_is_exported_for_another_device(finished, tmp_path):
-    artifact = pipeline.export(finished.folder / PLACE, "host", tmp_path / "slim.onnx")
+    artifact = pipeline.export(finished.folder / PLACE, "host", tmp_path / "slim.onnx", trust=True)
     assert artifact.path == tmp_path / "slim.onnx"
     x = real_inputs()
     (found,) = FORMATS["onnx"].run(artifact, x)
@@ -428,7 +430,7 @@ def test_an_export_that_differs_leaves_no_file(finished, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipeline, "check_parity", check)
     with pytest.raises(ParityError):
-        pipeline.export(finished.folder / PLACE, "host", tmp_path / "slim.onnx")
+        pipeline.export(finished.folder / PLACE, "host", tmp_path / "slim.onnx", trust=True)
     assert not list(tmp_path.iterdir())
 
 
