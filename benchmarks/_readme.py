@@ -38,7 +38,7 @@ def run_table(folder: Path) -> str:
         ]
         for row in run.read_results()
     ]  # fmt: skip
-    where = f"`{provenance['command']}` on {provenance['cpu']}, one thread, {provenance['started'][:10]}."
+    where = f"`{provenance['command']}` on {provenance['cpu']}, one thread, {provenance['finished'][:10]}."
     return f"{table(header, rows)}\n\n{where}"
 
 

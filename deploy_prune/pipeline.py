@@ -13,7 +13,7 @@ from torch import nn
 
 from deploy_prune import data, models, road
 from deploy_prune.enforce import UNITS, tolerance_above
-from deploy_prune.errors import DeployPruneError, RunFolderError
+from deploy_prune.errors import DeployPruneError, RunFolderError, TargetError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.parity import check_parity
 from deploy_prune.latency.runners import measure
@@ -85,12 +85,21 @@ def _set_out(recipe: Recipe, out: Path, progress: Progress, fresh: bool) -> Road
 def _prepared(recipe: Recipe, folder: RunFolder, progress: Progress) -> Road:
     torch.set_num_threads(recipe.threads or torch.get_num_threads())
     check_options(recipe.search)
-    targets = tuple(load_target(name) for name in recipe.targets)
+    targets = _targets(recipe)
     session = Session(accelerator=make_accelerator(recipe.device), seed=recipe.seed, progress=progress)
     examples = data.load(recipe.data, recipe.seed)
     if recipe.model.weights is not None:
         models.load_weights(models.build(recipe.model, examples.num_source), Path(recipe.model.weights))
     return Road(recipe=recipe, folder=folder, data=examples, session=session, targets=targets)
+
+
+def _targets(recipe: Recipe) -> tuple[Target, ...]:
+    targets = tuple(load_target(name) for name in recipe.targets)
+    names = [t.name for t in targets]
+    if len(set(names)) < len(names):
+        message = f"targets: two of them have the name {max(names, key=names.count)!r}; give one file another name."
+        raise TargetError(message)
+    return targets
 
 
 def _deliver(

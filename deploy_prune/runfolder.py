@@ -149,7 +149,7 @@ class RunFolder:
                 "cpu": cpu_name(),
                 "seed": seed,
                 "command": shlex.join(["deploy-prune", *sys.argv[1:]]),
-                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "recipe_sha256": hashlib.sha256(recipe_text.encode()).hexdigest(),
                 "files": {p.relative_to(self.path).as_posix(): sha256(p) for p in files},
             },

@@ -248,5 +248,5 @@ def test_provenance_has_every_file_that_lasts(folder):
     assert told["seed"] == 7
     assert told["recipe_sha256"] == hashlib.sha256(b"name: quickstart\n").hexdigest()
     assert told["versions"]["torch"].startswith(torch.__version__.split("+")[0])
-    assert {"python", "platform", "cpu", "command", "started"} <= told.keys()
+    assert {"python", "platform", "cpu", "command", "finished"} <= told.keys()
     assert json.dumps(told)

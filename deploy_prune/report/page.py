@@ -102,6 +102,8 @@ def read_run(run: Path) -> Run:
     rows = read_rows(run)
     order = {(row.target, row.budget): index for index, row in enumerate(rows or ())}
     folders = {path.parent for name in ("architecture", "loop") for path in run.glob(f"*/*/{name}.json")}
+    if rows is not None:
+        folders = {f for f in folders if (f.parent.name, f.name) in order}
     networks = sorted(map(_network, folders), key=lambda n: (order.get((n.target, n.budget), len(order)), n.budget))
     recipe = run / "recipe.yaml"
     return Run(

@@ -138,7 +138,7 @@ def provenance(run: Path) -> dict:
         "cpu": HOST_CPU,
         "seed": 0,
         "command": "deploy-prune recipe mobilenet.yaml",
-        "started": "2026-03-01T12:00:00+00:00",
+        "finished": "2026-03-01T12:00:00+00:00",
         "recipe_sha256": sha256((run / "recipe.yaml").read_bytes()).hexdigest(),
         "files": {str(path.relative_to(run)): sha256(path.read_bytes()).hexdigest() for path in files},
     }
