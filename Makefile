@@ -26,7 +26,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 check: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto
 
 .PHONY: lint
 lint: $(INSTALLED_TEST)
