@@ -25,11 +25,10 @@ from deploy_prune.recipe import Recipe
 from deploy_prune.retrain.fewshot import adapt
 from deploy_prune.runfolder import RunFolder, sha256
 from deploy_prune.search import METHODS, SearchGoal, gated
-from deploy_prune.surgery import architecture
+from deploy_prune.surgery import architecture, verify
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.graph import find_groups
 from deploy_prune.surgery.settle import settle
-from deploy_prune.surgery.verify import Verification, verify
 from deploy_prune.training import Session, accuracy, classification, set_seed, train_classifier
 from deploy_prune.types import (
     Artifact,
@@ -239,11 +238,10 @@ def plan(road: Road, bench: Workbench, found: tuple[str, SearchResult], target: 
     return folder.stage(f"{place}/plan", key, files, compute)
 
 
-def prove(road: Road, structure: Structure, network: nn.Module, planned: Plan) -> Verification:
-    """Cut the trained network and prove masked == cut on real examples."""
-    slim = cut(network, structure, planned.keep)
+def prove(road: Road, structure: Structure, network: nn.Module, planned: Plan) -> verify.Verification:
+    """Prove masked == cut for the trained network, on real examples."""
     inputs = (road.data.source_test.take(_first(PROOF_EXAMPLES, len(road.data.source_test)))[0],)
-    return verify(network, slim, structure, planned.keep, inputs, gates_of(structure))
+    return verify.prove(network, structure, planned.keep, inputs, gates_of(structure))
 
 
 def retrain(road: Road, bench: Workbench, found: SearchResult, teacher: nn.Module, place: str, key: str) -> str:

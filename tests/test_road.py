@@ -155,7 +155,7 @@ def test_a_cut_that_is_not_the_masked_network_is_refused(way, bench, monkeypatch
             slim[0].weight.copy_(slim[0].weight.flip(0))
         return slim
 
-    monkeypatch.setattr(road, "cut", wrong)
+    monkeypatch.setattr(road.verify, "cut", wrong)
     with pytest.raises(VerificationError):
         road.prove(way, bench.structure, trained(way), planned(bench))
 

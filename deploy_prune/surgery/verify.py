@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from deploy_prune.errors import VerificationError
+from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.trace import evaluating
 from deploy_prune.types import Forward, Keep, Structure
 
@@ -30,7 +31,7 @@ class Verification:
     """A proven cut. All figures are max|a - b| / max|a| over all outputs and inputs.
 
     ``difference``: masked against cut. ``moved_by_input``: one input against another. ``moved_by_channel``: with and
-    without one kept channel of every group.
+    without one kept channel of every group. ``calibrated``: on a copy with batch-norm statistics of the inputs.
     """
 
     difference: float
@@ -39,6 +40,43 @@ class Verification:
     moved_by_input: float
     moved_by_channel: float
     num_inputs: int
+    calibrated: bool = False
+
+
+class _BlindError(VerificationError):
+    """The comparison would prove nothing."""
+
+
+def prove(
+    network: nn.Module, structure: Structure, keep: Keep, inputs: Sequence[Tensor], gates_on: GatesOn
+) -> Verification:
+    """Cut a network and verify the cut (see ``verify``).
+
+    A network whose batch-norm statistics are stale, because many channels are gone, may be blind to its input. Then the
+    statistics of a copy are taken from the inputs, with the gates on, and that copy is cut and verified.
+
+    Raises:
+        VerificationError: as ``verify``.
+    """
+    try:
+        return verify(network, cut(network, structure, keep), structure, keep, inputs, gates_on)
+    except _BlindError:
+        seeing = copy.deepcopy(network)
+        _calibrate(seeing, gates_on(seeing, _gates(structure, keep, inputs[0])), inputs)
+        found = verify(seeing, cut(seeing, structure, keep), structure, keep, inputs, gates_on)
+        return replace(found, calibrated=True)
+
+
+def _calibrate(network: nn.Module, forward: Forward, inputs: Sequence[Tensor]) -> None:
+    """Batch-norm statistics of these inputs, for the masked network."""
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+            module.reset_running_stats()
+            module.momentum = None
+    with torch.no_grad():
+        forward(*inputs)
+    network.eval()
 
 
 def verify(
@@ -78,7 +116,7 @@ def verify(
                 f"The comparison proves nothing: the masked network's output moves by only {moved:.1e} (relative) when "
                 f"{what} changes. Is the network untrained, or are its batch-norm statistics not calibrated?"
             )
-            raise VerificationError(message)
+            raise _BlindError(message)
     return Verification(
         difference=difference, precision=precision, tolerance=tolerance, moved_by_input=by_input,
         moved_by_channel=by_channel, num_inputs=inputs[0].shape[0],

@@ -13,7 +13,7 @@ from deploy_prune.errors import VerificationError
 from deploy_prune.recipe import PrunePart
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.settle import _failure, _sound, settle
-from deploy_prune.surgery.verify import TOLERANCE, relative_difference, verify
+from deploy_prune.surgery.verify import TOLERANCE, prove, relative_difference, verify
 
 NETWORKS = [
     ("resnet20", 32),
@@ -73,6 +73,21 @@ def test_a_blind_network_proves_nothing() -> None:
     keep = half(structure)
     with pytest.raises(VerificationError, match="proves nothing"):
         verify(network, cut(network, structure, keep), structure, keep, (x[:4],), gates_of(structure))
+
+
+def test_a_network_made_blind_by_the_cut_is_proven_on_a_copy_that_sees() -> None:
+    network, x = build("torchvision:mobilenet_v2", 64)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.fill_(1e12)
+    state = {k: v.clone() for k, v in network.state_dict().items()}
+    structure = groups_of(network, x)
+    proof = prove(network, structure, half(structure), (x[:8],), gates_of(structure))
+    assert proof.calibrated
+    assert proof.difference <= proof.tolerance
+    assert min(proof.moved_by_input, proof.moved_by_channel) > 1e-3
+    assert all(torch.equal(state[k], v) for k, v in network.state_dict().items())
+    assert not network.training
 
 
 def test_sizes_written_in_the_code_are_cut_through_the_exported_graph() -> None:
