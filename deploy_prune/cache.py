@@ -26,14 +26,27 @@ def cached_json(kind: str, key: Mapping[str, Json], compute: Callable[[], Json])
 
     The file holds the key beside the value. A file that can't be read, or holds another key, is written again.
     """
-    text = json.dumps(dict(key), sort_keys=True)
-    path = cache_folder() / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-    kept = _read(path)
-    if kept is not None and kept["key"] == json.loads(text):
+    kept = _read(_path(kind, key))
+    if kept is not None and kept["key"] == _plain(key):
         return kept["value"]
     value = compute()
-    write_text(path, json.dumps({"key": json.loads(text), "value": value}, indent=1) + "\n")
+    store_json(kind, key, value)
     return value
+
+
+def store_json(kind: str, key: Mapping[str, Json], value: Json) -> None:
+    """Keep a value for this key, whatever was kept before."""
+    write_text(_path(kind, key), json.dumps({"key": _plain(key), "value": value}, indent=1) + "\n")
+
+
+def _path(kind: str, key: Mapping[str, Json]) -> Path:
+    text = json.dumps(dict(key), sort_keys=True)
+    return cache_folder() / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _plain(key: Mapping[str, Json]) -> Json:
+    """The key as a file gives it back (tuples are lists there)."""
+    return json.loads(json.dumps(dict(key), sort_keys=True))
 
 
 def _read(path: Path) -> dict[str, Json] | None:

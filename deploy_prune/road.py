@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from deploy_prune import __version__, models
 from deploy_prune.data import TransferData, batches
 from deploy_prune.enforce import Plan, enforce
-from deploy_prune.errors import BudgetError, MeasurementError
+from deploy_prune.errors import BudgetError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.parity import check_parity
-from deploy_prune.latency.runners import measure
 from deploy_prune.recipe import Recipe
 from deploy_prune.retrain.fewshot import adapt
 from deploy_prune.runfolder import RunFolder, sha256
@@ -34,7 +33,6 @@ from deploy_prune.types import (
     Artifact,
     Budget,
     Forward,
-    Latency,
     SearchResult,
     Structure,
     Target,
@@ -43,8 +41,6 @@ from deploy_prune.workbench import Workbench
 
 PROOF_EXAMPLES = 8
 """Real examples on which a cut and an artifact are compared with the network."""
-MEASUREMENTS = 5
-"""A final measurement outside the tolerance is made again, at most so many times in all: the machine may be busy."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -297,74 +293,6 @@ def artifact_of(folder: RunFolder, place: str) -> Artifact:
     record["path"] = folder.path / place / record["path"]
     record["input_shape"] = tuple(record["input_shape"])
     return Artifact(**record)
-
-
-def time_dense(road: Road, target: Target, artifact: Artifact) -> Latency:
-    """dense/TARGET/latency.json."""
-    place = f"dense/{target.name}"
-
-    def compute() -> None:
-        part = road.recipe.measure
-        (latency,) = measure(target, [artifact], part.runs, part.warmup)
-        write_latency(road.folder, place, latency, None)
-
-    key = {"artifact": artifact.sha256, "measure": road.recipe.measure.model_dump(), "target": asdict(target)}
-    road.folder.stage(f"{place}/latency", key, [f"{place}/latency.json"], compute)
-    return read_latency(road.folder, place)[0]
-
-
-def time_slim(
-    road: Road, target: Target, budget: Budget, artifacts: tuple[Artifact, Artifact]
-) -> tuple[Latency, Latency]:
-    """TARGET/BUDGET/latency.json: (slim, dense), interleaved; measured again if the machine seems to have been busy.
-
-    Raises:
-        MeasurementError: every measurement is over the budget by more than the tolerance.
-    """
-    place, part = place_of(target, budget), road.recipe.measure
-
-    def compute() -> None:
-        for attempt in range(1, MEASUREMENTS + 1):
-            dense, slim = measure(target, artifacts, part.runs, part.warmup)
-            asked = budget.absolute(dense.p50_ms) if budget.metric == "latency" else slim.p50_ms
-            off = slim.p50_ms / asked - 1
-            met = off <= part.tolerance and (off >= -part.tolerance or attempt > 1)
-            work, times = f"{target.name} {budget.text}: measure", attempt if met else MEASUREMENTS
-            road.session.progress(work, attempt, times, asked_ms=asked, p50_ms=slim.p50_ms)
-            if met:
-                break
-        else:
-            message = (
-                f"{place} takes {slim.p50_ms:.4g} ms, asked were {asked:.4g} ms (+-{part.tolerance:.0%}), measured "
-                f"{MEASUREMENTS} times; is the machine busy? Run again, or raise measure.tolerance."
-            )
-            raise MeasurementError(message)
-        write_latency(road.folder, place, slim, dense)
-
-    key = {
-        "artifacts": [a.sha256 for a in artifacts], "measure": part.model_dump(), "target": asdict(target),
-        "budget": asdict(budget),
-    }  # fmt: skip
-    road.folder.stage(f"{place}/latency", key, [f"{place}/latency.json"], compute)
-    slim, dense = read_latency(road.folder, place)
-    assert dense is not None
-    return slim, dense
-
-
-def write_latency(folder: RunFolder, place: str, latency: Latency, dense: Latency | None) -> None:
-    """A place's latency.json."""
-    record = {**asdict(latency), "p50_ms": latency.p50_ms, "p90_ms": latency.p90_ms, "p99_ms": latency.p99_ms}
-    record["dense_samples_ms"] = None if dense is None else dense.samples_ms
-    folder.write_json(f"{place}/latency.json", record)
-
-
-def read_latency(folder: RunFolder, place: str) -> tuple[Latency, Latency | None]:
-    """(slim, dense) of a place's latency.json."""
-    record = folder.read_json(f"{place}/latency.json")
-    common = {k: record[k] for k in ("warmup", "threads", "device", "measured_on")}
-    slim = Latency(samples_ms=tuple(record["samples_ms"]), **common)
-    dense = record["dense_samples_ms"]
-    return slim, None if dense is None else Latency(samples_ms=tuple(dense), **common)
 
 
 def place_of(target: Target, budget: Budget) -> str:

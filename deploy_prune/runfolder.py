@@ -73,13 +73,20 @@ class RunFolder:
         """
         text = json.dumps({**key, "stage": name}, sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        mark = self._marks / f"{name.replace('/', '__')}.json"
+        mark = self._mark(name)
         if not self._finished(mark, digest, files):
             mark.unlink(missing_ok=True)
             compute()
             sums = {file: sha256(self.path / file) for file in files}
             write_text(mark, json.dumps({"digest": digest, "files": sums}, indent=1) + "\n")
         return digest
+
+    def forget(self, name: str) -> None:
+        """The stage has to be done again."""
+        self._mark(name).unlink(missing_ok=True)
+
+    def _mark(self, name: str) -> Path:
+        return self._marks / f"{name.replace('/', '__')}.json"
 
     def _finished(self, mark: Path, digest: str, files: Sequence[str]) -> bool:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune import cost
-from deploy_prune.cache import cached_json
+from deploy_prune.cache import cached_json, store_json
 from deploy_prune.cost import CostModel
 from deploy_prune.export import FORMATS
 from deploy_prune.latency.granularity import granularity, machine
@@ -83,8 +83,14 @@ class Workbench:
 
     def timed(self, target: Target, counts: Counts) -> Timed:
         """Cut to these counts, export, and measure beside the dense artifact. Kept per machine."""
-        key = {**self._identity(target), "counts": counts, "runs": self.recipe.measure.runs}
-        return Timed(**cached_json("latency", key, lambda: self._time(target, counts)))
+        return Timed(**cached_json("latency", self._key(target, counts), lambda: self._time(target, counts)))
+
+    def correct(self, target: Target, counts: Counts, timed: Timed) -> None:
+        """From now on, these counts took so long."""
+        store_json("latency", self._key(target, counts), asdict(timed))
+
+    def _key(self, target: Target, counts: Counts) -> dict[str, Any]:
+        return {**self._identity(target), "counts": counts, "runs": self.recipe.measure.runs}
 
     def size_bytes(self, target: Target, counts: Counts) -> int:
         """The size of the artifact with these counts."""

@@ -19,16 +19,18 @@ import torch
 from click.testing import CliRunner
 from tiny_run import arithmetic_device, tiny_recipe
 
-from deploy_prune import data, models, pipeline, road
+from deploy_prune import data, models, pipeline, road, timing
 from deploy_prune.cli import main
 from deploy_prune.errors import ArchitectureError, BudgetError, ParityError, RunFolderError, TrainingError
 from deploy_prune.export import FORMATS
-from deploy_prune.latency.targets import targets_folder
+from deploy_prune.latency.targets import load_target, targets_folder
+from deploy_prune.recipe import parse_budget
 from deploy_prune.recipe_file import dump, load
 from deploy_prune.runfolder import RunFolder
 from deploy_prune.surgery import architecture
 from deploy_prune.training import accuracy
 from deploy_prune.types import Row
+from deploy_prune.workbench import Timed
 
 RECIPE = tiny_recipe()
 PLACE = "pixel-8/50% macs"
@@ -583,3 +585,34 @@ def test_this_machine_keeps_the_budget(tmp_path):
     assert slim.measured_p50_ms <= 1.05 * slim.asked
     assert slim.measured_p50_ms < 0.7 * dense.measured_p50_ms
     assert architecture.load(tmp_path / "tiny" / "host" / "55%" / "architecture.json").model == recipe.model
+
+
+# --- a finished artifact that misses its budget -----------------------------------------------------------------------
+
+
+def delivered(monkeypatch, misses):
+    """Deliver with steps that miss the budget so many times; (row, what was learned)."""
+    learned = []
+    target, budget = load_target("host"), parse_budget("50%", "latency")
+
+    def steps(*args):
+        yield replace(pipeline._empty_row(target, "50%", "latency"), macs=7)
+        if len(learned) < misses:
+            raise timing.BudgetMissedError("too slow", Timed(slim_ms=1.2, dense_ms=2.0))
+        yield replace(pipeline._empty_row(target, "50%", "latency"), macs=5, measured_p50_ms=1.0)
+
+    monkeypatch.setattr(pipeline, "_steps", steps)
+    monkeypatch.setattr(timing, "learn", lambda way, bench, target, budget, missed: learned.append(missed.timed))
+    return pipeline._deliver(None, None, None, None, target, budget, None), learned
+
+
+def test_a_budget_that_the_finished_artifact_misses_is_planned_once_more(monkeypatch):
+    row, learned = delivered(monkeypatch, misses=1)
+    assert (row.status, row.macs, row.measured_p50_ms) == ("ok", 5, 1.0)
+    assert learned == [Timed(slim_ms=1.2, dense_ms=2.0)]
+
+
+def test_a_budget_that_is_missed_again_is_a_failed_row_with_what_is_known(monkeypatch):
+    row, learned = delivered(monkeypatch, misses=9)
+    assert (row.status, row.macs, row.error) == ("failed", 7, "too slow")
+    assert len(learned) == pipeline.PLANS

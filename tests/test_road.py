@@ -8,7 +8,7 @@ import torch
 from tiny_run import tiny_recipe
 from torch import nn
 
-from deploy_prune import models, pipeline, road
+from deploy_prune import models, pipeline, road, timing
 from deploy_prune.enforce import Look, Plan
 from deploy_prune.errors import BudgetError, MeasurementError, ParityError, TrainingError, VerificationError
 from deploy_prune.latency.targets import load_target
@@ -16,6 +16,7 @@ from deploy_prune.recipe import parse_budget
 from deploy_prune.runfolder import RunFolder, save_tensors
 from deploy_prune.surgery.cut import cut
 from deploy_prune.types import Artifact, Latency
+from deploy_prune.workbench import Timed
 
 HOST = replace(load_target("host"), granularity=4)
 PIXEL = load_target("pixel-8")
@@ -194,7 +195,7 @@ def device(monkeypatch):
             for ms in times
         )
 
-    monkeypatch.setattr(road, "measure", measure)
+    monkeypatch.setattr(timing, "measure", measure)
     return answers
 
 
@@ -217,30 +218,52 @@ def artifacts(way):
 )
 def test_the_last_measurement_is_repeated_until_the_budget_is_met(way, device, times, taken):
     device += times
-    slim, dense = road.time_slim(way, HOST, HALF, artifacts(way))
+    slim, dense = timing.time_slim(way, HOST, HALF, artifacts(way))
     assert device == [], "every measurement was needed"
     assert (slim.p50_ms, dense.p50_ms) == (taken, 2.0)
     assert slim.measured_on == "host"
-    assert road.time_slim(way, HOST, HALF, artifacts(way)) == (slim, dense), "and not measured again"
+    assert timing.time_slim(way, HOST, HALF, artifacts(way)) == (slim, dense), "and not measured again"
 
 
 def test_a_budget_that_is_missed_five_times_is_an_error_with_both_figures(way, device):
     device += [1.2, 1.2, 1.2, 1.2, 1.2]
     with pytest.raises(MeasurementError, match=r"host/50% takes 1\.2 ms, asked were 1 ms .*measure\.tolerance"):
-        road.time_slim(way, HOST, HALF, artifacts(way))
+        timing.time_slim(way, HOST, HALF, artifacts(way))
     assert not (way.folder.path / "host" / "50%" / "latency.json").exists()
     device.append(1.0)
-    assert road.time_slim(way, HOST, HALF, artifacts(way))[0].p50_ms == 1.0
+    assert timing.time_slim(way, HOST, HALF, artifacts(way))[0].p50_ms == 1.0
 
 
 def test_without_a_latency_budget_one_measurement_is_enough(way, device):
     device += [1.9]
-    assert road.time_slim(way, HOST, parse_budget("50% macs", "latency"), artifacts(way))[0].p50_ms == 1.9
+    assert timing.time_slim(way, HOST, parse_budget("50% macs", "latency"), artifacts(way))[0].p50_ms == 1.9
     assert device == []
 
 
 def test_the_dense_network_is_timed_once(way, device):
-    first = road.time_dense(way, HOST, artifacts(way)[0])
+    first = timing.time_dense(way, HOST, artifacts(way)[0])
     assert first.p50_ms == 2.0
     assert len(first.samples_ms) == way.recipe.measure.runs
-    assert road.time_dense(way, HOST, artifacts(way)[0]) == first
+    assert timing.time_dense(way, HOST, artifacts(way)[0]) == first
+
+
+class Learner:
+    """A workbench that takes note of corrections."""
+
+    def __init__(self):
+        self.corrections = []
+
+    def correct(self, target, counts, timed):
+        self.corrections.append((target.name, counts, timed))
+
+
+def test_what_the_finished_artifact_took_is_learned_and_the_plan_is_made_again(way):
+    steps = [{"counts": {"a": 8}, "chosen": False}, {"counts": {"a": 4}, "chosen": True}]
+    way.folder.write_json("host/50%/loop.json", {"steps": steps})
+    way.folder.stage("host/50%/plan", {}, ["host/50%/loop.json"], lambda: None)
+    learner, timed = Learner(), Timed(slim_ms=1.2, dense_ms=2.0)
+    timing.learn(way, learner, HOST, HALF, timing.BudgetMissedError("slow", timed))
+    assert learner.corrections == [("host", {"a": 4}, timed)]
+    done = []
+    way.folder.stage("host/50%/plan", {}, ["host/50%/loop.json"], lambda: done.append("again"))
+    assert done == ["again"]

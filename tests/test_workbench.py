@@ -178,3 +178,12 @@ def test_the_table_knows_a_device_that_is_as_simple_as_itself(tiny, tmp_path):
         assert tiny.cost(HOST, "latency")(half(tiny)) == model(half(tiny))
         assert device.asked["bench"] == asked, "the table is kept"
     assert isinstance(device, ArithmeticDevice)
+
+
+def test_a_correction_is_what_the_counts_cost_from_then_on(bench, ratios):
+    ratios += [0.5, 0.5]
+    counts = bench.smallest(HOST)
+    assert bench.timed(HOST, counts) == Timed(slim_ms=1.0, dense_ms=2.0)
+    bench.correct(HOST, counts, Timed(slim_ms=1.3, dense_ms=2.0))
+    assert bench.timed(HOST, counts) == Timed(slim_ms=1.3, dense_ms=2.0)
+    assert ratios == [], "and nothing is measured again"

@@ -1,0 +1,100 @@
+"""Timing what a run has made, and what follows if it misses its budget."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Final
+
+from deploy_prune.errors import MeasurementError
+from deploy_prune.latency.runners import measure
+from deploy_prune.road import Road, place_of
+from deploy_prune.runfolder import RunFolder
+from deploy_prune.types import Artifact, Budget, Latency, Target
+from deploy_prune.workbench import Timed, Workbench
+
+MEASUREMENTS: Final = 5
+"""A final measurement outside the tolerance is made again, at most so many times in all: the machine may be busy."""
+
+
+class BudgetMissedError(MeasurementError):
+    """The finished artifact is slower than asked; ``timed`` is the last measurement."""
+
+    def __init__(self, message: str, timed: Timed) -> None:
+        super().__init__(message)
+        self.timed = timed
+
+
+def time_dense(road: Road, target: Target, artifact: Artifact) -> Latency:
+    """dense/TARGET/latency.json."""
+    place = f"dense/{target.name}"
+
+    def compute() -> None:
+        part = road.recipe.measure
+        (latency,) = measure(target, [artifact], part.runs, part.warmup)
+        write_latency(road.folder, place, latency, None)
+
+    key = {"artifact": artifact.sha256, "measure": road.recipe.measure.model_dump(), "target": asdict(target)}
+    road.folder.stage(f"{place}/latency", key, [f"{place}/latency.json"], compute)
+    return read_latency(road.folder, place)[0]
+
+
+def time_slim(
+    road: Road, target: Target, budget: Budget, artifacts: tuple[Artifact, Artifact]
+) -> tuple[Latency, Latency]:
+    """TARGET/BUDGET/latency.json: (slim, dense), interleaved; measured again if the machine seems to have been busy.
+
+    Raises:
+        BudgetMissedError: every measurement is over the budget by more than the tolerance.
+    """
+    place, part = place_of(target, budget), road.recipe.measure
+
+    def compute() -> None:
+        for attempt in range(1, MEASUREMENTS + 1):
+            dense, slim = measure(target, artifacts, part.runs, part.warmup)
+            asked = budget.absolute(dense.p50_ms) if budget.metric == "latency" else slim.p50_ms
+            off = slim.p50_ms / asked - 1
+            met = off <= part.tolerance and (off >= -part.tolerance or attempt > 1)
+            work, times = f"{target.name} {budget.text}: measure", attempt if met else MEASUREMENTS
+            road.session.progress(work, attempt, times, asked_ms=asked, p50_ms=slim.p50_ms)
+            if met:
+                break
+        else:
+            message = (
+                f"{place} takes {slim.p50_ms:.4g} ms, asked were {asked:.4g} ms (+-{part.tolerance:.0%}), measured "
+                f"{MEASUREMENTS} times; is the machine busy? Run again, or raise measure.tolerance."
+            )
+            raise BudgetMissedError(message, Timed(slim_ms=slim.p50_ms, dense_ms=dense.p50_ms))
+        write_latency(road.folder, place, slim, dense)
+
+    key = {
+        "artifacts": [a.sha256 for a in artifacts], "measure": part.model_dump(), "target": asdict(target),
+        "budget": asdict(budget),
+    }  # fmt: skip
+    road.folder.stage(f"{place}/latency", key, [f"{place}/latency.json"], compute)
+    slim, dense = read_latency(road.folder, place)
+    assert dense is not None
+    return slim, dense
+
+
+def learn(road: Road, bench: Workbench, target: Target, budget: Budget, missed: BudgetMissedError) -> None:
+    """Take the finished artifact's measurement for its candidate's, so that the next plan is another."""
+    place = place_of(target, budget)
+    steps = road.folder.read_json(f"{place}/loop.json")["steps"]
+    bench.correct(target, next(step["counts"] for step in steps if step["chosen"]), missed.timed)
+    road.folder.forget(f"{place}/plan")
+
+
+def write_latency(folder: RunFolder, place: str, latency: Latency, dense: Latency | None) -> None:
+    """A place's latency.json."""
+    record = {**asdict(latency), "p50_ms": latency.p50_ms, "p90_ms": latency.p90_ms, "p99_ms": latency.p99_ms}
+    record["dense_samples_ms"] = None if dense is None else dense.samples_ms
+    folder.write_json(f"{place}/latency.json", record)
+
+
+def read_latency(folder: RunFolder, place: str) -> tuple[Latency, Latency | None]:
+    """(slim, dense) of a place's latency.json."""
+    record = folder.read_json(f"{place}/latency.json")
+    common = {k: record[k] for k in ("warmup", "threads", "device", "measured_on")}
+    slim = Latency(samples_ms=tuple(record["samples_ms"]), **common)
+    dense = record["dense_samples_ms"]
+    return slim, None if dense is None else Latency(samples_ms=tuple(dense), **common)
