@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from deploy_prune.recipe import Part, SearchPart
 from deploy_prune.search.budget import threshold_values
@@ -128,6 +129,7 @@ def gate(
         steps=config.steps,
         work="search",
         progress=session.progress,
+        schedulers=[CosineAnnealingLR(by_weight, T_max=max(1, config.steps))],
     )
     state = {name: tensor.detach().cpu().clone() for name, tensor in trained.state_dict().items()}
     return SearchResult(scores=threshold_values(search.ranks(), budget.cost), state=state, trace=tuple(search.trace))
