@@ -12,9 +12,9 @@ Departs from the paper in how the target enters. There, lambda * (tau - rho)^2 w
 costs a price, in units of the task's own gradient, times its marginal cost in the dense network; the price follows the
 gap between the expected cost and a falling limit, by an integral and a proportional part, and is never negative. (Along
 the cost's true gradient, a group that closes makes its neighbours cheap: every second group empties. Under a price of
-either sign, gates that do nothing open and close together.) The gates have an optimizer of their own (Adam), the weights'
-learning rate falls to 0 along a cosine; a group's strongest gate never closes; a unit ranks by the mean of w over the
-last part of the search, for the w of a gate that matters swings about 0.
+either sign, gates that do nothing open and close together.) The gates have an optimizer of their own (Adam), and the
+weights' learning rate falls to 0 along a cosine; a group's strongest gate never closes; a unit ranks by the mean of w
+over the last part of the search, for the w of a gate that matters swings about 0.
 
 Legend: N units of all groups, C units of one group, G groups.
 """
