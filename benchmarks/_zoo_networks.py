@@ -24,7 +24,8 @@ LISTED: Final = (
     "tv:resnet18 tv:resnet50 tv:resnext50_32x4d tv:regnet_y_400mf tv:shufflenet_v2_x1_0 tv:densenet121 "
     "tv:efficientnet_b0 tv:efficientnet_v2_s tv:squeezenet1_1 tv:mobilenet_v2 tv:mobilenet_v3_small tv:convnext_tiny "
     "tv:swin_t tv:swin_v2_t tv:alexnet tv:vgg11_bn tv:googlenet tv:inception_v3 tv:vit_b_16 tvseg:fcn_resnet50 "
-    "tvseg:deeplabv3_mobilenet_v3_large tvseg:deeplabv3_resnet50 tvdet:ssdlite320_mobilenet_v3_large tvdet:ssd300_vgg16 "
+    "tvseg:deeplabv3_mobilenet_v3_large tvseg:deeplabv3_resnet50 tvdet:ssd300_vgg16 "
+    "tvdet:ssdlite320_mobilenet_v3_large "
     "tvdet:retinanet_resnet50_fpn tvdet:fasterrcnn_mobilenet_v3_large_320_fpn tv:maxvit_t tvdet:maskrcnn_resnet50_fpn "
     "timm:resnet18 timm:res2net50_26w_4s timm:skresnet18 timm:resnest14d timm:hrnet_w18_small timm:ghostnetv2_100 "
     "timm:mobilenetv3_small_100 timm:efficientnet_lite0 timm:fbnetc_100 timm:tinynet_e timm:mixnet_s timm:mobileone_s0 "
@@ -120,6 +121,7 @@ def _timm(name: str) -> tuple[nn.Module, int]:
 
 
 def _transformers(name: str) -> tuple[nn.Module, int]:
+    import_torchvision()
     t = importlib.import_module("transformers")
     small: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     vision = {"image_size": 32, "num_labels": NUM_CLASSES}
