@@ -118,6 +118,7 @@ class Structure:
     """What tracing a network finds: its groups, its layers in order of execution, and what is left whole and why.
 
     ``mixing``: weights of norms that take statistics over channels (layer norm, group norm).
+    ``reduced``: weights of modules whose own code takes means over channels (norms written by hand).
     ``blueprint``: None if the network's own modules can be cut; else what surgery needs to cut its exported graph.
     """
 
@@ -125,6 +126,7 @@ class Structure:
     layers: tuple[Layer, ...]
     whole: tuple[Whole, ...]
     mixing: tuple[str, ...] = ()
+    reduced: tuple[str, ...] = ()
     blueprint: Any = field(default=None, repr=False)
 
     @property

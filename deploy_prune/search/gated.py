@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from deploy_prune.search.norms import KeptStatistics
+from deploy_prune.search.norms import KeptStatistics, inside
 from deploy_prune.types import Axis, Forward, Structure
 
 
@@ -27,14 +27,18 @@ class GatedNetwork:
 
     ``index_A``: for each coordinate of each gated axis, its place among all units, or N for "no gate here".
     ``axes``: (tensor name, shape that lines the gates up with the tensor's axis), in the order of ``index_A``.
-    ``norms``: (name of a norm's weight, its channels' places) of norms that take statistics over channels.
+    ``norms``: (name of a norm's weight, axis, its channels' places) where statistics are taken over channels: of norms,
+    and of weights that are standardised. ``reduced``: names of those whose modules take them by their own code.
+    ``aliases``: (other name, name) of tensors that several modules share.
     """
 
     network: nn.Module
     groups: tuple[str, ...]
     index_A: Tensor
     axes: tuple[tuple[str, tuple[int, ...]], ...]
-    norms: tuple[tuple[str, Tensor], ...]
+    norms: tuple[tuple[str, int, Tensor], ...]
+    reduced: tuple[str, ...]
+    aliases: tuple[tuple[str, str], ...]
 
     def forward(self, gates: Mapping[str, Tensor]) -> Forward:
         """The network with these gates: group name -> [C], any real or bool dtype, on the network's device.
@@ -44,13 +48,22 @@ class GatedNetwork:
         """
         weights = self.weights(gates)
         if not self.norms:
-            return lambda *args, **kwargs: functional_call(self.network, weights, args, kwargs)
+            return lambda *args, **kwargs: functional_call(self.network, weights, args, kwargs, tie_weights=False)
         gates_N = self._all(gates)
-        norms = {id(_tensor(self.network, name)): gates_N[index_L] for name, index_L in self.norms}
+        norms, standardised, reduced = {}, {}, {}
+        for name, axis, index_L in self.norms:
+            tensor = weights.get(name, _tensor(self.network, name))
+            if name in self.reduced:
+                reduced[name] = gates_N[index_L]
+            if tensor.dim() == 1:
+                norms[id(tensor)] = gates_N[index_L]
+            else:
+                standardised[id(tensor)] = gates_N[index_L].view(_line_up(tensor, axis))
 
         def gated_forward(*args: Any, **kwargs: Any) -> Any:
-            with KeptStatistics(norms), _without_fast_path():
-                return functional_call(self.network, weights, args, kwargs)
+            kept = KeptStatistics(norms, standardised)
+            with kept, inside(self.network, kept, reduced), _without_fast_path():
+                return functional_call(self.network, weights, args, kwargs, tie_weights=False)
 
         return gated_forward
 
@@ -63,7 +76,7 @@ class GatedNetwork:
         for (name, shape), gate_L in zip(self.axes, spread, strict=True):
             weight = gated[name] if name in gated else _tensor(self.network, name)
             gated[name] = weight * gate_L.to(weight.dtype).view(shape)
-        return gated
+        return gated | {alias: gated[name] for alias, name in self.aliases if name in gated}
 
     def _all(self, gates: Mapping[str, Tensor]) -> Tensor:
         """[N + 1]: the gates of all units, and a 1 for coordinates without a gate."""
@@ -89,7 +102,11 @@ def gated(network: nn.Module, structure: Structure) -> GatedNetwork:
     that several modules share is gated in all of them.
     """
     index = _index(structure, [group.consumers for group in structure.groups])
-    mixing = [tuple(a for a in group.members if a.tensor in structure.mixing) for group in structure.groups]
+    normed = {*structure.mixing, *structure.reduced}
+    mixing = [
+        tuple(a for a in group.members if a.tensor in normed and (a in group.consumers or _is_vector(network, a)))
+        for group in structure.groups
+    ]
     device = next((_tensor(network, name).device for name, _ in index), torch.device("cpu"))
     none = torch.zeros(0, dtype=torch.int64)
     return GatedNetwork(
@@ -97,7 +114,9 @@ def gated(network: nn.Module, structure: Structure) -> GatedNetwork:
         groups=tuple(group.name for group in structure.groups),
         index_A=torch.cat([none, *index.values()]).to(device),
         axes=tuple((name, _line_up(_tensor(network, name), axis)) for name, axis in index),
-        norms=tuple((name, place.to(device)) for (name, _), place in _index(structure, mixing).items()),
+        reduced=structure.reduced,
+        aliases=_aliases(network, {name for name, _ in index}),
+        norms=tuple((name, axis, at.to(device)) for (name, axis), at in _index(structure, mixing).items()),
     )
 
 
@@ -113,6 +132,22 @@ def _index(structure: Structure, axes: Sequence[Sequence[Axis]]) -> dict[tuple[s
             index[key] = torch.where(axis.unit_of >= 0, start + axis.unit_of, here)
         start += group.channels
     return index
+
+
+def _is_vector(network: nn.Module, axis: Axis) -> bool:
+    return _tensor(network, axis.tensor).dim() == 1
+
+
+def _aliases(network: nn.Module, names: set[str]) -> tuple[tuple[str, str], ...]:
+    """(other name, name) for the tensors of these names that other modules hold, too; a module counts once."""
+    known = {id(_tensor(network, name)): name for name in names}
+    owners = {(id(network.get_submodule(n.rpartition(".")[0])), n.rpartition(".")[2]) for n in names}
+    return tuple(
+        (f"{path}.{leaf}" if path else leaf, known[id(tensor)])
+        for path, module in network.named_modules()
+        for leaf, tensor in {**module._parameters, **module._buffers}.items()
+        if id(tensor) in known and (id(module), leaf) not in owners
+    )
 
 
 def _tensor(network: nn.Module, name: str) -> Tensor:

@@ -6,12 +6,13 @@ group and RMS norm are answered here instead: each channel counts with its gate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 
@@ -47,6 +48,67 @@ def rms_norm(gate_C: Tensor, x: Tensor, shape: Any, weight: Tensor, eps: float |
     return x * torch.rsqrt(mean_square + (torch.finfo(x.dtype).eps if eps is None else eps)) * weight
 
 
+def mean(gate_C: Tensor, x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor | None:
+    """The mean over a dimension of C channels, each weighing as much as its gate; None for other dimensions."""
+    dims = [dim] if isinstance(dim, int) else list(dim or ())
+    if len(dims) != 1 or x.shape[dims[0]] != len(gate_C):
+        return None
+    gate = gate_C.to(x.dtype).view([-1 if d == dims[0] % x.dim() else 1 for d in range(x.dim())])
+    return (x * gate).sum(dims[0], keepdim=keepdim) / gate.sum()
+
+
+def variance(
+    gate_C: Tensor, x: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, **more: Any
+) -> Any:
+    """As ``mean``; with Bessel's correction unless ``unbiased`` is off (or ``correction`` is given)."""
+    centre = mean(gate_C, x, dim, keepdim=True)
+    if centre is None:
+        return None
+    squares = mean(gate_C, (x - centre).square(), dim, keepdim=keepdim)
+    assert squares is not None
+    count = gate_C.sum()
+    return squares * count / (count - more.get("correction", int(unbiased)))
+
+
+REDUCTIONS: Final[Mapping[Any, Callable[..., Any]]] = {
+    Tensor.mean: mean,
+    torch.mean: mean,
+    Tensor.var: variance,
+    torch.var: variance,
+}
+"""torch's function -> ours, in the code of norms written by hand."""
+
+
+@contextmanager
+def inside(network: nn.Module, kept: KeptStatistics, gates: Mapping[str, Tensor]) -> Iterator[None]:
+    """While the module that owns a weight (name -> its gates [C]) runs, its own means are over kept channels."""
+    hooks = []
+    for name, gate_C in gates.items():
+        module = network.get_submodule(name.rpartition(".")[0])
+        hooks.append(module.register_forward_pre_hook(lambda *_, gate=gate_C: kept.inside.append(gate)))
+        hooks.append(module.register_forward_hook(lambda *_: _leave(kept), always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _leave(kept: KeptStatistics) -> None:
+    kept.inside.pop()
+
+
+def standardise(gate_1ON: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """A weight's filters [1, O, N], 0 where their gate is, with mean 0 and variance 1 over what the gates leave."""
+    total = gate_1ON.sum(2, keepdim=True)
+    centred = x - gate_1ON * (x.sum(2, keepdim=True) / total)
+    y = centred * torch.rsqrt(centred.square().sum(2, keepdim=True) / total + eps)
+    y = y if weight is None else y * weight.view(1, -1, 1)
+    return y if bias is None else y + bias.view(1, -1, 1)
+
+
+_BATCH_NORM: Final = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_RESHAPES: Final = (Tensor.reshape, Tensor.view, torch.reshape)
 NORMS: Final[Mapping[Any, tuple[Callable[..., Tensor], int]]] = {
     F.layer_norm: (layer_norm, 2),
     torch.layer_norm: (layer_norm, 2),
@@ -61,18 +123,32 @@ NORMS: Final[Mapping[Any, tuple[Callable[..., Tensor], int]]] = {
 class KeptStatistics(TorchFunctionMode):
     """Inside, norms whose weight is one of these tensors take their statistics over kept channels."""
 
-    def __init__(self, gates: Mapping[int, Tensor]) -> None:
-        """``gates``: id of a norm's weight -> its gates [C]."""
+    def __init__(self, gates: Mapping[int, Tensor], weights: Mapping[int, Tensor] | None = None) -> None:
+        """``gates``: id of a norm's weight -> its gates [C]. ``weights``: id of a standardised weight -> its gates."""
         super().__init__()
         self._gates = gates
+        self._weights = weights or {}
+        self._views: dict[int, tuple[Tensor, Tensor]] = {}
+        self.inside: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer norms of the given weights; pass everything else on."""
         kwargs = kwargs or {}
+        if self.inside and func in REDUCTIONS:
+            answer = REDUCTIONS[func](self.inside[-1], *args, **kwargs)
+            return func(*args, **kwargs) if answer is None else answer
+        if func in _RESHAPES and id(args[0]) in self._weights:
+            made: Tensor = func(*args, **kwargs)
+            self._views[id(made)] = made, self._weights[id(args[0])].expand(args[0].shape).reshape(made.shape)
+            return made
+        if func is F.batch_norm and id(args[0]) in self._views:
+            given = dict(zip(_BATCH_NORM, args, strict=False)) | kwargs
+            gate = self._views[id(args[0])][1]
+            return standardise(gate, args[0], given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
         ours = NORMS.get(func)
         if ours is not None:
             weight = args[ours[1]] if len(args) > ours[1] else kwargs.get("weight")
-            gate = self._gates.get(id(weight))
-            if gate is not None:
-                return ours[0](gate, *args, **kwargs)
+            kept = self._gates.get(id(weight))
+            if kept is not None:
+                return ours[0](kept, *args, **kwargs)
         return func(*args, **kwargs)

@@ -63,15 +63,20 @@ def describe(
     )
 
 
-def build(architecture: Architecture, dense: nn.Module, prune: PrunePart | None = None) -> nn.Module:
+def build(
+    architecture: Architecture, dense: nn.Module, prune: PrunePart | None = None, example: Tensor | None = None
+) -> nn.Module:
     """Cut a dense network (weights and all) to an architecture.
+
+    ``example``: an input to trace with; default: zeros of the architecture's input shape.
 
     Raises:
         ArchitectureError: the network's definition isn't the one the file was made from (the first difference).
     """
     _same_definition(architecture, dense)
     find = find_groups if architecture.form == "module" else with_blueprint
-    structure = find(dense, (torch.zeros(architecture.input_shape),), prune or PrunePart())
+    example = torch.zeros(architecture.input_shape) if example is None else example
+    structure = find(dense, (example,), prune or PrunePart())
     _same_groups(architecture, structure)
     slim = cut(dense, structure, architecture.keep)
     for name, tensor in slim.state_dict().items():

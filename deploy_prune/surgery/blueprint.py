@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from deploy_prune.errors import SurgeryError
-from deploy_prune.surgery.trace import evaluating, time_limit
+from deploy_prune.surgery.trace import trace
 from deploy_prune.types import Keep
 
 _BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -90,17 +90,7 @@ def trace_batched(network: nn.Module, inputs: Sequence[Tensor], timeout_s: float
         SurgeryError: the network can't be traced so.
     """
     twice = tuple(torch.cat([x[:1], x[:1]]) for x in inputs)
-    free = tuple({0: Dim.DYNAMIC} for _ in inputs)
-    with evaluating(network), warnings.catch_warnings(), time_limit(timeout_s, "Tracing the network"):
-        warnings.simplefilter("ignore")
-        try:
-            return torch.export.export(network, twice, strict=False, dynamic_shapes=free)
-        except SurgeryError:
-            raise
-        except Exception as error:
-            first = (str(error).strip().splitlines() or [""])[0]
-            message = f"The network can't be traced with a free batch size: {type(error).__name__}: {first[:200]}"
-            raise SurgeryError(message) from error
+    return trace(network, twice, timeout_s, tuple({0: Dim.DYNAMIC} for _ in inputs))
 
 
 def unlifted(program: ExportedProgram) -> tuple[fx.GraphModule, dict[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -104,10 +104,22 @@ def contract(call: Call, x: Tensor | None, weight: Value, axis: int, reason: str
     """A weight's axis reads the channels x: they go together, and a gate may sit on that axis."""
     ids = along(call, weight, axis)
     same(call, x, ids, reason)
-    if ids is not None and weight.tensor is not None:
+    if ids is not None and weight.vanishing():
         call.labels.reads.append(ids)
     elif ids is not None:
         call.labels.freeze(ids, f"the weight of {call.module or call.name} is computed, not stored")
+
+
+def zero_free(call: Call, value: Value, dims: Sequence[int], reason: str) -> Value:
+    """A weight of which these dimensions are summed over, for its norm: sound if gates make it 0 along them.
+
+    What a gate doesn't multiply (nothing reads it through this axis) stays.
+    """
+    dims = [d % len(value.shape) for d in dims]
+    for labels in value.fields:
+        if set(varying(labels)) & set(dims):
+            call.labels.needs_gate(labels, reason)
+    return replace(value, fields=value.without(dims))
 
 
 def keep_dims(call: Call, value: Value, dims: Sequence[int], reason: str) -> tuple[Tensor, ...]:

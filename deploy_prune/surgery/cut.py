@@ -20,6 +20,7 @@ Lost = dict[tuple[str, int], Tensor]
 """(tensor name, axis) -> the coordinates that go."""
 
 _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_OF_A_LAYER: Final = {"weight", "bias", "running_mean", "running_var"}
 _BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -116,7 +117,10 @@ def _shrink(path: str, module: nn.Module, lost: Lost) -> None:
     sizes = {n: list(t.shape) for n, t in {**module._parameters, **module._buffers}.items() if t is not None}
     for (name, axis), gone in lost.items():
         sizes[name][axis] -= len(gone)
-    if isinstance(module, _CONVOLUTIONS) and module.groups == 1:
+    if not {name for name, _ in lost} <= _OF_A_LAYER:
+        _slice(module, lost)
+        _set_sizes(module, sizes)
+    elif isinstance(module, _CONVOLUTIONS) and module.groups == 1:
         _shrink_both(module, lost, tp.prune_conv_out_channels, tp.prune_conv_in_channels)
     elif isinstance(module, _CONVOLUTIONS) and module.groups == module.in_channels == module.out_channels:
         tp.prune_depthwise_conv_out_channels(module, lost["weight", 0].tolist())

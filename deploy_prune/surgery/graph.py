@@ -66,7 +66,6 @@ class _Labelled:
     """A graph after propagation: each tensor's own labels per axis, what was applied, and what became of labels."""
 
     labels: Labels
-    own: Mapping[str, tuple[Tensor | None, ...]]
     applied: Sequence[Applied]
     values: Mapping[str, Any]
 
@@ -74,11 +73,10 @@ class _Labelled:
 def _propagate(program: ExportedProgram) -> _Labelled:
     labels, applied = Labels(), list[Applied]()
     values: dict[fx.Node, Any] = {}
-    own: dict[str, tuple[Tensor | None, ...]] = {}
     specs = iter(program.graph_signature.input_specs)
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            values[node] = _placeholder(program, next(specs), node, labels, own)
+            values[node] = _placeholder(program, next(specs), node, labels)
         elif node.op == "call_function":
             values[node] = _call(node, values, labels, applied)
         elif node.op == "output":
@@ -87,10 +85,10 @@ def _propagate(program: ExportedProgram) -> _Labelled:
                     for field in value.fields:
                         labels.freeze(field, "it reaches the network's output")
     by_name = {node.name: value for node, value in values.items()}
-    return _Labelled(labels=labels, own=own, applied=applied, values=by_name)
+    return _Labelled(labels=labels, applied=applied, values=by_name)
 
 
-def _placeholder(program: ExportedProgram, spec: Any, node: fx.Node, labels: Labels, own: dict[str, Any]) -> Value:
+def _placeholder(program: ExportedProgram, spec: Any, node: fx.Node, labels: Labels) -> Value:
     """An input (no labels), or a parameter or buffer (labels along every axis longer than 1)."""
     meta = node.meta.get("val")
     if spec.kind.name == "USER_INPUT" or spec.target is None or not isinstance(meta, Tensor):
@@ -101,7 +99,7 @@ def _placeholder(program: ExportedProgram, spec: Any, node: fx.Node, labels: Lab
     if not tensor.is_floating_point():
         return Value(shape=shape, tensor=spec.target, data=tensor)
     ids = tuple(labels.new(size) if size > 1 else None for size in shape)
-    own[spec.target] = ids
+    labels.own[spec.target] = ids
     rank = len(shape)
     fields = [i.view([-1 if e == d else 1 for e in range(rank)]) for d, i in enumerate(ids) if i is not None]
     return Value(shape=shape, fields=tuple(fields), tensor=spec.target)
@@ -199,10 +197,7 @@ class _Reader:
         labels = self.labelled.labels
         classes = self.classes
         frozen = labels.frozen(classes)
-        read = torch.zeros(labels.count, dtype=torch.bool)
-        for ids in labels.reads:
-            read[ids[ids >= 0]] = True
-        bundles = self._bundles(classes, read)
+        bundles = self._bundles(classes, labels.read())
         groups: list[ChannelGroup] = []
         whole: list[Whole] = []
         for members in bundles.values():
@@ -211,18 +206,24 @@ class _Reader:
             if reason is not None:
                 whole.append(Whole(name=name, channels=len(members.units), reason=reason))
                 continue
-            group = _group(name, members, self.labelled.own, classes)
+            group = _group(name, members, self.labelled.labels.own, classes)
             groups.append(group)
             self.group_of_class.update({c: group.name for c in members.units})
         layers = _layers(self.labelled.applied, classes, self.group_of_class)
         mixing = tuple(dict.fromkeys(labels.mixing))
-        return Structure(groups=tuple(groups), layers=layers, whole=_merged(whole), mixing=mixing)
+        return Structure(
+            groups=tuple(groups),
+            layers=layers,
+            whole=_merged(whole),
+            mixing=mixing,
+            reduced=tuple(dict.fromkeys(labels.reduced)),
+        )
 
     def _bundles(self, classes: Tensor, read: Tensor) -> dict[Any, _Bundle]:
         """Classes that touch the same axes, equally often, as one bundle; what nothing reads is no channel."""
         touched: dict[int, dict[tuple[str, int], int]] = defaultdict(dict)
         consumer: set[tuple[str, int]] = set()
-        for tensor, axes in self.labelled.own.items():
+        for tensor, axes in self.labelled.labels.own.items():
             for axis, ids in enumerate(axes):
                 if ids is None:
                     continue
@@ -243,7 +244,7 @@ class _Reader:
 
     def _name(self, members: _Bundle, taken: set[str]) -> str:
         """The module that makes the channels: the first member axis, in the network's order, that isn't a consumer."""
-        order = {tensor: i for i, tensor in enumerate(self.labelled.own)}
+        order = {tensor: i for i, tensor in enumerate(self.labelled.labels.own)}
         producers = sorted((order[t], t) for t, a in members.axes if (t, a) not in members.consumers)
         base = self.names.get(producers[0][1], producers[0][1])
         name, number = base, 2

@@ -28,6 +28,7 @@ class Value:
     """A tensor of the graph as labels see it.
 
     ``tensor``: set while this still is a parameter or buffer of that name, moved about but not computed with.
+    ``vanishes``: computed from a parameter, and 0 where that is 0 (a normalised weight).
     ``data``: the numbers themselves, kept for integer constants (indices).
     """
 
@@ -35,6 +36,11 @@ class Value:
     fields: tuple[Tensor, ...] = ()
     tensor: str | None = None
     data: Tensor | None = field(default=None, repr=False)
+    vanishes: bool = False
+
+    def vanishing(self) -> bool:
+        """It is 0 wherever the gate on an axis of its parameter is 0."""
+        return self.vanishes or self.tensor is not None
 
     def unlabelled(self) -> bool:
         """No coordinate of any axis has a label."""
@@ -67,8 +73,13 @@ class Labels:
     """Labels on the input side of a weight that contracts them."""
     mixing: list[str] = field(default_factory=list)
     """Weights of norms that take statistics over channels."""
+    reduced: list[str] = field(default_factory=list)
+    """Weights of modules whose own code takes means over channels."""
+    own: dict[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
+    """Tensor name -> the labels of each of its axes."""
     _edges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _frozen: list[tuple[Tensor, str]] = field(default_factory=list)
+    _ungated: list[tuple[Tensor, str]] = field(default_factory=list)
     _rectangles: list[Tensor] = field(default_factory=list)
 
     def new(self, size: int) -> Tensor:
@@ -90,6 +101,19 @@ class Labels:
         labels = labels[labels >= 0]
         if labels.numel():
             self._frozen.append((labels.flatten(), reason))
+
+    def needs_gate(self, labels: Tensor, reason: str) -> None:
+        """These labels stay unless a gate sits on their own axis."""
+        labels = labels[labels >= 0]
+        if labels.numel():
+            self._ungated.append((labels.flatten(), reason))
+
+    def read(self) -> Tensor:
+        """bool[count]: the labels that a weight's input side has."""
+        marks = torch.zeros(self.count, dtype=torch.bool)
+        for ids in self.reads:
+            marks[ids[ids >= 0]] = True
+        return marks
 
     def tie(self, labels: Tensor, dims: Sequence[int], reason: str) -> Tensor:
         """Coordinates that differ only along ``dims`` go together. Returns the field narrowed there to size 1."""
@@ -131,7 +155,8 @@ class Labels:
     def frozen(self, classes: Tensor) -> dict[int, str]:
         """Frozen class -> the first reason given."""
         reasons: dict[int, str] = {}
-        for labels, reason in self._frozen:
+        read = self.read()
+        for labels, reason in (*self._frozen, *((ids[~read[ids]], reason) for ids, reason in self._ungated)):
             for root in classes[labels].unique().tolist():
                 reasons.setdefault(root, reason)
         return reasons

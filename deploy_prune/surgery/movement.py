@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from deploy_prune.surgery.calls import Call, Result, widest
 from deploy_prune.surgery.labels import KEPT, Value, compress, moved, varying
-from deploy_prune.surgery.plain import pointwise_like
+from deploy_prune.surgery.plain import overlay, pointwise_like
 
 
 def move(call: Call) -> Result:
@@ -23,6 +24,21 @@ def move(call: Call) -> Result:
             _take_field(call, labels, fields, result)
     made = tuple(moved(source, s, widest(f)) for s, f in zip(call.shapes, outputs, strict=True))
     return made if call.several else made[0]
+
+
+def like_another(call: Call) -> Result:
+    """expand_as, view_as, reshape_as: as the operator that takes the other's sizes.
+
+    A dimension that is widened from 1 has the other's coordinates, and their labels.
+    """
+    source, other = call.values()[:2]
+    if call.name != "expand_as":
+        return move(replace(call, op=torch.ops.aten.reshape.default, given={"self": source, "shape": call.shape}))
+    shape = (1,) * (len(call.shape) - len(source.shape)) + source.shape
+    mine = [f[(None,) * (len(shape) - f.dim())] for f in source.fields]
+    wider = [d for d in range(len(shape)) if shape[d] == 1 and call.shape[d] > 1]
+    theirs = [f for f in other.fields if set(varying(f)) & set(wider)]
+    return call.result(overlay(call, mine, theirs, f"{call.name} combines it with channels that can't be cut"))
 
 
 def pad(call: Call) -> Result:
@@ -81,9 +97,12 @@ def _take_field(call: Call, before: Tensor, fields: list[Tensor], result: Tensor
         return
     if len(dims) > len(varying(before)):
         call.labels.rectangle(labels)
-    for other in fields:
-        if set(varying(other)) & set(dims):
-            call.labels.merge(other, labels, f"{call.name} lays two axes over each other")
+    for other in [f for f in fields if set(varying(f)) & set(dims)]:
+        finer = other if other.unique().numel() >= labels.unique().numel() else labels
+        call.labels.freeze(labels if finer is other else other, f"{call.name} lays another axis over it")
+        if finer is other:
+            return
+        fields[:] = [f for f in fields if f is not other]
     fields.append(labels)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
+from typing import Final
 
 from torch import Tensor
 
-from deploy_prune.surgery.calls import Call, Result, along, contract, keep_dims, on, same, widest
+from deploy_prune.surgery.calls import Call, Result, along, contract, keep_dims, on, same, widest, zero_free
 from deploy_prune.surgery.labels import Value, moved, varying
 from deploy_prune.surgery.weights import apply_linear
 
@@ -22,14 +23,47 @@ def pointwise(call: Call) -> Result:
     ]
     reason = f"{call.name} combines it with a tensor that can't be cut"
     fields: list[Tensor] = []
+    source = _vanishing(call)
+    if source is not None:
+        operands.sort(key=lambda o: o[1] != source.shape or len(o[0]) != len(source.fields))
     for mine, _ in operands:
         for labels in mine:
             _meet_unlabelled(call, labels, operands, reason)
             for other in fields:
                 if set(varying(labels)) & set(varying(other)):
-                    call.labels.merge(labels, other, reason)
+                    _meet(call, labels, other, reason)
             fields.append(labels)
-    return call.result(widest(fields))
+    made = call.result(widest(fields))
+    if source is not None and isinstance(made, Value) and len(made.fields) == len(source.fields):
+        return replace(made, vanishes=True)
+    return made
+
+
+_KEEPS_ZEROS: Final = {"mul", "multiply", "div", "divide", "true_divide", "neg", "pow", "square", "abs", "sqrt"}
+
+
+def _vanishing(call: Call) -> Value | None:
+    """The operand, as large as the result, whose zeros are the result's."""
+    values = call.values()
+    if call.name not in _KEEPS_ZEROS or not values:
+        return None
+    if "mul" not in call.name:
+        values = values[:1]
+    return next((v for v in values if v.vanishing() and v.shape == call.shape), None)
+
+
+def _meet(call: Call, a: Tensor, b: Tensor, reason: str) -> None:
+    """Fields that share dimensions go together.
+
+    But where one labels heads and their widths, the other only the widths (a table that all heads share): a head is
+    the unit then, and the table stays.
+    """
+    small, large = sorted((a, b), key=lambda f: len(varying(f)))
+    if set(varying(small)) <= set(varying(large)[1:]):
+        call.labels.tie(large, varying(small), f"{call.name} combines it with what all heads share")
+        call.labels.freeze(small, f"{call.name} shares it between heads")
+    else:
+        call.labels.merge(a, b, reason)
 
 
 def _meet_unlabelled(
@@ -84,10 +118,29 @@ def matmul(call: Call) -> Result:
         return call.result((*a.without([len(a.shape) - 1]), *on(rank - 1, rank, along(call, b, 1))))
     left = _contracted(call, a, -1, rank)
     right = _contracted(call, b, -2, rank)
-    same(call, _only(call, a, -1), _only(call, b, -2), reason)
+    _summed_over(call, (a, -1), (b, -2), reason)
     rows = [f for f in left if f.shape[-1] == 1]
     columns = [f for f in right if f.shape[-2] == 1]
-    return call.result(_batched(call, rows, columns, reason))
+    return call.result(overlay(call, rows, columns, reason))
+
+
+def matrix_vector(call: Call) -> Result:
+    """A matrix times a vector: a weight's own norm (spectral norm) is made so."""
+    matrix, vector = call.values()[:2]
+    reason = f"{call.name} sums over it"
+    same(call, along(call, matrix, 1), along(call, vector, 0), reason)
+    return call.result(on(0, 1, along(call, zero_free(call, matrix, [1], reason), 0)))
+
+
+def _summed_over(call: Call, a: tuple[Value, int], b: tuple[Value, int], reason: str) -> None:
+    """Channels that a product sums over go together; they can be cut only if one side is a weight, for its gate."""
+    found = [_only(call, value, dim) for value, dim in (a, b)]
+    same(call, found[0], found[1], reason)
+    weights = [ids for ids, (value, _) in zip(found, (a, b), strict=True) if ids is not None and value.vanishing()]
+    call.labels.reads += weights
+    for ids in found:
+        if ids is not None and not weights:
+            call.labels.freeze(ids, f"{call.name} sums over it, and no weight could carry a gate")
 
 
 def _only(call: Call, value: Value, dim: int) -> Tensor | None:
@@ -109,7 +162,15 @@ def _contracted(call: Call, value: Value, dim: int, rank: int) -> list[Tensor]:
     return left
 
 
-def _batched(call: Call, rows: Sequence[Tensor], columns: Sequence[Tensor], reason: str) -> list[Tensor]:
+def inner_product(call: Call) -> Result:
+    """The product of two vectors, summed: both stay."""
+    for value in call.values():
+        call.freeze(value, f"{call.name} sums over it")
+    return call.result(())
+
+
+def overlay(call: Call, rows: Sequence[Tensor], columns: Sequence[Tensor], reason: str) -> list[Tensor]:
+    """Fields of one result: those that share a dimension go together."""
     fields: list[Tensor] = []
     for labels in (*rows, *columns):
         for other in fields:
@@ -124,13 +185,14 @@ def attention(call: Call) -> Result:
     query, key, value = call.given["query"], call.given["key"], call.given["value"]
     rank = len(call.shape)
     reason = f"{call.name} combines it with channels that can't be cut"
+    over = f"{call.name} sums over it"
+    query, key, value = (replace(v, fields=keep_dims(call, v, [-2], over)) for v in (query, key, value))
     heads = [*_contracted(call, query, -1, rank), *_contracted(call, key, -1, rank)]
-    same(call, _only(call, query, -1), _only(call, key, -1), reason)
+    _summed_over(call, (query, -1), (key, -1), reason)
     mask = call.given.get("attn_mask")
     if isinstance(mask, Value):
-        heads += [f[(None,) * (rank - f.dim())] for f in mask.fields]
-    fields = [f for f in value.fields if f.shape[-2] == 1]
-    return call.result(_batched(call, heads, fields, reason))
+        heads += [f[(None,) * (rank - f.dim())] for f in keep_dims(call, mask, [-1, -2], over)]
+    return call.result(overlay(call, heads, value.fields, reason))
 
 
 def over_positions(call: Call) -> Result:
@@ -149,10 +211,26 @@ def reduction(call: Call) -> Result:
     dims = call.given.get("dim")
     dims = list(range(rank)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
     dims = [d % rank for d in dims] if rank else []
+    if x.vanishing() and call.name in {"sum", "norm", "linalg_vector_norm"}:
+        x = zero_free(call, x, dims, f"{call.name} sums over it")
+    if len(dims) == 1 and call.name in {"mean", "var"}:
+        x = _of_a_norm(call, x, dims[0])
     fields = keep_dims(call, x, dims, f"{call.name} reduces over it")
     if len(call.shape) != rank:
         fields = tuple(f.reshape([s for d, s in enumerate(f.shape) if d not in dims]) for f in fields)
     return call.result(fields)
+
+
+def _of_a_norm(call: Call, x: Value, dim: int) -> Value:
+    """A mean over channels, by the code of a norm that has a weight per channel: taken over the kept ones."""
+    ids = _only(call, x, dim)
+    for name, axes in call.labels.own.items():
+        mine = [a for a in axes if a is not None]
+        if name.rpartition(".")[0] == call.module and len(mine) == 1 and ids is not None and len(mine[0]) == len(ids):
+            call.labels.merge(ids, mine[0], f"{call.module} normalises over it")
+            call.labels.reduced.append(name)
+            return replace(x, fields=x.without([dim]))
+    return x
 
 
 def along_dim(call: Call) -> Result:

@@ -133,7 +133,7 @@ def split(work: Rewriting, node: fx.Node) -> None:
 
 
 def take(work: Rewriting, node: fx.Node) -> None:
-    """slice, narrow, roll, index_select: which coordinates of one dimension, in which order."""
+    """slice, narrow, roll, channel_shuffle, index_select: which coordinates of one dimension, in which order."""
     source = work.value(node.args[0])
     for dim in _taken_dims(node):
         if not source.shape or work.whole(source, dim):
@@ -146,8 +146,9 @@ def take(work: Rewriting, node: fx.Node) -> None:
 
 
 def _taken_dims(node: fx.Node) -> list[int]:
-    dims = _argument(node, "dims") if _name(node) == "roll" else [_argument(node, "dim") or 0]
-    return list(dims)
+    if "shuffle" in _name(node):
+        return [1]
+    return list(_argument(node, "dims")) if _name(node) == "roll" else [_argument(node, "dim") or 0]
 
 
 def _taken(node: fx.Node, work: Rewriting, dim: int, size: int) -> Tensor:
@@ -164,6 +165,8 @@ def _taken(node: fx.Node, work: Rewriting, dim: int, size: int) -> Tensor:
             message = "A roll over several dimensions, one of them cut, can't be rewritten."
             raise SurgeryError(message)
         return everything.roll(_argument(node, "shifts")[0])
+    if "shuffle" in name:
+        return everything.view(_argument(node, "groups"), -1).t().flatten()
     data = work.value(_argument(node, "index")).data
     if data is None:
         message = f"{node.name} picks channels by indices that are not known when tracing."
@@ -269,7 +272,7 @@ REWRITES: Final[dict[str, Rewrite]] = _table(
     (_sizes("shape"), "reshape"),
     (unflatten, "unflatten"),
     (split, "split split_with_sizes chunk tensor_split"),
-    (take, "slice narrow roll index_select"),
+    (take, "slice narrow roll index_select channel_shuffle native_channel_shuffle"),
     (select, "select"),
     (index, "index"),
     (pad, "pad constant_pad_nd"),

@@ -11,21 +11,24 @@ from typing import Any, Final
 import torch
 
 from deploy_prune.surgery.calls import Call, Result, Rule
+from deploy_prune.surgery.einsum import einsum
 from deploy_prune.surgery.labels import Value
-from deploy_prune.surgery.movement import cat, index, move, pad, stack
+from deploy_prune.surgery.movement import cat, index, like_another, move, pad, stack
 from deploy_prune.surgery.plain import (
     affine,
     along_dim,
     attention,
     gated_half,
+    inner_product,
     matmul,
+    matrix_vector,
     over_positions,
     pointwise,
     prelu,
     reduction,
     same_as_input,
 )
-from deploy_prune.surgery.weights import channel_norm, convolution, embedding, linear, mixing_norm
+from deploy_prune.surgery.weights import channel_norm, convolution, embedding, linear, mixing_norm, weight_norm
 
 
 def unknown(call: Call) -> Result:
@@ -34,6 +37,11 @@ def unknown(call: Call) -> Result:
         call.freeze(value, f"there is no rule for the operator {call.name}")
     outputs = tuple(Value(shape=s) for s in call.shapes)
     return outputs if call.several else outputs[0]
+
+
+def fresh(call: Call) -> Result:
+    """A new tensor of given sizes: it takes nothing but the type from what it is made like."""
+    return call.result(())
 
 
 def _table(*rows: tuple[Rule, str]) -> dict[str, Rule]:
@@ -48,10 +56,15 @@ RULES: Final[dict[str, Rule]] = _table(
     (mixing_norm, "layer_norm group_norm rms_norm native_layer_norm native_group_norm"),
     (attention, "scaled_dot_product_attention"),
     (embedding, "embedding"),
+    (weight_norm, "_weight_norm _weight_norm_interface"),
+    (matrix_vector, "mv"),
+    (inner_product, "dot vdot"),
+    (fresh, "new_zeros new_ones new_full new_empty"),
+    (einsum, "einsum"),
     (prelu, "prelu _prelu_kernel"),
     (gated_half, "glu"),
     (affine, "addmm"),
-    (pointwise, "hardswish fill copy floor_divide multiply divide subtract true_divide log_sigmoid zeros_like "
+    (pointwise, "hardswish zero fill copy floor_divide multiply divide subtract true_divide log_sigmoid zeros_like "
      "ones_like full_like empty_like rand_like randn_like bernoulli"),
     (over_positions, "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d "
      "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool2d "
@@ -63,8 +76,9 @@ RULES: Final[dict[str, Rule]] = _table(
     (move, "view reshape _unsafe_view permute transpose t slice select split split_with_sizes chunk expand unsqueeze "
      "squeeze flatten unflatten clone contiguous alias detach roll flip pixel_shuffle pixel_unshuffle repeat unbind "
      "narrow movedim moveaxis swapaxes repeat_interleave channel_shuffle tile native_channel_shuffle lift_fresh_copy "
-     "lift_fresh tensor_split view_as expand_as im2col unfold as_strided to _to_copy type_as hsplit vsplit dsplit "
+     "lift_fresh tensor_split im2col unfold as_strided to _to_copy type_as hsplit vsplit dsplit "
      "positive numpy_T mT tril triu rot90 diagonal"),
+    (like_another, "view_as expand_as reshape_as"),
     (pad, "pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d"),
     (index, "index index_select"),
     (cat, "cat concat concatenate"),

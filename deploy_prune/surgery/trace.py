@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from deploy_prune.errors import SurgeryError
@@ -52,8 +53,10 @@ def time_limit(seconds: float, doing: str) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def trace(network: nn.Module, inputs: Sequence[Tensor], timeout_s: float) -> ExportedProgram:
+def trace(network: nn.Module, inputs: Sequence[Tensor], timeout_s: float, shapes: Any = None) -> ExportedProgram:
     """The network's ATen graph in eval mode, for inputs of these shapes.
+
+    ``shapes``: which sizes are free, as torch.export's ``dynamic_shapes``; default: none.
 
     Raises:
         SurgeryError: torch.export can't trace it (with its own first line), or not within ``timeout_s``.
@@ -61,10 +64,65 @@ def trace(network: nn.Module, inputs: Sequence[Tensor], timeout_s: float) -> Exp
     with evaluating(network), warnings.catch_warnings(), time_limit(timeout_s, "Tracing the network"):
         warnings.simplefilter("ignore")
         try:
-            return torch.export.export(network, tuple(inputs), strict=False)
+            program = torch.export.export(network, tuple(inputs), strict=False, dynamic_shapes=shapes)
+            _inline_regions(program.graph_module)
+            return program
         except SurgeryError:
             raise
         except Exception as error:
             first = (str(error).strip().splitlines() or [""])[0]
             message = f"The network can't be traced by torch.export: {type(error).__name__}: {first[:300]}"
             raise SurgeryError(message) from error
+
+
+_REGIONS: Final = {
+    torch.ops.higher_order.wrap_with_set_grad_enabled: 1,
+    torch.ops.higher_order.wrap_with_autocast: 4,
+}
+"""Operators that call a graph under no_grad or autocast, and the graph's place among their arguments."""
+
+
+def _inline_regions(module: fx.GraphModule) -> None:
+    """Put the calls of no_grad and autocast regions into the graph itself; what leaves no_grad is detached.
+
+    (Autocast changes nothing here: the graph has the casts that were made.)
+    """
+    while regions := [n for n in module.graph.nodes if n.target in _REGIONS]:
+        for node in regions:
+            _inline(module, node, _REGIONS[node.target])
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+
+
+def _inline(module: fx.GraphModule, node: fx.Node, place: int) -> None:
+    inner = module.get_submodule(str(node.args[place].target))  # type: ignore[union-attr]
+    assert isinstance(inner, fx.GraphModule)
+    detached = place == 1 and node.args[0] is False
+    operands = iter(node.args[place + 1 :])
+    made: dict[fx.Node, Any] = {}
+    results: list[Any] = []
+    with module.graph.inserting_before(node):
+        for each in inner.graph.nodes:
+            if each.op == "placeholder":
+                made[each] = next(operands)
+            elif each.op == "get_attr":
+                name = f"{node.name}_{each.target}".replace(".", "_")
+                setattr(module, name, fx.graph_module._get_attr(inner, each.target))
+                made[each] = module.graph.get_attr(name)
+            elif each.op != "output":
+                made[each] = module.graph.node_copy(each, lambda n: made[n])
+            else:
+                results = [made[n] if isinstance(n, fx.Node) else n for n in each.args[0]]
+        if detached:
+            results = [_detach(module.graph, r) for r in results]
+    for user in list(node.users):
+        user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+        module.graph.erase_node(user)
+    module.graph.erase_node(node)
+
+
+def _detach(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    made = graph.call_function(torch.ops.aten.detach.default, (node,))
+    made.meta = dict(node.meta)
+    return made

@@ -6,8 +6,8 @@ from math import prod
 
 from torch import Tensor
 
-from deploy_prune.surgery.calls import Applied, Call, Result, along, contract, keep_dims, on, same, width
-from deploy_prune.surgery.labels import Value
+from deploy_prune.surgery.calls import Applied, Call, Result, along, contract, keep_dims, on, same, width, zero_free
+from deploy_prune.surgery.labels import Value, varying
 from deploy_prune.types import LayerKind
 
 
@@ -120,6 +120,8 @@ def apply_linear(call: Call, weight: Value, in_axis: int, out_axis: int, vectors
 def channel_norm(call: Call) -> Result:
     """Norms that treat every channel alone (batch norm, instance norm): parameters lie along dimension 1."""
     x = call.given["input"]
+    if x.vanishing() and x.shape[0] == 1:
+        return _standardised(call, x)
     ids = along(call, x, 1)
     vectors = 0
     for name in ("weight", "bias", "running_mean", "running_var"):
@@ -138,6 +140,32 @@ def channel_norm(call: Call) -> Result:
     return call.result(x.fields)
 
 
+def _standardised(call: Call, x: Value) -> Result:
+    """A weight [1, O, N] whose every filter is normalised (Qiao et al., arXiv 1903.10520): over kept inputs."""
+    reason = f"{call.module or call.name} standardises its weight over it"
+    if x.tensor is None or call.given.get("running_mean") is not None:
+        call.freeze(x, reason)
+        return call.result(x.fields)
+    out = along(call, x, 1)
+    for name in ("weight", "bias"):
+        if call.given.get(name) is not None:
+            same(call, out, along(call, call.given[name], 0), f"{call.module or call.name} scales its weight")
+    zero_free(call, x, [2], reason)
+    call.labels.mixing.append(x.tensor)
+    return Value(shape=call.shape, fields=x.fields, vanishes=True)
+
+
+def weight_norm(call: Call) -> Result:
+    """Weight g v / |v|, the norm over all dimensions but one (Salimans and Kingma, arXiv 1602.07868)."""
+    v, g, dim = call.given["v"], call.given["g"], call.given.get("dim", 0)
+    same(call, along(call, v, dim), along(call, g, dim), f"{call.module or call.name} scales its weight")
+    zero_free(
+        call, v, [d for d in range(len(v.shape)) if d != dim], f"{call.module or call.name} normalises its weight"
+    )
+    made = Value(shape=call.shape, fields=v.fields, vanishes=True)
+    return (made, *(Value(shape=s) for s in call.shapes[1:])) if call.several else made
+
+
 def mixing_norm(call: Call) -> Result:
     """Norms over several channels (layer, group and RMS norm): their statistics are over the kept ones.
 
@@ -150,6 +178,11 @@ def mixing_norm(call: Call) -> Result:
             call.freeze(value, f"{name} normalises over channels, and has no weight of its own per channel")
         return call.result(x.fields)
     axis = 1 if shape is None else len(x.shape) - 1
+    if any(f.shape[axis] > 1 and len(varying(f)) > 1 for f in x.fields):  # of heads: each is whole, with its norm
+        for part in (weight, call.given.get("bias")):
+            if part is not None:
+                call.freeze(part, f"{name} is shared between heads")
+        return call.result(keep_dims(call, x, [axis], f"{name} normalises over it"))
     ids = along(call, x, axis)
     for part in (weight, call.given.get("bias")):
         if part is not None:

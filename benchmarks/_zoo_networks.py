@@ -1,0 +1,188 @@
+"""The zoo's networks by name, with random weights and an output that moves with the input.
+
+Prefixes: tv torchvision.models, tvseg and tvdet its segmentation and detection networks, timm, hf transformers (tiny
+configurations). Detection networks are the backbone and the dense heads: what comes after them (boxes, suppression)
+depends on the data, and no channel passes it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from deploy_prune import models
+from deploy_prune.recipe import ModelPart
+from deploy_prune.vision import import_timm, import_torchvision
+
+NUM_CLASSES: Final = 10
+
+LISTED: Final = (
+    "tv:resnet18 tv:resnet50 tv:resnext50_32x4d tv:regnet_y_400mf tv:shufflenet_v2_x1_0 tv:densenet121 "
+    "tv:efficientnet_b0 tv:efficientnet_v2_s tv:squeezenet1_1 tv:mobilenet_v2 tv:mobilenet_v3_small tv:convnext_tiny "
+    "tv:swin_t tv:swin_v2_t tv:alexnet tv:vgg11_bn tv:googlenet tv:inception_v3 tv:vit_b_16 tvseg:fcn_resnet50 "
+    "tvseg:deeplabv3_mobilenet_v3_large tvseg:deeplabv3_resnet50 tvdet:ssd300_vgg16 "
+    "tvdet:ssdlite320_mobilenet_v3_large "
+    "tvdet:retinanet_resnet50_fpn tvdet:fasterrcnn_mobilenet_v3_large_320_fpn tv:maxvit_t tvdet:maskrcnn_resnet50_fpn "
+    "timm:resnet18 timm:res2net50_26w_4s timm:skresnet18 timm:resnest14d timm:hrnet_w18_small timm:ghostnetv2_100 "
+    "timm:mobilenetv3_small_100 timm:efficientnet_lite0 timm:fbnetc_100 timm:tinynet_e timm:mixnet_s timm:mobileone_s0 "
+    "timm:repvgg_a0 timm:dla34 timm:cspresnet50 timm:cspdarknet53 timm:nf_regnet_b0 timm:xception41 timm:nf_resnet26 "
+    "timm:selecsls42b timm:regnetz_b16 timm:repvit_m0_9 timm:poolformer_s12 timm:convnext_atto timm:convnextv2_atto "
+    "timm:rexnet_100 timm:gcresnet33ts timm:inception_resnet_v2 timm:nasnetalarge timm:resnetv2_50 timm:densenet121 "
+    "timm:bat_resnext26ts timm:gernet_s timm:vit_tiny_patch16_224 timm:deit_tiny_patch16_224 timm:cait_xxs24_224 "
+    "timm:swinv2_cr_tiny_ns_224 timm:levit_128s timm:mobilevit_xxs timm:edgenext_xx_small timm:efficientformer_l1 "
+    "timm:mobilevitv2_050 timm:fastvit_t8 timm:tiny_vit_5m_224 timm:efficientformerv2_s0 timm:pvt_v2_b0 "
+    "timm:coat_lite_tiny timm:xcit_nano_12_p16_224 timm:pit_ti_224 timm:tnt_s_legacy_patch16_224 timm:botnet26t_256 "
+    "timm:halonet26t timm:convmixer_768_32 timm:volo_d1_224 timm:beit_base_patch16_224 timm:sequencer2d_s "
+    "timm:mvitv2_tiny hf:vit hf:dinov2 hf:segformer hf:convnext hf:mobilevit hf:bert hf:llama_gqa"
+)
+
+SMALL: Final = {
+    "tv": "resnet18 resnet50 resnext50_32x4d regnet_y_400mf shufflenet_v2_x1_0 densenet121 efficientnet_b0 "
+    "efficientnet_v2_s squeezenet1_1 mobilenet_v2 mobilenet_v3_small convnext_tiny vgg11_bn googlenet",
+    "tvseg": "fcn_resnet50 deeplabv3_mobilenet_v3_large deeplabv3_resnet50",
+    "timm": "resnet18 res2net50_26w_4s skresnet18 resnest14d hrnet_w18_small mobilenetv3_small_100 efficientnet_lite0 "
+    "fbnetc_100 tinynet_e mixnet_s mobileone_s0 repvgg_a0 dla34 cspresnet50 cspdarknet53 nf_regnet_b0 xception41 "
+    "nf_resnet26 selecsls42b regnetz_b16 repvit_m0_9 poolformer_s12 convnext_atto convnextv2_atto rexnet_100 "
+    "gcresnet33ts resnetv2_50 densenet121 gernet_s convmixer_768_32 ghostnetv2_100",
+}
+"""Networks that take 64 pixels as well as their own size, and are quicker so."""
+
+SIZES: Final = {"tv:inception_v3": 299, "timm:inception_resnet_v2": 160, "timm:nasnetalarge": 128}
+"""Other sizes than the default configuration's. Detection networks: see ``_detection_size``."""
+
+
+def make(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
+    """A network by its name in the list and an input batch; batch norm calibrated, nothing zero. In eval mode."""
+    torch.manual_seed(seed)
+    prefix, _, rest = name.partition(":")
+    network, size = _BUILDERS[prefix](rest)
+    size = SIZES.get(name, 64 if rest in SMALL.get(prefix, "").split() else size)
+    inputs = torch.randint(0, 90, (4, 12)) if isinstance(network, _Text) else torch.randn(4, 3, size, size)
+    return lively(network, inputs), inputs
+
+
+def part_of(name: str) -> ModelPart:
+    """What architecture.json says about where the network comes from."""
+    prefix, _, rest = name.partition(":")
+    return ModelPart(source=f"{ {'tv': 'torchvision'}.get(prefix, prefix) }:{rest}".replace(" ", ""))
+
+
+def lively(network: nn.Module, x: Tensor) -> nn.Module:
+    """Random affine parameters instead of zeros and tiny constants, and batch-norm statistics that are the data's."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()) and parameter.abs().max() < 0.1:
+                if parameter.dim() > 1:
+                    parameter.normal_(0, max(parameter[0].numel(), 1) ** -0.5)
+                elif name.endswith("bias"):
+                    parameter.uniform_(-0.1, 0.1)
+                else:
+                    parameter.uniform_(0.2, 0.6)
+        for module in norms:
+            module.momentum = None
+            if module.affine:
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(-0.5, 0.5)
+        network.train()(x)
+    return network.eval()
+
+
+def _torchvision(name: str) -> tuple[nn.Module, int]:
+    import_torchvision()
+    extra = {"init_weights": True} if name in {"googlenet", "inception_v3"} else {}
+    network = models.build(ModelPart(source=f"torchvision:{name}", args=extra), NUM_CLASSES)
+    return (_First(network), 224) if name in {"googlenet", "inception_v3"} else (network, 224)
+
+
+def _segmentation(name: str) -> tuple[nn.Module, int]:
+    builders = importlib.import_module("torchvision.models.segmentation") if import_torchvision() else None
+    network = getattr(builders, name)(weights=None, weights_backbone=None, num_classes=NUM_CLASSES)
+    return _First(network), 224
+
+
+def _detection(name: str) -> tuple[nn.Module, int]:
+    builders = importlib.import_module("torchvision.models.detection") if import_torchvision() else None
+    network = getattr(builders, name)(weights=None, weights_backbone=None, num_classes=NUM_CLASSES)
+    return _Dense(network), _detection_size(name)
+
+
+def _detection_size(name: str) -> int:
+    return next((size for sign, size in (("ssdlite320", 320), ("ssd300", 300)) if sign in name), 160)
+
+
+def _timm(name: str) -> tuple[nn.Module, int]:
+    network = import_timm().create_model(name, pretrained=False, num_classes=NUM_CLASSES)
+    return network, network.default_cfg["input_size"][-1]
+
+
+def _transformers(name: str) -> tuple[nn.Module, int]:
+    import_torchvision()
+    t = importlib.import_module("transformers")
+    small: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = {"image_size": 32, "num_labels": NUM_CLASSES}
+    if name == "bert":
+        config = t.BertConfig(**small, vocab_size=100, intermediate_size=64, num_labels=NUM_CLASSES)
+        return _Text(t.BertForSequenceClassification(config)), 0
+    if name == "llama_gqa":
+        config = t.LlamaConfig(**small, vocab_size=100, intermediate_size=64, num_key_value_heads=2, use_cache=False)
+        return _Text(t.LlamaForCausalLM(config)), 0
+    configs: dict[str, tuple[str, dict[str, Any]]] = {
+        "vit": ("ViT", {**small, **vision, "patch_size": 8, "intermediate_size": 64}),
+        "dinov2": ("Dinov2", {**small, **vision, "patch_size": 8}),
+        "segformer": ("Segformer", {"hidden_sizes": [16, 32, 48, 64], "depths": [1] * 4, "num_labels": NUM_CLASSES}),
+        "convnext": ("ConvNext", {"hidden_sizes": [16, 32, 48, 64], "depths": [1] * 4, "num_labels": NUM_CLASSES}),
+        "mobilevit": ("MobileViT", {"image_size": 64, "num_labels": NUM_CLASSES}),
+    }
+    stem, values = configs[name]
+    network = getattr(t, f"{stem}ForImageClassification")(getattr(t, f"{stem}Config")(**values))
+    return _Logits(network), values.get("image_size", 64)
+
+
+_BUILDERS: Final[dict[str, Callable[[str], tuple[nn.Module, int]]]] = {
+    "tv": _torchvision, "tvseg": _segmentation, "tvdet": _detection, "timm": _timm, "hf": _transformers,
+}  # fmt: skip
+
+
+class _First(nn.Module):
+    """A network whose training outputs are several: all of them in training, the first outside."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Any:
+        made = self.network(x)
+        values = list(made.values()) if isinstance(made, dict) else made
+        return values if isinstance(values, Tensor) else values[0] if not self.training else tuple(values)
+
+
+class _Dense(nn.Module):
+    """A detection network's backbone and its dense heads."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.backbone = network.backbone
+        self.head = network.rpn.head if hasattr(network, "rpn") else network.head
+
+    def forward(self, x: Tensor) -> Any:
+        features = list(self.backbone(x).values())
+        made = self.head(features)
+        return tuple(made.values()) if isinstance(made, dict) else tuple(t for part in made for t in part)
+
+
+class _Logits(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).logits
+
+
+class _Text(_Logits):
+    """A language network: tokens int64[B, T] in, logits out."""

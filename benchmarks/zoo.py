@@ -1,0 +1,243 @@
+"""Cut half of every channel group of many networks and check everything that can be checked.
+
+    python benchmarks/zoo.py [NAME...] [--json FILE] [--timeout S] [--plain]
+
+Names as in _zoo_networks.py (tv: tvseg: tvdet: timm: hf:); default: its list. Weights are random; every network has
+a process and a time limit of its own. --plain: beside it torch-pruning's MetaPruner on the same network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deploy_prune.search import gated
+from deploy_prune.types import Keep, Structure
+
+
+def half(structure: Structure, seed: int = 0) -> Keep:
+    """A random half of every group."""
+    generator = torch.Generator().manual_seed(seed)
+    return {g.name: torch.randperm(g.channels, generator=generator) < max(1, g.channels // 2) for g in structure.groups}
+
+
+def gates_on(structure: Structure) -> Callable[..., Any]:
+    return lambda network, gates: gated(network, structure).forward(gates)
+
+
+def macs_share(structure: Structure) -> float:
+    """The share of convolutions' and linear layers' MACs in layers with channels that can be cut on either side."""
+    dense, mine, total = structure.dense_counts, 0, 0
+    for layer in structure.layers:
+        if layer.kind != "norm":
+            macs = layer.positions * layer.taps * layer.inputs.at(dense) * layer.outputs.at(dense)
+            total += macs
+            mine += macs if layer.inputs.per_unit or layer.outputs.per_unit else 0
+    return mine / max(1, total)
+
+
+def check(name: str, row: dict[str, Any]) -> None:
+    """Everything about one network, into ``row``; raises at the first thing that fails."""
+    import _zoo_networks
+
+    from deploy_prune.recipe import PrunePart
+    from deploy_prune.surgery.cut import cut
+    from deploy_prune.surgery.graph import find_groups
+    from deploy_prune.surgery.settle import settle
+    from deploy_prune.surgery.verify import verify
+
+    row["stage"] = "build"
+    network, x = _zoo_networks.make(name)
+    row["stage"], started = "find", time.perf_counter()
+    found = find_groups(network, (x[:1],), PrunePart())
+    row["find_s"] = round(time.perf_counter() - started, 2)
+    row["stage"], started = "settle", time.perf_counter()
+    structure = settle(network, found, (x[:2],), gates_on, PrunePart())
+    row["settle_s"] = round(time.perf_counter() - started, 2)
+    row["form"] = "module" if structure.blueprint is None else "graph"
+    row["groups"], row["found"] = len(structure.groups), len(found.groups)
+    row["macs_share"] = round(macs_share(structure), 4)
+    row["whole"] = [[w.name, w.channels, w.reason] for w in structure.whole]
+    if not structure.groups:
+        message = "no group can be cut"
+        raise RuntimeError(message)
+    keep = half(structure)
+    row["stage"], started = "cut", time.perf_counter()
+    slim = cut(network, structure, keep)
+    row["cut_s"] = round(time.perf_counter() - started, 2)
+    row["params_left"] = round(count(slim) / count(network), 3)
+    row["stage"] = "verify"
+    proof = verify(network, slim, structure, keep, (x,), gates_on(structure))
+    row["difference"], row["precision"] = proof.difference, proof.precision
+    for stage, step in (("train", train), ("json", round_trip), ("onnx", onnx)):
+        row["stage"] = stage
+        row[stage] = step(name, network, slim, keep, x)
+    row["stage"] = "done"
+
+
+def count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def tensors(output: Any) -> list[Tensor]:
+    from deploy_prune.surgery.verify import tensors_of
+
+    return tensors_of(output)
+
+
+def train(name: str, network: nn.Module, slim: nn.Module, keep: Keep, x: Tensor) -> str:
+    """Forward and backward in train mode: finite gradients reach the parameters."""
+    import copy
+
+    slim = copy.deepcopy(slim).train()
+    made = slim(x)
+    parts = [made] if isinstance(made, Tensor) else list(made)
+    sum(p.square().mean() for p in parts if isinstance(p, Tensor)).backward()
+    grads = [p.grad for p in slim.parameters() if p.requires_grad]
+    assert any(g is not None for g in grads), "no gradient"
+    assert all(bool(g.isfinite().all()) for g in grads if g is not None), "a gradient is not finite"
+    return "ok"
+
+
+def round_trip(name: str, network: nn.Module, slim: nn.Module, keep: Keep, x: Tensor) -> int:
+    """architecture.json and weights into a fresh network: the same output to the bit. Returns the file's bytes."""
+    import _zoo_networks
+
+    from deploy_prune.surgery import architecture
+
+    part = _zoo_networks.part_of(name)
+    text = architecture.dumps(architecture.describe(part, _zoo_networks.NUM_CLASSES, x[:1].shape, keep, network, slim))
+    fresh, _ = _zoo_networks.make(name, seed=1)
+    told = architecture.loads(text)
+    again = architecture.build(told, fresh, example=x[:1]).eval()
+    architecture.load_weights(again, slim.state_dict(), Path("weights.safetensors"))
+    with torch.no_grad():
+        pairs = list(zip(tensors(slim.eval()(x)), tensors(again(x)), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs), "reloaded network's output differs"
+    return len(text)
+
+
+def onnx(name: str, network: nn.Module, slim: nn.Module, keep: Keep, x: Tensor) -> float:
+    """Relative difference to ONNX Runtime."""
+    from deploy_prune.export.onnx import write
+    from deploy_prune.export.parity import check_parity
+    from deploy_prune.recipe import ExportPart
+
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = write(slim, x[:1], Path(folder) / "slim.onnx", "fp32", ExportPart())
+        return check_parity(slim, artifact, x).max_rel
+
+
+def plain(name: str, row: dict[str, Any]) -> None:
+    """torch-pruning's own pruner: half of everything but the last linear layer, then a forward."""
+    import _zoo_networks
+    import torch_pruning as tp
+
+    network, x = _zoo_networks.make(name)
+    shapes = [t.shape for t in tensors(network(x))]
+    last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1:]
+    started = time.perf_counter()
+    pruner = tp.pruner.MetaPruner(
+        network, x[:1], importance=tp.importance.RandomImportance(), pruning_ratio=0.5, ignored_layers=last
+    )
+    before = count(network)
+    pruner.step()
+    row["plain_s"] = round(time.perf_counter() - started, 2)
+    assert [t.shape for t in tensors(network(x))] == shapes, "the output's shape has changed"
+    assert count(network) < before, "nothing was cut"
+
+
+def alone(name: str, mode: str, timeout: float) -> dict[str, Any]:
+    """Check one network in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "row.json"
+        command = [sys.executable, __file__, "--child", mode, "--json", str(path), name]
+        try:
+            done = subprocess.run(command, timeout=timeout, capture_output=True, text=True, check=False)
+        except subprocess.TimeoutExpired:
+            return {"error": f"no result in {timeout:g} s"}
+        if not path.exists():
+            return {"error": f"the process ended with {done.returncode}: {done.stderr.strip()[-200:]}"}
+        row: dict[str, Any] = json.loads(path.read_text())
+        return row
+
+
+def child(name: str, mode: str, path: Path) -> None:
+    """One network, in this process; the row goes to ``path``."""
+    row: dict[str, Any] = {}
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    try:
+        {"ours": check, "plain": plain}[mode](name, row)
+    except ImportError as error:
+        row["skipped"] = str(error)
+    except Exception as error:  # noqa: BLE001  whatever goes wrong is the row's result
+        first = (str(error).strip().splitlines() or [""])[0]
+        row["error"] = f"{type(error).__name__}: {first[:300]}"
+        import traceback
+
+        row["traceback"] = traceback.format_exc().splitlines()[-6:]
+    row["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    path.write_text(json.dumps(row))
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    """One network in one line."""
+    state = "skipped" if "skipped" in row else "FAILED " + row.get("stage", "") if "error" in row else "passed"
+    keys = ("groups", "macs_share", "form", "find_s", "settle_s", "cut_s", "params_left", "difference", "precision",
+            "json", "onnx", "peak_mb")  # fmt: skip
+    figures = " ".join(f"{k} {row[k]:.2g}" if isinstance(row[k], float) else f"{k} {row[k]}" for k in keys if k in row)
+    reasons = "; ".join(f"{n}[{c}]: {r}" for n, c, r in row.get("whole", [])[:3])
+    text = f"{name:44} {state:10} {figures}"
+    text += f"\n    {row['error']}" if "error" in row else ""
+    text += f"\n    whole: {reasons}" if reasons and row.get("macs_share", 1) < 0.9 else ""
+    return text + (f"\n    plain torch-pruning: {row['plain']}" if "plain" in row else "")
+
+
+def run(names: Sequence[str], timeout: float, with_plain: bool) -> dict[str, dict[str, Any]]:
+    rows = {}
+    for name in names:
+        rows[name] = alone(name, "ours", timeout)
+        if with_plain:
+            other = alone(name, "plain", timeout)
+            rows[name]["plain"] = other.get("error", f"passed, {other.get('plain_s')} s")
+        print(line(name, rows[name]), flush=True)
+    return rows
+
+
+def main() -> None:
+    """Check the networks and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--timeout", type=float, default=300, help="seconds per network (default 300)")
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--child", choices=["ours", "plain"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.names[0], arguments.child, arguments.json)
+        return
+    import _zoo_networks
+
+    rows = run(arguments.names or _zoo_networks.LISTED.split(), arguments.timeout, arguments.plain)
+    passed = [n for n, r in rows.items() if "error" not in r and "skipped" not in r]
+    wide = [n for n in passed if rows[n]["macs_share"] >= 0.9]
+    print(f"\n{len(passed)} of {len(rows)} passed, {len(wide)} of them with 90% of their MACs in groups.")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
