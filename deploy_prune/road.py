@@ -68,7 +68,7 @@ def workbench(road: Road, scratch: Path) -> Workbench:
     """The network with initial weights, and its channel groups, each tried for real."""
     set_seed(road.recipe.seed)
     road.session.progress("find the channel groups", 0, 1)
-    network = models.build(road.recipe.model, road.data.num_source)
+    network = _as_if_trained(models.build(road.recipe.model, road.data.num_source))
     found = find_groups(network, (road.example,), road.recipe.prune)
     inputs = (road.data.source_test.take(_first(PROOF_EXAMPLES // 2, len(road.data.source_test)))[0],)
     structure = settle(network, found, inputs, gates_of, road.recipe.prune)
@@ -77,6 +77,15 @@ def workbench(road: Road, scratch: Path) -> Workbench:
         network=network, structure=structure, example=road.example, recipe=road.recipe, scratch=scratch,
         progress=road.session.progress,
     )  # fmt: skip
+
+
+def _as_if_trained(network: nn.Module) -> nn.Module:
+    """Initial biases and norms are all alike, and exporters store equal tensors once; a trained network's differ."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.empty_like(parameter).uniform_(-0.1, 0.1))
+    return network
 
 
 def gates_of(structure: Structure) -> Any:
