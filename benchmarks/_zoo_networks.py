@@ -57,12 +57,22 @@ SIZES: Final = {"tv:inception_v3": 299, "timm:inception_resnet_v2": 160, "timm:n
 
 def make(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
     """A network by its name in the list and an input batch; batch norm calibrated, nothing zero. In eval mode."""
+    network, size = fresh(name, seed)
+    prefix, _, rest = name.partition(":")
+    size = SIZES.get(name, 64 if rest in SMALL.get(prefix, "").split() else size)
+    inputs = (
+        torch.randint(0, 90, (4, 12))
+        if isinstance(network, _Text)
+        else torch.randn(4 if size < 128 else 2, 3, size, size)
+    )
+    return lively(network, inputs), inputs
+
+
+def fresh(name: str, seed: int) -> tuple[nn.Module, int]:
+    """A network as its library makes it, with random weights, and its usual input size."""
     torch.manual_seed(seed)
     prefix, _, rest = name.partition(":")
-    network, size = _BUILDERS[prefix](rest)
-    size = SIZES.get(name, 64 if rest in SMALL.get(prefix, "").split() else size)
-    inputs = torch.randint(0, 90, (4, 12)) if isinstance(network, _Text) else torch.randn(4, 3, size, size)
-    return lively(network, inputs), inputs
+    return _BUILDERS[prefix](rest)
 
 
 def part_of(name: str) -> ModelPart:

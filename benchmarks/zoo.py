@@ -119,9 +119,9 @@ def round_trip(name: str, network: nn.Module, slim: nn.Module, keep: Keep, x: Te
 
     part = _zoo_networks.part_of(name)
     text = architecture.dumps(architecture.describe(part, _zoo_networks.NUM_CLASSES, x[:1].shape, keep, network, slim))
-    fresh, _ = _zoo_networks.make(name, seed=1)
+    fresh, _ = _zoo_networks.fresh(name, seed=1)
     told = architecture.loads(text)
-    again = architecture.build(told, fresh, example=x[:1]).eval()
+    again = architecture.build(told, fresh.eval(), example=x[:1])
     architecture.load_weights(again, slim.state_dict(), Path("weights.safetensors"))
     with torch.no_grad():
         pairs = list(zip(tensors(slim.eval()(x)), tensors(again(x)), strict=True))

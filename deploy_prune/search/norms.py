@@ -143,8 +143,8 @@ class KeptStatistics(TorchFunctionMode):
             return made
         if func is F.batch_norm and id(args[0]) in self._views:
             given = dict(zip(_BATCH_NORM, args, strict=False)) | kwargs
-            gate = self._views[id(args[0])][1]
-            return standardise(gate, args[0], given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
+            gate_1ON = self._views[id(args[0])][1]
+            return standardise(gate_1ON, args[0], given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
         ours = NORMS.get(func)
         if ours is not None:
             weight = args[ours[1]] if len(args) > ours[1] else kwargs.get("weight")

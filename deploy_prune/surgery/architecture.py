@@ -59,7 +59,7 @@ def describe(
         input_shape=tuple(input_shape),
         form=form,
         keep=keep,
-        shapes={name: (tuple(t.shape), tuple(after[name].shape)) for name, t in before.items()},
+        shapes={name: (tuple(t.shape), tuple(after.get(name, t).shape)) for name, t in before.items()},
     )
 
 

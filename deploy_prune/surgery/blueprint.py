@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -55,7 +55,17 @@ class GraphNetwork(fx.GraphModule):
         with _quietly():
             copied: Any = super().__deepcopy__(memo)
         assert isinstance(copied, GraphNetwork)
+        for path, module in self.named_modules():  # which the copy of a graph forgets
+            if module._non_persistent_buffers_set:
+                copied.get_submodule(path)._non_persistent_buffers_set |= module._non_persistent_buffers_set
         return copied
+
+    def save_only(self, names: Collection[str]) -> None:
+        """Leave all other tensors (constants of the graph) out of the state dict."""
+        for path, module in self.named_modules():
+            for local in module._buffers:
+                if (f"{path}.{local}" if path else local) not in names:
+                    module._non_persistent_buffers_set.add(local)
 
 
 @contextmanager
@@ -128,7 +138,9 @@ def with_weights(blueprint: Blueprint, network: nn.Module) -> GraphNetwork:
         _assign(graph, name, buffer.detach().clone())
     _restore_batch_norms(graph, network)
     with _quietly():
-        return GraphNetwork(graph, graph.graph)
+        made_network = GraphNetwork(graph, graph.graph)
+    made_network.save_only(network.state_dict().keys())
+    return made_network
 
 
 def _assign(graph: nn.Module, name: str, tensor: Tensor) -> None:

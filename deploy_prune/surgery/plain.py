@@ -27,8 +27,8 @@ def pointwise(call: Call) -> Result:
     if source is not None:
         operands.sort(key=lambda o: o[1] != source.shape or len(o[0]) != len(source.fields))
     for mine, _ in operands:
-        for labels in mine:
-            _meet_unlabelled(call, labels, operands, reason)
+        for field in mine:
+            labels = _meet_unlabelled(call, field, operands, reason)
             for other in fields:
                 if set(varying(labels)) & set(varying(other)):
                     _meet(call, labels, other, reason)
@@ -68,11 +68,16 @@ def _meet(call: Call, a: Tensor, b: Tensor, reason: str) -> None:
 
 def _meet_unlabelled(
     call: Call, labels: Tensor, operands: Sequence[tuple[tuple[Tensor, ...], tuple[int, ...]]], reason: str
-) -> None:
+) -> Tensor:
+    """A field that meets coordinates without labels stays; along those dimensions alone if it has others."""
+    bare: set[int] = set()
     for theirs, shape in operands:
         covered = {d for f in theirs for d in varying(f)}
-        if any(shape[d] > 1 and d not in covered for d in varying(labels)):
-            call.labels.freeze(labels, reason)
+        bare |= {d for d in varying(labels) if shape[d] > 1 and d not in covered}
+    if bare == set(varying(labels)):
+        call.labels.freeze(labels, reason)
+        return labels
+    return call.labels.tie(labels, sorted(bare), reason)
 
 
 def prelu(call: Call) -> Result:
@@ -202,6 +207,15 @@ def over_positions(call: Call) -> Result:
     last = {"1d": 1, "2d": 2, "3d": 3}.get(call.name[-2:], 0)
     dims = sorted({*spatial, *range(len(x.shape) - last, len(x.shape))})
     return call.result(keep_dims(call, x, dims, f"{call.name} mixes positions"))
+
+
+def patches(call: Call) -> Result:
+    """im2col (F.unfold): [B, C, H, W] to [B, C taps, L]; every channel's taps lie together."""
+    x = next(iter(call.values()))
+    reason = f"{call.name} mixes positions"
+    ids = along(call, replace(x, fields=keep_dims(call, x, [-2, -1], reason)), -3)
+    taps = call.shape[-2] // x.shape[-3]
+    return call.result(on(-2, len(call.shape), None if ids is None else ids.repeat_interleave(taps)))
 
 
 def reduction(call: Call) -> Result:

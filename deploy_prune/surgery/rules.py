@@ -23,12 +23,21 @@ from deploy_prune.surgery.plain import (
     matmul,
     matrix_vector,
     over_positions,
+    patches,
     pointwise,
     prelu,
     reduction,
     same_as_input,
 )
-from deploy_prune.surgery.weights import channel_norm, convolution, embedding, linear, mixing_norm, weight_norm
+from deploy_prune.surgery.weights import (
+    channel_norm,
+    convolution,
+    embedding,
+    linear,
+    mixing_norm,
+    recurrent,
+    weight_norm,
+)
 
 
 def unknown(call: Call) -> Result:
@@ -57,6 +66,7 @@ RULES: Final[dict[str, Rule]] = _table(
     (attention, "scaled_dot_product_attention"),
     (embedding, "embedding"),
     (weight_norm, "_weight_norm _weight_norm_interface"),
+    (recurrent, "lstm gru rnn_tanh rnn_relu"),
     (matrix_vector, "mv"),
     (inner_product, "dot vdot"),
     (fresh, "new_zeros new_ones new_full new_empty"),
@@ -70,13 +80,14 @@ RULES: Final[dict[str, Rule]] = _table(
      "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool2d "
      "upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d upsample_linear1d "
      "_upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler grid_sampler_2d"),
+    (patches, "im2col"),
     (reduction, "mean sum amax amin prod var std norm linalg_vector_norm any all argmax argmin max_dim logsumexp"),
     (along_dim, "softmax _softmax log_softmax _log_softmax cumsum cumprod sort topk"),
     (same_as_input, "dropout feature_dropout alpha_dropout native_dropout"),
     (move, "view reshape _unsafe_view permute transpose t slice select split split_with_sizes chunk expand unsqueeze "
      "squeeze flatten unflatten clone contiguous alias detach roll flip pixel_shuffle pixel_unshuffle repeat unbind "
      "narrow movedim moveaxis swapaxes repeat_interleave channel_shuffle tile native_channel_shuffle lift_fresh_copy "
-     "lift_fresh tensor_split im2col unfold as_strided to _to_copy type_as hsplit vsplit dsplit "
+     "lift_fresh tensor_split unfold as_strided to _to_copy type_as hsplit vsplit dsplit "
      "positive numpy_T mT tril triu rot90 diagonal"),
     (like_another, "view_as expand_as reshape_as"),
     (pad, "pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d"),

@@ -166,6 +166,13 @@ def weight_norm(call: Call) -> Result:
     return (made, *(Value(shape=s) for s in call.shapes[1:])) if call.several else made
 
 
+def recurrent(call: Call) -> Result:
+    """LSTM, GRU, RNN: what they read stays, and so do they."""
+    for value in call.values():
+        call.freeze(value, f"{call.module or call.name} is a recurrent layer ({call.name}), which is left whole")
+    return call.result(())
+
+
 def mixing_norm(call: Call) -> Result:
     """Norms over several channels (layer, group and RMS norm): their statistics are over the kept ones.
 

@@ -165,6 +165,29 @@ def standardised(net: Any, x: Tensor) -> Tensor:
     return F.conv2d(x, weight, padding=1)
 
 
+def involution(net: Any, x: Tensor) -> Tensor:
+    b, c, h, w = x.shape
+    kernel = net.kernel(x).view(b, 2, 1, 9, h, w)
+    patches = F.unfold(x, 3, padding=1).view(b, 2, c // 2, 9, h, w)
+    return (patches * kernel).sum(3).reshape(b, c, h, w)
+
+
+class Scaled(nn.Conv2d):
+    """A convolution that computes its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * 0.7, self.bias, padding=self.padding)
+
+
+def shared(net: Any, x: Tensor) -> Tensor:
+    return net.conv(net.conv(x).relu())
+
+
+def unet(net: Any, x: Tensor) -> Tensor:
+    down = net.down(F.max_pool2d(x, 2))
+    return torch.cat([F.interpolate(down, scale_factor=2.0, mode="bilinear"), x], 1)
+
+
 def old_weight_norm(module: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -269,6 +292,16 @@ CUT: Final[dict[str, Net]] = {
     "squeeze and excite": Net(Own(lambda n, x: x * n.fc(x.mean((2, 3), keepdim=True)).sigmoid(), fc=conv(k=1))),
     "transposed, grouped": Net(nn.ConvTranspose2d(8, 8, 2, stride=2, groups=4)),
     "upsampled": Net(nn.Upsample(scale_factor=2)),
+    "involution": Net(Own(involution, kernel=nn.Conv2d(8, 18, 1))),
+    "a subclass of convolution": Net(Scaled(8, 8, 3, padding=1)),
+    "one layer used twice": Net(Own(shared, conv=conv())),
+    "U-Net": Net(Own(unet, down=conv()), 16),
+    "copied in place": Net(Own(lambda n, x: torch.empty_like(x).copy_(n.conv(x)) + x, conv=conv())),
+    "spatial attention over kept channels": Net(
+        Own(lambda n, x: x * n.conv(x).sigmoid(), conv=nn.Conv2d(8, 1, 3, padding=1))
+    ),
+    "scale of the whole": Net(Own(lambda n, x: x * n.scale, scale=p(1))),
+    "dropout": Net(nn.Dropout2d(0.5)),
     "size by hand": Net(lambda x: x.view(-1, 8, 64).mean(2).view(-1, 8, 1, 1)),
 }  # fmt: skip
 
@@ -280,6 +313,13 @@ WHOLE: Final[dict[str, tuple[Net, str]]] = {
     "one channel at a time": (Net(lambda x: torch.stack([t.relu() for t in x.unbind(1)], 1)), "a single channel"),
     "product over channels": (
         Net(Own(tokens(lambda n, x: (x @ x.transpose(1, 2)).softmax(-1) @ x))), "matmul sums over it"),
+    "layer norm over channels and positions": (Net(nn.LayerNorm([8, 8, 8])), "normalises over channels"),
+    "spatial attention by mean": (Net(lambda x: x * x.mean(1, keepdim=True).sigmoid()), "mean reduces over it"),
+    "convolution over channels": (
+        Net(Own(lambda n, x: x * n.conv(x.mean((2, 3))[:, None])[:, 0, :, None, None],
+                conv=nn.Conv1d(1, 1, 3, padding=1))), "mixes positions"),
+    "indices that depend on the input": (
+        Net(lambda x: x.gather(1, x.mean((2, 3), keepdim=True).argsort(1).expand_as(x))), "no rule for the operator"),
     "GRU over channels": (
         Net(Own(tokens(lambda n, x: n.gru(x)[0]), gru=nn.GRU(8, 8, batch_first=True))), "gru"),
     "LSTM over channels": (
