@@ -282,7 +282,13 @@ def test_a_large_network_takes_well_under_a_second(granule):
     ranks = {g.name: torch.rand(g.channels, generator=lot) for g in structure.groups}
     limit = 0.5 * cost(structure.dense_counts)
     values = threshold_values(ranks, cost)
-    start = time.process_time()
-    keep = choose(values, structure, cost, limit, granule)
-    assert time.process_time() - start < 2.0  # some 0.15 s on an idle core
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # waiting threads would count as work on a busy machine
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        keep = choose(values, structure, cost, limit, granule)
+        seconds.append(time.process_time() - start)
+    torch.set_num_threads(threads)
+    assert min(seconds) < 1.0  # some 0.15 s on an idle core
     assert 0.995 * limit <= cost(counts(keep)) <= limit
