@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-"""Before torch is imported, here and in what tests start: threads that wait for each other make a busy machine crawl."""
+"""Before torch is imported, here and in what tests start: threads that wait for each other crawl on a busy machine."""
 
 
 @pytest.fixture(scope="session", autouse=True)
