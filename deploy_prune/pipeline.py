@@ -228,6 +228,7 @@ class BudgetReach:
 
     target: str
     budget: str
+    metric: Metric
     asked: float
     met: bool
     reason: str | None
@@ -285,8 +286,13 @@ def _reaches(
             )
             budgets.append(
                 BudgetReach(
-                    target=target.name, budget=budget.text, asked=asked, met=met, reason=None if met else reason
-                )
+                    target=target.name,
+                    budget=budget.text,
+                    metric=budget.metric,
+                    asked=asked,
+                    met=met,
+                    reason=None if met else reason,
+                )  # fmt: skip
             )
     return tuple(reaches.values()), tuple(budgets)
 

@@ -120,7 +120,7 @@ def dump(recipe: Recipe) -> str:
     stream = StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False  # type: ignore[assignment]
-    yaml.allow_unicode, yaml.width = True, 120
+    yaml.allow_unicode, yaml.width = False, 120  # escaped, as some characters would come back as line ends
     yaml.representer.ignore_aliases = lambda value: True
     yaml.dump(recipe.model_dump(), stream)
     return stream.getvalue()

@@ -58,6 +58,10 @@ class BudgetReach(Protocol):
         """The budget as the recipe has it."""
 
     @property
+    def metric(self) -> Metric:
+        """What the budget is about."""
+
+    @property
     def asked(self) -> float:
         """The limit in the metric's own unit."""
 
@@ -176,7 +180,7 @@ def check_tables(report: CheckReport) -> tuple[RenderableType, ...]:
     parts.append(_groups(report.structure.groups))
     parts.append(_whole(report.structure))
     parts.append(_targets(report.targets))
-    parts.append(_budgets(report.budgets, {reach.target: reach.metric for reach in report.targets}))
+    parts.append(_budgets(report.budgets))
     if report.missing_extras:
         extras = ", ".join(report.missing_extras)
         parts.append(Text(f"Not installed: {extras}. pip install 'deploy-prune[{extras}]'", style="red"))
@@ -224,13 +228,13 @@ def _targets(targets: Sequence[TargetReach]) -> Table:
     return table
 
 
-def _budgets(budgets: Sequence[BudgetReach], metrics: Mapping[str, Metric]) -> Table:
+def _budgets(budgets: Sequence[BudgetReach]) -> Table:
     table = _table("target", "budget", title="Budgets")
     table.add_column("asked", justify="right")
     table.add_column("can be met")
     for reach in budgets:
         answer = Text("yes", style="green") if reach.met else Text(f"no: {reach.reason}", style="red")
-        table.add_row(Text(reach.target), Text(reach.budget), amount(reach.asked, metrics[reach.target]), answer)
+        table.add_row(Text(reach.target), Text(reach.budget), amount(reach.asked, reach.metric), answer)
     return table
 
 

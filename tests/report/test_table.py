@@ -79,6 +79,7 @@ class Reach:
 class Answer:
     target: str = "host"
     budget: str = "50%"
+    metric: str = "latency"
     asked: float = 1.24
     met: bool = True
     reason: str | None = None
