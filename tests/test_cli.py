@@ -30,7 +30,9 @@ def row(budget: str = "50%", **changes) -> Row:
 
 
 def check_report(*, met: bool = True, missing: tuple[str, ...] = ()) -> SimpleNamespace:
-    budget = SimpleNamespace(target="host", budget="1%", asked=0.1, met=met, reason="the smallest is 2 ms")
+    budget = SimpleNamespace(
+        target="host", budget="1%", metric="latency", asked=0.1, met=met, reason="the smallest is 2 ms"
+    )
     reach = SimpleNamespace(
         target="host", granularity=8, granularity_source="measured", metric="latency", smallest=2.0, dense=10.0,
         predicted_by="table",
