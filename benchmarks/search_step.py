@@ -34,7 +34,7 @@ def steps_of(source: str, size: int, batch: int) -> tuple[Callable[[], None], Ca
     gates = {g.name: torch.full((g.channels,), 0.5, requires_grad=True) for g in structure.groups}
     weights = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
     both = torch.optim.Adam(gates.values(), lr=1e-3)
-    price, on = cost.macs(structure), gated(network, structure)
+    price, on = cost.macs(structure), gated(network, structure, batch)
     dense = price(structure.dense_counts)
 
     def plain() -> None:

@@ -157,7 +157,7 @@ def taylor(
     """
     options = read_options(TaylorOptions, config)
     copied = copy.deepcopy(network).to(session.accelerator.device).eval().requires_grad_(False)
-    gating = gated(copied, structure)
+    gating = gated(copied, structure, config.batch_size)
     sums = {g.name: torch.zeros(g.channels, device=session.accelerator.device) for g in structure.groups}
     for step in range(options.num_batches):
         gates = {name: torch.ones_like(total, requires_grad=True) for name, total in sums.items()}

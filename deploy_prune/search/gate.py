@@ -147,7 +147,7 @@ class _Search:
         options: GateOptions,
         config: SearchPart,
     ) -> None:
-        self.gating = gated(network, structure)
+        self.gating = gated(network, structure, config.batch_size)
         self.sizes = {group.name: group.channels for group in structure.groups}
         self.task, self.goal, self.options, self.steps = task, goal, options, config.steps
         device = self.gating.index_A.device

@@ -1,7 +1,8 @@
 """A network with its gates on: every group's gates multiply the input side of the weights that read its channels.
 
 A channel whose gate is 0 is then exactly a channel that is not there, whatever activation, bias or batch-norm stands
-between. Cost: one multiplication per weight, no extra activations.
+between. Cost: one multiplication per weight; where a layer's input is smaller than its weight (late convolutions on
+few pixels, heads), the input is multiplied instead, which is the same by linearity.
 
 Legend: N units of all groups, C units of one group, A coordinates of all gated axes, L coordinates of one axis.
 """
@@ -9,16 +10,19 @@ Legend: N units of all groups, C units of one group, A coordinates of all gated 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from deploy_prune.search.norms import KeptStatistics, inside
-from deploy_prune.types import Axis, Forward, Structure
+from deploy_prune.types import Axis, Forward, Layer, Structure
+
+PIXELS: Final[dict[type[nn.Module], int]] = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+"""Layers whose input may be gated instead of their weight: how many dimensions follow the channels."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,6 +31,7 @@ class GatedNetwork:
 
     ``index_A``: for each coordinate of each gated axis, its place among all units, or N for "no gate here".
     ``axes``: (tensor name, shape that lines the gates up with the tensor's axis), in the order of ``index_A``.
+    ``inputs``: (module name, its input channels' places, dimensions after them) where the input is gated instead.
     ``norms``: (name of a norm's weight, axis, its channels' places) where statistics are taken over channels: of norms,
     and of weights that are standardised. ``reduced``: names of those whose modules take them by their own code.
     ``aliases``: (other name, name) of tensors that several modules share.
@@ -36,6 +41,7 @@ class GatedNetwork:
     groups: tuple[str, ...]
     index_A: Tensor
     axes: tuple[tuple[str, tuple[int, ...]], ...]
+    inputs: tuple[tuple[str, Tensor, int], ...]
     norms: tuple[tuple[str, int, Tensor], ...]
     reduced: tuple[str, ...]
     aliases: tuple[tuple[str, str], ...]
@@ -46,10 +52,16 @@ class GatedNetwork:
         The gates enter the graph once, here: call `forward` anew for each step. Differentiable in gates and weights.
         Buffers (batch-norm statistics in train mode) are the network's own and are updated by it.
         """
-        weights = self.weights(gates)
-        if not self.norms:
-            return lambda *args, **kwargs: functional_call(self.network, weights, args, kwargs, tie_weights=False)
         gates_N = self._all(gates)
+        weights = self._weights(gates_N)
+        inputs = {name: gates_N[index_L].view(-1, *[1] * after) for name, index_L, after in self.inputs}
+
+        def plain_forward(*args: Any, **kwargs: Any) -> Any:
+            with _gated_inputs(self.network, inputs):
+                return functional_call(self.network, weights, args, kwargs, tie_weights=False)
+
+        if not self.norms:
+            return plain_forward
         norms, standardised, reduced = {}, {}, {}
         for name, axis, index_L in self.norms:
             tensor = weights.get(name, _tensor(self.network, name))
@@ -63,15 +75,15 @@ class GatedNetwork:
         def gated_forward(*args: Any, **kwargs: Any) -> Any:
             kept = KeptStatistics(norms, standardised)
             with kept, inside(self.network, kept, reduced), _without_fast_path():
-                return functional_call(self.network, weights, args, kwargs, tie_weights=False)
+                return plain_forward(*args, **kwargs)
 
         return gated_forward
 
-    def weights(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _weights(self, gates_N: Tensor) -> dict[str, Tensor]:
         """The gated tensors only: name -> weight * gates, broadcast along each gated axis."""
         if not self.axes:
             return {}
-        spread = torch.split(self._all(gates).index_select(0, self.index_A), [max(shape) for _, shape in self.axes])
+        spread = torch.split(gates_N.index_select(0, self.index_A), [max(shape) for _, shape in self.axes])
         gated: dict[str, Tensor] = {}
         for (name, shape), gate_L in zip(self.axes, spread, strict=True):
             weight = gated[name] if name in gated else _tensor(self.network, name)
@@ -81,7 +93,26 @@ class GatedNetwork:
     def _all(self, gates: Mapping[str, Tensor]) -> Tensor:
         """[N + 1]: the gates of all units, and a 1 for coordinates without a gate."""
         values = [gates[name] for name in self.groups]
-        return torch.cat([*values, torch.ones(1, dtype=values[0].dtype, device=values[0].device)])
+        one = values[0].new_ones(1) if values else torch.ones(1)
+        return torch.cat([*values, one])
+
+
+@contextmanager
+def _gated_inputs(network: nn.Module, gates: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, these modules' inputs are multiplied by their gates."""
+
+    def times(gate: Tensor) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            x, rest = (args[0], args[1:]) if args else (kwargs["input"], ())
+            return (x * gate.to(x.dtype), *rest), {k: v for k, v in kwargs.items() if k != "input"}
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, gate in gates.items():
+            handle = network.get_submodule(name).register_forward_pre_hook(times(gate), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
 
 
 @contextmanager
@@ -95,11 +126,12 @@ def _without_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def gated(network: nn.Module, structure: Structure) -> GatedNetwork:
+def gated(network: nn.Module, structure: Structure, batch: int = 1) -> GatedNetwork:
     """Prepare a network for gates; nothing in it is changed. Do it after the network is on its device.
 
     Several groups may share one axis (after a concatenation), one tensor may be gated along two axes, and a tensor
-    that several modules share is gated in all of them.
+    that several modules share is gated in all of them. ``batch``: examples in a batch; it decides where gating a
+    layer's input is cheaper than gating its weight, nothing else.
     """
     index = _index(structure, [group.consumers for group in structure.groups])
     normed = {*structure.mixing, *structure.reduced}
@@ -108,16 +140,40 @@ def gated(network: nn.Module, structure: Structure) -> GatedNetwork:
         for group in structure.groups
     ]
     device = next((_tensor(network, name).device for name, _ in index), torch.device("cpu"))
+    aliases = _aliases(network, {name for name, _ in index})
+    names = [name for name, _ in index]
+    single = {n for n in names if names.count(n) == 1} - normed - {name for _, name in aliases}
+    inputs = {name: after for name in single if (after := _input_rank(network, structure.layers, name, batch)) >= 0}
+    by_weight = {key: at for key, at in index.items() if key[0] not in inputs}
     none = torch.zeros(0, dtype=torch.int64)
     return GatedNetwork(
         network=network,
         groups=tuple(group.name for group in structure.groups),
-        index_A=torch.cat([none, *index.values()]).to(device),
-        axes=tuple((name, _line_up(_tensor(network, name), axis)) for name, axis in index),
+        index_A=torch.cat([none, *by_weight.values()]).to(device),
+        axes=tuple((name, _line_up(_tensor(network, name), axis)) for name, axis in by_weight),
+        inputs=tuple(
+            (name.rpartition(".")[0], at.to(device), inputs[name]) for (name, _), at in index.items() if name in inputs
+        ),
         reduced=structure.reduced,
-        aliases=_aliases(network, {name for name, _ in index}),
+        aliases=aliases,
         norms=tuple((name, axis, at.to(device)) for (name, axis), at in _index(structure, mixing).items()),
     )
+
+
+def _input_rank(network: nn.Module, layers: Sequence[Layer], name: str, batch: int) -> int:
+    """Dimensions after the channels in the input of the layer with this weight; -1 to gate the weight.
+
+    The input is gated if the weight is only ever read by its own module, a plain one, and is larger than the input.
+    """
+    path, _, leaf = name.rpartition(".")
+    module = network.get_submodule(path)
+    uses = [layer for layer in layers if layer.tensor == name]
+    plain = leaf == "weight" and type(module) in PIXELS and getattr(module, "groups", 1) == 1
+    if not plain or not uses or any(layer.name != path for layer in uses):
+        return -1
+    weight = _tensor(network, name)
+    size = batch * weight.shape[1] * sum(layer.input_positions for layer in uses)
+    return PIXELS[type(module)] if size < weight.numel() else -1
 
 
 def _index(structure: Structure, axes: Sequence[Sequence[Axis]]) -> dict[tuple[str, int], Tensor]:

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deploy_prune.recipe import PrunePart
 from deploy_prune.search import gated
+from deploy_prune.surgery.graph import find_groups
 from deploy_prune.types import Axis, ChannelGroup, Structure
 
 
@@ -42,15 +44,41 @@ def one_group(name: str, channels: int, *consumers: tuple[str, int, list[int]]) 
     return ChannelGroup(name=name, channels=channels, period=1, consumers=axes, members=axes)
 
 
+@pytest.mark.parametrize("batch", [1, 1000])
 @pytest.mark.parametrize("hard", [True, False])
-def test_equals_the_network_with_multiplied_weights(example, hard):
+def test_equals_the_network_with_multiplied_weights(example, hard, batch):
     network = example.network.eval()
     randomise_norms(network)
     gates = random_gates(example.structure, hard=hard)
     x, _ = next(example.batches())
     expected = by_hand(network, example.structure, gates)(x)
-    assert torch.equal(gated(network, example.structure).forward(gates)(x), expected)
+    gating = gated(network, example.structure, batch)
+    assert bool(gating.inputs) == (batch == 1), "few examples: the head's input is smaller than its weight"
+    torch.testing.assert_close(gating.forward(gates)(x), expected, rtol=0 if batch > 1 or hard else 1e-6, atol=1e-7)
     assert not torch.allclose(expected, network(x))
+
+
+class Head(nn.Module):
+    """Two linear layers; the second is called, or only its weight is used."""
+
+    def __init__(self, *, called: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.called = nn.Linear(6, 8), nn.Linear(8, 4), called
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.second(input=x) if self.called else F.linear(x, self.second.weight, self.second.bias)
+
+
+@pytest.mark.parametrize("called", [True, False])
+def test_a_small_input_is_gated_where_the_layer_is_called(called):
+    """Code that takes ``layer.weight`` doesn't call the layer: there, its input can't be reached."""
+    network, x = Head(called=called).eval(), torch.randn(2, 6)
+    structure = find_groups(network, (x[:1],), PrunePart())
+    gates, gating = random_gates(structure, hard=False), gated(network, structure, batch=2)
+    assert (bool(gating.inputs), bool(gating.axes)) == (called, not called)
+    torch.testing.assert_close(gating.forward(gates)(x), by_hand(network, structure, gates)(x))
+    assert not network.second._forward_pre_hooks, "no hook stays behind"
 
 
 def test_open_gates_change_nothing(example):
