@@ -13,12 +13,12 @@ __all__ = ["__version__", "load"]
 
 
 def load(path: str | Path, *, trust: bool = False) -> nn.Module:
-    """The slim network of a run's TARGET/BUDGET folder, in eval mode; see ``pipeline.load``.
+    """The slim network of a run's TARGET/BUDGET folder, in eval mode; see ``reuse.load``.
 
     Raises:
         ArchitectureError: the file is damaged, needs ``trust``, or doesn't fit the network's definition.
         RunFolderError: the weights are missing or damaged.
     """
-    from deploy_prune import pipeline
+    from deploy_prune import reuse
 
-    return pipeline.load(path, trust=trust)
+    return reuse.load(path, trust=trust)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deploy_prune import __version__
-from deploy_prune.errors import BudgetError, DeployPruneError, MeasurementError, MissingDependencyError
+from deploy_prune.errors import BudgetError, DeployPruneError, MeasurementError
 from deploy_prune.shell import write_text
 from deploy_prune.types import Row, silent
 
@@ -102,11 +102,11 @@ def check(name: str, settings: Sequence[str]) -> None:
     from deploy_prune.recipe_file import load
 
     parsed = load(name, settings)
-    from deploy_prune import pipeline
+    from deploy_prune import check as checking
     from deploy_prune.console import output
     from deploy_prune.report.table import check_tables
 
-    report = pipeline.check(parsed)
+    report = checking.check(parsed)
     output().print(*check_tables(report), sep="\n")
     _fail_on_check(report)
 
@@ -117,9 +117,9 @@ def check(name: str, settings: Sequence[str]) -> None:
 @click.option("--json", "json_file", type=file_option, help="Write the rows to this file too.")
 def bench(run: Path, runs: int, json_file: Path | None) -> None:
     """Measure latency again, per target and budget of the run folder RUN."""
-    from deploy_prune import pipeline
+    from deploy_prune import reuse
 
-    rows = pipeline.bench(run, runs)
+    rows = reuse.bench(run, runs)
     _show(rows)
     if json_file:
         write_text(json_file, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
@@ -133,9 +133,9 @@ def bench(run: Path, runs: int, json_file: Path | None) -> None:
 @click.option("--trust", is_flag=True, help="Run the code that an architecture of your own (module:callable) names.")
 def export(source: Path, target: str, out: Path, trust: bool) -> None:
     """Write a slim network's artifact for a target, checked against the network."""
-    from deploy_prune import pipeline
+    from deploy_prune import reuse
 
-    artifact = pipeline.export(source, target, out, trust)
+    artifact = reuse.export(source, target, out, trust)
     click.echo(f"{artifact.path} {artifact.format} {artifact.precision} {artifact.size_bytes} bytes {artifact.sha256}")
 
 
@@ -188,10 +188,6 @@ def _fail_on_check(report: CheckReport) -> None:
     if unmet:
         message = f"budgets: {unmet[0].budget!r} can't be met on {unmet[0].target}: {unmet[0].reason}"
         raise BudgetError(message)
-    if report.missing_extras:
-        extras = ",".join(report.missing_extras)
-        message = f"The recipe needs packages that are not installed: run `pip install 'deploy-prune[{extras}]'`."
-        raise MissingDependencyError(message)
 
 
 if __name__ == "__main__":

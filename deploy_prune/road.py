@@ -14,29 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deploy_prune import __version__, models
+from deploy_prune import __version__, data, models
 from deploy_prune.data import TransferData, batches
 from deploy_prune.enforce import Plan, enforce
-from deploy_prune.errors import BudgetError
+from deploy_prune.errors import BudgetError, TargetError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.parity import check_parity
+from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe
 from deploy_prune.retrain.fewshot import adapt
 from deploy_prune.runfolder import RunFolder, sha256
-from deploy_prune.search import METHODS, SearchGoal, gated
+from deploy_prune.search import METHODS, SearchGoal, check_options, gated
 from deploy_prune.surgery import architecture, verify
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.graph import find_groups
 from deploy_prune.surgery.settle import settle
-from deploy_prune.training import Session, accuracy, classification, set_seed, train_classifier
-from deploy_prune.types import (
-    Artifact,
-    Budget,
-    Forward,
-    SearchResult,
-    Structure,
-    Target,
-)
+from deploy_prune.training import Session, accuracy, classification, make_accelerator, set_seed, train_classifier
+from deploy_prune.types import Artifact, Budget, Forward, Progress, SearchResult, Structure, Target
 from deploy_prune.workbench import Workbench
 
 PROOF_EXAMPLES = 8
@@ -62,6 +56,31 @@ class Road:
     def same_task(self) -> bool:
         """Source and target have the same classes, so that the classifier is kept."""
         return self.data.source_classes == self.data.target_classes
+
+
+def prepare(recipe: Recipe, folder: RunFolder, progress: Progress) -> Road:
+    """What the stages need. Everything that can be wrong with the recipe's names and files is found here.
+
+    Raises:
+        DeployPruneError: options, targets, data, weights or device don't work.
+    """
+    torch.set_num_threads(recipe.threads or torch.get_num_threads())
+    check_options(recipe.search)
+    targets = _targets(recipe)
+    session = Session(accelerator=make_accelerator(recipe.device), seed=recipe.seed, progress=progress)
+    examples = data.load(recipe.data, recipe.seed)
+    if recipe.model.weights is not None:
+        models.load_weights(models.build(recipe.model, examples.num_source), Path(recipe.model.weights))
+    return Road(recipe=recipe, folder=folder, data=examples, session=session, targets=targets)
+
+
+def _targets(recipe: Recipe) -> tuple[Target, ...]:
+    targets = tuple(load_target(name) for name in recipe.targets)
+    names = [t.name for t in targets]
+    if len(set(names)) < len(names):
+        message = f"targets: two of them have the name {max(names, key=names.count)!r}; give one file another name."
+        raise TargetError(message)
+    return targets
 
 
 def workbench(road: Road, scratch: Path) -> Workbench:

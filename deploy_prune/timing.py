@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Final
 
 from deploy_prune.errors import MeasurementError
-from deploy_prune.latency.runners import measure
+from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.road import Road, place_of
 from deploy_prune.runfolder import RunFolder
 from deploy_prune.types import Artifact, Budget, Latency, Target
 from deploy_prune.workbench import Timed, Workbench
-
-MEASUREMENTS: Final = 5
-"""A final measurement outside the tolerance is made again, at most so many times in all: the machine may be busy."""
 
 
 class BudgetMissedError(MeasurementError):
@@ -30,7 +26,7 @@ def time_dense(road: Road, target: Target, artifact: Artifact) -> Latency:
 
     def compute() -> None:
         part = road.recipe.measure
-        (latency,) = measure(target, [artifact], part.runs, part.warmup)
+        (latency,) = measure_steadily(target, [artifact], part.runs, part.warmup)
         write_latency(road.folder, place, latency, None)
 
     key = {"artifact": artifact.sha256, "measure": road.recipe.measure.model_dump(), "target": asdict(target)}
@@ -41,27 +37,23 @@ def time_dense(road: Road, target: Target, artifact: Artifact) -> Latency:
 def time_slim(
     road: Road, target: Target, budget: Budget, artifacts: tuple[Artifact, Artifact]
 ) -> tuple[Latency, Latency]:
-    """TARGET/BUDGET/latency.json: (slim, dense), interleaved; measured again if the machine seems to have been busy.
+    """TARGET/BUDGET/latency.json: (slim, dense), interleaved.
 
     Raises:
-        BudgetMissedError: every measurement is over the budget by more than the tolerance.
+        BudgetMissedError: slim is over the budget by more than the tolerance.
     """
     place, part = place_of(target, budget), road.recipe.measure
 
     def compute() -> None:
-        for attempt in range(1, MEASUREMENTS + 1):
-            dense, slim = measure(target, artifacts, part.runs, part.warmup)
-            asked = budget.absolute(dense.p50_ms) if budget.metric == "latency" else slim.p50_ms
-            off = slim.p50_ms / asked - 1
-            met = off <= part.tolerance and (off >= -part.tolerance or attempt > 1)
-            work, times = f"{target.name} {budget.text}: measure", attempt if met else MEASUREMENTS
-            road.session.progress(work, attempt, times, asked_ms=asked, p50_ms=slim.p50_ms)
-            if met:
-                break
-        else:
+        work = f"{target.name} {budget.text}: measure"
+        road.session.progress(work, 0, 1)
+        dense, slim = measure_steadily(target, artifacts, part.runs, part.warmup)
+        asked_ms = budget.absolute(dense.p50_ms) if budget.metric == "latency" else slim.p50_ms
+        road.session.progress(work, 1, 1, asked_ms=asked_ms, p50_ms=slim.p50_ms)
+        if slim.p50_ms > asked_ms * (1 + part.tolerance):
             message = (
-                f"{place} takes {slim.p50_ms:.4g} ms, asked were {asked:.4g} ms (+-{part.tolerance:.0%}), measured "
-                f"{MEASUREMENTS} times; is the machine busy? Run again, or raise measure.tolerance."
+                f"{place} takes {slim.p50_ms:.4g} ms, asked were {asked_ms:.4g} ms (+-{part.tolerance:.0%}), in "
+                f"{len(slim.samples_ms)} inferences; is the machine busy? Run again, or raise measure.tolerance."
             )
             raise BudgetMissedError(message, Timed(slim_ms=slim.p50_ms, dense_ms=dense.p50_ms))
         write_latency(road.folder, place, slim, dense)

@@ -11,7 +11,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
@@ -27,6 +26,7 @@ from deploy_prune.latency.nodes import by_layer
 from deploy_prune.latency.predict import roofline
 from deploy_prune.latency.runners import measure, profile
 from deploy_prune.latency.stats import ratio
+from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.latency.table import Sample, fit_table, variant_counts
 from deploy_prune.recipe import Recipe
 from deploy_prune.search import smallest_counts
@@ -35,10 +35,6 @@ from deploy_prune.types import Artifact, Counts, Keep, Metric, Progress, Structu
 
 VARIANTS: Final = 3
 """Random variants of a latency table, beside the dense and the smallest network."""
-AGREE: Final = 0.01
-"""Two measurements whose ratios to the dense network differ by less agree; quiet, they differ by 0.3%."""
-MEASUREMENTS: Final = 5
-"""At most so many measurements of one candidate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +98,11 @@ class Workbench:
         return sum(p.numel() for p in self._cut(counts).parameters())
 
     def _time(self, target: Target, counts: Counts) -> dict[str, float]:
-        """Measure until two measurements in a row agree (the machine may be busy), and take their median."""
         part = self.recipe.measure
-        shares: list[float] = []
         with TemporaryDirectory() as folder:
-            slim = self._artifact(target, counts, Path(folder))
-            while len(shares) < 2 or (abs(shares[-1] / shares[-2] - 1) > AGREE and len(shares) < MEASUREMENTS):
-                timed = measure(target, [self._dense_artifact(target), slim], part.runs, part.warmup)
-                shares.append(ratio(timed[1], timed[0]))
-        share = median(shares[-2:] if abs(shares[-1] / shares[-2] - 1) <= AGREE else shares)
-        return {"dense_ms": timed[0].p50_ms, "slim_ms": share * timed[0].p50_ms}
+            pair = [self._dense_artifact(target), self._artifact(target, counts, Path(folder))]
+            dense, slim = measure_steadily(target, pair, part.runs, part.warmup)
+        return {"dense_ms": dense.p50_ms, "slim_ms": ratio(slim, dense) * dense.p50_ms}
 
     def _dense_artifact(self, target: Target) -> Artifact:
         if target.name not in self._dense:

@@ -12,7 +12,7 @@ from deploy_prune.latency.targets import load_target
 from deploy_prune.shell import write_text
 from deploy_prune.surgery.graph import find_groups
 from deploy_prune.types import Artifact, Latency
-from deploy_prune.workbench import AGREE, MEASUREMENTS, Timed, Workbench
+from deploy_prune.workbench import Timed, Workbench
 
 DENSE_MS = 2.0
 HOST = replace(load_target("host"), granularity=4)
@@ -47,7 +47,7 @@ def bench(tiny, tmp_path, monkeypatch):
 
 @pytest.fixture
 def ratios(monkeypatch):
-    """What the next measurements give, slim over dense; each also halves or doubles both times."""
+    """What the next measurements give, slim over dense."""
     answers: list[float] = []
 
     def measure(target, artifacts, runs, warmup):
@@ -58,7 +58,7 @@ def ratios(monkeypatch):
             for ms in (DENSE_MS, share * DENSE_MS)
         )
 
-    monkeypatch.setattr(workbench, "measure", measure)
+    monkeypatch.setattr(workbench, "measure_steadily", measure)
     return answers
 
 
@@ -66,27 +66,13 @@ def half(bench):
     return {name: n // 2 for name, n in bench.structure.dense_counts.items()}
 
 
-def test_two_measurements_that_agree_are_enough(bench, ratios):
-    ratios += [0.5, 0.5 * (1 + 0.9 * AGREE), 0.9]
-    timed = bench.timed(HOST, half(bench))
-    assert ratios == [0.9]
-    assert timed == Timed(dense_ms=DENSE_MS, slim_ms=pytest.approx(0.5 * (1 + 0.45 * AGREE) * DENSE_MS))
-
-
-def test_it_measures_again_until_two_in_a_row_agree(bench, ratios):
-    ratios += [0.8, 0.5, 0.7, 0.7, 0.1]
-    assert bench.timed(HOST, half(bench)).slim_ms == pytest.approx(0.7 * DENSE_MS)
-    assert ratios == [0.1]
-
-
-def test_where_none_agree_it_takes_the_median_of_all(bench, ratios):
-    ratios += [0.9, 0.5, 0.8, 0.6, 0.7, 0.1]
-    assert bench.timed(HOST, half(bench)).slim_ms == pytest.approx(0.7 * DENSE_MS)
-    assert ratios == [0.1], f"{MEASUREMENTS} measurements at most"
+def test_the_slim_time_is_the_paired_ratio_times_the_dense_time(bench, ratios):
+    ratios += [0.5]
+    assert bench.timed(HOST, half(bench)) == Timed(dense_ms=DENSE_MS, slim_ms=0.5 * DENSE_MS)
 
 
 def test_what_was_measured_is_not_measured_again(bench, ratios):
-    ratios += [0.5, 0.5]
+    ratios += [0.5]
     first = bench.timed(HOST, half(bench))
     assert bench.timed(HOST, half(bench)) == first
     assert replace(bench, _dense={}).timed(HOST, half(bench)) == first, "nor by another run"
@@ -112,31 +98,31 @@ def other_input(bench):
 
 @pytest.mark.parametrize("change", [other_counts, other_runs, other_args, other_input])
 def test_another_network_or_way_to_measure_is_measured_anew(bench, ratios, change):
-    ratios += [0.5, 0.5, 0.6, 0.6]
+    ratios += [0.5, 0.6]
     bench.timed(HOST, half(bench))
     changed, counts = change(bench)
     assert changed.timed(HOST, counts).slim_ms == pytest.approx(0.6 * DENSE_MS)
 
 
 def test_another_machine_is_measured_anew(bench, ratios, monkeypatch):
-    ratios += [0.5, 0.5, 0.6, 0.6]
+    ratios += [0.5, 0.6]
     bench.timed(HOST, half(bench))
     monkeypatch.setattr(workbench, "machine", lambda: {"cpu": "another"})
     assert bench.timed(HOST, half(bench)).slim_ms == pytest.approx(0.6 * DENSE_MS)
 
 
 def test_a_measurement_that_fails_is_not_kept(bench, ratios, monkeypatch):
-    working = workbench.measure
+    working = workbench.measure_steadily
 
     def broken(*args):
         message = "the device is gone"
         raise MeasurementError(message)
 
-    monkeypatch.setattr(workbench, "measure", broken)
+    monkeypatch.setattr(workbench, "measure_steadily", broken)
     with pytest.raises(MeasurementError, match="gone"):
         bench.timed(HOST, half(bench))
-    monkeypatch.setattr(workbench, "measure", working)
-    ratios += [0.5, 0.5]
+    monkeypatch.setattr(workbench, "measure_steadily", working)
+    ratios += [0.5]
     assert bench.timed(HOST, half(bench)).slim_ms == pytest.approx(0.5 * DENSE_MS)
 
 
@@ -181,7 +167,7 @@ def test_the_table_knows_a_device_that_is_as_simple_as_itself(tiny, tmp_path):
 
 
 def test_a_correction_is_what_the_counts_cost_from_then_on(bench, ratios):
-    ratios += [0.5, 0.5]
+    ratios += [0.5]
     counts = bench.smallest(HOST)
     assert bench.timed(HOST, counts) == Timed(slim_ms=1.0, dense_ms=2.0)
     bench.correct(HOST, counts, Timed(slim_ms=1.3, dense_ms=2.0))

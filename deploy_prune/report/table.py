@@ -102,10 +102,6 @@ class CheckReport(Protocol):
         """A row per target and budget."""
 
     @property
-    def missing_extras(self) -> Sequence[str]:
-        """Optional packages that the recipe needs and that are not installed."""
-
-    @property
     def seconds(self) -> float:
         """How long the check took."""
 
@@ -181,9 +177,6 @@ def check_tables(report: CheckReport) -> tuple[RenderableType, ...]:
     parts.append(_whole(report.structure))
     parts.append(_targets(report.targets))
     parts.append(_budgets(report.budgets))
-    if report.missing_extras:
-        extras = ", ".join(report.missing_extras)
-        parts.append(Text(f"Not installed: {extras}. pip install 'deploy-prune[{extras}]'", style="red"))
     parts.append(Text(f"Checked in {report.seconds:.1f} s; nothing was trained.", style="dim"))
     return tuple(parts)
 

@@ -101,7 +101,6 @@ class Report:
     dense: dict = field(default_factory=lambda: {"macs": 6_130_000.0, "params": 2_230_000.0})
     targets: tuple = (Reach(),)
     budgets: tuple = (Answer(), Answer(budget="5%", asked=0.124, met=False, reason="the smallest reachable is 0.31 ms"))
-    missing_extras: tuple = ("timm",)
     seconds: float = 1.234
 
 
@@ -131,11 +130,6 @@ def test_check_shows_how_far_a_target_reaches(checked):
 def test_check_says_which_budgets_can_be_met(checked):
     assert line_with(checked, "50%").split()[-1] == "yes"
     assert "no: the smallest reachable is 0.31 ms" in line_with(checked, " 5%")
-
-
-def test_check_names_the_missing_extras_and_the_command(checked):
-    assert "pip install 'deploy-prune[timm]'" in checked
-    assert "pip install" not in printed(*check_tables(Report(missing_extras=())))
 
 
 def test_check_of_a_network_without_groups_says_so():

@@ -1,0 +1,119 @@
+"""What a recipe can reach: its groups, its targets' smallest and largest cost, and whether each budget can be met."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from deploy_prune import road
+from deploy_prune.enforce import UNITS, tolerance_above
+from deploy_prune.recipe import Recipe
+from deploy_prune.runfolder import RunFolder
+from deploy_prune.types import Metric, Progress, Structure, Target, silent
+from deploy_prune.workbench import Workbench
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetReach:
+    """How small and how large the network can get on one target, in the metric's unit."""
+
+    target: str
+    granularity: int
+    granularity_source: str
+    metric: Metric
+    smallest: float
+    dense: float
+    predicted_by: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetReach:
+    """Whether one budget can be met on one target; ``reason`` says why not."""
+
+    target: str
+    budget: str
+    metric: Metric
+    asked: float
+    met: bool
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CheckReport:
+    """What ``check`` found. ``dense``: macs and params."""
+
+    recipe_name: str
+    network: str
+    structure: Structure
+    dense: dict[str, float]
+    targets: tuple[TargetReach, ...]
+    budgets: tuple[BudgetReach, ...]
+    seconds: float
+
+
+def check(recipe: Recipe, progress: Progress = silent) -> CheckReport:
+    """What can be pruned, what not and why, and whether each budget can be met. No training, nothing written.
+
+    Raises:
+        DeployPruneError: the recipe can't work: network, weights, data or target.
+    """
+    started = time.perf_counter()
+    way = road.prepare(recipe, RunFolder(path=Path()), progress)
+    with TemporaryDirectory() as scratch:
+        bench = road.workbench(way, Path(scratch))
+        targets, budgets = reaches(bench, way.targets, recipe)
+        counts = bench.structure.dense_counts
+        return CheckReport(
+            recipe_name=recipe.name, network=recipe.model.source, structure=bench.structure,
+            dense={"macs": bench.cost(way.targets[0], "macs")(counts), "params": float(bench.num_params(counts))},
+            targets=targets, budgets=budgets, seconds=time.perf_counter() - started,
+        )  # fmt: skip
+
+
+def reaches(
+    bench: Workbench, targets: tuple[Target, ...], recipe: Recipe
+) -> tuple[tuple[TargetReach, ...], tuple[BudgetReach, ...]]:
+    """Each target's reach in each metric that is asked for, and whether each budget lies in it."""
+    found: dict[tuple[str, Metric], TargetReach] = {}
+    budgets = []
+    for target in targets:
+        for budget in recipe.parsed_budgets:
+            key = target.name, budget.metric
+            reach = found.setdefault(key, found.get(key) or _reach(bench, target, budget.metric))
+            asked = budget.absolute(reach.dense)
+            met = reach.smallest <= asked * (1 + tolerance_above(budget, recipe.measure.tolerance))
+            unit = UNITS[budget.metric]
+            reason = (
+                f"it asks for {asked:.4g} {unit}, and the smallest reachable is {reach.smallest:.4g} {unit} "
+                f"({reach.smallest / reach.dense:.0%} of dense, in steps of {reach.granularity} channels); "
+                "ask for more, or prune more groups"
+            )
+            budgets.append(
+                BudgetReach(
+                    target=target.name,
+                    budget=budget.text,
+                    metric=budget.metric,
+                    asked=asked,
+                    met=met,
+                    reason=None if met else reason,
+                )  # fmt: skip
+            )
+    return tuple(found.values()), tuple(budgets)
+
+
+def _reach(bench: Workbench, target: Target, metric: Metric) -> TargetReach:
+    """Measured where a device is attached: the dense and the smallest network are made and timed."""
+    counts = bench.smallest(target)
+    if metric == "latency" and target.runner is not None:
+        timed = bench.timed(target, counts)
+        smallest, dense, by = timed.slim_ms, timed.dense_ms, "measurement"
+    else:
+        model = bench.cost(target, metric)
+        smallest, dense = model(counts), model(bench.structure.dense_counts)
+        by = "roofline" if metric == "latency" else "count"
+    return TargetReach(
+        target=target.name, granularity=bench.granule(target), metric=metric, smallest=smallest, dense=dense,
+        granularity_source="measured here" if target.granularity is None else "target file", predicted_by=by,
+    )  # fmt: skip

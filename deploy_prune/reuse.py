@@ -1,0 +1,105 @@
+"""What can be done with a finished run: load its networks, measure them again, export them for other targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from deploy_prune import models, road
+from deploy_prune.errors import DeployPruneError, RunFolderError
+from deploy_prune.export import FORMATS
+from deploy_prune.export.parity import check_parity
+from deploy_prune.latency.steady import measure_steadily
+from deploy_prune.latency.targets import load_target
+from deploy_prune.recipe import Recipe
+from deploy_prune.recipe_file import load as load_recipe
+from deploy_prune.road import place_of
+from deploy_prune.runfolder import RunFolder, load_tensors
+from deploy_prune.surgery import architecture
+from deploy_prune.types import Artifact, Row
+
+
+def load(path: str | Path, *, trust: bool = False) -> nn.Module:
+    """The slim network of a run's TARGET/BUDGET folder, with its weights, in eval mode. No pickle is involved.
+
+    Args:
+        path: a folder with architecture.json and weights.safetensors, or an architecture.json (then: fresh weights
+            from torch's global generator).
+        trust: build networks whose source is ``module:callable`` too. That imports and calls what the file names.
+
+    Raises:
+        ArchitectureError: the file is damaged, needs ``trust``, or doesn't fit the network's definition.
+        RunFolderError: the weights are missing or damaged.
+    """
+    path = Path(path)
+    file = path / "architecture.json" if path.is_dir() else path
+    described = architecture.load(file)
+    architecture.require_trust(described, trust)
+    slim = architecture.build(described, models.build(described.model, described.num_classes))
+    if path.is_dir():
+        architecture.load_weights(slim, load_tensors(path / "weights.safetensors"), path)
+    return slim.eval()
+
+
+def bench(run_folder: Path, runs: int) -> tuple[Row, ...]:
+    """Measure a run's artifacts again; rows of targets without a device come back as they were.
+
+    Raises:
+        RunFolderError: there is no finished run.
+        MeasurementError: an artifact can't be measured.
+    """
+    folder = RunFolder(path=run_folder)
+    rows = folder.read_results()
+    return tuple(_measured_again(folder, rows, load_recipe(str(run_folder / "recipe.yaml")), runs))
+
+
+def _measured_again(folder: RunFolder, rows: Sequence[Row], recipe: Recipe, runs: int) -> Iterator[Row]:
+    budgets = {b.text: b for b in recipe.parsed_budgets}
+    targets = {target.name: target for target in map(load_target, recipe.targets)}
+    for row in rows:
+        if row.target not in targets or row.budget not in {"dense", *budgets}:
+            message = (
+                f"{folder.path} has no results of its recipe.yaml ({row.target} {row.budget}); run the recipe again."
+            )
+            raise RunFolderError(message)
+        target = targets[row.target]
+        if target.runner is None or row.status == "failed":
+            yield row
+            continue
+        dense = road.artifact_of(folder, f"dense/{target.name}")
+        budget = budgets.get(row.budget)
+        slim = dense if budget is None else road.artifact_of(folder, place_of(target, budget))
+        beside, latency = measure_steadily(target, [dense, slim], runs, recipe.measure.warmup)
+        asked = row.asked if budget is None or budget.metric != "latency" else budget.absolute(beside.p50_ms)
+        yield replace(
+            row, asked=asked, measured_p50_ms=latency.p50_ms, measured_p90_ms=latency.p90_ms,
+            dense_p50_ms=beside.p50_ms, measured_on=latency.measured_on,
+        )  # fmt: skip
+
+
+def export(source: Path, target: str, out: Path, trust: bool = False) -> Artifact:
+    """Write the artifact of a slim network (source and trust as for ``load``) for a target, checked on random inputs.
+
+    Raises:
+        DeployPruneError: as ``load``; the target is unknown; the artifact can't be written or isn't equal.
+    """
+    chosen = load_target(target)
+    if not source.exists():
+        message = f"There is no {source}; give a run's TARGET/BUDGET folder or an architecture.json."
+        raise RunFolderError(message)
+    network = load(source, trust=trust)
+    described = architecture.load(source / "architecture.json" if source.is_dir() else source)
+    place = source.resolve() if source.is_dir() else source.resolve().parent
+    recipe_file = place.parent.parent / "recipe.yaml"
+    part = load_recipe(str(recipe_file)).export if recipe_file.is_file() else Recipe.model_fields["export"].default
+    artifact = FORMATS[chosen.format].write(network, torch.zeros(described.input_shape), out, chosen.precision, part)
+    try:
+        check_parity(network, artifact, torch.randn(road.PROOF_EXAMPLES, *described.input_shape[1:]))
+    except DeployPruneError:
+        out.unlink()
+        raise
+    return artifact
