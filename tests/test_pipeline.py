@@ -544,7 +544,7 @@ def test_a_bench_measures_what_is_attached_again(attached, monkeypatch):
     monkeypatch.setattr(tiny_run, "OVERHEAD_MS", 10 * tiny_run.OVERHEAD_MS)
     before = device.asked["bench"]
     rows = reuse.bench(run.folder, runs=30)
-    assert device.asked["bench"] == before + 3
+    assert device.asked["bench"] == before + 6, "three artifacts, until two measurements agree"
     for old, new in zip(run.rows, rows, strict=True):
         if old.target == "pixel-8":
             assert new == old
