@@ -13,7 +13,7 @@ from deploy_prune.types import Budget, Metric
 
 BUILT_IN_NETWORKS: Final = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 DATA_SETS: Final = ("digits", "cifar10", "cifar100", "idx", "folder")
-SEARCH_METHODS: Final = ("gate", "uniform", "random", "magnitude", "bn_scale", "taylor")
+SEARCH_METHODS: Final = ("dap", "gate", "gumbel", "uniform", "random", "magnitude", "bn_scale", "taylor")
 
 _UNITS: Final[dict[str, tuple[Metric, float]]] = {
     "us": ("latency", 1e-3), "ms": ("latency", 1.0), "s": ("latency", 1e3),
@@ -193,7 +193,7 @@ class SearchPart(Part):
     """Which method scores the channels, and for how long."""
 
     method: str = Field(
-        default="gate", description="gate, or a baseline", json_schema_extra={"enum": [*SEARCH_METHODS]}
+        default="gate", description="dap, gate, gumbel, or a baseline", json_schema_extra={"enum": [*SEARCH_METHODS]}
     )
     steps: Steps = 200
     batch_size: Annotated[int, Field(ge=2)] = 64

@@ -24,7 +24,7 @@ from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe
 from deploy_prune.retrain.fewshot import adapt
 from deploy_prune.runfolder import RunFolder, sha256
-from deploy_prune.search import METHODS, SearchGoal, check_options, gated
+from deploy_prune.search import METHODS, SearchGoal, SearchJob, check_options, gated
 from deploy_prune.surgery import architecture, verify
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.graph import find_groups
@@ -156,10 +156,11 @@ def search(road: Road, bench: Workbench, dense: str) -> tuple[str, SearchResult]
         network = source_network(road, folder.read_tensors("dense/weights.safetensors"))
         stream = batches(road.data.source_train, recipe.search.batch_size, recipe.seed, recipe.data.augment)
         set_seed(recipe.seed)
-        found = METHODS[recipe.search.method](
-            network, bench.structure, classification, stream, goal, recipe.search,
-            road.session,
+        job = SearchJob(
+            network=network, structure=bench.structure, task=classification, batches=stream, goal=goal,
+            config=recipe.search, session=road.session,
         )  # fmt: skip
+        found = METHODS[recipe.search.method](job)
         folder.write_tensors("search/scores.safetensors", found.scores)
         folder.write_tensors("search/weights.safetensors", found.state)
         folder.write_json("search/trace.json", list(found.trace))

@@ -19,12 +19,16 @@ from deploy_prune.search.baselines import (
     uniform,
 )
 from deploy_prune.search.budget import choose, reachable, smallest_counts, threshold_values
+from deploy_prune.search.dap import DapOptions, dap
 from deploy_prune.search.gate import GateOptions, gate
 from deploy_prune.search.gated import GatedNetwork, gated
-from deploy_prune.search.method import Method, NoOptions, SearchGoal, read_options
+from deploy_prune.search.gumbel import GumbelOptions, gumbel
+from deploy_prune.search.method import Method, NoOptions, SearchGoal, SearchJob, read_options
 
 METHODS: Final[dict[str, Method]] = {
+    "dap": dap,
     "gate": gate,
+    "gumbel": gumbel,
     "uniform": uniform,
     "random": random,
     "magnitude": magnitude,
@@ -33,7 +37,9 @@ METHODS: Final[dict[str, Method]] = {
 }
 
 OPTIONS: Final[dict[str, type[Part]]] = {
+    "dap": DapOptions,
     "gate": GateOptions,
+    "gumbel": GumbelOptions,
     "uniform": NoOptions,
     "random": NoOptions,
     "magnitude": MagnitudeOptions,
@@ -47,6 +53,7 @@ __all__ = [
     "GatedNetwork",
     "Method",
     "SearchGoal",
+    "SearchJob",
     "check_options",
     "choose",
     "gated",

@@ -7,8 +7,8 @@ with which choosing for a budget is cutting below one global threshold. Taylor's
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Annotated, Literal
 
 import torch
 from accelerate.utils import send_to_device
@@ -16,12 +16,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from deploy_prune.errors import RecipeError
-from deploy_prune.recipe import Part, SearchPart
+from deploy_prune.recipe import Part
 from deploy_prune.search.budget import threshold_values
 from deploy_prune.search.gated import gated
-from deploy_prune.search.method import NoOptions, SearchGoal, read_options
-from deploy_prune.training import Session
-from deploy_prune.types import Axis, ChannelGroup, Scores, SearchResult, Structure, Task
+from deploy_prune.search.method import NoOptions, SearchJob, read_options
+from deploy_prune.types import Axis, ChannelGroup, Scores, SearchResult
 
 State = dict[str, Tensor]
 
@@ -44,72 +43,40 @@ class TaylorOptions(Part):
     num_batches: Annotated[int, Field(ge=1, le=100_000)] = 20
 
 
-def uniform(
-    network: nn.Module,
-    structure: Structure,
-    task: Task,
-    batches: Iterator[Any],
-    budget: SearchGoal,
-    config: SearchPart,
-    session: Session,
-) -> SearchResult:
+def uniform(job: SearchJob) -> SearchResult:
     """The same share of every group, its channels of smallest L1 norm first (Li et al., arXiv 1608.08710).
 
     A unit ranks by its place in its own group, 1/C to 1. The norm is over all weights (not vectors) of the members.
     """
-    read_options(NoOptions, config)
-    state = _state(network)
+    read_options(NoOptions, job.config)
+    state = _state(job.network)
 
     def ranks(group: ChannelGroup) -> Tensor:
         order = _norm(state, group, _matrices(state, group.members), power=1).argsort(stable=True)
         return order.argsort().add(1) / group.channels
 
-    return _ranked(state, structure, budget, ranks)
+    return _ranked(state, job, ranks)
 
 
-def random(
-    network: nn.Module,
-    structure: Structure,
-    task: Task,
-    batches: Iterator[Any],
-    budget: SearchGoal,
-    config: SearchPart,
-    session: Session,
-) -> SearchResult:
+def random(job: SearchJob) -> SearchResult:
     """Channels drawn by lot, all groups alike: every unit ranks by a number drawn from [0, 1)."""
-    read_options(NoOptions, config)
-    lot = torch.Generator().manual_seed(session.seed)
-    return _ranked(_state(network), structure, budget, lambda group: torch.rand(group.channels, generator=lot))
+    read_options(NoOptions, job.config)
+    lot = torch.Generator().manual_seed(job.session.seed)
+    return _ranked(_state(job.network), job, lambda group: torch.rand(group.channels, generator=lot))
 
 
-def magnitude(
-    network: nn.Module,
-    structure: Structure,
-    task: Task,
-    batches: Iterator[Any],
-    budget: SearchGoal,
-    config: SearchPart,
-    session: Session,
-) -> SearchResult:
+def magnitude(job: SearchJob) -> SearchResult:
     """L2 norm of a unit's weights over the group's members, over the group's mean (DepGraph, arXiv 2301.12900).
 
     ``over: consumers`` takes only the weights that read the unit. Departs from DepGraph in leaving vectors (biases,
     norms) out, whose scale says nothing about the channel.
     """
-    options = read_options(MagnitudeOptions, config)
-    state = _state(network)
-    return _ranked(state, structure, budget, lambda group: _relative_norm(state, group, options.over))
+    options = read_options(MagnitudeOptions, job.config)
+    state = _state(job.network)
+    return _ranked(state, job, lambda group: _relative_norm(state, group, options.over))
 
 
-def bn_scale(
-    network: nn.Module,
-    structure: Structure,
-    task: Task,
-    batches: Iterator[Any],
-    budget: SearchGoal,
-    config: SearchPart,
-    session: Session,
-) -> SearchResult:
+def bn_scale(job: SearchJob) -> SearchResult:
     """Mean |gamma| of the norms that scale the group (Network Slimming, arXiv 1708.06519, without its L1 training).
 
     A group that no norm scales is an error, or, with ``without_norm: magnitude``, ranks by its relative L2 norm (see
@@ -118,14 +85,14 @@ def bn_scale(
     Raises:
         RecipeError: a group has no norm and the option does not say what to do; or no group has one.
     """
-    options = read_options(BnScaleOptions, config)
-    state = _state(network)
-    norms = {layer.tensor for layer in structure.layers if layer.kind == "norm"}
-    scales = {group.name: [x for x in group.members if x.tensor in norms] for group in structure.groups}
+    options = read_options(BnScaleOptions, job.config)
+    state = _state(job.network)
+    norms = {layer.tensor for layer in job.structure.layers if layer.kind == "norm"}
+    scales = {group.name: [x for x in group.members if x.tensor in norms] for group in job.structure.groups}
     known = {
-        g.name: _norm(state, g, scales[g.name], 1) / len(scales[g.name]) for g in structure.groups if scales[g.name]
+        g.name: _norm(state, g, scales[g.name], 1) / len(scales[g.name]) for g in job.structure.groups if scales[g.name]
     }
-    bare = [group.name for group in structure.groups if group.name not in known]
+    bare = [group.name for group in job.structure.groups if group.name not in known]
     if bare and (options.without_norm == "error" or not known):
         way_out = ", or set search.options.without_norm: magnitude" if known else ""
         message = (
@@ -138,43 +105,34 @@ def bn_scale(
     def scale(group: ChannelGroup) -> Tensor:
         return known[group.name] if group.name in known else _relative_norm(state, group, "members") * typical
 
-    return _ranked(state, structure, budget, scale)
+    return _ranked(state, job, scale)
 
 
-def taylor(
-    network: nn.Module,
-    structure: Structure,
-    task: Task,
-    batches: Iterator[Any],
-    budget: SearchGoal,
-    config: SearchPart,
-    session: Session,
-) -> SearchResult:
+def taylor(job: SearchJob) -> SearchResult:
     """First-order estimate of the loss that each unit saves (Molchanov et al., arXiv 1906.10771).
 
     With a gate a = 1 on the weights W that read the unit, dL/da = sum(dL/dW * W): the score is the mean over
     ``num_batches`` batches of |dL/da|, in the task's unit of loss. In eval mode: statistics and dropout rest.
     """
-    options = read_options(TaylorOptions, config)
-    copied = copy.deepcopy(network).to(session.accelerator.device).eval().requires_grad_(False)
-    gating = gated(copied, structure, config.batch_size)
-    sums = {g.name: torch.zeros(g.channels, device=session.accelerator.device) for g in structure.groups}
+    options = read_options(TaylorOptions, job.config)
+    device = job.session.accelerator.device
+    copied = copy.deepcopy(job.network).to(device).eval().requires_grad_(False)
+    gating = gated(copied, job.structure, job.config.batch_size)
+    sums = {g.name: torch.zeros(g.channels, device=device) for g in job.structure.groups}
     for step in range(options.num_batches):
         gates = {name: torch.ones_like(total, requires_grad=True) for name, total in sums.items()}
-        loss = task(gating.forward(gates), send_to_device(next(batches), session.accelerator.device))
+        loss = job.task(gating.forward(gates), send_to_device(next(job.batches), device))
         for name, gradient in zip(gates, torch.autograd.grad(loss, list(gates.values())), strict=True):
             sums[name] += gradient.abs()
-        session.progress("taylor", step + 1, options.num_batches, loss=loss.item())
+        job.session.progress("taylor", step + 1, options.num_batches, loss=loss.item())
     scores = {name: (total / options.num_batches).cpu() for name, total in sums.items()}
-    return SearchResult(scores=scores, state=_state(network), trace=())
+    return SearchResult(scores=scores, state=_state(job.network), trace=())
 
 
-def _ranked(
-    state: State, structure: Structure, budget: SearchGoal, rank: Callable[[ChannelGroup], Tensor]
-) -> SearchResult:
+def _ranked(state: State, job: SearchJob, rank: Callable[[ChannelGroup], Tensor]) -> SearchResult:
     """The result of a method that ranks each group's units by ``rank(group)``, [C]."""
-    ranks: Scores = {group.name: rank(group) for group in structure.groups}
-    return SearchResult(scores=threshold_values(ranks, budget.cost), state=state, trace=())
+    ranks: Scores = {group.name: rank(group) for group in job.structure.groups}
+    return SearchResult(scores=threshold_values(ranks, job.goal.cost), state=state, trace=())
 
 
 def _state(network: nn.Module) -> State:

@@ -46,15 +46,21 @@ class GatedNetwork:
     reduced: tuple[str, ...]
     aliases: tuple[tuple[str, str], ...]
 
-    def forward(self, gates: Mapping[str, Tensor]) -> Forward:
+    def forward(self, gates: Mapping[str, Tensor], scales: Mapping[str, Tensor] | None = None) -> Forward:
         """The network with these gates: group name -> [C], any real or bool dtype, on the network's device.
+
+        ``scales``: gated weight's name -> [], what that weight is multiplied by besides.
 
         The gates enter the graph once, here: call `forward` anew for each step. Differentiable in gates and weights.
         Buffers (batch-norm statistics in train mode) are the network's own and are updated by it.
         """
         gates_N = self._all(gates)
-        weights = self._weights(gates_N)
-        inputs = {name: gates_N[index_L].view(-1, *[1] * after) for name, index_L, after in self.inputs}
+        scales = scales or {}
+        weights = self._weights(gates_N, scales)
+        inputs = {
+            name: (gates_N[index_L] * scales.get(f"{name}.weight", 1)).view(-1, *[1] * after)
+            for name, index_L, after in self.inputs
+        }
 
         def plain_forward(*args: Any, **kwargs: Any) -> Any:
             with _gated_inputs(self.network, inputs):
@@ -79,14 +85,16 @@ class GatedNetwork:
 
         return gated_forward
 
-    def _weights(self, gates_N: Tensor) -> dict[str, Tensor]:
-        """The gated tensors only: name -> weight * gates, broadcast along each gated axis."""
+    def _weights(self, gates_N: Tensor, scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The gated tensors only: name -> weight * gates * scale, broadcast along each gated axis."""
         if not self.axes:
             return {}
         spread = torch.split(gates_N.index_select(0, self.index_A), [max(shape) for _, shape in self.axes])
         gated: dict[str, Tensor] = {}
         for (name, shape), gate_L in zip(self.axes, spread, strict=True):
             weight = gated[name] if name in gated else _tensor(self.network, name)
+            if name in scales and name not in gated:
+                gate_L = gate_L * scales[name]
             gated[name] = weight * gate_L.to(weight.dtype).view(shape)
         return gated | {alias: gated[name] for alias, name in self.aliases if name in gated}
 

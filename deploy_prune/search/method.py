@@ -27,22 +27,26 @@ class SearchGoal:
     limit: float
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SearchJob:
+    """What a method is given: a network and its groups, the task as a callable loss, endless batches, and the goal."""
+
+    network: nn.Module
+    structure: Structure
+    task: Task
+    batches: Iterator[Any]
+    goal: SearchGoal
+    config: SearchPart
+    session: Session
+
+
 class Method(Protocol):
     """Score every unit of every group. The network it is given stays untouched; the same seed gives the same scores.
 
     The scores are values: what `budget.choose` adds up when it maximises the kept score within a budget.
     """
 
-    def __call__(
-        self,
-        network: nn.Module,
-        structure: Structure,
-        task: Task,
-        batches: Iterator[Any],
-        budget: SearchGoal,
-        config: SearchPart,
-        session: Session,
-    ) -> SearchResult:
+    def __call__(self, job: SearchJob) -> SearchResult:
         """Search, and return scores [C] per group, the network's state dict at the end, and a trace."""
 
 

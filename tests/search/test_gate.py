@@ -7,7 +7,7 @@ import torch
 
 from deploy_prune.cost import macs
 from deploy_prune.recipe import SearchPart
-from deploy_prune.search import METHODS, SearchGoal
+from deploy_prune.search import METHODS, SearchGoal, SearchJob
 from deploy_prune.search.gate import derivative, trainable_gate
 from deploy_prune.training import Session, classification
 
@@ -44,15 +44,11 @@ def search(example, accelerator, share=0.4, steps=80, task=classification, lr=0.
     cost = macs(example.structure)
     goal = SearchGoal(cost=cost, limit=share * cost(example.structure.dense_counts))
     config = SearchPart(method="gate", steps=steps, lr=lr, options=options)
-    return METHODS["gate"](
-        example.network,
-        example.structure,
-        task,
-        example.batches(),
-        goal,
-        config,
-        Session(accelerator=accelerator, seed=0),
-    )
+    job = SearchJob(
+        network=example.network, structure=example.structure, task=task, batches=example.batches(), goal=goal,
+        config=config, session=Session(accelerator=accelerator, seed=0),
+    )  # fmt: skip
+    return METHODS["gate"](job)
 
 
 @pytest.mark.parametrize("shape", ["constant", "sigmoid"])

@@ -10,25 +10,22 @@ import torch
 from deploy_prune.cost import macs, params
 from deploy_prune.errors import RecipeError
 from deploy_prune.recipe import SEARCH_METHODS, SearchPart
-from deploy_prune.search import METHODS, OPTIONS, SearchGoal, check_options, choose, reachable
+from deploy_prune.search import METHODS, OPTIONS, SearchGoal, SearchJob, check_options, choose, reachable
 from deploy_prune.training import Session, classification
 from deploy_prune.types import silent
 
-FINDS_DEAD = {"gate": {}, "magnitude": {"over": "consumers"}, "taylor": {}}
+FINDS_DEAD = {"dap": {}, "gate": {}, "gumbel": {}, "magnitude": {"over": "consumers"}, "taylor": {}}
 
 
 def search(method, example, accelerator, *, seed=0, share=0.5, steps=20, progress=silent, cost=None, **options):
     cost = cost or macs(example.structure)
     goal = SearchGoal(cost=cost, limit=share * cost(example.structure.dense_counts))
-    return METHODS[method](
-        example.network,
-        example.structure,
-        classification,
-        example.batches(seed),
-        goal,
-        SearchPart(method=method, steps=steps, options=options),
-        Session(accelerator=accelerator, seed=seed, progress=progress),
-    )
+    job = SearchJob(
+        network=example.network, structure=example.structure, task=classification, batches=example.batches(seed),
+        goal=goal, config=SearchPart(method=method, steps=steps, options=options),
+        session=Session(accelerator=accelerator, seed=seed, progress=progress),
+    )  # fmt: skip
+    return METHODS[method](job)
 
 
 def counts(keep):
@@ -109,7 +106,7 @@ def test_planted_dead_channels_go_first(method, example, accelerator):
     lot = torch.Generator().manual_seed(0)
     for group in example.structure.groups:
         dead[group.name] = torch.randperm(group.channels, generator=lot)[: group.channels // 3]
-        for axis in group.members if method == "gate" else group.consumers:
+        for axis in group.members if method in {"dap", "gate", "gumbel"} else group.consumers:
             tensors[axis.tensor].index_fill_(axis.axis, dead[group.name], 0.0)
     scores = search(method, example, accelerator, share=0.5, steps=100, **FINDS_DEAD[method]).scores
     for name, units in dead.items():

@@ -1,0 +1,225 @@
+"""Learning gates by gradient descent: what the differentiable methods have in common.
+
+A method relaxes one logit a unit into gates, with a backward rule of its own. Here the gates meet the task, and the
+budget: an open gate costs a price, in units of the task's own gradient, times its marginal cost in the dense network;
+the price follows the gap between the expected cost and a falling limit, by an integral and a proportional part, and is
+never negative. So no weight of the penalty has to be tuned by hand. (Along the cost's true gradient, a group that
+closes makes its neighbours cheap: every second group empties. Under a price of either sign, gates that do nothing open
+and close together.) A group's strongest gate never closes. A unit ranks by the mean of its logit over the last part of
+the search, for the logit of a gate that matters swings about 0.
+
+Legend: N units of all groups, C units of one group, G groups.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+
+from deploy_prune.recipe import Part, SearchPart
+from deploy_prune.search.budget import threshold_values
+from deploy_prune.search.gated import gated
+from deploy_prune.search.method import SearchJob
+from deploy_prune.training import fit, set_seed
+from deploy_prune.types import Scores, SearchResult
+
+Weights = Literal["joint", "frozen", "resample"]
+
+
+class RelaxedOptions(Part):
+    """Options of every differentiable method.
+
+    ``weights``, while the gates are learned: trained with them (joint), left as they are (frozen), or drawn anew for
+    each step from the layers' own initialisers (resample).
+    ``anneal``: share of the steps in which the limit falls from dense to the goal. ``gain`` and ``damping``: how fast
+    the price of the cost answers to the gap, per step and at once; in shares of the task's gradient per unit of
+    relative cost. ``average``: share of the steps, at the end, over which logits are averaged into the score.
+    ``momentum`` and ``weight_decay``: of the weights' SGD, whose learning rate falls to 0 along a cosine.
+    """
+
+    weights: Weights = "joint"
+    anneal: Annotated[float, Field(gt=0, le=1)] = 0.65
+    gain: Annotated[float, Field(gt=0, le=1000)] = 0.1
+    damping: Annotated[float, Field(ge=0, le=1000)] = 2.0
+    average: Annotated[float, Field(gt=0, le=1)] = 0.35
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relaxation:
+    """One method's relaxation, elementwise, of logits [N] of the network's dtype.
+
+    ``sample``: the gates of one step, in [0, 1], differentiable by the method's rule. ``expected``: their expectation,
+    which the cost is taken of; None where sampling is deterministic. ``start``: every logit at first. ``rescale``: one
+    scalar per weight that gates sit on is learned, too, with this learning rate; None for none.
+    """
+
+    sample: Callable[[Tensor], Tensor]
+    expected: Callable[[Tensor], Tensor] | None = None
+    start: float
+    rescale: float | None = None
+
+
+def learn_gates(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation) -> SearchResult:
+    """Train gates (and weights, if joint) while the limit on the expected cost falls to the budget's.
+
+    Returns `threshold_values` of the averaged logits; the state dict: of the trained copy, learned scales multiplied
+    into the weights, or as it was where weights are resampled; and the trace, a row a step: ``loss`` (the task's),
+    ``cost`` and ``limit`` (relative to dense), ``lambda`` (the price) and ``kept`` (expected number of open gates).
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    session, config = job.session, job.config
+    set_seed(session.seed)
+    trained = copy.deepcopy(job.network).to(session.accelerator.device).train()
+    if options.weights != "joint":
+        trained.requires_grad_(requires_grad=False)
+    search = GateSearch(trained, job, options, relaxation)
+    optimizers, schedulers = weight_optimizers(trained, options, config)
+    optimizers.append(Adam([search.logit_N], lr=config.lr_gates, eps=1e-12))
+    if relaxation.rescale is not None:
+        optimizers.append(SGD(search.scales.values(), lr=relaxation.rescale, momentum=0.9))
+    fit(
+        search.loss, job.batches, optimizers, accelerator=session.accelerator, steps=config.steps, work="search",
+        progress=session.progress, schedulers=schedulers,
+    )  # fmt: skip
+    source = job.network if options.weights == "resample" else search.rescaled()
+    state = {name: tensor.detach().cpu().clone() for name, tensor in source.state_dict().items()}
+    return SearchResult(scores=threshold_values(search.ranks(), job.goal.cost), state=state, trace=tuple(search.trace))
+
+
+class GateSearch:
+    """One search under way: the logits, the price of the cost, and the trace so far."""
+
+    def __init__(self, network: nn.Module, job: SearchJob, options: RelaxedOptions, relaxation: Relaxation) -> None:
+        self.network, self.job, self.options, self.relaxation = network, job, options, relaxation
+        self.gating = gated(network, job.structure, job.config.batch_size)
+        self.sizes = {group.name: group.channels for group in job.structure.groups}
+        device = self.gating.index_A.device
+        sizes_G = torch.tensor(list(self.sizes.values()), device=device)
+        self.group_N = torch.arange(len(sizes_G), device=device).repeat_interleave(sizes_G)
+        self.logit_N = nn.Parameter(torch.full((len(self.group_N),), float(relaxation.start), device=device))
+        self.sum_N, self.num_summed = torch.zeros_like(self.logit_N, requires_grad=False), 0
+        names = sorted({axis.tensor for group in job.structure.groups for axis in group.consumers})
+        self.scales = {n: nn.Parameter(torch.ones((), device=device)) for n in names if relaxation.rescale is not None}
+        self.dense = job.goal.cost(job.structure.dense_counts)
+        self.slope_N = self._slope()
+        self.price, self.unit = 0.0, 0.0
+        self.trace: list[dict[str, float]] = []
+
+    def loss(self, batch: Any) -> Tensor:
+        """The task's loss with the gates on, plus what the open gates cost at the present price."""
+        if self.options.weights == "resample":
+            redraw(self.network)
+        self._average()
+        gates_N, expected_N = self._gates()
+        forward = self.gating.forward(self._by_group(self._watched(gates_N)), self.scales)
+        task_loss = self.job.task(forward, batch)
+        cost = self._cost(expected_N)
+        gap = cost - self._limit()
+        self.price = max(0.0, self.price + self.options.gain * gap)
+        self._note(task_loss, cost, expected_N)
+        price = self.unit * (self.price + self.options.damping * max(0.0, gap))
+        return task_loss + price * (self.slope_N * expected_N).sum()
+
+    def ranks(self) -> Scores:
+        """The mean of the logits over the last steps, per group [C]; the logits themselves if there was no step."""
+        if not self.num_summed:
+            self._average()
+        return {name: mean_C.cpu() for name, mean_C in self._by_group(self.sum_N / self.num_summed).items()}
+
+    @torch.no_grad()
+    def rescaled(self) -> nn.Module:
+        """The network, each weight multiplied by its learned scale."""
+        tensors = self.network.state_dict(keep_vars=True)
+        for name, scale in self.scales.items():
+            tensors[name].mul_(scale)
+        return self.network
+
+    def _gates(self) -> tuple[Tensor, Tensor]:
+        """(this step's gates, their expectation), [N]: a group's strongest is open, its derivative as it is."""
+        gates_N = self.relaxation.sample(self.logit_N)
+        expected_N = gates_N if self.relaxation.expected is None else self.relaxation.expected(self.logit_N)
+        with torch.no_grad():
+            strongest_G = torch.full((len(self.sizes),), -torch.inf, device=self.logit_N.device)
+            strongest_G.scatter_reduce_(0, self.group_N, self.logit_N, "amax")
+            is_strongest_N = (self.logit_N >= strongest_G[self.group_N]).to(gates_N.dtype)
+            closed_N, missing_N = is_strongest_N * (1 - gates_N), is_strongest_N * (1 - expected_N)
+        return gates_N + closed_N, expected_N + missing_N
+
+    @torch.no_grad()
+    def _cost(self, expected_N: Tensor) -> float:
+        """The expected cost of these gates over the dense network's."""
+        counts = {name: gates_C.sum() for name, gates_C in self._by_group(expected_N).items()}
+        return float(self.job.goal.cost.expected(counts)) / self.dense
+
+    def _slope(self) -> Tensor:
+        """Each gate's share of the dense cost: its marginal cost there, over that cost, float32[N]."""
+        counts = {name: torch.tensor(float(size), requires_grad=True) for name, size in self.sizes.items()}
+        slope_G = torch.stack(torch.autograd.grad(self.job.goal.cost.expected(counts), list(counts.values())))
+        return slope_G.to(self.group_N.device)[self.group_N] / self.dense
+
+    def _limit(self) -> float:
+        """1 at the start, falling linearly to the goal's share of the dense cost."""
+        done = min(1.0, (len(self.trace) + 1) / (self.options.anneal * self.job.config.steps))
+        return 1 - done * (1 - min(1.0, self.job.goal.limit / self.dense))
+
+    def _watched(self, gates_N: Tensor) -> Tensor:
+        """The same gates, whose gradient from the task sets the unit of the price: its running L1 norm."""
+        watched_N = gates_N.view_as(gates_N)
+
+        def note(gradient_N: Tensor) -> None:
+            norm = float(gradient_N.abs().sum())
+            self.unit = 0.9 * self.unit + 0.1 * norm if self.unit else norm
+
+        watched_N.register_hook(note)
+        return watched_N
+
+    def _by_group(self, values_N: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.sizes, torch.split(values_N, list(self.sizes.values())), strict=True))
+
+    def _average(self) -> None:
+        if len(self.trace) >= (1 - self.options.average) * self.job.config.steps:
+            self.sum_N += self.logit_N.detach()
+            self.num_summed += 1
+
+    def _note(self, task_loss: Tensor, cost: float, expected_N: Tensor) -> None:
+        row = {"step": len(self.trace) + 1, "loss": float(task_loss.detach()), "cost": cost}
+        kept = float(expected_N.detach().sum())
+        self.trace.append(row | {"limit": self._limit(), "lambda": self.price, "kept": kept})
+
+
+def weight_optimizers(
+    network: nn.Module, options: RelaxedOptions, config: SearchPart
+) -> tuple[list[Optimizer], list[LRScheduler]]:
+    """SGD for the weights that are trained, and its falling learning rate; nothing if there are none."""
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    if not weights:
+        return [], []
+    optimizer = SGD(
+        weights, lr=config.lr, momentum=options.momentum, weight_decay=options.weight_decay,
+        nesterov=options.momentum > 0,
+    )  # fmt: skip
+    return [optimizer], [CosineAnnealingLR(optimizer, T_max=max(1, config.steps))]
+
+
+@torch.no_grad()
+def redraw(network: nn.Module) -> None:
+    """Draw every layer's weights anew, each from its own initialiser (its ``reset_parameters``), in place.
+
+    Parameters that their layer can't draw (tokens, position embeddings) stay.
+    """
+    for module in network.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
