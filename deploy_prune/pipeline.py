@@ -88,7 +88,7 @@ def _deliver(
             for known in _steps(way, bench, found, teacher, target, budget, dense):
                 row = known
         except timing.BudgetMissedError as missed:
-            failure = missed
+            failure, row = missed, timing.with_latency(row, budget, missed.slim, missed.dense)
             timing.learn(way, bench, target, budget, missed)
         except DeployPruneError as error:
             failure = error
@@ -114,11 +114,7 @@ def _steps(
     yield (row := replace(row, size_bytes=artifact.size_bytes, parity_max_abs=_parity(way, place)))
     if target.runner is not None:
         latency, beside = timing.time_slim(way, target, budget, (dense, artifact))
-        asked = budget.absolute(beside.p50_ms) if budget.metric == "latency" else row.asked
-        yield replace(
-            row, asked=asked, measured_p50_ms=latency.p50_ms, measured_p90_ms=latency.p90_ms,
-            dense_p50_ms=beside.p50_ms, measured_on=latency.measured_on,
-        )  # fmt: skip
+        yield timing.with_latency(row, budget, latency, beside)
 
 
 def _empty_row(target: Target, budget: str, metric: Metric) -> Row:
@@ -142,10 +138,7 @@ def _dense_row(way: Road, bench: Workbench, target: Target, artifact: Artifact) 
     if target.runner is None:
         return replace(row, predicted_ms=bench.cost(target, "latency")(counts))
     latency = timing.time_dense(way, target, artifact)
-    return replace(
-        row, measured_p50_ms=latency.p50_ms, measured_p90_ms=latency.p90_ms, dense_p50_ms=latency.p50_ms,
-        measured_on=latency.measured_on,
-    )  # fmt: skip
+    return timing.with_latency(row, None, latency, latency)
 
 
 def _with_network(way: Road, row: Row, slim: nn.Module, place: str) -> Row:

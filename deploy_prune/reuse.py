@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from deploy_prune.recipe_file import load as load_recipe
 from deploy_prune.road import place_of
 from deploy_prune.runfolder import RunFolder, load_tensors
 from deploy_prune.surgery import architecture
+from deploy_prune.timing import with_latency
 from deploy_prune.types import Artifact, Row
 
 
@@ -74,11 +74,7 @@ def _measured_again(folder: RunFolder, rows: Sequence[Row], recipe: Recipe, runs
         budget = budgets.get(row.budget)
         slim = dense if budget is None else road.artifact_of(folder, place_of(target, budget))
         beside, latency = measure_steadily(target, [dense, slim], runs, recipe.measure.warmup)
-        asked = row.asked if budget is None or budget.metric != "latency" else budget.absolute(beside.p50_ms)
-        yield replace(
-            row, asked=asked, measured_p50_ms=latency.p50_ms, measured_p90_ms=latency.p90_ms,
-            dense_p50_ms=beside.p50_ms, measured_on=latency.measured_on,
-        )  # fmt: skip
+        yield with_latency(row, budget, latency, beside)
 
 
 def export(source: Path, target: str, out: Path, trust: bool = False) -> Artifact:

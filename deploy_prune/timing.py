@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from deploy_prune.errors import MeasurementError
 from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.road import Road, place_of
 from deploy_prune.runfolder import RunFolder
-from deploy_prune.types import Artifact, Budget, Latency, Target
+from deploy_prune.types import Artifact, Budget, Latency, Row, Target
 from deploy_prune.workbench import Timed, Workbench
 
 
 class BudgetMissedError(MeasurementError):
-    """The finished artifact is slower than asked; ``timed`` is the last measurement."""
+    """The finished artifact is slower than asked; ``slim`` and ``dense`` were measured, interleaved."""
 
-    def __init__(self, message: str, timed: Timed) -> None:
+    def __init__(self, message: str, slim: Latency, dense: Latency) -> None:
         super().__init__(message)
-        self.timed = timed
+        self.slim, self.dense = slim, dense
 
 
 def time_dense(road: Road, target: Target, artifact: Artifact) -> Latency:
@@ -55,7 +55,7 @@ def time_slim(
                 f"{place} takes {slim.p50_ms:.4g} ms, asked were {asked_ms:.4g} ms (+-{part.tolerance:.0%}), in "
                 f"{len(slim.samples_ms)} inferences; is the machine busy? Run again, or raise measure.tolerance."
             )
-            raise BudgetMissedError(message, Timed(slim_ms=slim.p50_ms, dense_ms=dense.p50_ms))
+            raise BudgetMissedError(message, slim, dense)
         write_latency(road.folder, place, slim, dense)
 
     key = {
@@ -72,8 +72,18 @@ def learn(road: Road, bench: Workbench, target: Target, budget: Budget, missed: 
     """Take the finished artifact's measurement for its candidate's, so that the next plan is another."""
     place = place_of(target, budget)
     steps = road.folder.read_json(f"{place}/loop.json")["steps"]
-    bench.correct(target, next(step["counts"] for step in steps if step["chosen"]), missed.timed)
+    timed = Timed(slim_ms=missed.slim.p50_ms, dense_ms=missed.dense.p50_ms)
+    bench.correct(target, next(step["counts"] for step in steps if step["chosen"]), timed)
     road.folder.forget(f"{place}/plan")
+
+
+def with_latency(row: Row, budget: Budget | None, slim: Latency, dense: Latency) -> Row:
+    """The row with what was measured; what a latency budget (None: no budget) asked for follows from ``dense``."""
+    is_asked = budget is not None and budget.metric == "latency"
+    return replace(
+        row, asked=budget.absolute(dense.p50_ms) if budget and is_asked else row.asked, measured_p50_ms=slim.p50_ms,
+        measured_p90_ms=slim.p90_ms, dense_p50_ms=dense.p50_ms, measured_on=slim.measured_on,
+    )  # fmt: skip
 
 
 def write_latency(folder: RunFolder, place: str, latency: Latency, dense: Latency | None) -> None:

@@ -29,8 +29,7 @@ from deploy_prune.recipe_file import dump, load
 from deploy_prune.runfolder import RunFolder
 from deploy_prune.surgery import architecture
 from deploy_prune.training import accuracy
-from deploy_prune.types import Row
-from deploy_prune.workbench import Timed
+from deploy_prune.types import Latency, Row
 
 RECIPE = tiny_recipe()
 PLACE = "pixel-8/50% macs"
@@ -591,6 +590,10 @@ def test_this_machine_keeps_the_budget(tmp_path):
 # --- a finished artifact that misses its budget -----------------------------------------------------------------------
 
 
+def took(ms):
+    return Latency(samples_ms=(ms,) * 20, warmup=1, threads=1, device="test", measured_on="host")
+
+
 def delivered(monkeypatch, misses):
     """Deliver with steps that miss the budget so many times; (row, what was learned)."""
     learned = []
@@ -600,21 +603,22 @@ def delivered(monkeypatch, misses):
         yield replace(pipeline._empty_row(target, "50%", "latency"), macs=7)
         if len(learned) < misses:
             message = "too slow"
-            raise timing.BudgetMissedError(message, Timed(slim_ms=1.2, dense_ms=2.0))
+            raise timing.BudgetMissedError(message, took(1.2), took(2.0))
         yield replace(pipeline._empty_row(target, "50%", "latency"), macs=5, measured_p50_ms=1.0)
 
     monkeypatch.setattr(pipeline, "_steps", steps)
-    monkeypatch.setattr(timing, "learn", lambda way, bench, target, budget, missed: learned.append(missed.timed))
+    monkeypatch.setattr(timing, "learn", lambda way, bench, target, budget, missed: learned.append(missed.slim))
     return pipeline._deliver(None, None, None, None, target, budget, None), learned
 
 
 def test_a_budget_that_the_finished_artifact_misses_is_planned_once_more(monkeypatch):
     row, learned = delivered(monkeypatch, misses=1)
     assert (row.status, row.macs, row.measured_p50_ms) == ("ok", 5, 1.0)
-    assert learned == [Timed(slim_ms=1.2, dense_ms=2.0)]
+    assert learned == [took(1.2)]
 
 
 def test_a_budget_that_is_missed_again_is_a_failed_row_with_what_is_known(monkeypatch):
     row, learned = delivered(monkeypatch, misses=9)
     assert (row.status, row.macs, row.error) == ("failed", 7, "too slow")
+    assert (row.measured_p50_ms, row.asked) == (1.2, 1.0), "by how much is shown, too"
     assert len(learned) == pipeline.PLANS

@@ -249,9 +249,12 @@ def test_what_the_finished_artifact_took_is_learned_and_the_plan_is_made_again(w
     steps = [{"counts": {"a": 8}, "chosen": False}, {"counts": {"a": 4}, "chosen": True}]
     way.folder.write_json("host/50%/loop.json", {"steps": steps})
     way.folder.stage("host/50%/plan", {}, ["host/50%/loop.json"], lambda: None)
-    learner, timed = Learner(), Timed(slim_ms=1.2, dense_ms=2.0)
-    timing.learn(way, learner, HOST, HALF, timing.BudgetMissedError("slow", timed))
-    assert learner.corrections == [("host", {"a": 4}, timed)]
+    learner = Learner()
+    slim, dense = (
+        Latency(samples_ms=(ms,) * 9, warmup=1, threads=1, device="test", measured_on="host") for ms in (1.2, 2.0)
+    )
+    timing.learn(way, learner, HOST, HALF, timing.BudgetMissedError("slow", slim, dense))
+    assert learner.corrections == [("host", {"a": 4}, Timed(slim_ms=1.2, dense_ms=2.0))]
     done = []
     way.folder.stage("host/50%/plan", {}, ["host/50%/loop.json"], lambda: done.append("again"))
     assert done == ["again"]
