@@ -172,7 +172,7 @@ def one_cycle(optimizer: Optimizer, lr: float, steps: int) -> list[LRScheduler]:
             optimizer,
             max_lr=lr,
             total_steps=steps + 1,
-            pct_start=WARMUP_SHARE,
+            pct_start=max(WARMUP_SHARE, 2 / (steps + 1)),  # one step at least
             cycle_momentum=False,
             div_factor=10,
         )

@@ -187,3 +187,17 @@ def test_devices():
 def test_devices_that_are_not_there(device):
     with pytest.raises(TrainingError, match=f"device: '?{device}"):
         make_accelerator(device)
+
+
+@pytest.mark.parametrize("steps", range(2, 12))
+def test_the_learning_rate_rises_and_falls_however_few_the_steps(steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    (schedule,) = one_cycle(optimizer, 1.0, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) <= 1 + 1e-9
+    assert rates[-1] < max(rates) or steps == 2
