@@ -21,9 +21,10 @@ from deploy_prune import models
 from deploy_prune.errors import ArchitectureError, ModelError, perhaps
 from deploy_prune.recipe import ModelPart, PrunePart
 from deploy_prune.surgery import strict
+from deploy_prune.surgery.analysis import groups_of
 from deploy_prune.surgery.blueprint import GraphNetwork
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.graph import find_groups, with_blueprint
+from deploy_prune.surgery.graph import with_blueprint
 from deploy_prune.surgery.strict import Shape
 from deploy_prune.types import Keep, Structure
 
@@ -96,9 +97,11 @@ def structure_of(
         ArchitectureError: the network's definition isn't the one the file was made from (the first difference).
     """
     _same_definition(architecture, dense)
-    find = find_groups if architecture.form == "module" else with_blueprint
-    example = torch.zeros(architecture.input_shape) if example is None else example
-    structure = find(dense, (example,), prune or PrunePart())
+    prune, example = prune or PrunePart(), torch.zeros(architecture.input_shape) if example is None else example
+    if architecture.form == "module":
+        structure = groups_of(dense, example, prune)
+    else:
+        structure = with_blueprint(dense, (example,), prune)
     _same_groups(architecture, structure)
     return structure
 
