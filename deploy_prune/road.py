@@ -66,7 +66,7 @@ def workbench(road: Road, scratch: Path) -> Workbench:
     """The network with initial weights, and its channel groups, each tried for real."""
     set_seed(road.recipe.seed)
     road.session.progress("find the channel groups", 0, 1)
-    network = _as_if_trained(models.build(road.recipe.model, road.data.num_source))
+    network = as_if_trained(models.build(road.recipe.model, road.data.num_source))
     inputs = (road.data.source_test.take(_first(PROOF_EXAMPLES // 2, len(road.data.source_test)))[0],)
     structure = analysis.settled_groups(network, road.example, inputs, road.recipe.prune, gates_of)
     road.session.progress("find the channel groups", 1, 1, groups=len(structure.groups))
@@ -76,7 +76,7 @@ def workbench(road: Road, scratch: Path) -> Workbench:
     )  # fmt: skip
 
 
-def _as_if_trained(network: nn.Module) -> nn.Module:
+def as_if_trained(network: nn.Module) -> nn.Module:
     """Initial biases and norms are all alike, and exporters store equal tensors once; a trained network's differ."""
     with torch.no_grad():
         for parameter in network.parameters():
