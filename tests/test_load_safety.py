@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from surgery_networks import half
 
 import deploy_prune
@@ -288,6 +288,31 @@ def test_a_hostile_cache_entry_runs_nothing(place: Path, tmp_path: Path, monkeyp
     found = deploy_prune.load(place).state_dict()
     assert not (tmp_path / "ran").exists()
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_network_comes_back_as_it_was_saved(dtype: torch.dtype, place: Path, tmp_path: Path) -> None:
+    """Precision, mode, weights and buffers, bit by bit; and it runs, evaluating and training."""
+    folder = Path(shutil.copytree(place, tmp_path / "place"))
+    saved = load_file(folder / "weights.safetensors")
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in saved.items():
+        if tensor.is_floating_point():
+            saved[name] = torch.rand(tensor.shape, generator=generator).to(dtype)
+        else:
+            saved[name] = torch.tensor(7)  # batches that a norm has seen
+    save_file(saved, folder / "weights.safetensors")
+    network = deploy_prune.load(folder)
+    found = network.state_dict()
+    assert found.keys() == saved.keys()
+    assert all(found[name].dtype == t.dtype and torch.equal(found[name], t) for name, t in saved.items())
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+    assert not any(module.training for module in network.modules())
+    x = torch.randn(4, 3, 32, 32).to(dtype)
+    assert network(x).dtype == dtype
+    network.train()
+    network(x).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
 
 
 # --- the source -------------------------------------------------------------------------------------------------------

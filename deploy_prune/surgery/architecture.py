@@ -186,6 +186,9 @@ def load_weights(slim: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
         if have.dtype != want.dtype and not {have.dtype, want.dtype} <= _FLOATS:
             message = f"{path}: weights.safetensors has {have.dtype} for {name}; the architecture has {want.dtype}."
             raise ArchitectureError(message)
+    floats = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
+    if len(floats) == 1:
+        slim.to(floats.pop())  # what isn't saved, too
     for name, tensor in wanted.items():
         tensor.data = tensor.data.to(weights[name].dtype)
     slim.load_state_dict(dict(weights))

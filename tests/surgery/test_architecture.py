@@ -310,8 +310,18 @@ def test_weights_keep_their_precision_and_ties(dtype: torch.dtype) -> None:
     assert network.second.weight is network.first.weight
     assert {t.dtype for t in network.state_dict().values()} == {dtype}
     assert all(torch.equal(t, saved.state_dict()[name]) for name, t in network.state_dict().items())
-    assert torch.equal(network.table, torch.arange(8.0))
+    assert torch.equal(network.table, torch.arange(8.0).to(dtype)), "not saved, and cast all the same"
+    x = torch.randn(2, 8).to(dtype)
+    assert torch.equal(network(x), saved(x))
     assert all(p.requires_grad for p in network.parameters())
+
+
+def test_mixed_precision_stays_mixed() -> None:
+    saved = Tied().to(torch.bfloat16)
+    saved.scale = saved.scale.float()
+    network = Tied()
+    architecture.load_weights(network, state_of(saved), Path("here"))
+    assert (network.scale.dtype, network.first.weight.dtype) == (torch.float32, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
