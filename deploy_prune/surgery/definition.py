@@ -29,7 +29,9 @@ _PLAIN: Final = (
 )  # fmt: skip
 _BUILT_IN: Final = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 _OPERATORS: Final = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
-_OUTSIDE: Final = frozenset({"environ", "getenv", "eval", "exec", "__import__", "import_module", "globals", "open"})
+_OUTSIDE: Final = frozenset(
+    {"environ", "getenv", "eval", "exec", "__import__", "import_module", "globals", "vars", "attrgetter", "open"}
+)
 """Names by which code reaches what can't be seen here."""
 _NOT_CODE: Final = frozenset(
     {"__annotations__", "__annotate__", "__dict__", "__doc__", "__firstlineno__", "__module__", "__static_attributes__",
@@ -218,6 +220,8 @@ class _Writer:
             self.write(value)
             return
         self._text(value.__name__)
+        if "getattr" in names:  # what it takes is not to be seen
+            raise _UnknownPartError
         for inner in names:
             if inner in vars(value) and vars(value)[inner] is not value:
                 self._named(inner, vars(value)[inner], [n for n in names if n != inner])

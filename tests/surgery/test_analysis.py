@@ -257,6 +257,18 @@ def test_what_can_not_be_digested_is_searched_every_time(part: Any, searches: li
     assert not (tmp_path / "cache").exists()
 
 
+def test_functions_of_a_module_that_are_taken_by_a_computed_name_are_not_digested(
+    written: Callable[..., ModuleType],
+) -> None:
+    taken = "import my_helpers; return self.c(getattr(my_helpers, 'act')("
+    assert definition(written(("return self.c(act(", taken)).Net()) is None
+    plain = ("return self.c(act(", "import my_helpers; return self.c(my_helpers.act(")
+    first = definition(written(plain).Net())
+    second = definition(written(plain, ("torch.relu", "torch.tanh")).Net())
+    assert None not in (first, second)
+    assert first != second, "a helper imported where it is used"
+
+
 @pytest.mark.parametrize("change", ["shape", "prune", "version", "dtype", "torch", "code"])
 def test_all_that_groups_depend_on_is_in_the_key(
     change: str, searches: list[nn.Module], monkeypatch: pytest.MonkeyPatch
