@@ -43,7 +43,7 @@ def groups_of(network: nn.Module, example: Tensor, prune: PrunePart) -> Structur
 def settled_groups(
     network: nn.Module, example: Tensor, trials: Sequence[Tensor], prune: PrunePart, gates_of: GatesOf
 ) -> Structure:
-    """The groups of ``graph.find_groups`` that ``settle.settle`` finds cuttable, remembered.
+    """The groups of ``groups_of`` that ``settle.settle`` finds cuttable, remembered.
 
     Args:
         network: any module that torch.export can trace.
@@ -57,7 +57,7 @@ def settled_groups(
     """
 
     def find() -> Structure:
-        return settle(network, find_groups(network, (example,), prune), trials, gates_of, prune)
+        return settle(network, groups_of(network, example, prune), trials, gates_of, prune)
 
     return _remembered(network, (example, *trials), prune, "settled", find)
 

@@ -327,19 +327,26 @@ def test_a_cache_that_can_not_be_written_is_no_error(tmp_path: Path, searches: l
     assert len(searches) == 2
 
 
-def test_settled_groups_are_kept_apart_from_traced_ones(searches: list[nn.Module]) -> None:
+def test_settled_groups_are_kept_apart_from_traced_ones(
+    searches: list[nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = models.build(ModelPart(source="torchvision:mobilenet_v3_small"), 10)
     x = torch.zeros(1, 3, 32, 32)
     trials = (torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)),)
-    analysis.groups_of(network, x, PrunePart())
-    settled = [analysis.settled_groups(network, x, trials, PrunePart(), gates_of) for _ in range(2)]
-    assert len(searches) == 2
+    settled = [analysis.settled_groups(network, x, trials, PrunePart(skip=["classifier.*"]), gates_of)]
+    monkeypatch.setattr(analysis, "settle", None)  # calling it again would raise
+    settled.append(analysis.settled_groups(network, x, trials, PrunePart(skip=["classifier.*"]), gates_of))
     assert same(*settled)
+    assert len(searches) == 1
+    assert len(list((tmp_path / "cache" / analysis.KIND).iterdir())) == 2
 
 
 def test_a_structure_that_cuts_the_graph_is_not_kept(searches: list[nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = models.build(ModelPart(source="torchvision:shufflenet_v2_x0_5"), 10)
     x, trials = torch.zeros(1, 3, 32, 32), (torch.randn(2, 3, 32, 32),)
-    assert analysis.settled_groups(network, x, trials, PrunePart(), gates_of).blueprint is not None
-    assert not (tmp_path / "cache").exists()
+    for _ in range(2):
+        assert analysis.settled_groups(network, x, trials, PrunePart(), gates_of).blueprint is not None
+    assert len(searches) == 1, "what was traced is kept, what was settled is not"
+    (entry,) = (tmp_path / "cache" / analysis.KIND).iterdir()
+    assert json.loads(entry.read_text())["key"]["how"] == "traced"
