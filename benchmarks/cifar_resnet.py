@@ -43,7 +43,10 @@ from deploy_prune.training import Session, accuracy, classification, make_accele
 from deploy_prune.types import Structure, silent
 
 LEARNED = ("dap", "gate", "gumbel")
-PRUNERS = {"tp_group_norm": "GroupNormPruner", "tp_bn_scale": "BNScalePruner"}
+PRUNERS = {
+    "tp_group_norm": ("GroupNormPruner", "GroupMagnitudeImportance"),
+    "tp_bn_scale": ("BNScalePruner", "BNScaleImportance"),
+}
 SHOTS = (10, 50, None)
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 EPOCH_STEPS = 391  # of 128 images
@@ -103,7 +106,7 @@ def ours(bench: Bench, method: str, seed: int, speedup: float) -> Callable[[floa
     return at
 
 
-def theirs(bench: Bench, pruner: str) -> Callable[[float], nn.Module]:
+def theirs(bench: Bench, pruner: str, importance: str) -> Callable[[float], nn.Module]:
     """torch-pruning's own pruner, global ranking, its number of steps chosen so that the speed-up is met."""
     import torch_pruning as tp
 
@@ -111,11 +114,10 @@ def theirs(bench: Bench, pruner: str) -> Callable[[float], nn.Module]:
 
     def at(asked: float) -> nn.Module:
         network = copy.deepcopy(bench.network)
-        importance = tp.importance.GroupMagnitudeImportance() if "Group" in pruner else tp.importance.BNScaleImportance()
         heads = [m for m in network.modules() if isinstance(m, nn.Linear)]
         made = getattr(tp.pruner, pruner)(
-            network, example, importance=importance, global_pruning=True, pruning_ratio=0.95, iterative_steps=200,
-            ignored_layers=heads,
+            network, example, importance=getattr(tp.importance, importance)(), global_pruning=True,
+            pruning_ratio=0.95, iterative_steps=200, ignored_layers=heads,
         )  # fmt: skip
         dense, _ = tp.utils.count_ops_and_params(network, example)
         while tp.utils.count_ops_and_params(network, example)[0] > dense / asked:
@@ -187,7 +189,7 @@ def main() -> None:
             if all(name in rows for name in names.values()):
                 continue
             started = time.perf_counter()
-            at = theirs(bench, PRUNERS[method]) if method in PRUNERS else ours(bench, method, seed, max(speedups))
+            at = theirs(bench, *PRUNERS[method]) if method in PRUNERS else ours(bench, method, seed, max(speedups))
             search_s = time.perf_counter() - started
             spent = bench.search_steps if method in LEARNED else 0
             for speedup, name in names.items():

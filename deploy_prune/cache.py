@@ -34,6 +34,12 @@ def cached_json(kind: str, key: Mapping[str, Json], compute: Callable[[], Json])
     return value
 
 
+def kept_json(kind: str, key: Mapping[str, Json]) -> Json | None:
+    """The value kept for this key; None if there is none, or its file can't be read."""
+    kept = _read(_path(kind, key))
+    return kept["value"] if kept is not None and kept["key"] == _plain(key) else None
+
+
 def store_json(kind: str, key: Mapping[str, Json], value: Json) -> None:
     """Keep a value for this key, whatever was kept before."""
     write_text(_path(kind, key), json.dumps({"key": _plain(key), "value": value}, indent=1) + "\n")

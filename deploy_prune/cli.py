@@ -139,6 +139,33 @@ def export(source: Path, target: str, out: Path, trust: bool) -> None:
     click.echo(f"{artifact.path} {artifact.format} {artifact.precision} {artifact.size_bytes} bytes {artifact.sha256}")
 
 
+@main.command(epilog="Example: deploy-prune show runs/mobilenet/host/50% --target pixel-8")
+@click.argument("source", metavar="ARCHITECTURE_OR_RUN_FOLDER", type=click.Path(path_type=Path))
+@click.option("--target", help="Predict latency there too; a device's name, see `deploy-prune targets`.")
+@click.option("--trust", is_flag=True, help="Run the code that an architecture of your own (module:callable) names.")
+@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+def show(source: Path, target: str | None, trust: bool, as_json: bool) -> None:
+    """Draw an architecture layer by layer: channels kept, share of MACs and of latency.
+
+    Reads an architecture.json, or that of a run's TARGET/BUDGET folder; weights are not needed. Latency is predicted by
+    the device's roofline, or, on the device at hand (host), by a table that is measured unless it was before.
+
+    \b
+    deploy-prune show architecture.json
+    deploy-prune show runs/mobilenet/host/50% --target host
+    deploy-prune show my/architecture.json --trust --json
+    """  # noqa: D301  (click's mark of lines that are kept)
+    from deploy_prune.console import output
+    from deploy_prune.overview import overview
+    from deploy_prune.report.show import overview_tables
+
+    found = overview(source, target, trust)
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=1))
+    else:
+        output().print(*overview_tables(found), sep="\n")
+
+
 @main.command(epilog="Example: deploy-prune report runs/mobilenet")
 @run_folder
 def report(run: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deploy_prune import models, road
+from deploy_prune import road
 from deploy_prune.errors import DeployPruneError, RunFolderError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.parity import check_parity
@@ -38,8 +38,7 @@ def load(path: str | Path, *, trust: bool = False) -> nn.Module:
     path = Path(path)
     file = path / "architecture.json" if path.is_dir() else path
     described = architecture.load(file)
-    architecture.require_trust(described, trust)
-    slim = architecture.build(described, models.build(described.model, described.num_classes))
+    slim = architecture.build(described, architecture.dense_network(described, trust))
     if path.is_dir():
         architecture.load_weights(slim, load_tensors(path / "weights.safetensors"), path)
     return slim.eval()

@@ -25,10 +25,8 @@ from deploy_prune.recipe import Recipe
 from deploy_prune.retrain.fewshot import adapt
 from deploy_prune.runfolder import RunFolder, sha256
 from deploy_prune.search import METHODS, SearchGoal, SearchJob, check_options, gated
-from deploy_prune.surgery import architecture, verify
+from deploy_prune.surgery import analysis, architecture, verify
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.graph import find_groups
-from deploy_prune.surgery.settle import settle
 from deploy_prune.training import Session, accuracy, classification, make_accelerator, set_seed, train_classifier
 from deploy_prune.types import Artifact, Budget, Forward, Progress, SearchResult, Structure, Target
 from deploy_prune.workbench import Workbench
@@ -87,10 +85,9 @@ def workbench(road: Road, scratch: Path) -> Workbench:
     """The network with initial weights, and its channel groups, each tried for real."""
     set_seed(road.recipe.seed)
     road.session.progress("find the channel groups", 0, 1)
-    network = _as_if_trained(models.build(road.recipe.model, road.data.num_source))
-    found = find_groups(network, (road.example,), road.recipe.prune)
+    network = as_if_trained(models.build(road.recipe.model, road.data.num_source))
     inputs = (road.data.source_test.take(_first(PROOF_EXAMPLES // 2, len(road.data.source_test)))[0],)
-    structure = settle(network, found, inputs, gates_of, road.recipe.prune)
+    structure = analysis.settled_groups(network, road.example, inputs, road.recipe.prune, gates_of)
     road.session.progress("find the channel groups", 1, 1, groups=len(structure.groups))
     return Workbench(
         network=network, structure=structure, example=road.example, recipe=road.recipe, scratch=scratch,
@@ -98,7 +95,7 @@ def workbench(road: Road, scratch: Path) -> Workbench:
     )  # fmt: skip
 
 
-def _as_if_trained(network: nn.Module) -> nn.Module:
+def as_if_trained(network: nn.Module) -> nn.Module:
     """Initial biases and norms are all alike, and exporters store equal tensors once; a trained network's differ."""
     with torch.no_grad():
         for parameter in network.parameters():

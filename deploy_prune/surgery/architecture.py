@@ -6,9 +6,10 @@ Readable, stable under re-saving, and strict when read: it may come from anywher
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -16,21 +17,25 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from deploy_prune.errors import ArchitectureError
+from deploy_prune import models
+from deploy_prune.errors import ArchitectureError, ModelError, perhaps
 from deploy_prune.recipe import ModelPart, PrunePart
+from deploy_prune.surgery import strict
+from deploy_prune.surgery.analysis import groups_of
 from deploy_prune.surgery.blueprint import GraphNetwork
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.graph import find_groups, with_blueprint
+from deploy_prune.surgery.graph import with_blueprint
+from deploy_prune.surgery.strict import Shape
 from deploy_prune.types import Keep, Structure
 
 FORMAT: Final = "deploy-prune/architecture"
 VERSION: Final = 1
-MAX_BYTES: Final = 8 * 2**20
-"""A larger file is refused unread; ResNet-50's has about 50 kB."""
-MAX_CHANNELS: Final = 2**20
-_RANGES: Final = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+MAX_INPUT: Final = 2**26
+"""Elements of the example input: 256 MB."""
+SPARE: Final = 4
+"""A builder may make some tensors more than once; so many times what the file names is too much."""
+_FLOATS: Final = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
-Shape = tuple[int, ...]
 Form = Literal["module", "graph"]
 """The network's own modules, smaller; or its exported graph, where its code has sizes written in it."""
 
@@ -73,18 +78,83 @@ def build(
     Raises:
         ArchitectureError: the network's definition isn't the one the file was made from (the first difference).
     """
-    _same_definition(architecture, dense)
-    find = find_groups if architecture.form == "module" else with_blueprint
-    example = torch.zeros(architecture.input_shape) if example is None else example
-    structure = find(dense, (example,), prune or PrunePart())
-    _same_groups(architecture, structure)
+    structure = structure_of(architecture, dense, prune, example)
     slim = cut(dense, structure, architecture.keep)
     for name, tensor in slim.state_dict().items():
-        if tuple(tensor.shape) != architecture.shapes[name][1]:
-            told = list(architecture.shapes[name][1])
-            message = f"The architecture says that {name} is {told}; cutting gave {list(tensor.shape)}."
+        told = architecture.shapes[name][1] if name in architecture.shapes else None
+        if tuple(tensor.shape) != told:
+            message = f"The architecture says that {name} is {told}; cutting gave {tuple(tensor.shape)}."
             raise ArchitectureError(message)
     return slim
+
+
+def structure_of(
+    architecture: Architecture, dense: nn.Module, prune: PrunePart | None = None, example: Tensor | None = None
+) -> Structure:
+    """The dense network's groups and layers, in the form that the architecture was cut in. Arguments as ``build``.
+
+    Raises:
+        ArchitectureError: the network's definition isn't the one the file was made from (the first difference).
+    """
+    _same_definition(architecture, dense)
+    prune, example = prune or PrunePart(), torch.zeros(architecture.input_shape) if example is None else example
+    if architecture.form == "module":
+        structure = groups_of(dense, example, prune)
+    else:
+        structure = with_blueprint(dense, (example,), prune)
+    _same_groups(architecture, structure)
+    return structure
+
+
+def dense_network(architecture: Architecture, trust: bool = False) -> nn.Module:
+    """The dense network that the file names, with fresh weights from torch's global generator.
+
+    A library's network is first built without memory and compared, so that a hostile file can't ask for much of it.
+
+    Raises:
+        ArchitectureError: the file needs ``trust``, or the network's definition isn't the one the file was made from.
+        ModelError: the network can't be built.
+    """
+    require_trust(architecture, trust)
+    part, num_classes = architecture.model, architecture.num_classes
+    if _users_own(architecture):
+        return models.build(part, num_classes)
+    with _bounded(architecture):
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                trial = models.build(part, num_classes)
+        except ModelError as error:  # some builders compute with their tensors
+            if isinstance(error.__cause__, ArchitectureError):
+                raise error.__cause__ from error
+        else:
+            _same_definition(architecture, trial)
+        return models.build(part, num_classes)
+
+
+@contextmanager
+def _bounded(architecture: Architecture) -> Iterator[None]:
+    """Stop a builder that makes far more parameters than the file names."""
+    tensors = SPARE * len(architecture.shapes) + 1000
+    elements = SPARE * sum(prod(dense) for dense, _ in architecture.shapes.values()) + 10**6
+    made = [0, 0]
+
+    def note(module: nn.Module, name: str, parameter: Any) -> None:
+        made[0] += 1
+        made[1] += parameter.numel() if isinstance(parameter, Tensor) else 0
+        if made[0] > tensors or made[1] > elements:
+            message = f"{architecture.model.source} with the file's model.args is far larger than its layers say."
+            raise ArchitectureError(message)
+
+    hook = nn.modules.module.register_module_parameter_registration_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _users_own(architecture: Architecture) -> bool:
+    prefix, colon, _ = architecture.model.source.partition(":")
+    return bool(colon) and prefix not in {"torchvision", "timm"}
 
 
 def require_trust(architecture: Architecture, trust: bool) -> None:
@@ -94,24 +164,33 @@ def require_trust(architecture: Architecture, trust: bool) -> None:
         ArchitectureError: the source is module:callable and ``trust`` is off.
     """
     source = architecture.model.source
-    if ":" in source and source.partition(":")[0] not in {"torchvision", "timm"} and not trust:
-        message = f"The architecture is built by the code {source!r}; if you trust that code, load it with trust=True."
+    if _users_own(architecture) and not trust:
+        message = f"The architecture is built by the code {source!r}; if you trust that code, load it with trust=True "
+        message += "(on the command line: --trust)."
         raise ArchitectureError(message)
 
 
 def load_weights(slim: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Put the weights of ``path`` into a network that was built from its architecture.
+    """Put the weights of ``path`` into a network that was built from its architecture; it takes their precision.
 
     Raises:
-        ArchitectureError: a tensor is missing, unknown, or of another shape.
+        ArchitectureError: a tensor is missing, unknown, of another shape, or of another kind of number.
     """
-    wanted = slim.state_dict()
+    wanted = slim.state_dict(keep_vars=True)
     for name in [*wanted, *weights]:
         have, want = weights.get(name), wanted.get(name)
         if have is None or want is None or have.shape != want.shape:
             shapes = [None if t is None else list(t.shape) for t in (have, want)]
             message = f"{path}: weights.safetensors has {shapes[0]} for {name}; the architecture has {shapes[1]}."
             raise ArchitectureError(message)
+        if have.dtype != want.dtype and not {have.dtype, want.dtype} <= _FLOATS:
+            message = f"{path}: weights.safetensors has {have.dtype} for {name}; the architecture has {want.dtype}."
+            raise ArchitectureError(message)
+    floats = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
+    if len(floats) == 1:
+        slim.to(floats.pop())  # what isn't saved, too
+    for name, tensor in wanted.items():
+        tensor.data = tensor.data.to(weights[name].dtype)
     slim.load_state_dict(dict(weights))
 
 
@@ -120,6 +199,7 @@ def _same_definition(architecture: Architecture, dense: nn.Module) -> None:
     for name, (shape, _) in architecture.shapes.items():
         if name not in found:
             message = f"{architecture.model.source} has no {name!r}; the architecture was made from another version."
+            message += perhaps(name, found)
             raise ArchitectureError(message)
         if found[name] != shape:
             message = (
@@ -189,14 +269,7 @@ def load(path: Path) -> Architecture:
     Raises:
         ArchitectureError: it is missing, too large, not JSON, has duplicate or unknown keys, or values out of range.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            message = f"{path} is larger than {MAX_BYTES} bytes; that is no architecture."
-            raise ArchitectureError(message)
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        message = f"{path} can't be read: {error}."
-        raise ArchitectureError(message) from error
+    text = strict.read_text(path)
     try:
         return loads(text)
     except ArchitectureError as error:
@@ -206,114 +279,46 @@ def load(path: Path) -> Architecture:
 
 def loads(text: str) -> Architecture:
     """The architecture from a file's text. Raises ArchitectureError as ``load`` does."""
-    try:
-        raw = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except (json.JSONDecodeError, RecursionError) as error:
-        message = f"it is not JSON: {error}."
-        raise ArchitectureError(message) from error
-    _keys(raw, {"format", "version", "model", "input", "form", "groups", "layers"}, "the file")
-    if raw["format"] != FORMAT or raw["version"] != VERSION:
-        message = (
-            f"it is {raw['format']!r} version {raw['version']!r}; this program reads {FORMAT!r} version {VERSION}."
-        )
+    raw = strict.parse(text)
+    strict.keys(raw, {"format", "version", "model", "input", "form", "groups", "layers"}, "the file")
+    if raw["format"] != FORMAT or type(raw["version"]) is not int or raw["version"] != VERSION:
+        told = f"'{strict.shown(raw['format'])}' version {strict.shown(raw['version'])}"
+        message = f"it is {told}; this program reads {FORMAT!r} version {VERSION}."
         raise ArchitectureError(message)
-    _keys(raw["model"], {"source", "args", "num_classes"}, "model")
-    _keys(raw["input"], {"shape"}, "input")
-    source, args = raw["model"]["source"], raw["model"]["args"]
-    if not isinstance(source, str) or not isinstance(args, dict):
-        message = "model.source must be text and model.args a mapping."
-        raise ArchitectureError(message)
+    strict.keys(raw["model"], {"source", "args", "num_classes"}, "model")
+    strict.keys(raw["input"], {"shape"}, "input")
     return Architecture(
-        model=_model(source, args),
-        num_classes=_count(raw["model"]["num_classes"], "model.num_classes"),
-        input_shape=_shape(raw["input"]["shape"], "input.shape"),
+        model=_model(raw["model"]["source"], raw["model"]["args"]),
+        num_classes=strict.count(raw["model"]["num_classes"], "model.num_classes"),
+        input_shape=_input_shape(raw["input"]["shape"]),
         form=_form(raw["form"]),
-        keep={name: _mask(name, row) for name, row in _mapping(raw["groups"], "groups").items()},
-        shapes={name: _shapes(name, row) for name, row in _mapping(raw["layers"], "layers").items()},
+        keep=strict.masks(raw["groups"]),
+        shapes=strict.layers(raw["layers"]),
     )
 
 
-def _model(source: str, args: dict[str, Any]) -> ModelPart:
+def _model(source: Any, args: Any) -> ModelPart:
+    if not isinstance(source, str):
+        message = f"model.source must be text, not {strict.shown(source)}."
+        raise ArchitectureError(message)
     try:
-        return ModelPart(source=source, args=args)
+        return ModelPart(source=source, args=strict.arguments(args, "model.args"))
     except ValidationError as error:
         message = f"model.source: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
-        raise ArchitectureError(message[:300]) from error
+        raise ArchitectureError(strict.shown(message, 300)) from error
+
+
+def _input_shape(raw: Any) -> Shape:
+    shape = strict.shape(raw, "input.shape")
+    if not shape or prod(shape) > MAX_INPUT:
+        message = f"input.shape must be [batch, ...] with at most {MAX_INPUT} elements, not {list(shape)}."
+        raise ArchitectureError(message)
+    return shape
 
 
 def _form(raw: Any) -> Form:
     if raw not in ("module", "graph"):
-        message = f"form must be 'module' or 'graph', not {str(raw)[:40]!r}."
+        message = f"form must be 'module' or 'graph', not '{strict.shown(raw)}'."
         raise ArchitectureError(message)
     form: Form = raw
     return form
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [k for k, _ in pairs]
-    if len(set(keys)) != len(keys):
-        message = f"the key {next(k for k in keys if keys.count(k) > 1)!r} appears twice."
-        raise ArchitectureError(message)
-    return dict(pairs)
-
-
-def _no_constant(name: str) -> None:
-    message = f"{name} is no number that an architecture can have."
-    raise ArchitectureError(message)
-
-
-def _mapping(raw: Any, where: str) -> dict[str, Any]:
-    if not isinstance(raw, dict):
-        message = f"{where} must be a mapping."
-        raise ArchitectureError(message)
-    return raw
-
-
-def _keys(raw: Any, expected: set[str], where: str) -> None:
-    if set(_mapping(raw, where)) != expected:
-        odd = sorted(set(raw) ^ expected)
-        message = f"{where} must have exactly the keys {', '.join(sorted(expected))}; look at {odd[0]!r}."
-        raise ArchitectureError(message)
-
-
-def _count(raw: Any, where: str) -> int:
-    if not isinstance(raw, int) or isinstance(raw, bool) or not 0 < raw <= MAX_CHANNELS:
-        message = f"{where} must be a whole number from 1 to {MAX_CHANNELS}, not {str(raw)[:40]}."
-        raise ArchitectureError(message)
-    return raw
-
-
-def _shape(raw: Any, where: str) -> Shape:
-    if not isinstance(raw, list) or len(raw) > 8:
-        message = f"{where} must be a list of at most 8 sizes."
-        raise ArchitectureError(message)
-    return tuple(_count(size, where) for size in raw)
-
-
-def _shapes(name: str, raw: Any) -> tuple[Shape, Shape]:
-    if not isinstance(raw, list) or len(raw) != 2:
-        message = f"layers.{name} must be [dense shape, slim shape]."
-        raise ArchitectureError(message)
-    return _shape(raw[0], f"layers.{name}"), _shape(raw[1], f"layers.{name}")
-
-
-def _mask(name: str, raw: Any) -> Tensor:
-    _keys(raw, {"channels", "kept", "keep"}, f"groups.{name}")
-    channels, kept, text = _count(raw["channels"], f"groups.{name}.channels"), raw["kept"], raw["keep"]
-    mask = torch.zeros(channels, dtype=torch.bool)
-    if not isinstance(text, str) or not _RANGES.fullmatch(text):
-        message = f"groups.{name}.keep must be ranges such as '0-3,7', not {str(text)[:40]!r}."
-        raise ArchitectureError(message)
-    before = -1
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        a, b = int(first[:12]), int((last or first)[:12])
-        if not before < a <= b < channels:
-            message = f"groups.{name}.keep: {part[:40]!r} is out of order or beyond the {channels} units."
-            raise ArchitectureError(message)
-        mask[a : b + 1] = True
-        before = b
-    if int(mask.sum()) != kept:
-        message = f"groups.{name}: kept says {str(kept)[:20]}, but keep names {int(mask.sum())} units."
-        raise ArchitectureError(message)
-    return mask

@@ -60,7 +60,7 @@ def _num_channels(structure: Structure) -> int:
 def _sound(network: nn.Module, structure: Structure, inputs: Sequence[Tensor], gates_of: GatesOf) -> Structure:
     """The structure with the groups that can be cut alone; the others whole."""
     failures = {g.name: _failure(network, structure, [g], inputs, gates_of) for g in structure.groups}
-    return _without(structure, {name: why for name, why in failures.items() if why is not None})
+    return without(structure, {name: why for name, why in failures.items() if why is not None})
 
 
 def _failure(
@@ -88,7 +88,7 @@ def _failure(
     return None if difference <= TOLERANCE else f"cut and masked outputs differ by {difference:.1e}"
 
 
-def _without(structure: Structure, reasons: dict[str, str]) -> Structure:
+def without(structure: Structure, reasons: dict[str, str]) -> Structure:
     """The structure with these groups left whole; layers count their channels as fixed."""
     channels = {g.name: g.channels for g in structure.groups}
     whole = tuple(Whole(name=n, channels=channels[n], reason=why) for n, why in reasons.items())
