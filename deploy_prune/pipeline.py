@@ -22,8 +22,8 @@ from deploy_prune.shell import write_text
 from deploy_prune.types import Artifact, Budget, Metric, Progress, Row, SearchResult, Target, silent
 from deploy_prune.workbench import Workbench
 
-PLANS: Final = 2
-"""A budget that the finished artifact misses, though its candidate met it, is planned once more."""
+PLANS: Final = 3
+"""A budget that the finished artifact misses, though its candidate met it, is planned again: so many times in all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ def bench(tiny, tmp_path, monkeypatch):
         return Artifact(path=path, format="onnx", precision="fp32", sha256="0", input_shape=(1,), versions={})
 
     monkeypatch.setattr(Workbench, "_artifact", artifact)
-    return replace(tiny, scratch=tmp_path, _dense={})
+    return replace(tiny, scratch=tmp_path, _dense={}, _anew={})
 
 
 @pytest.fixture
@@ -167,9 +167,17 @@ def test_the_table_knows_a_device_that_is_as_simple_as_itself(tiny, tmp_path):
 
 
 def test_a_correction_is_what_the_counts_cost_from_then_on(bench, ratios):
-    ratios += [0.5]
+    ratios += [0.5, 0.7]
     counts = bench.smallest(HOST)
     assert bench.timed(HOST, counts) == Timed(slim_ms=1.0, dense_ms=2.0)
     bench.correct(HOST, counts, Timed(slim_ms=1.3, dense_ms=2.0))
     assert bench.timed(HOST, counts) == Timed(slim_ms=1.3, dense_ms=2.0)
-    assert ratios == [], "and nothing is measured again"
+    assert ratios == [0.7], "and nothing is measured again"
+
+
+def test_after_a_correction_others_are_measured_anew_once(bench, ratios):
+    ratios += [0.5, 0.6]
+    bench.timed(HOST, half(bench))
+    bench.correct(HOST, bench.smallest(HOST), Timed(slim_ms=1.3, dense_ms=2.0))
+    assert [bench.timed(HOST, half(bench)).slim_ms for _ in range(2)] == [pytest.approx(0.6 * DENSE_MS)] * 2
+    assert replace(bench, _anew={}).timed(HOST, half(bench)).slim_ms == 0.5 * DENSE_MS, "in this run only"
