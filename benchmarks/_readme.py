@@ -63,10 +63,16 @@ def transfer(figures: dict[str, Any]) -> str:
 
 def step(figures: dict[str, Any]) -> str:
     """What gates cost."""
-    rows = [[r["network"], f"{r['image_size']} px, batch {r['batch']}", f"{r['ratio']:.3f}"] for r in figures["rows"]]
+    rows = [
+        [
+            r["network"], f"{r['image_size']} px, batch {r['batch']}", r["method"], f"{r['ratio']:.3f}",
+            f"{r['memory_ratio']:.3f}",
+        ]
+        for r in figures["rows"]
+    ]  # fmt: skip
     head = "A search step against the same training step without gates, median of interleaved steps"
     head += " (`benchmarks/search_step.py`):"
-    return f"{head}\n\n{table(['network', 'input', 'ratio'], rows)}"
+    return f"{head}\n\n{table(['network', 'input', 'method', 'time', 'peak memory'], rows)}"
 
 
 def resume(figures: dict[str, Any]) -> str:

@@ -1,90 +1,140 @@
-"""What a search costs: a training step with gates on against the same step without, in turn; median of the ratios.
+"""What a search costs: a step of each method against the same training step without gates, in turn; median of ratios.
 
     python benchmarks/search_step.py [--steps N] [--threads N]
 
-Aim: at most 1.1. No data needed: inputs are random, which doesn't change the time.
+Aim: at most 1.05 in time and in peak memory. No data needed: inputs are random, which doesn't change the time. Peak
+memory is that of a process of its own for each, torch and the network included.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import _results
 import torch
-import torch.nn.functional as F
+from torch import nn
+from torch.optim import SGD, Adam
 
 from deploy_prune import cost, models
-from deploy_prune.recipe import ModelPart, PrunePart
-from deploy_prune.search import gated
+from deploy_prune.recipe import ModelPart, PrunePart, SearchPart
+from deploy_prune.search import SearchGoal, SearchJob
+from deploy_prune.search.dap import two_temperatures
 from deploy_prune.search.gate import trainable_gate
+from deploy_prune.search.gumbel import gumbel_gate
+from deploy_prune.search.relaxed import GateSearch, Relaxation, RelaxedOptions
 from deploy_prune.surgery.graph import find_groups
+from deploy_prune.training import Session, classification, make_accelerator
 
 CASES = [("resnet20", 32, 128), ("torchvision:mobilenet_v2", 64, 64), ("torchvision:resnet18", 32, 64)]
+RELAXATIONS = {
+    "gate": Relaxation(sample=lambda w: trainable_gate(w, "constant"), start=1.0),
+    "dap": Relaxation(sample=lambda theta: two_temperatures(theta, 0.1, 5.0), start=1.0),
+    "gumbel": Relaxation(
+        sample=lambda m: gumbel_gate(m, 1.0), expected=torch.sigmoid, start=4.0, rescale=1e-3
+    ),
+}  # fmt: skip
+"""As the methods' defaults have them, over 200 steps."""
+PEAK_STEPS = 4
+
+Step = Callable[[], None]
 
 
-def steps_of(source: str, size: int, batch: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """(a step without gates, a step with trainable gates and the expected cost in the loss)."""
+def steps_of(source: str, size: int, batch: int) -> dict[str, Step]:
+    """A step without gates ("plain") and one of each method; all on one network and one batch."""
     torch.manual_seed(0)
     network = models.build(ModelPart(source=source), 10).train()
     x, y = torch.randn(batch, 3, size, size), torch.randint(10, (batch,))
     structure = find_groups(network, (x[:1],), PrunePart())
-    gates = {g.name: torch.full((g.channels,), 0.5, requires_grad=True) for g in structure.groups}
-    weights = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
-    both = torch.optim.Adam(gates.values(), lr=1e-3)
-    price, on = cost.macs(structure), gated(network, structure, batch)
-    dense = price(structure.dense_counts)
-
-    def plain() -> None:
-        weights.zero_grad()
-        F.cross_entropy(network(x), y).backward()
-        weights.step()
-
-    def with_gates() -> None:
-        weights.zero_grad()
-        both.zero_grad()
-        opened = {name: trainable_gate(w, "constant") for name, w in gates.items()}
-        loss = F.cross_entropy(on.forward(opened)(x), y)
-        (loss + 0.1 * price.expected({n: a.sum() for n, a in opened.items()}) / dense).backward()
-        weights.step()
-        both.step()
-
-    return plain, with_gates
+    model = cost.macs(structure)
+    weights = SGD(network.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
+    job = SearchJob(
+        network=network, structure=structure, task=classification, batches=itertools.repeat((x, y)),
+        goal=SearchGoal(cost=model, limit=0.5 * model(structure.dense_counts)),
+        config=SearchPart(steps=200, batch_size=batch), session=Session(accelerator=make_accelerator("cpu"), seed=0),
+    )  # fmt: skip
+    steps = {"plain": step_of(network, lambda: classification(network, (x, y)), [weights])}
+    for name, relaxation in RELAXATIONS.items():
+        search = GateSearch(network, job, RelaxedOptions(), relaxation)
+        optimizers: list[torch.optim.Optimizer] = [weights, Adam([search.logit_N], lr=1e-3)]
+        if search.scales:
+            optimizers.append(SGD(search.scales.values(), lr=1e-3, momentum=0.9))
+        steps[name] = step_of(network, lambda search=search: search.loss((x, y)), optimizers)
+    return steps
 
 
-def seconds(step: Callable[[], None]) -> float:
+def step_of(network: nn.Module, loss: Callable[[], torch.Tensor], optimizers: list[torch.optim.Optimizer]) -> Step:
+    """Gradients to None, loss, backward, all optimizers."""
+
+    def step() -> None:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    return step
+
+
+def seconds(step: Step) -> float:
     """Wall time of one step."""
     started = time.perf_counter()
     step()
     return time.perf_counter() - started
 
 
+def peak_mb(case: int, name: str) -> int:
+    """Peak resident memory of a process that makes a few of these steps, read from /proc (Linux).
+
+    Not from getrusage, which begins with the parent's.
+    """
+    command = [sys.executable, __file__, "--peak", str(case), name]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def measure(case: int, count: int) -> list[dict[str, object]]:
+    """A row a method: its step's time and peak memory over those of a plain step."""
+    source, size, batch = CASES[case]
+    steps = steps_of(source, size, batch)
+    for step in steps.values():
+        for _ in range(3):
+            step()
+    rounds = [{name: seconds(step) for name, step in steps.items()} for _ in range(count)]
+    plain_mb = peak_mb(case, "plain")
+    rows = []
+    for name in RELAXATIONS:
+        ratio = statistics.median(one[name] / one["plain"] for one in rounds)
+        memory = peak_mb(case, name) / plain_mb
+        plain_s = statistics.median(one["plain"] for one in rounds)
+        rows.append({
+            "network": source, "image_size": size, "batch": batch, "method": name, "ratio": ratio,
+            "memory_ratio": memory, "plain_s": plain_s,
+        })  # fmt: skip
+        print(f"{source} {size} px, batch {batch}, {name}: {ratio:.3f} times a plain step, memory {memory:.3f}")
+    return rows
+
+
 def main() -> None:
     """Measure every case and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=40, help="pairs of steps (default 40)")
+    parser.add_argument("--steps", type=int, default=40, help="rounds of steps (default 40)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--peak", nargs=2, metavar=("CASE", "NAME"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows = []
-    for source, size, batch in CASES:
-        plain, with_gates = steps_of(source, size, batch)
-        for _ in range(3):
-            plain(), with_gates()
-        pairs = [(seconds(plain), seconds(with_gates)) for _ in range(arguments.steps)]
-        ratio = statistics.median(b / a for a, b in pairs)
-        rows.append(
-            {
-                "network": source,
-                "image_size": size,
-                "batch": batch,
-                "plain_s": statistics.median(a for a, _ in pairs),
-                "ratio": ratio,
-            }
-        )  # noqa: E501
-        print(f"{source} {size} px, batch {batch}: {ratio:.3f} times a plain step ({rows[-1]['plain_s']:.3f} s)")
+    if arguments.peak:
+        step = steps_of(*CASES[int(arguments.peak[0])])[arguments.peak[1]]
+        for _ in range(PEAK_STEPS):
+            step()
+        print(int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) // 1024)
+        return
+    rows = [row for case in range(len(CASES)) for row in measure(case, arguments.steps)]
     _results.write("search_step", {"rows": rows}, n=arguments.steps)
 
 
