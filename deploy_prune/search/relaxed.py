@@ -115,7 +115,7 @@ class GateSearch:
         self.dense = job.goal.cost(job.structure.dense_counts)
         self.slope_N = self._slope()
         self.price, self.unit = 0.0, 0.0
-        self.parts = job.session.accelerator.gradient_accumulation_steps
+        self.parts: int = job.session.accelerator.gradient_accumulation_steps
         self.batches = self.parts * job.config.steps
         self.trace: list[dict[str, float]] = []
 
