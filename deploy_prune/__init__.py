@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from deploy_prune.pruning import Pruned
+    from deploy_prune.training import Session
+    from deploy_prune.types import Task
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "prune"]
 
 
 def load(path: str | Path, *, trust: bool = False) -> nn.Module:
@@ -22,3 +27,24 @@ def load(path: str | Path, *, trust: bool = False) -> nn.Module:
     from deploy_prune import reuse
 
     return reuse.load(path, trust=trust)
+
+
+def prune(
+    network: nn.Module,
+    inputs: Tensor | Sequence[Tensor],
+    task: Task,
+    batches: Iterable[Any],
+    *,
+    budget: str | Sequence[str] = "50% macs",
+    method: str = "gate",
+    session: Session | None = None,
+    **settings: Any,
+) -> tuple[Pruned, ...]:
+    """Prune any network for any differentiable loss: one slim network per budget; see ``pruning.prune``.
+
+    Raises:
+        DeployPruneError: as there.
+    """
+    from deploy_prune import pruning
+
+    return pruning.prune(network, inputs, task, batches, budget=budget, method=method, session=session, **settings)

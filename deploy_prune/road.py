@@ -24,11 +24,11 @@ from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe
 from deploy_prune.retrain.fewshot import adapt
 from deploy_prune.runfolder import RunFolder, sha256
-from deploy_prune.search import METHODS, SearchGoal, SearchJob, check_options, gated
+from deploy_prune.search import METHODS, SearchGoal, SearchJob, check_options, gates_of
 from deploy_prune.surgery import analysis, architecture, verify
 from deploy_prune.surgery.cut import cut
 from deploy_prune.training import Session, accuracy, classification, make_accelerator, set_seed, train_classifier
-from deploy_prune.types import Artifact, Budget, Forward, Progress, SearchResult, Structure, Target
+from deploy_prune.types import Artifact, Budget, Progress, SearchResult, Structure, Target
 from deploy_prune.workbench import Workbench
 
 PROOF_EXAMPLES = 8
@@ -102,15 +102,6 @@ def as_if_trained(network: nn.Module) -> nn.Module:
             if parameter.dim() == 1:
                 parameter.add_(torch.empty_like(parameter).uniform_(-0.1, 0.1))
     return network
-
-
-def gates_of(structure: Structure) -> Any:
-    """How surgery turns gates on, without knowing the search."""
-
-    def on(network: nn.Module, gates: Mapping[str, Tensor]) -> Forward:
-        return gated(network, structure).forward(gates)
-
-    return on
 
 
 def train_dense(road: Road) -> str:

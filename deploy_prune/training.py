@@ -25,6 +25,7 @@ from deploy_prune.recipe import TrainPart
 from deploy_prune.types import Forward, Progress, silent
 
 MOMENTUM = 0.9
+PRECISIONS = ("no", "bf16")
 WARMUP_SHARE = 0.2  # of the steps, in which the learning rate rises
 
 
@@ -44,12 +45,18 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def make_accelerator(device: str, mixed_precision: str = "no") -> Accelerator:
+def make_accelerator(device: str, mixed_precision: str = "no", accumulate: int = 1) -> Accelerator:
     """Where training runs: ``device`` "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; "bf16" as precision.
 
+    ``accumulate``: batches whose mean gradient makes one step. The last accelerator made counts, for all sessions:
+    accelerate keeps its state per process.
+
     Raises:
-        TrainingError: another device, or a CUDA device that is not there.
+        TrainingError: another device, a CUDA device that is not there, or a precision that needs scaled gradients.
     """
+    if mixed_precision not in PRECISIONS or accumulate < 1:
+        message = f"mixed_precision is one of {', '.join(PRECISIONS)}, not {mixed_precision!r}; accumulate at least 1."
+        raise TrainingError(message)
     kind, _, index = device.partition(":")
     if kind not in {"auto", "cpu", "cuda"} or (index and kind != "cuda"):
         message = f"device: {device!r} is none of auto, cpu, cuda and cuda:N."
@@ -60,7 +67,7 @@ def make_accelerator(device: str, mixed_precision: str = "no") -> Accelerator:
     if index:
         torch.cuda.set_device(int(index))
     AcceleratorState._reset_state(reset_partial_state=True)  # it is global, and can't change its mind otherwise
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
+    return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision, gradient_accumulation_steps=accumulate)
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -96,19 +103,23 @@ def fit(
     """Take ``steps`` steps on ``step_loss(batch)`` (a scalar) with every optimizer; the losses, one a step.
 
     What is trained must be on the accelerator's device already; batches (tensors, nested as they like) are moved.
+    A step takes as many batches as the accelerator accumulates gradients over, and their mean loss.
 
     Raises:
         TrainingError: the loss is not finite; with the work, the step and the learning rate. Nothing is updated then.
     """
     losses: list[float] = []
+    parts = accelerator.gradient_accumulation_steps
     for step in range(1, steps + 1):
-        batch = send_to_device(next(batches), accelerator.device)
+        losses.append(0.0)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        with accelerator.autocast():
-            loss = step_loss(batch)
-        losses.append(_finite(loss, step, work, optimizers))
-        accelerator.backward(loss)
+        for _ in range(parts):
+            batch = send_to_device(next(batches), accelerator.device)
+            with accelerator.autocast():
+                loss = step_loss(batch)
+            losses[-1] += _finite(loss, step, work, optimizers) / parts
+            accelerator.backward(loss)  # of the loss over parts
         for optimizer in optimizers:
             optimizer.step()
         for scheduler in schedulers:

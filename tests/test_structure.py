@@ -33,7 +33,9 @@ LEVELS = (
         }
     ),
     STAGES,
-    frozenset({"pipeline", "check", "overview", "reuse", "road", "timing", "enforce", "runfolder", "workbench"}),
+    frozenset(
+        {"pipeline", "pruning", "check", "overview", "reuse", "road", "timing", "enforce", "runfolder", "workbench"}
+    ),
     frozenset({"cli", "console", "__main__", "__init__"}),
 )
 WITHOUT_TORCH = ("cli", "types", "errors", "recipe")

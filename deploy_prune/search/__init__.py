@@ -21,7 +21,7 @@ from deploy_prune.search.baselines import (
 from deploy_prune.search.budget import choose, reachable, smallest_counts, threshold_values
 from deploy_prune.search.dap import DapOptions, dap
 from deploy_prune.search.gate import GateOptions, gate
-from deploy_prune.search.gated import GatedNetwork, gated
+from deploy_prune.search.gated import GatedNetwork, gated, gates_of
 from deploy_prune.search.gumbel import GumbelOptions, gumbel
 from deploy_prune.search.method import Method, NoOptions, SearchGoal, SearchJob, read_options
 
@@ -57,6 +57,7 @@ __all__ = [
     "check_options",
     "choose",
     "gated",
+    "gates_of",
     "reachable",
     "smallest_counts",
     "threshold_values",

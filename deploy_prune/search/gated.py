@@ -9,7 +9,7 @@ Legend: N units of all groups, C units of one group, A coordinates of all gated 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -166,6 +166,15 @@ def gated(network: nn.Module, structure: Structure, batch: int = 1) -> GatedNetw
         aliases=aliases,
         norms=tuple((name, axis, at.to(device)) for (name, axis), at in _index(structure, mixing).items()),
     )
+
+
+def gates_of(structure: Structure) -> Callable[[nn.Module, Mapping[str, Tensor]], Forward]:
+    """How surgery turns gates on, without knowing the search."""
+
+    def on(network: nn.Module, gates: Mapping[str, Tensor]) -> Forward:
+        return gated(network, structure).forward(gates)
+
+    return on
 
 
 def _input_rank(network: nn.Module, layers: Sequence[Layer], name: str, batch: int) -> int:

@@ -73,7 +73,7 @@ def learn_gates(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation)
     """Train gates (and weights, if joint) while the limit on the expected cost falls to the budget's.
 
     Returns `threshold_values` of the averaged logits; the state dict: of the trained copy, learned scales multiplied
-    into the weights, or as it was where weights are resampled; and the trace, a row a step: ``loss`` (the task's),
+    into the weights, or as it was where weights are resampled; and the trace, a row a batch: ``loss`` (the task's),
     ``cost`` and ``limit`` (relative to dense), ``lambda`` (the price) and ``kept`` (expected number of open gates).
 
     Raises:
@@ -115,6 +115,8 @@ class GateSearch:
         self.dense = job.goal.cost(job.structure.dense_counts)
         self.slope_N = self._slope()
         self.price, self.unit = 0.0, 0.0
+        self.parts: int = job.session.accelerator.gradient_accumulation_steps
+        self.batches = self.parts * job.config.steps
         self.trace: list[dict[str, float]] = []
 
     def loss(self, batch: Any) -> Tensor:
@@ -127,7 +129,7 @@ class GateSearch:
         task_loss = self.job.task(forward, batch)
         cost = self._cost(expected_N)
         gap = cost - self._limit()
-        self.price = max(0.0, self.price + self.options.gain * gap)
+        self.price = max(0.0, self.price + self.options.gain / self.parts * gap)
         self._note(task_loss, cost, expected_N)
         price = self.unit * (self.price + self.options.damping * max(0.0, gap))
         return task_loss + price * (self.slope_N * expected_N).sum()
@@ -171,7 +173,7 @@ class GateSearch:
 
     def _limit(self) -> float:
         """1 at the start, falling linearly to the goal's share of the dense cost."""
-        done = min(1.0, (len(self.trace) + 1) / (self.options.anneal * self.job.config.steps))
+        done = min(1.0, (len(self.trace) + 1) / (self.options.anneal * self.batches))
         return 1 - done * (1 - min(1.0, self.job.goal.limit / self.dense))
 
     def _watched(self, gates_N: Tensor) -> Tensor:
@@ -179,7 +181,7 @@ class GateSearch:
         watched_N = gates_N.view_as(gates_N)
 
         def note(gradient_N: Tensor) -> None:
-            norm = float(gradient_N.abs().sum())
+            norm = self.parts * float(gradient_N.abs().sum())
             self.unit = 0.9 * self.unit + 0.1 * norm if self.unit else norm
 
         watched_N.register_hook(note)
@@ -189,7 +191,7 @@ class GateSearch:
         return dict(zip(self.sizes, torch.split(values_N, list(self.sizes.values())), strict=True))
 
     def _average(self) -> None:
-        if len(self.trace) >= (1 - self.options.average) * self.job.config.steps:
+        if len(self.trace) >= (1 - self.options.average) * self.batches:
             self.sum_N += self.logit_N.detach()
             self.num_summed += 1
 

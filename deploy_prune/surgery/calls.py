@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from torch import Tensor
@@ -31,7 +32,10 @@ class Applied:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
-    """One operator call: its arguments by name (tensors as ``Value``), the shapes it returns, and where notes go."""
+    """One operator call: its arguments by name (tensors as ``Value``), the shapes it returns, and where notes go.
+
+    ``batch``: examples in the network's input.
+    """
 
     labels: Labels
     applied: list[Applied]
@@ -41,11 +45,16 @@ class Call:
     given: dict[str, Any]
     shapes: tuple[tuple[int, ...], ...]
     several: bool = False
+    batch: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the only (or first) output."""
         return self.shapes[0]
+
+    def each(self, sizes: Sequence[int]) -> int:
+        """Positions per example in a block of these sizes, wherever in it the batch is (between heads, in windows)."""
+        return max(1, prod(sizes) // self.batch)
 
     def values(self) -> list[Value]:
         """All tensor arguments, in order, those inside lists too."""

@@ -74,11 +74,12 @@ def _propagate(program: ExportedProgram) -> _Labelled:
     labels, applied = Labels(), list[Applied]()
     values: dict[fx.Node, Any] = {}
     specs = iter(program.graph_signature.input_specs)
+    batch = _batch(program)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             values[node] = _placeholder(program, next(specs), node, labels)
         elif node.op == "call_function":
-            values[node] = _call(node, values, labels, applied)
+            values[node] = _call(node, values, labels, applied, batch)
         elif node.op == "output":
             for value in _flat([values.get(n, n) if isinstance(n, fx.Node) else n for n in _flat(node.args)]):
                 if isinstance(value, Value):
@@ -86,6 +87,13 @@ def _propagate(program: ExportedProgram) -> _Labelled:
                         labels.freeze(field, "it reaches the network's output")
     by_name = {node.name: value for node, value in values.items()}
     return _Labelled(labels=labels, applied=applied, values=by_name)
+
+
+def _batch(program: ExportedProgram) -> int:
+    """Examples in the network's first input [B, ...]."""
+    users = set(program.graph_signature.user_inputs)
+    given = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in users]
+    return next((max(1, _shape(x)[0]) for x in given if isinstance(x, Tensor) and x.dim()), 1)
 
 
 def _placeholder(program: ExportedProgram, spec: Any, node: fx.Node, labels: Labels) -> Value:
@@ -105,7 +113,7 @@ def _placeholder(program: ExportedProgram, spec: Any, node: fx.Node, labels: Lab
     return Value(shape=shape, fields=tuple(fields), tensor=spec.target)
 
 
-def _call(node: fx.Node, values: dict[fx.Node, Any], labels: Labels, applied: list[Applied]) -> Any:
+def _call(node: fx.Node, values: dict[fx.Node, Any], labels: Labels, applied: list[Applied], batch: int) -> Any:
     arguments: Any = fx.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
     args, kwargs = arguments
     if node.target is operator.getitem:
@@ -128,6 +136,7 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], labels: Labels, applied: li
         },
         shapes=shapes,
         several=isinstance(meta, tuple | list),
+        batch=batch,
     )
     if all(v.unlabelled() for v in call.values()):
         return _unlabelled(call)

@@ -37,8 +37,8 @@ def convolution(call: Call) -> Result:
     call.applied.append(
         Applied(
             module=call.module, kind=kind, tensor=weight.tensor or call.name, taps=taps,
-            positions=prod(x.shape[channel + 1 :] if transposed else call.shape[channel + 1 :]),
-            input_positions=prod(x.shape[channel + 1 :]), inputs=width(inputs, per_filter),
+            positions=call.each([*call.shape[:channel], *(x if transposed else call).shape[channel + 1 :]]),
+            input_positions=call.each([*x.shape[:channel], *x.shape[channel + 1 :]]), inputs=width(inputs, per_filter),
             outputs=width(out, call.shape[channel]), vectors=vectors,
         )
     )  # fmt: skip
@@ -107,7 +107,7 @@ def linear(call: Call) -> Result:
 
 def apply_linear(call: Call, weight: Value, in_axis: int, out_axis: int, vectors: int) -> None:
     """Note that a matrix is applied."""
-    positions = max(1, prod(call.shape[:-1]) // max(1, call.shape[0] if len(call.shape) > 1 else 1))
+    positions = call.each(call.shape[:-1])
     call.applied.append(
         Applied(
             module=call.module, kind="linear", tensor=weight.tensor or call.name, taps=1, positions=positions,
