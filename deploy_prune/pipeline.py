@@ -43,7 +43,10 @@ def run(recipe: Recipe, out: Path, progress: Progress = silent, fresh: bool = Fa
     """
     way = _set_out(recipe, out, progress, fresh)
     with TemporaryDirectory() as scratch:
-        return _travel(way, road.workbench(way, Path(scratch)))
+        try:
+            return _travel(way, road.workbench(way, Path(scratch)))
+        finally:
+            way.session.accelerator.end_training()
 
 
 def _travel(way: Road, bench: Workbench) -> Run:

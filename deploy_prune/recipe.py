@@ -264,6 +264,11 @@ class Recipe(Part):
     device: str = Field(
         default="auto", description="where training runs: auto, cpu, cuda", json_schema_extra={"pattern": _DEVICE}
     )
+    mixed_precision: Literal["no", "bf16"] = Field(default="no", description="of all training")
+    accumulate: Annotated[int, Field(ge=1)] = Field(default=1, description="batches whose mean gradient makes a step")
+    track: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], AfterValidator(_distinct)] = Field(
+        default=[], description="trackers that losses and costs are sent to; their files lie in the run's tracking/"
+    )
     threads: Annotated[int, Field(ge=1)] | None = Field(default=None, description="CPU threads of training; none: all")
 
     @property

@@ -27,6 +27,7 @@ from deploy_prune.runfolder import RunFolder, sha256
 from deploy_prune.search import METHODS, SearchGoal, SearchJob, check_options, gates_of
 from deploy_prune.surgery import analysis, architecture, verify
 from deploy_prune.surgery.cut import cut
+from deploy_prune.tracking import Tracked, require_trackers
 from deploy_prune.training import Session, accuracy, classification, make_accelerator, set_seed, train_classifier
 from deploy_prune.types import Artifact, Budget, Progress, SearchResult, Structure, Target
 from deploy_prune.workbench import Workbench
@@ -65,7 +66,13 @@ def prepare(recipe: Recipe, folder: RunFolder, progress: Progress) -> Road:
     torch.set_num_threads(recipe.threads or torch.get_num_threads())
     check_options(recipe.search)
     targets = _targets(recipe)
-    session = Session(accelerator=make_accelerator(recipe.device), seed=recipe.seed, progress=progress)
+    require_trackers(recipe.track)
+    accelerator = make_accelerator(
+        recipe.device, recipe.mixed_precision, recipe.accumulate, recipe.track, folder.path / "tracking"
+    )
+    if recipe.track:
+        progress = Tracked(progress, accelerator, recipe.name, {"recipe": recipe.model_dump_json()})
+    session = Session(accelerator=accelerator, seed=recipe.seed, progress=progress)
     examples = data.load(recipe.data, recipe.seed)
     if recipe.model.weights is not None:
         models.load_weights(models.build(recipe.model, examples.num_source), Path(recipe.model.weights))
@@ -126,8 +133,14 @@ def train_dense(road: Road) -> str:
     key = {
         "version": __version__, "model": recipe.model.model_dump(), "data": recipe.data.model_dump(),
         "train": recipe.train.model_dump(), "seed": recipe.seed, "weights": _weights_digest(recipe),
+        **_precision(recipe),
     }  # fmt: skip
     return folder.stage("dense", key, ["dense/weights.safetensors", "dense/training.json"], compute)
+
+
+def _precision(recipe: Recipe) -> dict[str, Any]:
+    """How steps are taken: part of what every trained stage depends on."""
+    return {"mixed_precision": recipe.mixed_precision, "accumulate": recipe.accumulate}
 
 
 def _weights_digest(recipe: Recipe) -> str | None:
@@ -155,7 +168,7 @@ def search(road: Road, bench: Workbench, dense: str) -> tuple[str, SearchResult]
 
     key = {
         "dense": dense, "search": recipe.search.model_dump(), "prune": recipe.prune.model_dump(),
-        "goal": [goal.cost.metric, goal.limit, goal.cost(bench.structure.dense_counts)],
+        "goal": [goal.cost.metric, goal.limit, goal.cost(bench.structure.dense_counts)], **_precision(recipe),
     }  # fmt: skip
     files = ["search/scores.safetensors", "search/weights.safetensors", "search/trace.json"]
     digest = folder.stage("search", key, files, compute)
@@ -206,7 +219,7 @@ def adapt_dense(road: Road, dense: str) -> str:
         folder.write_tensors("dense/adapted.safetensors", network.state_dict())
         folder.write_json("dense/adapted.json", {"accuracy": score})
 
-    key = {"dense": dense, "retrain": recipe.retrain.model_dump(), "seed": recipe.seed}
+    key = {"dense": dense, "retrain": recipe.retrain.model_dump(), "seed": recipe.seed, **_precision(recipe)}
     return folder.stage("adapt", key, ["dense/adapted.safetensors", "dense/adapted.json"], compute)
 
 
@@ -271,7 +284,7 @@ def retrain(road: Road, bench: Workbench, found: SearchResult, teacher: nn.Modul
 
     files = [f"{place}/weights.safetensors", f"{place}/retrain.json"]
     depends = {
-        "plan": key, "retrain": recipe.retrain.model_dump(), "seed": recipe.seed,
+        "plan": key, "retrain": recipe.retrain.model_dump(), "seed": recipe.seed, **_precision(recipe),
         "architecture": sha256(folder.path / place / "architecture.json"),
     }  # fmt: skip
     return folder.stage(f"{place}/retrain", depends, files, compute)

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,11 +46,17 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def make_accelerator(device: str, mixed_precision: str = "no", accumulate: int = 1) -> Accelerator:
+def make_accelerator(
+    device: str,
+    mixed_precision: str = "no",
+    accumulate: int = 1,
+    trackers: Sequence[str] = (),
+    folder: Path | None = None,
+) -> Accelerator:
     """Where training runs: ``device`` "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; "bf16" as precision.
 
     ``accumulate``: batches whose mean gradient makes one step. The last accelerator made counts, for all sessions:
-    accelerate keeps its state per process.
+    accelerate keeps its state per process. ``trackers``, and the folder for their files: see `tracking`.
 
     Raises:
         TrainingError: another device, a CUDA device that is not there, or a precision that needs scaled gradients.
@@ -67,7 +74,10 @@ def make_accelerator(device: str, mixed_precision: str = "no", accumulate: int =
     if index:
         torch.cuda.set_device(int(index))
     AcceleratorState._reset_state(reset_partial_state=True)  # it is global, and can't change its mind otherwise
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision, gradient_accumulation_steps=accumulate)
+    return Accelerator(
+        cpu=device == "cpu", mixed_precision=mixed_precision, gradient_accumulation_steps=accumulate,
+        log_with=list(trackers) or None, project_dir=folder,
+    )  # fmt: skip
 
 
 def device_of(network: nn.Module) -> torch.device:

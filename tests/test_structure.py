@@ -28,6 +28,7 @@ LEVELS = (
             "readers",
             "recipe",
             "recipe_file",
+            "tracking",
             "training",
             "vision",
         }

@@ -29,7 +29,7 @@ from deploy_prune.search.budget import threshold_values
 from deploy_prune.search.gated import gated
 from deploy_prune.search.method import SearchJob
 from deploy_prune.training import fit, set_seed
-from deploy_prune.types import Scores, SearchResult
+from deploy_prune.types import Progress, Scores, SearchResult
 
 Weights = Literal["joint", "frozen", "resample"]
 
@@ -91,7 +91,7 @@ def learn_gates(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation)
         optimizers.append(SGD(search.scales.values(), lr=relaxation.rescale, momentum=0.9))
     fit(
         search.loss, job.batches, optimizers, accelerator=session.accelerator, steps=config.steps, work="search",
-        progress=session.progress, schedulers=schedulers,
+        progress=search.told(session.progress), schedulers=schedulers,
     )  # fmt: skip
     source = job.network if options.weights == "resample" else search.rescaled()
     state = {name: tensor.detach().cpu().clone() for name, tensor in source.state_dict().items()}
@@ -116,7 +116,7 @@ class GateSearch:
         self.slope_N = self._slope()
         self.price, self.unit = 0.0, 0.0
         self.parts: int = job.session.accelerator.gradient_accumulation_steps
-        self.batches = self.parts * job.config.steps
+        self.batches: int = self.parts * job.config.steps
         self.trace: list[dict[str, float]] = []
 
     def loss(self, batch: Any) -> Tensor:
@@ -133,6 +133,15 @@ class GateSearch:
         self._note(task_loss, cost, expected_N)
         price = self.unit * (self.price + self.options.damping * max(0.0, gap))
         return task_loss + price * (self.slope_N * expected_N).sum()
+
+    def told(self, progress: Progress) -> Progress:
+        """The progress, told of the expected cost, its limit and what is kept, too."""
+
+        def tell(work: str, done: int, total: int, **figures: float) -> None:
+            last = self.trace[-1]
+            progress(work, done, total, **figures, **{name: last[name] for name in ("cost", "limit", "kept")})
+
+        return tell
 
     def ranks(self) -> Scores:
         """The mean of the logits over the last steps, per group [C]; the logits themselves if there was no step."""
