@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from deploy_prune.errors import SurgeryError
 from deploy_prune.recipe import PrunePart
 from deploy_prune.surgery.blueprint import Blueprint, trace_batched, unlifted
 from deploy_prune.surgery.calls import Applied, Call
@@ -35,7 +36,10 @@ def find_groups(network: nn.Module, inputs: Sequence[Tensor], prune: PrunePart) 
         SurgeryError: the network can't be traced.
     """
     program = trace(network, inputs, prune.trace_timeout_s)
-    return _Reader(labelled=_propagate(program), names=_module_names(network), prune=prune).structure()
+    labelled = _propagate(program)
+    if _unused(program):
+        _add_training(labelled, network, inputs, prune)
+    return _Reader(labelled=labelled, names=_module_names(network), prune=prune).structure()
 
 
 def with_blueprint(network: nn.Module, inputs: Sequence[Tensor], prune: PrunePart) -> Structure:
@@ -70,8 +74,32 @@ class _Labelled:
     values: Mapping[str, Any]
 
 
+def _unused(program: ExportedProgram) -> bool:
+    """Whether the network has parameters that its forward doesn't read: perhaps a head that only training has."""
+    places = [n for n in program.graph.nodes if n.op == "placeholder"]
+    specs = program.graph_signature.input_specs
+    return any(s.kind.name == "PARAMETER" and not n.users for n, s in zip(places, specs, strict=True))
+
+
+def _add_training(labelled: _Labelled, network: nn.Module, inputs: Sequence[Tensor], prune: PrunePart) -> None:
+    """Label what only training runs, too (auxiliary heads), so that a cut network can be trained on.
+
+    What can't be traced in training mode can't be looked at: then the cut network runs in eval mode for certain.
+    """
+    try:
+        program = trace(network, inputs, prune.trace_timeout_s, training=True)
+    except SurgeryError:
+        return
+    _label(program, labelled.labels, [])
+
+
 def _propagate(program: ExportedProgram) -> _Labelled:
     labels, applied = Labels(), list[Applied]()
+    return _Labelled(labels=labels, applied=applied, values=_label(program, labels, applied))
+
+
+def _label(program: ExportedProgram, labels: Labels, applied: list[Applied]) -> dict[str, Any]:
+    """Run a graph over labels; returns what became of every node, by its name."""
     values: dict[fx.Node, Any] = {}
     specs = iter(program.graph_signature.input_specs)
     for node in program.graph.nodes:
@@ -84,8 +112,7 @@ def _propagate(program: ExportedProgram) -> _Labelled:
                 if isinstance(value, Value):
                     for field in value.fields:
                         labels.freeze(field, "it reaches the network's output")
-    by_name = {node.name: value for node, value in values.items()}
-    return _Labelled(labels=labels, applied=applied, values=by_name)
+    return {node.name: value for node, value in values.items()}
 
 
 def _placeholder(program: ExportedProgram, spec: Any, node: fx.Node, labels: Labels) -> Value:
@@ -98,8 +125,9 @@ def _placeholder(program: ExportedProgram, spec: Any, node: fx.Node, labels: Lab
     shape = tuple(tensor.shape)
     if not tensor.is_floating_point():
         return Value(shape=shape, tensor=spec.target, data=tensor)
-    ids = tuple(labels.new(size) if size > 1 else None for size in shape)
-    labels.own[spec.target] = ids
+    ids = labels.own.get(spec.target)
+    if ids is None:
+        ids = labels.own[spec.target] = tuple(labels.new(size) if size > 1 else None for size in shape)
     rank = len(shape)
     fields = [i.view([-1 if e == d else 1 for e in range(rank)]) for d, i in enumerate(ids) if i is not None]
     return Value(shape=shape, fields=tuple(fields), tensor=spec.target)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,10 +10,8 @@ from surgery_networks import build, gates_of, groups_of, half
 from torch import Tensor, nn
 
 from deploy_prune import cost
-from deploy_prune.errors import SurgeryError
 from deploy_prune.recipe import PrunePart
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.graph import find_groups
 from deploy_prune.surgery.verify import relative_difference
 from deploy_prune.types import Structure
 
@@ -208,26 +204,3 @@ def test_only_and_skip_by_pattern() -> None:
     skip = groups_of(network, x, PrunePart(skip=["layer3.*", "conv1"]))
     assert not any(g.name.startswith("layer3") or g.name == "conv1" for g in skip.groups)
     assert {w.reason for w in skip.whole} == {"prune.skip names it", "it reaches the network's output"}
-
-
-class Slow(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        time.sleep(5)
-        return x
-
-
-def test_the_time_limit_ends_tracing_with_a_clear_error() -> None:
-    started = time.perf_counter()
-    with pytest.raises(SurgeryError, match=r"longer than 0\.5 s.*trace_timeout_s"):
-        find_groups(Slow(), (torch.zeros(1),), PrunePart(trace_timeout_s=0.5))
-    assert time.perf_counter() - started < 3
-
-
-class Unpredictable(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x if x.sum() > 0 else -x
-
-
-def test_a_network_that_cannot_be_traced_is_named_so() -> None:
-    with pytest.raises(SurgeryError, match="can't be traced"):
-        find_groups(Unpredictable(), (torch.zeros(1),), PrunePart())
