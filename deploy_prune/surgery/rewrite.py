@@ -231,7 +231,14 @@ def convolution(work: Rewriting, node: fx.Node) -> None:
     weight, groups = work.value(_argument(node, "weight")), _argument(node, "groups")
     if groups == 1:
         return
-    if "transpose" in _name(node):
+    source = work.value(_argument(node, "input"))
+    if weight.unlabelled() and source.shape and not work.whole(source, -len(weight.shape) + 1):
+        groups = work.size(source, -len(weight.shape) + 1)
+        with work.graph.graph.inserting_before(node):
+            kernels = work.graph.graph.call_function(aten.slice.Tensor, (_argument(node, "weight"), 0, 0, groups))
+        _set_argument(node, "weight", kernels)
+        _set_argument(node, "groups", groups)
+    elif "transpose" in _name(node):
         _set_argument(node, "groups", max(1, work.size(weight, 0) * groups // weight.shape[0]))
     elif groups >= weight.shape[1]:
         _set_argument(node, "groups", work.size(weight, 0) * groups // weight.shape[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,8 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from deploy_prune.errors import SurgeryError
+
+_STANDARD_ERROR: Final = 2
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def time_limit(seconds: float, doing: str) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    faulthandler.dump_traceback_later(2 * seconds, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(2 * seconds, exit=True, file=_STANDARD_ERROR)
     try:
         yield
     finally:

@@ -252,6 +252,16 @@ def standardised_by_hand(net: Any, x: Tensor) -> Tensor:
     return F.conv2d(x, (w - mean) / (std + 1e-5), padding=1)
 
 
+def standardised_as_in_bit(net: Any, x: Tensor) -> Tensor:
+    v, m = torch.var_mean(net.weight, dim=[1, 2, 3], keepdim=True, unbiased=False)
+    return F.conv2d(x, (net.weight - m) / torch.sqrt(v + 1e-10), padding=1)
+
+
+def standardised_flat(net: Any, x: Tensor) -> Tensor:
+    w = net.weight - net.weight.mean(dim=1, keepdim=True).mean(dim=2, keepdim=True).mean(dim=3, keepdim=True)
+    return F.conv2d(x, w / (w.view(w.size(0), -1).std(dim=1).view(-1, 1, 1, 1) + 1e-5), padding=1)
+
+
 def attention_parts() -> dict[str, nn.Module | Tensor]:
     return {"qkv": nn.Linear(8, 24), "out": nn.Linear(8, 8)}
 
@@ -325,6 +335,13 @@ CUT: Final[dict[str, Net]] = {
         Own(tokens(queries), kv=nn.Linear(8, 16), out=nn.Linear(8, 8), query=p(1, 1, 8))
     ),
     "weight standardisation by hand": Net(Own(standardised_by_hand, weight=p(8, 8, 3, 3))),
+    "weight standardisation, var_mean": Net(Own(standardised_as_in_bit, weight=p(8, 8, 3, 3))),
+    "weight standardisation, its authors'": Net(Own(standardised_flat, weight=p(8, 8, 3, 3))),
+    "tokens picked by the input": Net(Own(tokens(lambda n, x: x[torch.arange(len(x)), n.score(x)[..., 0].argmax(1)]
+                                                 [:, None] + x), score=nn.Linear(8, 1))),
+    "tokens gathered by the input": Net(
+        Own(tokens(lambda n, x: x.gather(1, n.score(x).argsort(1).expand(-1, -1, x.shape[2]))), score=nn.Linear(8, 1))
+    ),
     "spectral norm": Net(parametrizations.spectral_norm(conv())),
     "weight standardisation": Net(Own(standardised, weight=p(8, 8, 3, 3))),
     "einsum": Net(Own(lambda n, x: torch.einsum("bchw,oc->bohw", x, n.weight), weight=p(8, 8))),
