@@ -24,6 +24,8 @@ from deploy_prune.types import Keep
 
 _BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _NORM: Final = 5
+DENSE_NAME: Final = "deploy_prune.dense_name"
+"""In a node's meta data: the name that its value has in the blueprint."""
 _MODES: Final = {
     torch.ops.aten.batch_norm.default: _NORM,
     torch.ops.aten.instance_norm.default: _NORM,
@@ -172,7 +174,7 @@ def _restore_batch_norms(graph: fx.GraphModule, network: nn.Module) -> None:
         graph.set_submodule(path, held)
         with graph.graph.inserting_before(node):
             call = graph.graph.call_module(path, (node.args[0],))
-        call.meta = dict(node.meta)
+        call.meta = {**node.meta, DENSE_NAME: node.name}
         node.replace_all_uses_with(call)
         graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()

@@ -81,7 +81,7 @@ def trace(
     _load()
     with (
         evaluating(network, training),
-        _masks_as_given(),
+        _shapes_alone(),
         warnings.catch_warnings(),
         time_limit(timeout_s, "Tracing the network"),
     ):
@@ -107,18 +107,28 @@ def _load() -> None:
 
 
 @contextmanager
-def _masks_as_given() -> Iterator[None]:
-    """Torch's Transformer looks at a mask's numbers to see if it is causal, which no trace can follow.
+def _shapes_alone() -> Iterator[None]:
+    """Inside, torch does without two things that need a tensor's numbers, or much time, and change no graph.
 
-    The answer only chooses between the mask and a faster way to the same numbers: inside, it is the mask.
+    Its Transformer looks at a mask to see if it is causal, only to choose between the mask and a faster way to the same
+    numbers: it is the mask. Recurrent layers are one operator in the graph, whose shape torch finds by running all
+    its steps: it is that of the input and the state.
     """
-    module = torch.nn.modules.transformer
-    before = module._detect_is_causal_mask
-    module._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    transformer: Any = torch.nn.modules.transformer
+    steps: Any = torch._decomp.decompositions
+    before = transformer._detect_is_causal_mask, steps.one_layer_lstm, steps.one_layer_rnn
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    steps.one_layer_lstm = steps.one_layer_rnn = _one_layer
     try:
         yield
     finally:
-        module._detect_is_causal_mask = before
+        transformer._detect_is_causal_mask, steps.one_layer_lstm, steps.one_layer_rnn = before
+
+
+def _one_layer(x_TBI: Tensor, hidden: Any, *_: Any, **__: Any) -> tuple[Tensor, Any]:
+    """An output [T, B, H] and a state (of an LSTM: two) of the right shapes."""
+    state_BH = hidden if isinstance(hidden, Tensor) else hidden[0]
+    return x_TBI.new_empty((*x_TBI.shape[:-1], state_BH.shape[-1])), hidden
 
 
 _REGIONS: Final = {

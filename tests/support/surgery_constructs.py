@@ -276,6 +276,10 @@ CUT: Final[dict[str, Net]] = {
     "split, dimension -3": Net(lambda x: torch.cat(x.split([2, 6], -3)[::-1], 1)),
     "split, a branch": Net(Own(lambda n, x: torch.cat([n.a(x[:, :3]), x[:, 3:]], 1), a=conv(3, 3))),
     "tensor_split": Net(lambda x: torch.cat(torch.tensor_split(x, 3, 1), 1)),
+    "batch norm, then split by hand": Net(
+        Own(lambda n, x: torch.cat([n.conv(t) for t in n.norm(x).split((4, 4), 1)], 1) + n.norm(x).view(-1, 8, 8, 8),
+            norm=nn.BatchNorm2d(8), conv=conv(4, 4))
+    ),
     "C2f": Net(Own(c2f, first=conv(), second=conv(4, 4), last=conv(12, 8, 1))),
     "channel shuffle by view": Net(shuffle),
     "channel shuffle": Net(nn.ChannelShuffle(2)),
