@@ -125,11 +125,10 @@ def unlifted(program: ExportedProgram) -> tuple[fx.GraphModule, dict[str, str]]:
 
 
 def with_weights(blueprint: Blueprint, network: nn.Module) -> GraphNetwork:
-    """The dense graph with a network's tensors (its flags, its gradients, its batch-norm modules)."""
-    with _quietly():
-        graph = copy.deepcopy(blueprint.graph)
+    """The dense graph with a network's tensors (its flags, its gradients, its batch-norm modules), to be recompiled."""
     parameters = dict(network.named_parameters(remove_duplicate=False))
     buffers = dict(network.named_buffers(remove_duplicate=False))
+    graph = _copy(blueprint.graph, {**parameters, **buffers}.keys())
     made: dict[int, nn.Parameter] = {}
     for name, old in parameters.items():
         if id(old) not in made:
@@ -139,10 +138,18 @@ def with_weights(blueprint: Blueprint, network: nn.Module) -> GraphNetwork:
     for name, buffer in buffers.items():
         _assign(graph, name, buffer.detach().clone())
     _restore_batch_norms(graph, network)
+    graph.save_only(network.state_dict().keys())
+    return graph
+
+
+def _copy(graph: fx.GraphModule, without: Collection[str]) -> GraphNetwork:
+    """A copy of a dense graph in which the tensors of these names are still the graph's own."""
+    tensors = {**dict(graph.named_parameters(remove_duplicate=False)), **dict(graph.named_buffers())}
+    known = {id(tensor): tensor for name, tensor in tensors.items() if name in without}
+    root = nn.Module()
     with _quietly():
-        made_network = GraphNetwork(graph, graph.graph)
-    made_network.save_only(network.state_dict().keys())
-    return made_network
+        root.__dict__ = copy.deepcopy(graph.__dict__, known)
+        return GraphNetwork(root, root.__dict__["_graph"])
 
 
 def _assign(graph: nn.Module, name: str, tensor: Tensor) -> None:
@@ -178,4 +185,3 @@ def _restore_batch_norms(graph: fx.GraphModule, network: nn.Module) -> None:
         node.replace_all_uses_with(call)
         graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
-    graph.recompile()
