@@ -19,7 +19,7 @@ from deploy_prune.recipe import PrunePart
 from deploy_prune.surgery.blueprint import Blueprint, trace_batched, unlifted
 from deploy_prune.surgery.calls import Applied, Call
 from deploy_prune.surgery.labels import Labels, Value
-from deploy_prune.surgery.rules import rule_for
+from deploy_prune.surgery.rules import rule_for, unknown
 from deploy_prune.surgery.trace import trace
 from deploy_prune.types import Axis, ChannelGroup, Layer, Structure, Whole, Width
 
@@ -39,7 +39,7 @@ def find_groups(network: nn.Module, inputs: Sequence[Tensor], prune: PrunePart) 
     labelled = _propagate(program)
     if _unused(program):
         _add_training(labelled, network, inputs, prune)
-    return _Reader(labelled=labelled, names=_module_names(network), prune=prune).structure()
+    return _Reader(labelled=labelled, names=_module_names(network), stored=_stored(network), prune=prune).structure()
 
 
 def with_blueprint(network: nn.Module, inputs: Sequence[Tensor], prune: PrunePart) -> Structure:
@@ -50,7 +50,7 @@ def with_blueprint(network: nn.Module, inputs: Sequence[Tensor], prune: PrunePar
     """
     program = trace_batched(network, inputs, prune.trace_timeout_s)
     labelled = _propagate(program)
-    reader = _Reader(labelled=labelled, names=_module_names(network), prune=prune)
+    reader = _Reader(labelled=labelled, names=_module_names(network), stored=_stored(network), prune=prune)
     structure = reader.structure()
     graph, names = unlifted(program)
     units: dict[str, list[int]] = {}
@@ -159,7 +159,10 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], labels: Labels, applied: li
     )
     if all(v.unlabelled() for v in call.values()):
         return _unlabelled(call)
-    return rule_for(node.target, call.name)(call)
+    try:
+        return rule_for(node.target, call.name)(call)
+    except (RuntimeError, TypeError, ValueError, LookupError, AssertionError) as error:
+        return unknown(call, f"{call.name} is used in a form that its rule doesn't know ({type(error).__name__})")
 
 
 def _unlabelled(call: Call) -> Any:
@@ -207,12 +210,18 @@ def _module_names(network: nn.Module) -> dict[str, str]:
     return {name: name.rpartition(".")[0] or name for name in network.state_dict(keep_vars=True)}
 
 
+def _stored(network: nn.Module) -> frozenset[str]:
+    """The names of all parameters."""
+    return frozenset(name for name, _ in network.named_parameters(remove_duplicate=False))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Reader:
     """Reads groups and layers off the classes of labels."""
 
     labelled: _Labelled
     names: Mapping[str, str]
+    stored: frozenset[str]
     prune: PrunePart
     group_of_class: dict[int, str] = field(default_factory=dict)
 
@@ -248,7 +257,10 @@ class _Reader:
         )
 
     def _bundles(self, classes: Tensor, read: Tensor) -> dict[Any, _Bundle]:
-        """Classes that touch the same axes, equally often, as one bundle; what nothing reads is no channel."""
+        """Classes that touch the same axes, equally often, as one bundle.
+
+        What nothing reads is no channel, nor is what only a table of constants makes (coordinates of positions).
+        """
         touched: dict[int, dict[tuple[str, int], int]] = defaultdict(dict)
         consumer: set[tuple[str, int]] = set()
         for tensor, axes in self.labelled.labels.own.items():
@@ -264,7 +276,8 @@ class _Reader:
         made = {r for a in self.labelled.applied if isinstance(a.outputs, Tensor) for r in classes[a.outputs].tolist()}
         bundles: dict[Any, _Bundle] = {}
         for root, axes_of in sorted(touched.items()):
-            read_by_weights = set(axes_of) & consumer and set(axes_of) - consumer
+            makers = {tensor for tensor, _ in set(axes_of) - consumer}
+            read_by_weights = set(axes_of) & consumer and makers & self.stored
             if read_by_weights or (root in made and root in frozen):
                 key = (tuple(sorted(axes_of.items())), frozen.get(root))
                 bundles.setdefault(key, _Bundle(axes=axes_of, consumers=consumer)).units.append(root)

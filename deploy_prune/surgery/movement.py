@@ -17,7 +17,12 @@ from deploy_prune.surgery.plain import overlay, pointwise_like
 
 def move(call: Call) -> Result:
     """Any operator that only moves or copies elements of its first argument."""
-    source = call.values()[0]
+    source, *others = call.values()
+    if call.name == "type_as" or "other" in call.given:  # of the other it takes the type
+        return moved(source, call.shape, source.fields)
+    if any(other.data is None for other in others):
+        call.freeze(source, f"{call.name} depends on the input")
+        return call.result(())
     outputs: list[list[Tensor]] = [[] for _ in call.shapes]
     for labels in source.fields:
         for fields, result in zip(outputs, _run(call, source, labels), strict=True):

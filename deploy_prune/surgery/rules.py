@@ -40,10 +40,10 @@ from deploy_prune.surgery.weights import (
 )
 
 
-def unknown(call: Call) -> Result:
+def unknown(call: Call, reason: str = "") -> Result:
     """No rule: whatever it reads stays."""
     for value in call.values():
-        call.freeze(value, f"there is no rule for the operator {call.name}")
+        call.freeze(value, reason or f"there is no rule for the operator {call.name}")
     outputs = tuple(Value(shape=s) for s in call.shapes)
     return outputs if call.several else outputs[0]
 

@@ -341,6 +341,11 @@ CUT: Final[dict[str, Net]] = {
     "weight standardisation by hand": Net(Own(standardised_by_hand, weight=p(8, 8, 3, 3))),
     "weight standardisation, var_mean": Net(Own(standardised_as_in_bit, weight=p(8, 8, 3, 3))),
     "weight standardisation, its authors'": Net(Own(standardised_flat, weight=p(8, 8, 3, 3))),
+    "typed as another": Net(Own(lambda n, x: n.conv(x).type_as(x) + x.to(n.conv.weight), conv=conv())),
+    "biases from coordinates": Net(
+        Own(lambda n, x: x + n.second(n.first(n.places).relu()).t().reshape(1, 8, 8, 8), places=torch.rand(64, 3),
+            first=nn.Linear(3, 6), second=nn.Linear(6, 8))
+    ),
     "tokens picked by the input": Net(Own(tokens(lambda n, x: x[torch.arange(len(x)), n.score(x)[..., 0].argmax(1)]
                                                  [:, None] + x), score=nn.Linear(8, 1))),
     "tokens gathered by the input": Net(
