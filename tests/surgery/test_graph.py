@@ -204,3 +204,23 @@ def test_only_and_skip_by_pattern() -> None:
     skip = groups_of(network, x, PrunePart(skip=["layer3.*", "conv1"]))
     assert not any(g.name.startswith("layer3") or g.name == "conv1" for g in skip.groups)
     assert {w.reason for w in skip.whole} == {"prune.skip names it", "it reaches the network's output"}
+
+
+class Placed(nn.Module):
+    """Weights for positions, made from their coordinates (Swin V2, ConViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.rand(64, 3))
+        self.first, self.second, self.read = nn.Linear(3, 6), nn.Linear(6, 8), nn.Conv2d(8, 4, 1)
+        self.stem = nn.Conv2d(3, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self.stem(x) + self.second(self.first(self.places).relu()).t().reshape(1, 8, 8, 8))
+
+
+def test_a_table_of_coordinates_is_no_group() -> None:
+    structure = groups_of(Placed(), torch.zeros(1, 3, 8, 8))
+    assert [g.name for g in structure.groups] == ["first", "second"]
+    assert not any(a.tensor == "places" for g in structure.groups for a in g.members)
+    assert not any(w.name == "places" for w in structure.whole)
