@@ -164,7 +164,7 @@ def test_any_network_of_these_blocks_is_cut_right(kinds: tuple[str, ...], width:
 
 
 MODULES = KINDS.filter(lambda kinds: not {"split", "attention", "grouped", "norm"} & set(kinds))
-"""Networks without sizes in their code, whose cut has the same modules, and without groups, whose number a cut changes."""
+"""Without sizes in their code (their cut has the same modules) and without groups (whose number a cut changes)."""
 
 
 @pytest.mark.slow
