@@ -1,8 +1,8 @@
 """The zoo's networks by name, with random weights and an output that moves with the input.
 
-Prefixes: tv torchvision.models, tvseg and tvdet its segmentation and detection networks, timm, hf transformers (tiny
-configurations). Detection networks are the backbone and the dense heads: what comes after them (boxes, suppression)
-depends on the data, and no channel passes it.
+Prefixes: tv torchvision.models, tvseg and tvdet its segmentation and detection networks, tvideo its video networks,
+timm, hf transformers (tiny configurations), own the networks of _zoo_own.py. Detection networks are the backbone and
+the dense heads: what comes after them (boxes, suppression) depends on the data, and no channel passes it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any, Final
 
+import _zoo_own
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +38,9 @@ LISTED: Final = (
     "timm:mobilevitv2_050 timm:fastvit_t8 timm:tiny_vit_5m_224 timm:efficientformerv2_s0 timm:pvt_v2_b0 "
     "timm:coat_lite_tiny timm:xcit_nano_12_p16_224 timm:pit_ti_224 timm:tnt_s_legacy_patch16_224 timm:botnet26t_256 "
     "timm:halonet26t timm:convmixer_768_32 timm:volo_d1_224 timm:beit_base_patch16_224 timm:sequencer2d_s "
-    "timm:mvitv2_tiny hf:vit hf:dinov2 hf:segformer hf:convnext hf:mobilevit hf:bert hf:llama_gqa"
+    "timm:mvitv2_tiny hf:vit hf:dinov2 hf:segformer hf:convnext hf:mobilevit hf:bert hf:llama_gqa own:transformer "
+    "own:lstm own:gru own:yolo_c2f own:unet own:style_transfer own:optical_flow own:resnet20_option_a "
+    "own:super_resolution"
 )
 
 SMALL: Final = {
@@ -60,12 +63,16 @@ def make(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
     network, size = fresh(name, seed)
     prefix, _, rest = name.partition(":")
     size = SIZES.get(name, 64 if rest in SMALL.get(prefix, "").split() else size)
-    inputs = (
-        torch.randint(0, 90, (4, 12))
-        if isinstance(network, _Text)
-        else torch.randn(4 if size < 128 else 2, 3, size, size)
-    )
+    inputs = _inputs(prefix, size)
     return lively(network, inputs), inputs
+
+
+def _inputs(prefix: str, size: int) -> Tensor:
+    """Images [B, 3, size, size], videos [B, 3, 8, size, size], or for size 0 tokens int64[B, 12]."""
+    if not size:
+        return torch.randint(0, 90, (4, 12))
+    frames = (8,) if prefix == "tvideo" else ()
+    return torch.randn(4 if size < 128 else 2, 3, *frames, size, size)
 
 
 def fresh(name: str, seed: int) -> tuple[nn.Module, int]:
@@ -130,31 +137,62 @@ def _timm(name: str) -> tuple[nn.Module, int]:
     return network, network.default_cfg["input_size"][-1]
 
 
+def _video(name: str) -> tuple[nn.Module, int]:
+    builders = importlib.import_module("torchvision.models.video") if import_torchvision() else None
+    network: nn.Module = getattr(builders, name)(weights=None, num_classes=NUM_CLASSES)
+    return network, 64
+
+
+def _own(name: str) -> tuple[nn.Module, int]:
+    return _zoo_own.OWN[name](NUM_CLASSES), 0 if name in _zoo_own.TEXT else 64
+
+
+_SIZES: Final = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_TEXT: Final = {**_SIZES, "vocab_size": 100, "intermediate_size": 64}
+_VISION: Final = {**_SIZES, "image_size": 32, "patch_size": 8, "intermediate_size": 64}
+_T5: Final = {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+_STAGES: Final = {"hidden_sizes": [16, 32, 48, 64], "depths": [1] * 4}
+_SWIN: Final = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4],
+                "window_size": 4}  # fmt: skip
+CONFIGS: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
+    "vit": ("ViT", "ForImageClassification", _VISION),
+    "dinov2": ("Dinov2", "ForImageClassification", {**_SIZES, "image_size": 32, "patch_size": 8}),
+    "segformer": ("Segformer", "ForImageClassification", _STAGES),
+    "convnext": ("ConvNext", "ForImageClassification", _STAGES),
+    "mobilevit": ("MobileViT", "ForImageClassification", {"image_size": 64}),
+    "deit": ("DeiT", "ForImageClassification", _VISION),
+    "beit": ("Beit", "ForImageClassification", {**_VISION, "use_relative_position_bias": True}),
+    "swin": ("Swin", "ForImageClassification", _SWIN),
+    "bert": ("Bert", "ForSequenceClassification", _TEXT),
+    "roberta": ("Roberta", "ForSequenceClassification", _TEXT),
+    "mobilebert": ("MobileBert", "ForSequenceClassification",
+                   {**_TEXT, "embedding_size": 16, "intra_bottleneck_size": 16}),
+    "distilbert": ("DistilBert", "ForSequenceClassification",
+                   {"vocab_size": 100, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}),
+    "llama_gqa": ("Llama", "ForCausalLM", {**_TEXT, "num_key_value_heads": 2, "use_cache": False}),
+    "gpt2": ("GPT2", "LMHeadModel", {"vocab_size": 100, "n_embd": 32, "n_layer": 2, "n_head": 4, "use_cache": False}),
+    "mixtral": ("Mixtral", "ForCausalLM", {**_TEXT, "num_key_value_heads": 2, "num_local_experts": 4,
+                                           "use_cache": False}),
+    "t5": ("T5", "ForConditionalGeneration", {**_T5, "use_cache": False}),
+    "clip_vision": ("CLIPVision", "ModelWithProjection", _VISION),
+}  # fmt: skip
+"""Name -> the configuration's and the network's class (stem, ending) and sizes."""
+
+
 def _transformers(name: str) -> tuple[nn.Module, int]:
     import_torchvision()
-    t = importlib.import_module("transformers")
-    small: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    vision = {"image_size": 32, "num_labels": NUM_CLASSES}
-    if name == "bert":
-        config = t.BertConfig(**small, vocab_size=100, intermediate_size=64, num_labels=NUM_CLASSES)
-        return _Text(t.BertForSequenceClassification(config)), 0
-    if name == "llama_gqa":
-        config = t.LlamaConfig(**small, vocab_size=100, intermediate_size=64, num_key_value_heads=2, use_cache=False)
-        return _Text(t.LlamaForCausalLM(config)), 0
-    configs: dict[str, tuple[str, dict[str, Any]]] = {
-        "vit": ("ViT", {**small, **vision, "patch_size": 8, "intermediate_size": 64}),
-        "dinov2": ("Dinov2", {**small, **vision, "patch_size": 8}),
-        "segformer": ("Segformer", {"hidden_sizes": [16, 32, 48, 64], "depths": [1] * 4, "num_labels": NUM_CLASSES}),
-        "convnext": ("ConvNext", {"hidden_sizes": [16, 32, 48, 64], "depths": [1] * 4, "num_labels": NUM_CLASSES}),
-        "mobilevit": ("MobileViT", {"image_size": 64, "num_labels": NUM_CLASSES}),
-    }
-    stem, values = configs[name]
-    network = getattr(t, f"{stem}ForImageClassification")(getattr(t, f"{stem}Config")(**values))
+    library = importlib.import_module("transformers")
+    stem, ending, values = CONFIGS[name]
+    config = getattr(library, f"{stem}Config")(**values, **({"num_labels": NUM_CLASSES} if "For" in ending else {}))
+    network = getattr(library, stem + ending)(config)
+    if "vocab_size" in values:
+        return (_Translated if stem == "T5" else _Logits)(network), 0
     return _Logits(network), values.get("image_size", 64)
 
 
 _BUILDERS: Final[dict[str, Callable[[str], tuple[nn.Module, int]]]] = {
     "tv": _torchvision, "tvseg": _segmentation, "tvdet": _detection, "timm": _timm, "hf": _transformers,
+    "tvideo": _video, "own": _own,
 }  # fmt: skip
 
 
@@ -186,13 +224,19 @@ class _Dense(nn.Module):
 
 
 class _Logits(nn.Module):
+    """A network of transformers: images [B, 3, H, W] or tokens int64[B, T] in, logits (or its first output) out."""
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x).logits
+        made = self.network(x)
+        return made.logits if hasattr(made, "logits") else made[0]
 
 
-class _Text(_Logits):
-    """A language network: tokens int64[B, T] in, logits out."""
+class _Translated(_Logits):
+    """An encoder-decoder: it is given its source as the target, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(input_ids=x, decoder_input_ids=x.roll(1, 1)).logits

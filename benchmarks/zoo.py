@@ -1,9 +1,11 @@
 """Cut half of every channel group of many networks and check everything that can be checked.
 
-    python benchmarks/zoo.py [NAME...] [--json FILE] [--timeout S] [--plain]
+    python benchmarks/zoo.py [NAME...] [--json FILE] [--timeout S] [--plain S]
 
-Names as in _zoo_networks.py (tv: tvseg: tvdet: timm: hf:); default: its list. Weights are random; every network has
-a process and a time limit of its own. --plain: beside it torch-pruning's MetaPruner on the same network.
+Names as in _zoo_networks.py (tv: tvseg: tvdet: tvideo: timm: hf: own:); default: its list. Weights are random; every
+network has a process and a time limit of its own. Times are seconds of one core. --json: every row as soon as it is
+there; networks whose rows are there already are not run again. --plain: beside it torch-pruning's MetaPruner on the
+same network, within so many seconds. The whole list goes into benchmarks/results/zoo.json.
 """
 
 from __future__ import annotations
@@ -18,13 +20,17 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from deploy_prune.search import gated
 from deploy_prune.types import Keep, Structure
+
+FIGURES: Final = ("groups", "macs_share", "form", "find_s", "settle_s", "cut_s", "params_left", "difference",
+                  "precision", "json", "onnx", "peak_mb")  # fmt: skip
+Rows = dict[str, dict[str, Any]]
 
 
 def half(structure: Structure, seed: int = 0) -> Keep:
@@ -60,12 +66,12 @@ def check(name: str, row: dict[str, Any]) -> None:
 
     row["stage"] = "build"
     network, x = _zoo_networks.make(name)
-    row["stage"], started = "find", time.perf_counter()
+    row["stage"], started = "find", time.process_time()
     found = find_groups(network, (x[:1],), PrunePart())
-    row["find_s"] = round(time.perf_counter() - started, 2)
-    row["stage"], started = "settle", time.perf_counter()
+    row["find_s"] = round(time.process_time() - started, 2)
+    row["stage"], started = "settle", time.process_time()
     structure = settle(network, found, (x[:2],), gates_on, PrunePart())
-    row["settle_s"] = round(time.perf_counter() - started, 2)
+    row["settle_s"] = round(time.process_time() - started, 2)
     row["form"] = "module" if structure.blueprint is None else "graph"
     row["groups"], row["found"] = len(structure.groups), len(found.groups)
     row["macs_share"] = round(macs_share(structure), 4)
@@ -74,9 +80,9 @@ def check(name: str, row: dict[str, Any]) -> None:
         message = "no group can be cut"
         raise RuntimeError(message)
     keep = half(structure)
-    row["stage"], started = "cut", time.perf_counter()
+    row["stage"], started = "cut", time.process_time()
     slim = cut(network, structure, keep)
-    row["cut_s"] = round(time.perf_counter() - started, 2)
+    row["cut_s"] = round(time.process_time() - started, 2)
     row["params_left"] = round(count(slim) / count(network), 3)
     row["stage"] = "verify"
     proof = verify(network, slim, structure, keep, (x,), gates_on(structure))
@@ -131,13 +137,33 @@ def round_trip(name: str, network: nn.Module, slim: nn.Module, keep: Keep, x: Te
 
 def onnx(name: str, network: nn.Module, slim: nn.Module, keep: Keep, x: Tensor) -> float:
     """Relative difference to ONNX Runtime."""
+    from deploy_prune.errors import ExportError
     from deploy_prune.export.onnx import write
     from deploy_prune.export.parity import check_parity
     from deploy_prune.recipe import ExportPart
 
     with tempfile.TemporaryDirectory() as folder:
-        artifact = write(slim, x[:1], Path(folder) / "slim.onnx", "fp32", ExportPart())
+        try:
+            artifact = write(slim, x[:1], Path(folder) / "slim.onnx", "fp32", ExportPart())
+        except ExportError as error:
+            if (why := _not_exported(network, x[:1], Path(folder))) is None:
+                raise
+            message = f"torch can't export the dense network either: {why}"
+            raise ExportError(message) from error
         return check_parity(slim, artifact, x).max_rel
+
+
+def _not_exported(network: nn.Module, x: Tensor, folder: Path) -> str | None:
+    """Why the network can't be exported, or None if it can."""
+    from deploy_prune.errors import ExportError
+    from deploy_prune.export.onnx import write
+    from deploy_prune.recipe import ExportPart
+
+    try:
+        write(network, x, folder / "dense.onnx", "fp32", ExportPart())
+    except ExportError as error:
+        return str(error)
+    return None
 
 
 def plain(name: str, row: dict[str, Any]) -> None:
@@ -148,13 +174,13 @@ def plain(name: str, row: dict[str, Any]) -> None:
     network, x = _zoo_networks.make(name)
     shapes = [t.shape for t in tensors(network(x))]
     last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1:]
-    started = time.perf_counter()
+    started = time.process_time()
     pruner = tp.pruner.MetaPruner(
         network, x[:1], importance=tp.importance.RandomImportance(), pruning_ratio=0.5, ignored_layers=last
     )
     before = count(network)
     pruner.step()
-    row["plain_s"] = round(time.perf_counter() - started, 2)
+    row["plain_s"] = round(time.process_time() - started, 2)
     assert [t.shape for t in tensors(network(x))] == shapes, "the output's shape has changed"
     assert count(network) < before, "nothing was cut"
 
@@ -196,9 +222,9 @@ def child(name: str, mode: str, path: Path) -> None:
 def line(name: str, row: dict[str, Any]) -> str:
     """One network in one line."""
     state = "skipped" if "skipped" in row else "FAILED " + row.get("stage", "") if "error" in row else "passed"
-    keys = ("groups", "macs_share", "form", "find_s", "settle_s", "cut_s", "params_left", "difference", "precision",
-            "json", "onnx", "peak_mb")  # fmt: skip
-    figures = " ".join(f"{k} {row[k]:.2g}" if isinstance(row[k], float) else f"{k} {row[k]}" for k in keys if k in row)
+    figures = " ".join(
+        f"{k} {row[k]:.2g}" if isinstance(row[k], float) else f"{k} {row[k]}" for k in FIGURES if k in row
+    )
     reasons = "; ".join(f"{n}[{c}]: {r}" for n, c, r in row.get("whole", [])[:3])
     text = f"{name:44} {state:10} {figures}"
     text += f"\n    {row['error']}" if "error" in row else ""
@@ -206,15 +232,28 @@ def line(name: str, row: dict[str, Any]) -> str:
     return text + (f"\n    plain torch-pruning: {row['plain']}" if "plain" in row else "")
 
 
-def run(names: Sequence[str], timeout: float, with_plain: bool) -> dict[str, dict[str, Any]]:
-    rows = {}
+def run(names: Sequence[str], timeout: float, plain_timeout: float | None, path: Path | None) -> Rows:
+    """The rows of these networks, each written to ``path`` as soon as it is there."""
+    rows: Rows = json.loads(path.read_text()) if path is not None and path.exists() else {}
     for name in names:
-        rows[name] = alone(name, "ours", timeout)
-        if with_plain:
-            other = alone(name, "plain", timeout)
-            rows[name]["plain"] = other.get("error", f"passed, {other.get('plain_s')} s")
-        print(line(name, rows[name]), flush=True)
+        row = rows.setdefault(name, {})
+        if row.keys() <= {"plain"}:
+            row.update(alone(name, "ours", timeout))
+        if plain_timeout is not None and "plain" not in row:
+            other = alone(name, "plain", plain_timeout)
+            row["plain"] = other.get("error", f"passed, {other.get('plain_s')} s")
+        print(line(name, row), flush=True)
+        if path is not None:
+            path.write_text(json.dumps(rows, indent=1) + "\n")
     return rows
+
+
+def compact(row: dict[str, Any]) -> dict[str, Any]:
+    """What is published of a network."""
+    made = {"passed": "error" not in row} | {k: row[k] for k in (*FIGURES, "error", "plain") if k in row}
+    if row.get("macs_share", 1) < 0.9:
+        made["whole"] = [f"{name} [{channels}]: {reason}" for name, channels, reason in row["whole"]]
+    return made
 
 
 def main() -> None:
@@ -223,20 +262,22 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--timeout", type=float, default=300, help="seconds per network (default 300)")
-    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--plain", type=float, metavar="S")
     parser.add_argument("--child", choices=["ours", "plain"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments.names[0], arguments.child, arguments.json)
         return
+    import _results
     import _zoo_networks
 
-    rows = run(arguments.names or _zoo_networks.LISTED.split(), arguments.timeout, arguments.plain)
+    rows = run(arguments.names or _zoo_networks.LISTED.split(), arguments.timeout, arguments.plain, arguments.json)
     passed = [n for n, r in rows.items() if "error" not in r and "skipped" not in r]
     wide = [n for n in passed if rows[n]["macs_share"] >= 0.9]
     print(f"\n{len(passed)} of {len(rows)} passed, {len(wide)} of them with 90% of their MACs in groups.")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if not arguments.names:
+        totals = {"networks": len(rows), "passed": len(passed), "with_90_percent_of_macs": len(wide)}
+        _results.write("zoo", {**totals, "rows": {n: compact(r) for n, r in rows.items()}})
 
 
 if __name__ == "__main__":

@@ -98,17 +98,61 @@ def _leave(kept: KeptStatistics) -> None:
     kept.inside.pop()
 
 
-def standardise(gate_1ON: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def standardise(gate: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """A weight's filters [1, O, N], 0 where their gate is, with mean 0 and variance 1 over what the gates leave."""
-    total = gate_1ON.sum(2, keepdim=True)
-    centred = x - gate_1ON * (x.sum(2, keepdim=True) / total)
-    y = centred * torch.rsqrt(centred.square().sum(2, keepdim=True) / total + eps)
+    centred = x - gate * weight_mean(gate, x, 2, keepdim=True)
+    y = centred * torch.rsqrt(weight_variance(gate, x, 2, unbiased=False, keepdim=True) + eps)
     y = y if weight is None else y * weight.view(1, -1, 1)
     return y if bias is None else y + bias.view(1, -1, 1)
 
 
+def weight_mean(gate: Tensor, x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
+    """The mean of a weight (0 where its gate, of the same shape, is) over what the gates leave."""
+    dims = tuple(range(x.dim())) if dim is None else dim
+    return x.sum(dims, keepdim=keepdim) / gate.sum(dims, keepdim=keepdim)
+
+
+def weight_variance(
+    gate: Tensor, x: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, **more: Any
+) -> Tensor:
+    """As ``weight_mean``; with Bessel's correction unless ``unbiased`` is off (or ``correction`` is given)."""
+    dims = tuple(range(x.dim())) if dim is None else dim
+    squares = (x - gate * weight_mean(gate, x, dims, keepdim=True)).square().sum(dims, keepdim=keepdim)
+    count: Tensor = gate.sum(dims, keepdim=keepdim) - more.get("correction", int(unbiased))
+    return squares / count
+
+
+def _with_mean(spread: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def both(gate: Tensor, x: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keepdim = kwargs.get("keepdim", args[1] if len(args) > 1 else False)
+        return spread(gate, x, dim, *args, **kwargs), weight_mean(gate, x, dim, keepdim=keepdim)
+
+    return both
+
+
+def weight_deviation(*args: Any, **kwargs: Any) -> Tensor:
+    """The square root of ``weight_variance``."""
+    return weight_variance(*args, **kwargs).sqrt()
+
+
+def _less(gate: Tensor, x: Tensor, other: Any, **more: Any) -> Tensor:
+    """A weight less its mean: 0 where its gate is."""
+    return torch.sub(x, gate * other, **more)
+
+
+OF_WEIGHTS: Final[Mapping[Any, Callable[..., Any]]] = {
+    **dict.fromkeys((Tensor.mean, torch.mean), weight_mean),
+    **dict.fromkeys((Tensor.var, torch.var), weight_variance),
+    **dict.fromkeys((Tensor.std, torch.std), weight_deviation),
+    torch.var_mean: _with_mean(weight_variance),
+    torch.std_mean: _with_mean(weight_deviation),
+    **dict.fromkeys((Tensor.sub, torch.sub, Tensor.__sub__), _less),
+}
+"""torch's function -> ours, where a weight that is standardised by hand is its first argument."""
+
+
 _BATCH_NORM: Final = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-_RESHAPES: Final = (Tensor.reshape, Tensor.view, torch.reshape)
+_RESHAPES: Final = (Tensor.reshape, Tensor.view, torch.reshape, Tensor.flatten, torch.flatten)
 NORMS: Final[Mapping[Any, tuple[Callable[..., Tensor], int]]] = {
     F.layer_norm: (layer_norm, 2),
     torch.layer_norm: (layer_norm, 2),
@@ -128,23 +172,18 @@ class KeptStatistics(TorchFunctionMode):
         super().__init__()
         self._gates = gates
         self._weights = weights or {}
-        self._views: dict[int, tuple[Tensor, Tensor]] = {}
+        self._derived: dict[int, tuple[Tensor, Tensor]] = {}
         self.inside: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer norms of the given weights; pass everything else on."""
         kwargs = kwargs or {}
+        gate = self._gate_of(args[0]) if self._weights and args else None
+        if gate is not None:
+            return self._of_weight(gate, func, args, kwargs)
         if self.inside and func in REDUCTIONS:
             answer = REDUCTIONS[func](self.inside[-1], *args, **kwargs)
             return func(*args, **kwargs) if answer is None else answer
-        if func in _RESHAPES and id(args[0]) in self._weights:
-            made: Tensor = func(*args, **kwargs)
-            self._views[id(made)] = made, self._weights[id(args[0])].expand(args[0].shape).reshape(made.shape)
-            return made
-        if func is F.batch_norm and id(args[0]) in self._views:
-            given = dict(zip(_BATCH_NORM, args, strict=False)) | kwargs
-            gate_1ON = self._views[id(args[0])][1]
-            return standardise(gate_1ON, args[0], given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
         ours = NORMS.get(func)
         if ours is not None:
             weight = args[ours[1]] if len(args) > ours[1] else kwargs.get("weight")
@@ -152,3 +191,24 @@ class KeptStatistics(TorchFunctionMode):
             if kept is not None:
                 return ours[0](kept, *args, **kwargs)
         return func(*args, **kwargs)
+
+    def _gate_of(self, x: Any) -> Tensor | None:
+        """The gates of a weight that is standardised, in its shape, or of a view or difference made of it."""
+        known = self._derived.get(id(x))
+        if known is not None:
+            return known[1]
+        gate = self._weights.get(id(x))
+        return None if gate is None else gate.expand(x.shape)
+
+    def _of_weight(self, gate: Tensor, func: Any, args: Any, kwargs: Any) -> Any:
+        """Answer a statistic of a weight, or what takes it off; remember what is made of the weight."""
+        x = args[0]
+        if func is F.batch_norm:
+            given = dict(zip(_BATCH_NORM, args, strict=False)) | kwargs
+            return standardise(gate, x, given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
+        made = OF_WEIGHTS[func](gate, *args, **kwargs) if func in OF_WEIGHTS else func(*args, **kwargs)
+        if func in _RESHAPES:
+            self._derived[id(made)] = made, gate.reshape(made.shape)
+        elif OF_WEIGHTS.get(func) is _less:
+            self._derived[id(made)] = made, gate
+        return made

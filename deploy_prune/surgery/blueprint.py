@@ -24,6 +24,8 @@ from deploy_prune.types import Keep
 
 _BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _NORM: Final = 5
+DENSE_NAME: Final = "deploy_prune.dense_name"
+"""In a node's meta data: the name that its value has in the blueprint."""
 _MODES: Final = {
     torch.ops.aten.batch_norm.default: _NORM,
     torch.ops.aten.instance_norm.default: _NORM,
@@ -123,11 +125,10 @@ def unlifted(program: ExportedProgram) -> tuple[fx.GraphModule, dict[str, str]]:
 
 
 def with_weights(blueprint: Blueprint, network: nn.Module) -> GraphNetwork:
-    """The dense graph with a network's tensors (its flags, its gradients, its batch-norm modules)."""
-    with _quietly():
-        graph = copy.deepcopy(blueprint.graph)
+    """The dense graph with a network's tensors (its flags, its gradients, its batch-norm modules), to be recompiled."""
     parameters = dict(network.named_parameters(remove_duplicate=False))
     buffers = dict(network.named_buffers(remove_duplicate=False))
+    graph = _copy(blueprint.graph, {**parameters, **buffers}.keys())
     made: dict[int, nn.Parameter] = {}
     for name, old in parameters.items():
         if id(old) not in made:
@@ -137,10 +138,18 @@ def with_weights(blueprint: Blueprint, network: nn.Module) -> GraphNetwork:
     for name, buffer in buffers.items():
         _assign(graph, name, buffer.detach().clone())
     _restore_batch_norms(graph, network)
+    graph.save_only(network.state_dict().keys())
+    return graph
+
+
+def _copy(graph: fx.GraphModule, without: Collection[str]) -> GraphNetwork:
+    """A copy of a dense graph in which the tensors of these names are still the graph's own."""
+    tensors = {**dict(graph.named_parameters(remove_duplicate=False)), **dict(graph.named_buffers())}
+    known = {id(tensor): tensor for name, tensor in tensors.items() if name in without}
+    root = nn.Module()
     with _quietly():
-        made_network = GraphNetwork(graph, graph.graph)
-    made_network.save_only(network.state_dict().keys())
-    return made_network
+        root.__dict__ = copy.deepcopy(graph.__dict__, known)
+        return GraphNetwork(root, root.__dict__["_graph"])
 
 
 def _assign(graph: nn.Module, name: str, tensor: Tensor) -> None:
@@ -172,8 +181,7 @@ def _restore_batch_norms(graph: fx.GraphModule, network: nn.Module) -> None:
         graph.set_submodule(path, held)
         with graph.graph.inserting_before(node):
             call = graph.graph.call_module(path, (node.args[0],))
-        call.meta = dict(node.meta)
+        call.meta = {**node.meta, DENSE_NAME: node.name}
         node.replace_all_uses_with(call)
         graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
-    graph.recompile()

@@ -84,10 +84,10 @@ def lost_coordinates(structure: Structure, keep: Keep) -> Lost:
         mask = keep.get(group.name)
         if mask is None or bool(mask.all()):
             continue
+        goes = torch.cat([~mask.cpu(), torch.zeros(1, dtype=torch.bool)])  # unit -1, "not of this group", is the last
         for member in group.members:
-            gone = ~mask.cpu()[member.unit_of.clamp(min=0)] & (member.unit_of >= 0)
-            lost[member.tensor, member.axis].append(gone.nonzero().flatten())
-    return {key: torch.cat(parts).unique() for key, parts in lost.items()}
+            lost[member.tensor, member.axis].append(goes[member.unit_of].nonzero().flatten())
+    return {key: torch.cat(parts).unique() if len(parts) > 1 else parts[0] for key, parts in lost.items()}
 
 
 def _with_aliases(network: nn.Module, lost: Lost) -> Lost:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from deploy_prune.errors import SurgeryError
 from deploy_prune.recipe import PrunePart
 from deploy_prune.surgery.blueprint import Blueprint, trace_batched, unlifted
 from deploy_prune.surgery.calls import Applied, Call
 from deploy_prune.surgery.labels import Labels, Value
-from deploy_prune.surgery.rules import rule_for
+from deploy_prune.surgery.rules import rule_for, unknown
 from deploy_prune.surgery.trace import trace
 from deploy_prune.types import Axis, ChannelGroup, Layer, Structure, Whole, Width
 
@@ -35,7 +36,10 @@ def find_groups(network: nn.Module, inputs: Sequence[Tensor], prune: PrunePart) 
         SurgeryError: the network can't be traced.
     """
     program = trace(network, inputs, prune.trace_timeout_s)
-    return _Reader(labelled=_propagate(program), names=_module_names(network), prune=prune).structure()
+    labelled = _propagate(program)
+    if _unused(program):
+        _add_training(labelled, network, inputs, prune)
+    return _Reader(labelled=labelled, names=_module_names(network), stored=_stored(network), prune=prune).structure()
 
 
 def with_blueprint(network: nn.Module, inputs: Sequence[Tensor], prune: PrunePart) -> Structure:
@@ -46,7 +50,7 @@ def with_blueprint(network: nn.Module, inputs: Sequence[Tensor], prune: PrunePar
     """
     program = trace_batched(network, inputs, prune.trace_timeout_s)
     labelled = _propagate(program)
-    reader = _Reader(labelled=labelled, names=_module_names(network), prune=prune)
+    reader = _Reader(labelled=labelled, names=_module_names(network), stored=_stored(network), prune=prune)
     structure = reader.structure()
     graph, names = unlifted(program)
     units: dict[str, list[int]] = {}
@@ -70,8 +74,32 @@ class _Labelled:
     values: Mapping[str, Any]
 
 
+def _unused(program: ExportedProgram) -> bool:
+    """Whether the network has parameters that its forward doesn't read: perhaps a head that only training has."""
+    places = [n for n in program.graph.nodes if n.op == "placeholder"]
+    specs = program.graph_signature.input_specs
+    return any(s.kind.name == "PARAMETER" and not n.users for n, s in zip(places, specs, strict=True))
+
+
+def _add_training(labelled: _Labelled, network: nn.Module, inputs: Sequence[Tensor], prune: PrunePart) -> None:
+    """Label what only training runs, too (auxiliary heads), so that a cut network can be trained on.
+
+    What can't be traced in training mode can't be looked at: then the cut network runs in eval mode for certain.
+    """
+    try:
+        program = trace(network, inputs, prune.trace_timeout_s, training=True)
+    except SurgeryError:
+        return
+    _label(program, labelled.labels, [])
+
+
 def _propagate(program: ExportedProgram) -> _Labelled:
     labels, applied = Labels(), list[Applied]()
+    return _Labelled(labels=labels, applied=applied, values=_label(program, labels, applied))
+
+
+def _label(program: ExportedProgram, labels: Labels, applied: list[Applied]) -> dict[str, Any]:
+    """Run a graph over labels; returns what became of every node, by its name."""
     values: dict[fx.Node, Any] = {}
     specs = iter(program.graph_signature.input_specs)
     batch = _batch(program)
@@ -85,8 +113,7 @@ def _propagate(program: ExportedProgram) -> _Labelled:
                 if isinstance(value, Value):
                     for field in value.fields:
                         labels.freeze(field, "it reaches the network's output")
-    by_name = {node.name: value for node, value in values.items()}
-    return _Labelled(labels=labels, applied=applied, values=by_name)
+    return {node.name: value for node, value in values.items()}
 
 
 def _batch(program: ExportedProgram) -> int:
@@ -106,8 +133,9 @@ def _placeholder(program: ExportedProgram, spec: Any, node: fx.Node, labels: Lab
     shape = tuple(tensor.shape)
     if not tensor.is_floating_point():
         return Value(shape=shape, tensor=spec.target, data=tensor)
-    ids = tuple(labels.new(size) if size > 1 else None for size in shape)
-    labels.own[spec.target] = ids
+    ids = labels.own.get(spec.target)
+    if ids is None:
+        ids = labels.own[spec.target] = tuple(labels.new(size) if size > 1 else None for size in shape)
     rank = len(shape)
     fields = [i.view([-1 if e == d else 1 for e in range(rank)]) for d, i in enumerate(ids) if i is not None]
     return Value(shape=shape, fields=tuple(fields), tensor=spec.target)
@@ -140,7 +168,10 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], labels: Labels, applied: li
     )
     if all(v.unlabelled() for v in call.values()):
         return _unlabelled(call)
-    return rule_for(node.target, call.name)(call)
+    try:
+        return rule_for(node.target, call.name)(call)
+    except (RuntimeError, TypeError, ValueError, LookupError, AssertionError) as error:
+        return unknown(call, f"{call.name} is used in a form that its rule doesn't know ({type(error).__name__})")
 
 
 def _unlabelled(call: Call) -> Any:
@@ -188,12 +219,18 @@ def _module_names(network: nn.Module) -> dict[str, str]:
     return {name: name.rpartition(".")[0] or name for name in network.state_dict(keep_vars=True)}
 
 
+def _stored(network: nn.Module) -> frozenset[str]:
+    """The names of all parameters."""
+    return frozenset(name for name, _ in network.named_parameters(remove_duplicate=False))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Reader:
     """Reads groups and layers off the classes of labels."""
 
     labelled: _Labelled
     names: Mapping[str, str]
+    stored: frozenset[str]
     prune: PrunePart
     group_of_class: dict[int, str] = field(default_factory=dict)
 
@@ -229,7 +266,10 @@ class _Reader:
         )
 
     def _bundles(self, classes: Tensor, read: Tensor) -> dict[Any, _Bundle]:
-        """Classes that touch the same axes, equally often, as one bundle; what nothing reads is no channel."""
+        """Classes that touch the same axes, equally often, as one bundle.
+
+        What nothing reads is no channel, nor is what only a table of constants makes (coordinates of positions).
+        """
         touched: dict[int, dict[tuple[str, int], int]] = defaultdict(dict)
         consumer: set[tuple[str, int]] = set()
         for tensor, axes in self.labelled.labels.own.items():
@@ -245,7 +285,8 @@ class _Reader:
         made = {r for a in self.labelled.applied if isinstance(a.outputs, Tensor) for r in classes[a.outputs].tolist()}
         bundles: dict[Any, _Bundle] = {}
         for root, axes_of in sorted(touched.items()):
-            read_by_weights = set(axes_of) & consumer and set(axes_of) - consumer
+            makers = {tensor for tensor, _ in set(axes_of) - consumer}
+            read_by_weights = set(axes_of) & consumer and makers & self.stored
             if read_by_weights or (root in made and root in frozen):
                 key = (tuple(sorted(axes_of.items())), frozen.get(root))
                 bundles.setdefault(key, _Bundle(axes=axes_of, consumers=consumer)).units.append(root)

@@ -17,7 +17,12 @@ from deploy_prune.surgery.plain import overlay, pointwise_like
 
 def move(call: Call) -> Result:
     """Any operator that only moves or copies elements of its first argument."""
-    source = call.values()[0]
+    source, *others = call.values()
+    if call.name == "type_as" or "other" in call.given:  # of the other it takes the type
+        return moved(source, call.shape, source.fields)
+    if any(other.data is None for other in others):
+        call.freeze(source, f"{call.name} depends on the input")
+        return call.result(())
     outputs: list[list[Tensor]] = [[] for _ in call.shapes]
     for labels in source.fields:
         for fields, result in zip(outputs, _run(call, source, labels), strict=True):
@@ -107,14 +112,40 @@ def _take_field(call: Call, before: Tensor, fields: list[Tensor], result: Tensor
 
 
 def index(call: Call) -> Result:
-    """x[..., indices, ...] with indices known when tracing; with others, what they index stays."""
+    """x[..., indices, ...]. Indices that are not known when tracing: the dimensions that they pick from stay."""
     source = call.given["self"]
     indices = call.given["index"] if call.name == "index_select" else call.given.get("indices")
-    known = [i for i in (indices if isinstance(indices, list | tuple) else [indices]) if isinstance(i, Value)]
+    given = list(indices) if isinstance(indices, list | tuple) else [indices]
+    known = [i for i in given if isinstance(i, Value)]
     if all(i.data is not None for i in known):
         return move(call)
-    call.freeze(source, f"{call.name} with indices that depend on the input")
-    return call.result(())
+    first = call.given["dim"] % len(source.shape) if call.name == "index_select" else 0
+    picked = {first + d for d, i in enumerate(given) if i is not None}
+    anywhere = [replace(i, data=torch.zeros(i.shape, dtype=torch.int64)) if isinstance(i, Value) else i for i in given]
+    name = "index" if call.name == "index_select" else "indices"
+    call = replace(call, given={**call.given, "self": source, name: anywhere[0] if name == "index" else anywhere})
+    return _past(call, source, picked, f"{call.name} with indices that depend on the input")
+
+
+def gather(call: Call) -> Result:
+    """Each element from another place along one dimension: what labels the other dimensions passes."""
+    source, picked = call.given["self"], call.given["index"]
+    if any(p > s for p, s in zip(picked.shape, source.shape, strict=True)):
+        call.freeze(source, "gather repeats it")
+        return call.result(())
+    anywhere = replace(picked, data=torch.zeros(picked.shape, dtype=torch.int64))
+    dim = call.given["dim"] % len(source.shape)
+    call = replace(call, given={**call.given, "index": anywhere})
+    return _past(call, source, {dim}, "gather with indices that depend on the input")
+
+
+def _past(call: Call, source: Value, picked: set[int], reason: str) -> Result:
+    """Move the fields that don't vary along the picked dimensions; the others stay."""
+    for labels in source.fields:
+        if picked & set(varying(labels)):
+            call.labels.freeze(labels, reason)
+    passing = replace(source, fields=source.without(sorted(picked)))
+    return move(replace(call, given={**call.given, "self": passing}))
 
 
 def cat(call: Call) -> Result:

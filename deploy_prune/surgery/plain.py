@@ -43,9 +43,13 @@ _KEEPS_ZEROS: Final = {"mul", "multiply", "div", "divide", "true_divide", "neg",
 
 
 def _vanishing(call: Call) -> Value | None:
-    """The operand, as large as the result, whose zeros are the result's."""
+    """The operand, as large as the result, whose zeros are the result's.
+
+    (A weight less its own mean: that is taken over kept coordinates, and from them alone, see search/norms.py.)
+    """
     values = call.values()
-    if call.name not in _KEEPS_ZEROS or not values:
+    centred = call.name in {"sub", "subtract"} and bool(values) and values[0].tensor in call.labels.mixing
+    if not values or (call.name not in _KEEPS_ZEROS and not centred):
         return None
     if "mul" not in call.name:
         values = values[:1]
@@ -227,12 +231,22 @@ def reduction(call: Call) -> Result:
     dims = [d % rank for d in dims] if rank else []
     if x.vanishing() and call.name in {"sum", "norm", "linalg_vector_norm"}:
         x = zero_free(call, x, dims, f"{call.name} sums over it")
+    if x.vanishing() and rank > 1 and call.name in _STATISTICS and any(_spans(f, dims) for f in x.fields):
+        call.labels.mixing += [x.tensor] if x.tensor is not None else []
+        x = zero_free(call, x, dims, f"{call.module or call.name} standardises its weight over it")
     if len(dims) == 1 and call.name in {"mean", "var"}:
         x = _of_a_norm(call, x, dims[0])
     fields = keep_dims(call, x, dims, f"{call.name} reduces over it")
     if len(call.shape) != rank:
         fields = tuple(f.reshape([s for d, s in enumerate(f.shape) if d not in dims]) for f in fields)
-    return call.result(fields)
+    return tuple(Value(shape=s, fields=fields) for s in call.shapes) if call.several else call.result(fields)
+
+
+_STATISTICS: Final = {"mean", "var", "std", "var_mean", "std_mean"}
+
+
+def _spans(labels: Tensor, dims: Sequence[int]) -> bool:
+    return bool(set(varying(labels)) & set(dims))
 
 
 def _of_a_norm(call: Call, x: Value, dim: int) -> Value:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from deploy_prune.errors import SurgeryError
-from deploy_prune.surgery.blueprint import Blueprint
+from deploy_prune.surgery.blueprint import DENSE_NAME, Blueprint
 from deploy_prune.surgery.labels import Value
 from deploy_prune.surgery.movement import pad_widths
 
@@ -31,8 +31,12 @@ class Rewriting:
 
     def value(self, node: Any) -> Value:
         """The labels of a node's value; an unlabelled scalar for anything else."""
-        found = self.blueprint.values.get(node.name) if isinstance(node, fx.Node) else None
+        found = self.any_value(node) if isinstance(node, fx.Node) else None
         return found if isinstance(found, Value) else Value(shape=())
+
+    def any_value(self, node: fx.Node) -> Any:
+        """What became of a node in the dense graph: a value, or several, or a number."""
+        return self.blueprint.values.get(node.meta.get(DENSE_NAME, node.name))
 
     def mask(self, value: Value, dim: int) -> Tensor:
         """bool[size]: which coordinates along one dimension stay."""
@@ -124,7 +128,7 @@ def unflatten(work: Rewriting, node: fx.Node) -> None:
 
 def split(work: Rewriting, node: fx.Node) -> None:
     """split, chunk and their like: one size per piece."""
-    pieces = work.blueprint.values.get(node.name)
+    pieces = work.any_value(node)
     source, dim = node.args[0], _argument(node, "dim") or 0
     if not isinstance(pieces, tuple) or work.whole(work.value(source), dim):
         return
@@ -231,7 +235,14 @@ def convolution(work: Rewriting, node: fx.Node) -> None:
     weight, groups = work.value(_argument(node, "weight")), _argument(node, "groups")
     if groups == 1:
         return
-    if "transpose" in _name(node):
+    source = work.value(_argument(node, "input"))
+    if weight.unlabelled() and source.shape and not work.whole(source, -len(weight.shape) + 1):
+        groups = work.size(source, -len(weight.shape) + 1)
+        with work.graph.graph.inserting_before(node):
+            kernels = work.graph.graph.call_function(aten.slice.Tensor, (_argument(node, "weight"), 0, 0, groups))
+        _set_argument(node, "weight", kernels)
+        _set_argument(node, "groups", groups)
+    elif "transpose" in _name(node):
         _set_argument(node, "groups", max(1, work.size(weight, 0) * groups // weight.shape[0]))
     elif groups >= weight.shape[1]:
         _set_argument(node, "groups", work.size(weight, 0) * groups // weight.shape[0])

@@ -13,7 +13,7 @@ import torch
 from deploy_prune.surgery.calls import Call, Result, Rule
 from deploy_prune.surgery.einsum import einsum
 from deploy_prune.surgery.labels import Value
-from deploy_prune.surgery.movement import cat, index, like_another, move, pad, stack
+from deploy_prune.surgery.movement import cat, gather, index, like_another, move, pad, stack
 from deploy_prune.surgery.plain import (
     affine,
     along_dim,
@@ -40,10 +40,10 @@ from deploy_prune.surgery.weights import (
 )
 
 
-def unknown(call: Call) -> Result:
+def unknown(call: Call, reason: str = "") -> Result:
     """No rule: whatever it reads stays."""
     for value in call.values():
-        call.freeze(value, f"there is no rule for the operator {call.name}")
+        call.freeze(value, reason or f"there is no rule for the operator {call.name}")
     outputs = tuple(Value(shape=s) for s in call.shapes)
     return outputs if call.several else outputs[0]
 
@@ -81,7 +81,8 @@ RULES: Final[dict[str, Rule]] = _table(
      "upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d upsample_linear1d "
      "_upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler grid_sampler_2d"),
     (patches, "im2col"),
-    (reduction, "mean sum amax amin prod var std norm linalg_vector_norm any all argmax argmin max_dim logsumexp"),
+    (reduction, "mean sum amax amin prod var std var_mean std_mean norm linalg_vector_norm any all argmax "
+     "argmin max_dim logsumexp"),
     (along_dim, "softmax _softmax log_softmax _log_softmax cumsum cumprod sort topk"),
     (same_as_input, "dropout feature_dropout alpha_dropout native_dropout"),
     (move, "view reshape _unsafe_view permute transpose t slice select split split_with_sizes chunk expand unsqueeze "
@@ -92,6 +93,7 @@ RULES: Final[dict[str, Rule]] = _table(
     (like_another, "view_as expand_as reshape_as"),
     (pad, "pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d"),
     (index, "index index_select"),
+    (gather, "gather"),
     (cat, "cat concat concatenate"),
     (stack, "stack"),
 )  # fmt: skip

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 from typing import Any, Final
 
@@ -16,12 +18,19 @@ from torch.export import ExportedProgram
 
 from deploy_prune.errors import SurgeryError
 
+_STANDARD_ERROR: Final = 2
+
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode afterwards."""
+def evaluating(network: nn.Module, training: bool = False) -> Iterator[None]:
+    """Eval mode inside; every module's own mode afterwards.
+
+    ``training``: modules that hold others are in training mode, so that heads that only training has run.
+    """
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
+    for module, _ in modes if training else ():
+        module.training = any(True for _ in module.children())
     try:
         yield
     finally:
@@ -32,6 +41,9 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 @contextmanager
 def time_limit(seconds: float, doing: str) -> Iterator[None]:
     """Stop the work inside after this long (main thread of a POSIX system; elsewhere there is no limit).
+
+    Python can't interrupt a call of compiled code, only what comes after it. If such a call goes on for twice the time,
+    the process is ended, with the place where it hangs on standard error.
 
     Raises:
         SurgeryError: the time is up.
@@ -46,22 +58,33 @@ def time_limit(seconds: float, doing: str) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(2 * seconds, exit=True, file=_STANDARD_ERROR)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
-def trace(network: nn.Module, inputs: Sequence[Tensor], timeout_s: float, shapes: Any = None) -> ExportedProgram:
+def trace(
+    network: nn.Module, inputs: Sequence[Tensor], timeout_s: float, shapes: Any = None, training: bool = False
+) -> ExportedProgram:
     """The network's ATen graph in eval mode, for inputs of these shapes.
 
     ``shapes``: which sizes are free, as torch.export's ``dynamic_shapes``; default: none.
+    ``training``: see ``evaluating``.
 
     Raises:
         SurgeryError: torch.export can't trace it (with its own first line), or not within ``timeout_s``.
     """
-    with evaluating(network), warnings.catch_warnings(), time_limit(timeout_s, "Tracing the network"):
+    _load()
+    with (
+        evaluating(network, training),
+        _shapes_alone(),
+        warnings.catch_warnings(),
+        time_limit(timeout_s, "Tracing the network"),
+    ):
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(network, tuple(inputs), strict=False, dynamic_shapes=shapes)
@@ -73,6 +96,39 @@ def trace(network: nn.Module, inputs: Sequence[Tensor], timeout_s: float, shapes
             first = (str(error).strip().splitlines() or [""])[0]
             message = f"The network can't be traced by torch.export: {type(error).__name__}: {first[:300]}"
             raise SurgeryError(message) from error
+
+
+@cache
+def _load() -> None:
+    """Have torch.export load all it needs, once: a time limit that ends in the middle of an import leaves it broken."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.export(nn.Linear(1, 1), (torch.zeros(1, 1),), strict=False)
+
+
+@contextmanager
+def _shapes_alone() -> Iterator[None]:
+    """Inside, torch does without two things that need a tensor's numbers, or much time, and change no graph.
+
+    Its Transformer looks at a mask to see if it is causal, only to choose between the mask and a faster way to the same
+    numbers: it is the mask. Recurrent layers are one operator in the graph, whose shape torch finds by running all
+    its steps: it is that of the input and the state.
+    """
+    transformer: Any = torch.nn.modules.transformer
+    steps: Any = torch._decomp.decompositions
+    before = transformer._detect_is_causal_mask, steps.one_layer_lstm, steps.one_layer_rnn
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    steps.one_layer_lstm = steps.one_layer_rnn = _one_layer
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask, steps.one_layer_lstm, steps.one_layer_rnn = before
+
+
+def _one_layer(x_TBI: Tensor, hidden: Any, *_: Any, **__: Any) -> tuple[Tensor, Any]:
+    """An output [T, B, H] and a state (of an LSTM: two) of the right shapes."""
+    state_BH = hidden if isinstance(hidden, Tensor) else hidden[0]
+    return x_TBI.new_empty((*x_TBI.shape[:-1], state_BH.shape[-1])), hidden
 
 
 _REGIONS: Final = {

@@ -65,6 +65,8 @@ def _grouped(call: Call, x_ids: Tensor | None, weight: Value, groups: int, trans
     out = along(call, weight, 0)
     per_in = weight.shape[1]
     if out is None:
+        if groups == weight.shape[0] == call.given["input"].shape[len(call.shape) - len(weight.shape) + 1]:
+            return x_ids  # all channels have the same kernel
         call.freeze(Value(shape=(), fields=() if x_ids is None else (x_ids,)), f"{name} has one output channel")
         return None
     out_GO = out.view(groups, -1)

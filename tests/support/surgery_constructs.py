@@ -200,6 +200,68 @@ def no_grad(net: Any, x: Tensor) -> Tensor:
     return x + y
 
 
+def reentrant(net: Any, x: Tensor) -> Tensor:
+    return checkpoint(net.conv, x, use_reentrant=True)
+
+
+def few_tokens(net: Any, x: Tensor) -> Tensor:
+    """As many tokens as channels: a table over them has the same size both ways."""
+    y = F.adaptive_avg_pool2d(x, (4, 2)).flatten(2).transpose(1, 2) + net.table
+    return y.transpose(1, 2).reshape(-1, 8, 4, 2)
+
+
+def nonlocal_block(net: Any, x: Tensor) -> Tensor:
+    q, k, v = (c(x).flatten(2) for c in (net.q, net.k, net.v))
+    y = torch.bmm((q.transpose(1, 2) @ k).softmax(-1), v.transpose(1, 2)).transpose(1, 2)
+    return x + net.out(y.reshape(len(x), -1, *x.shape[2:]))
+
+
+def swiglu(net: Any, x: Tensor) -> Tensor:
+    gate, up = net.up(x).chunk(2, -1)
+    return net.down(F.silu(gate) * up)
+
+
+def focus(x: Tensor) -> Tensor:
+    return torch.cat([x[..., i::2, j::2] for j in (0, 1) for i in (0, 1)], 1)
+
+
+def depth_to_space(x: Tensor) -> Tensor:
+    b, c, h, w = x.shape
+    return x.view(b, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, c // 4, h * 2, w * 2)
+
+
+def ghost(net: Any, x: Tensor) -> Tensor:
+    first = net.first(x)
+    return torch.cat([first, net.cheap(first)], 1)[:, :7]
+
+
+def blurred(net: Any, x: Tensor) -> Tensor:
+    return F.conv2d(x, net.kernel.expand(x.shape[1], -1, -1, -1), padding=1, groups=x.shape[1])
+
+
+def queries(net: Any, x: Tensor) -> Tensor:
+    """Attention from one learned query; its answer is added everywhere."""
+    k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in net.kv(x).chunk(2, -1))
+    q = net.query.expand(len(x), -1, -1).unflatten(-1, (2, 4)).transpose(1, 2)
+    return x + net.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def standardised_by_hand(net: Any, x: Tensor) -> Tensor:
+    w = net.weight
+    mean, std = w.mean((1, 2, 3), keepdim=True), w.std((1, 2, 3), keepdim=True, unbiased=False)
+    return F.conv2d(x, (w - mean) / (std + 1e-5), padding=1)
+
+
+def standardised_as_in_bit(net: Any, x: Tensor) -> Tensor:
+    v, m = torch.var_mean(net.weight, dim=[1, 2, 3], keepdim=True, unbiased=False)
+    return F.conv2d(x, (net.weight - m) / torch.sqrt(v + 1e-10), padding=1)
+
+
+def standardised_flat(net: Any, x: Tensor) -> Tensor:
+    w = net.weight - net.weight.mean(dim=1, keepdim=True).mean(dim=2, keepdim=True).mean(dim=3, keepdim=True)
+    return F.conv2d(x, w / (w.view(w.size(0), -1).std(dim=1).view(-1, 1, 1, 1) + 1e-5), padding=1)
+
+
 def attention_parts() -> dict[str, nn.Module | Tensor]:
     return {"qkv": nn.Linear(8, 24), "out": nn.Linear(8, 8)}
 
@@ -214,6 +276,10 @@ CUT: Final[dict[str, Net]] = {
     "split, dimension -3": Net(lambda x: torch.cat(x.split([2, 6], -3)[::-1], 1)),
     "split, a branch": Net(Own(lambda n, x: torch.cat([n.a(x[:, :3]), x[:, 3:]], 1), a=conv(3, 3))),
     "tensor_split": Net(lambda x: torch.cat(torch.tensor_split(x, 3, 1), 1)),
+    "batch norm, then split by hand": Net(
+        Own(lambda n, x: torch.cat([n.conv(t) for t in n.norm(x).split((4, 4), 1)], 1) + n.norm(x).view(-1, 8, 8, 8),
+            norm=nn.BatchNorm2d(8), conv=conv(4, 4))
+    ),
     "C2f": Net(Own(c2f, first=conv(), second=conv(4, 4), last=conv(12, 8, 1))),
     "channel shuffle by view": Net(shuffle),
     "channel shuffle": Net(nn.ChannelShuffle(2)),
@@ -259,6 +325,32 @@ CUT: Final[dict[str, Net]] = {
                                     norm=Own(response_norm, weight=p(8), bias=p(8)))),
     "weight norm, old": Net(old_weight_norm(conv())),
     "weight norm": Net(parametrizations.weight_norm(conv())),
+    "RMS norm, channels last": Net(Own(lambda n, x: n.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+                                       norm=nn.RMSNorm(8))),
+    "position table over as many tokens as channels": Net(Own(few_tokens, table=p(1, 8, 8))),
+    "checkpoint, reentrant": Net(Own(reentrant, conv=conv())),
+    "non-local block": Net(Own(nonlocal_block, q=conv(8, 4, 1), k=conv(8, 4, 1), v=conv(8, 4, 1), out=conv(4, 8, 1))),
+    "SwiGLU": Net(Own(tokens(swiglu), up=nn.Linear(8, 24), down=nn.Linear(12, 8))),
+    "space to depth by slices": Net(focus, 32),
+    "depth to space by view": Net(depth_to_space, 2),
+    "ghost": Net(Own(ghost, first=conv(8, 4, 1), cheap=conv(4, 4, groups=4)), 7),
+    "blur by a shared kernel": Net(Own(blurred, kernel=torch.rand(1, 1, 3, 3))),
+    "attention, learned query": Net(
+        Own(tokens(queries), kv=nn.Linear(8, 16), out=nn.Linear(8, 8), query=p(1, 1, 8))
+    ),
+    "weight standardisation by hand": Net(Own(standardised_by_hand, weight=p(8, 8, 3, 3))),
+    "weight standardisation, var_mean": Net(Own(standardised_as_in_bit, weight=p(8, 8, 3, 3))),
+    "weight standardisation, its authors'": Net(Own(standardised_flat, weight=p(8, 8, 3, 3))),
+    "typed as another": Net(Own(lambda n, x: n.conv(x).type_as(x) + x.to(n.conv.weight), conv=conv())),
+    "biases from coordinates": Net(
+        Own(lambda n, x: x + n.second(n.first(n.places).relu()).t().reshape(1, 8, 8, 8), places=torch.rand(64, 3),
+            first=nn.Linear(3, 6), second=nn.Linear(6, 8))
+    ),
+    "tokens picked by the input": Net(Own(tokens(lambda n, x: x[torch.arange(len(x)), n.score(x)[..., 0].argmax(1)]
+                                                 [:, None] + x), score=nn.Linear(8, 1))),
+    "tokens gathered by the input": Net(
+        Own(tokens(lambda n, x: x.gather(1, n.score(x).argsort(1).expand(-1, -1, x.shape[2]))), score=nn.Linear(8, 1))
+    ),
     "spectral norm": Net(parametrizations.spectral_norm(conv())),
     "weight standardisation": Net(Own(standardised, weight=p(8, 8, 3, 3))),
     "einsum": Net(Own(lambda n, x: torch.einsum("bchw,oc->bohw", x, n.weight), weight=p(8, 8))),
@@ -308,6 +400,7 @@ CUT: Final[dict[str, Net]] = {
 WHOLE: Final[dict[str, tuple[Net, str]]] = {
     "softmax over channels": (Net(lambda x: x.softmax(1)), "softmax mixes"),
     "cumulative sum": (Net(lambda x: x.cumsum(1)), "cumsum mixes"),
+    "smallest and largest channel": (Net(lambda x: x - x.amin(1, keepdim=True) + x.amax(1, keepdim=True)), "amin"),
     "length of channels": (Net(lambda x: F.normalize(x, dim=1)), "norm"),
     "largest channels": (Net(lambda x: x.topk(4, 1)[0], 4), "topk mixes"),
     "one channel at a time": (Net(lambda x: torch.stack([t.relu() for t in x.unbind(1)], 1)), "a single channel"),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from surgery_networks import build, gates_of, groups_of, half
 from torch import Tensor, nn
 
@@ -106,77 +104,3 @@ def test_groups_that_are_not_named_stay_whole() -> None:
     slim = cut(network, structure, {"layer1.0.conv1": torch.arange(16) < 4})
     assert slim.layer1[0].conv1.out_channels == 4
     assert slim.layer1[1].conv1.out_channels == 16
-
-
-class Chain(nn.Module):
-    """Blocks in a row, each of a random kind, over a residual stream or widening it."""
-
-    def __init__(self, kinds: list[str], width: int) -> None:
-        super().__init__()
-        self.kinds = kinds
-        self.stem = nn.Conv2d(3, width, 3, padding=1)
-        blocks: list[nn.Module] = []
-        for kind in kinds:
-            blocks.append(self._block(kind, width))
-            width = 2 * width if kind == "concat" else width
-        self.blocks = nn.ModuleList(blocks)
-        self.head = nn.Linear(width, 3)
-
-    @staticmethod
-    def _block(kind: str, width: int) -> nn.Module:
-        if kind == "depthwise":
-            return nn.Sequential(nn.Conv2d(width, width, 3, padding=1, groups=width), nn.BatchNorm2d(width), nn.ReLU6())
-        if kind == "grouped":
-            return nn.Conv2d(width, width, 3, padding=1, groups=2)
-        if kind == "squeeze":
-            return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, 4, 1), nn.ReLU(), nn.Conv2d(4, width, 1))
-        if kind == "residual":
-            inner = nn.Conv2d(width, 2 * width, 1)
-            return nn.Sequential(
-                inner, nn.BatchNorm2d(2 * width), nn.Sigmoid(), nn.Conv2d(2 * width, width, 3, padding=1)
-            )
-        return nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.Hardswish())
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for kind, block in zip(self.kinds, self.blocks, strict=True):
-            y = block(x)
-            if kind == "residual":
-                x = x + y
-            elif kind == "squeeze":
-                x = x * y.sigmoid()
-            elif kind == "concat":
-                x = torch.cat([y, x], 1)
-            else:
-                x = y
-        return self.head(x.mean((2, 3)))
-
-
-KINDS = st.lists(
-    st.sampled_from(["plain", "depthwise", "grouped", "squeeze", "residual", "concat"]), min_size=1, max_size=5
-)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(kinds=KINDS, width=st.sampled_from([4, 6, 8]), seed=st.integers(0, 2**16))
-def test_any_network_of_these_blocks_is_cut_right(kinds: list[str], width: int, seed: int) -> None:
-    torch.manual_seed(seed)
-    network = Chain(kinds, width).double()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)
-    network.eval()
-    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
-    structure = groups_of(network, x)
-    generator = torch.Generator().manual_seed(seed)
-    keep = {}
-    for group in structure.groups:
-        keep[group.name] = torch.rand(group.channels, generator=generator) < 0.5
-        keep[group.name][int(torch.randint(group.channels, (1,), generator=generator))] = True
-    gates = {n: m.double() for n, m in keep.items()}
-    assert structure.groups
-    with torch.no_grad():
-        slim = cut(network, structure, keep)
-        assert relative_difference(gates_of(structure)(network, gates)(x), slim(x)) < 1e-10

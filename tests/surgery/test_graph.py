@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,10 +10,8 @@ from surgery_networks import build, gates_of, groups_of, half
 from torch import Tensor, nn
 
 from deploy_prune import cost
-from deploy_prune.errors import SurgeryError
 from deploy_prune.recipe import PrunePart
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.graph import find_groups
 from deploy_prune.surgery.verify import relative_difference
 from deploy_prune.types import Structure
 
@@ -210,24 +206,21 @@ def test_only_and_skip_by_pattern() -> None:
     assert {w.reason for w in skip.whole} == {"prune.skip names it", "it reaches the network's output"}
 
 
-class Slow(nn.Module):
+class Placed(nn.Module):
+    """Weights for positions, made from their coordinates (Swin V2, ConViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.rand(64, 3))
+        self.first, self.second, self.read = nn.Linear(3, 6), nn.Linear(6, 8), nn.Conv2d(8, 4, 1)
+        self.stem = nn.Conv2d(3, 8, 1)
+
     def forward(self, x: Tensor) -> Tensor:
-        time.sleep(5)
-        return x
+        return self.read(self.stem(x) + self.second(self.first(self.places).relu()).t().reshape(1, 8, 8, 8))
 
 
-def test_the_time_limit_ends_tracing_with_a_clear_error() -> None:
-    started = time.perf_counter()
-    with pytest.raises(SurgeryError, match=r"longer than 0\.5 s.*trace_timeout_s"):
-        find_groups(Slow(), (torch.zeros(1),), PrunePart(trace_timeout_s=0.5))
-    assert time.perf_counter() - started < 3
-
-
-class Unpredictable(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x if x.sum() > 0 else -x
-
-
-def test_a_network_that_cannot_be_traced_is_named_so() -> None:
-    with pytest.raises(SurgeryError, match="can't be traced"):
-        find_groups(Unpredictable(), (torch.zeros(1),), PrunePart())
+def test_a_table_of_coordinates_is_no_group() -> None:
+    structure = groups_of(Placed(), torch.zeros(1, 3, 8, 8))
+    assert [g.name for g in structure.groups] == ["first", "second"]
+    assert not any(a.tensor == "places" for g in structure.groups for a in g.members)
+    assert not any(w.name == "places" for w in structure.whole)
