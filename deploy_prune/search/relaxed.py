@@ -116,7 +116,7 @@ class GateSearch:
         self.slope_N = self._slope()
         self.price, self.unit = 0.0, 0.0
         self.parts: int = job.session.accelerator.gradient_accumulation_steps
-        self.batches = self.parts * job.config.steps
+        self.batches: int = self.parts * job.config.steps
         self.trace: list[dict[str, float]] = []
 
     def loss(self, batch: Any) -> Tensor:
