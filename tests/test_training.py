@@ -112,6 +112,58 @@ def test_fit_tells_progress_and_steps_all_optimizers():
     assert [w.item() for w in weights] == [0.5, 0.5]
 
 
+def mean_squares(network, accumulate, batches, steps=3):
+    """Losses, when trained to answer 0; dropout and batch norm aside, examples don't see each other."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    return fit(
+        lambda x: network(x).square().mean(),
+        iter(batches),
+        [optimizer],
+        accelerator=make_accelerator("cpu", accumulate=accumulate),
+        steps=steps,
+        work="fit",
+        schedulers=[torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)],
+    )
+
+
+def test_accumulated_batches_are_one_large_batch():
+    torch.manual_seed(0)
+    batches = [torch.rand(12, 4) for _ in range(3)]
+    whole, parts = (nn.Linear(4, 3) for _ in range(2))
+    parts.load_state_dict(whole.state_dict())
+    losses = mean_squares(whole, 1, batches), mean_squares(parts, 4, [p for b in batches for p in b.split(3)])
+    make_accelerator("cpu")
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert len(losses[1]) == 3
+    torch.testing.assert_close(whole.weight, parts.weight)
+    torch.testing.assert_close(whole.bias, parts.bias)
+
+
+def test_half_precision_computes_in_it_and_keeps_the_weights():
+    network, seen = nn.Linear(4, 1), []
+    before = network.weight.clone()
+
+    def loss(x):
+        y = network(x)
+        seen.append(y.dtype)
+        return y.float().square().mean()
+
+    fit(
+        loss, iter(lambda: torch.ones(2, 4), None), [torch.optim.SGD(network.parameters(), lr=0.1)],
+        accelerator=make_accelerator("cpu", "bf16"), steps=2, work="fit",
+    )  # fmt: skip
+    make_accelerator("cpu")
+    assert seen == [torch.bfloat16] * 2
+    assert network.weight.dtype == torch.float32
+    assert not torch.equal(network.weight, before)
+
+
+@pytest.mark.parametrize(("precision", "accumulate"), [("fp16", 1), ("half", 1), ("no", 0)])
+def test_precisions_and_accumulation_that_there_are_not(precision, accumulate):
+    with pytest.raises(TrainingError, match=f"not '{precision}'; accumulate at least 1"):
+        make_accelerator("cpu", precision, accumulate)
+
+
 def test_learning_rate_makes_one_cycle():
     optimizer = torch.optim.SGD(small().parameters(), lr=0.1)
     (scheduler,) = one_cycle(optimizer, lr=0.1, steps=100)
