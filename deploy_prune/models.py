@@ -18,13 +18,17 @@ from torch import Tensor, nn
 
 from deploy_prune.errors import ModelError, WeightsError, perhaps
 from deploy_prune.networks.cifar_resnet import CifarResNet
+from deploy_prune.networks.conv import ConvNet
 from deploy_prune.plugins import import_callable
 from deploy_prune.recipe import DataPart, ModelPart
 from deploy_prune.vision import import_timm, import_torchvision
 
 Builder = Callable[..., Any]
 
-BUILT_IN: Final[dict[str, Builder]] = {f"resnet{d}": partial(CifarResNet, d) for d in (20, 32, 44, 56, 110)}
+BUILT_IN: Final[dict[str, Builder]] = {
+    **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)},
+    **{f"conv{depth}": partial(ConvNet, depth) for depth in (2, 4, 6)},
+}
 
 _DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "pretrained_cfg", "checkpoint_path")
 _OPTIONAL_SUFFIX = "num_batches_tracked"  # counts steps; no result depends on it

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from deploy_prune.errors import BudgetError, perhaps
 from deploy_prune.types import Budget, Metric
 
-BUILT_IN_NETWORKS: Final = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+BUILT_IN_NETWORKS: Final = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "conv2", "conv4", "conv6")
 DATA_SETS: Final = ("digits", "cifar10", "cifar100", "idx", "folder")
 SEARCH_METHODS: Final = ("dap", "gate", "gumbel", "uniform", "random", "magnitude", "bn_scale", "taylor")
 
@@ -125,7 +125,9 @@ BudgetText = Annotated[str, AfterValidator(_checked_budget)]
 class ModelPart(Part):
     """Which network, and its weights."""
 
-    source: str = Field(description="torchvision:NAME, timm:NAME, built-in resnet20/32/44/56/110, or module:callable")
+    source: str = Field(
+        description="torchvision:NAME, timm:NAME, built-in resnet20/32/44/56/110 and conv2/4/6, or module:callable"
+    )
     args: dict[str, Any] = Field(default={}, description="keyword arguments of the builder, besides num_classes")
     weights: str | None = Field(
         default=None, description="a .safetensors file or a state dict; none: train on source data"

@@ -307,3 +307,11 @@ def test_nothing_is_declared_over_operators_that_are_there(monkeypatch):
     monkeypatch.setattr(vision, "_operators_load", lambda: True)
     monkeypatch.setattr(vision, "Library", None)
     assert vision._declare_missing_operators.__wrapped__() is None
+
+
+@pytest.mark.parametrize(("depth", "weights"), [(2, 4_300_992), (4, 2_425_024), (6, 2_261_184)])
+def test_plain_convolutional_networks_have_the_published_size(depth, weights):
+    """Weights without biases; arXiv 2202.12986."""
+    network = build(part(f"conv{depth}"), 10)
+    assert sum(p.numel() for p in network.parameters() if p.dim() > 1) == weights
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)

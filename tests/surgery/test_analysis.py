@@ -111,18 +111,20 @@ def same(a: Structure, b: Structure) -> bool:
 @pytest.mark.parametrize(
     "source", ["resnet20", "torchvision:mobilenet_v3_small", "timm:mixnet_s", "timm:convnext_atto"]
 )
-def test_a_second_search_takes_milliseconds_and_gives_the_same(source: str, searches: list[nn.Module]) -> None:
+def test_a_second_search_takes_a_fraction_of_the_time_and_gives_the_same(
+    source: str, searches: list[nn.Module]
+) -> None:
     first, second = (models.build(ModelPart(source=source), 10) for _ in range(2))
-    x = torch.zeros(1, 3, 32, 32)
+    x, start = torch.zeros(1, 3, 32, 32), time.perf_counter()
     found = analysis.groups_of(first, x, PrunePart())
-    times = []
+    searched, times = time.perf_counter() - start, []
     for network in (first, second):  # the same network after tracing, and another with other weights
         start = time.perf_counter()
         assert same(analysis.groups_of(network, x, PrunePart()), found)
         times.append(time.perf_counter() - start)
     assert searches == [first]
     assert found.groups
-    assert min(times) < 0.3
+    assert min(times) < 0.3 * searched
 
 
 def test_another_process_finds_it_too(searches: list[nn.Module]) -> None:
