@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from search_run import run_search
 
-from deploy_prune.cost import macs
-from deploy_prune.recipe import SearchPart
-from deploy_prune.search import METHODS, SearchGoal, SearchJob
 from deploy_prune.search.dap import two_temperatures
 from deploy_prune.search.relaxed import redraw
-from deploy_prune.training import Session, classification
+
+search = partial(run_search, "dap", share=0.4, steps=60)
 
 HARD, SOFT = 0.05, 1.0
 
@@ -55,17 +56,6 @@ def test_the_update_is_a_descent_direction_at_the_forward_gates(seed):
     assert after < before
 
 
-def search(example, accelerator, share=0.4, steps=60, **options):
-    cost = macs(example.structure)
-    job = SearchJob(
-        network=example.network, structure=example.structure, task=classification, batches=example.batches(),
-        goal=SearchGoal(cost=cost, limit=share * cost(example.structure.dense_counts)),
-        config=SearchPart(method="dap", steps=steps, options=options),
-        session=Session(accelerator=accelerator, seed=0),
-    )  # fmt: skip
-    return METHODS["dap"](job)
-
-
 @pytest.mark.parametrize("weights", ["resample", "frozen", "joint"])
 def test_the_expected_cost_comes_down_whatever_the_weights_do(chained, accelerator, weights):
     result = search(chained, accelerator, weights=weights)
@@ -75,7 +65,7 @@ def test_the_expected_cost_comes_down_whatever_the_weights_do(chained, accelerat
 
 def test_the_smaller_the_budget_the_fewer_stay(chained, accelerator):
     """As the complexity weighs more, fewer gates are open."""
-    kept = [search(chained, accelerator, share).trace[-1]["kept"] for share in (0.8, 0.5, 0.2)]
+    kept = [search(chained, accelerator, share=share).trace[-1]["kept"] for share in (0.8, 0.5, 0.2)]
     assert kept == sorted(kept, reverse=True)
     assert kept[0] > kept[-1]
 

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
+from search_run import run_search
 
-from deploy_prune.cost import macs
-from deploy_prune.recipe import SearchPart
-from deploy_prune.search import METHODS, SearchGoal, SearchJob
 from deploy_prune.search.gate import derivative, trainable_gate
-from deploy_prune.training import Session, classification
+from deploy_prune.training import classification
+
+search = partial(run_search, "gate", share=0.4, steps=80)
 
 M = 1e5
 
@@ -40,21 +41,10 @@ def test_the_step_is_closed_at_zero_and_the_derivatives_are_known():
     assert float(derivative(torch.zeros(()), "sigmoid")) == 0.25
 
 
-def search(example, accelerator, share=0.4, steps=80, task=classification, lr=0.01, **options):
-    cost = macs(example.structure)
-    goal = SearchGoal(cost=cost, limit=share * cost(example.structure.dense_counts))
-    config = SearchPart(method="gate", steps=steps, lr=lr, options=options)
-    job = SearchJob(
-        network=example.network, structure=example.structure, task=task, batches=example.batches(), goal=goal,
-        config=config, session=Session(accelerator=accelerator, seed=0),
-    )  # fmt: skip
-    return METHODS["gate"](job)
-
-
 @pytest.mark.parametrize("shape", ["constant", "sigmoid"])
 @pytest.mark.parametrize("share", [0.7, 0.3])
 def test_the_expected_cost_comes_down_to_the_budget(example, accelerator, shape, share):
-    result = search(example, accelerator, share, steps=100, derivative=shape)
+    result = search(example, accelerator, share=share, steps=100, derivative=shape)
     last = [row["cost"] for row in result.trace[-30:]]
     assert share / 3 < sum(last) / len(last) < share + 0.08
 
@@ -77,7 +67,7 @@ def test_the_price_does_not_depend_on_the_losss_unit(chained, accelerator, scale
 
 
 def test_the_limit_falls_linearly_and_then_stays(chained, accelerator):
-    limits = [row["limit"] for row in search(chained, accelerator, 0.5, steps=20, anneal=0.5).trace]
+    limits = [row["limit"] for row in search(chained, accelerator, share=0.5, steps=20, anneal=0.5).trace]
     assert limits == pytest.approx([1 - 0.05 * k for k in range(1, 11)] + [0.5] * 10)
 
 

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
+from search_run import run_search
 from torch import nn
 
-from deploy_prune.cost import macs
-from deploy_prune.recipe import SearchPart
-from deploy_prune.search import METHODS, SearchGoal, SearchJob, gated
+from deploy_prune.search import gated
 from deploy_prune.search.gumbel import gumbel_gate
 from deploy_prune.search.relaxed import Relaxation
 from deploy_prune.search.subnetwork import MaskedNetwork, shares_left
-from deploy_prune.training import Session, classification
+
+search = partial(run_search, "gumbel", share=0.4, steps=60)
 
 DRAWS = 40_000
 
@@ -47,21 +49,10 @@ def test_gradients_stay_finite_at_extreme_logits():
     assert z[:, 0].max() == 0
 
 
-def search(example, accelerator, share=0.4, steps=60, lr_gates=0.1, **options):
-    cost = macs(example.structure)
-    job = SearchJob(
-        network=example.network, structure=example.structure, task=classification, batches=example.batches(),
-        goal=SearchGoal(cost=cost, limit=share * cost(example.structure.dense_counts)),
-        config=SearchPart(method="gumbel", steps=steps, lr_gates=lr_gates, options=options),
-        session=Session(accelerator=accelerator, seed=0),
-    )  # fmt: skip
-    return METHODS["gumbel"](job)
-
-
 @pytest.mark.parametrize("weights", ["frozen", "joint"])
 @pytest.mark.parametrize("share", [0.7, 0.3])
 def test_the_expected_cost_comes_down_to_the_budget(chained, accelerator, weights, share):
-    result = search(chained, accelerator, share, steps=100, weights=weights)
+    result = search(chained, accelerator, share=share, steps=100, weights=weights)
     last = [row["cost"] for row in result.trace[-30:]]
     assert share / 3 < sum(last) / len(last) < share + 0.1
 

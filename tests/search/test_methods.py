@@ -6,26 +6,18 @@ import copy
 
 import pytest
 import torch
+from search_run import run_search
 
 from deploy_prune.cost import macs, params
 from deploy_prune.errors import RecipeError
 from deploy_prune.recipe import SEARCH_METHODS, SearchPart
-from deploy_prune.search import METHODS, OPTIONS, SearchGoal, SearchJob, check_options, choose, reachable
-from deploy_prune.training import Session, classification
-from deploy_prune.types import silent
+from deploy_prune.search import METHODS, OPTIONS, check_options, choose, reachable
+from deploy_prune.training import classification
 
 FINDS_DEAD = {"dap": {}, "gate": {}, "gumbel": {}, "magnitude": {"over": "consumers"}, "taylor": {}}
 
 
-def search(method, example, accelerator, *, seed=0, share=0.5, steps=20, progress=silent, cost=None, **options):
-    cost = cost or macs(example.structure)
-    goal = SearchGoal(cost=cost, limit=share * cost(example.structure.dense_counts))
-    job = SearchJob(
-        network=example.network, structure=example.structure, task=classification, batches=example.batches(seed),
-        goal=goal, config=SearchPart(method=method, steps=steps, options=options),
-        session=Session(accelerator=accelerator, seed=seed, progress=progress),
-    )  # fmt: skip
-    return METHODS[method](job)
+search = run_search
 
 
 def counts(keep):

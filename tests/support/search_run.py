@@ -1,0 +1,39 @@
+"""One search on a small network, as every test of a method makes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator
+
+from deploy_prune.cost import CostModel, macs
+from deploy_prune.recipe import SearchPart
+from deploy_prune.search import METHODS, SearchGoal, SearchJob
+from deploy_prune.training import Session, classification
+from deploy_prune.types import Progress, SearchResult, Task, silent
+
+
+def run_search(
+    method: str,
+    example: Any,
+    accelerator: Accelerator,
+    share: float = 0.5,
+    steps: int = 20,
+    *,
+    seed: int = 0,
+    task: Task = classification,
+    cost: CostModel | None = None,
+    progress: Progress = silent,
+    lr: float = 0.01,
+    lr_gates: float = 0.1,
+    **options: Any,
+) -> SearchResult:
+    """Search for a share of the dense cost (default: MACs)."""
+    cost = cost or macs(example.structure)
+    config = SearchPart(method=method, steps=steps, lr=lr, lr_gates=lr_gates, options=options)
+    job = SearchJob(
+        network=example.network, structure=example.structure, task=task, batches=example.batches(seed),
+        goal=SearchGoal(cost=cost, limit=share * cost(example.structure.dense_counts)), config=config,
+        session=Session(accelerator=accelerator, seed=seed, progress=progress),
+    )  # fmt: skip
+    return METHODS[method](job)
