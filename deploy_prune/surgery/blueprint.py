@@ -145,8 +145,8 @@ def with_weights(blueprint: Blueprint, network: nn.Module) -> GraphNetwork:
 def _copy(graph: fx.GraphModule, without: Collection[str]) -> GraphNetwork:
     """A copy of a dense graph in which the tensors of these names are still the graph's own."""
     tensors = {**dict(graph.named_parameters(remove_duplicate=False)), **dict(graph.named_buffers())}
-    known = {id(tensor): tensor for name, tensor in tensors.items() if name in without}
     root = nn.Module()
+    known = {id(tensor): tensor for name, tensor in tensors.items() if name in without} | {id(graph): root}
     with _quietly():
         root.__dict__ = copy.deepcopy(graph.__dict__, known)
         return GraphNetwork(root, root.__dict__["_graph"])
