@@ -57,7 +57,8 @@ def halved(name: str, method: str) -> Pruned:
     session = Session(accelerator=make_accelerator("cpu"), seed=0)
     (found,) = deploy_prune.prune(
         network, inputs_of(example), example.loss, example.batches(3), budget="50% macs", method=method, steps=SEARCH,
-        lr=example.search_lr, batch_size=example.batch_size, session=session,
+        lr=example.search_lr, batch_size=example.batch_size,
+        min_channels=example.min_channels, session=session,
     )  # fmt: skip
     assert all(torch.equal(before[key], tensor) for key, tensor in network.state_dict().items())
     return found
@@ -75,13 +76,7 @@ def counted_macs(network: nn.Module, example: Example) -> float:
     return counter.get_total_flops() / 2 / len(inputs[0])
 
 
-CASES = [
-    ("classifier", "gate"),
-    ("style", "gate"),
-    ("translation", "gate"),
-    ("classifier", "dap"),
-    ("classifier", "gumbel"),
-]
+CASES = [*((name, "gate") for name in EXAMPLES), ("classifier", "dap"), ("classifier", "gumbel")]
 
 
 @pytest.mark.parametrize(("name", "method"), CASES)

@@ -25,7 +25,7 @@ class Example:
     """A task: ``draw(generator, num)`` makes a batch, whose first ``num_inputs`` tensors are the network's.
 
     ``held_out``: the same of examples that ``draw`` never gives; None where every draw is new.
-    ``lr`` of training with Adam, ``search_lr`` of the weights while searching.
+    ``lr`` of training with Adam, ``search_lr`` of the weights while searching; ``min_channels`` of every group.
     """
 
     network: Callable[[], nn.Module]
@@ -36,6 +36,7 @@ class Example:
     batch_size: int = 32
     lr: float = 4e-3
     search_lr: float = 0.02
+    min_channels: int = 1
 
     def batches(self, seed: int) -> Iterator[Batch]:
         """Endless, the same for the same seed."""
@@ -285,7 +286,14 @@ EXAMPLES = {
         lr=6e-3,
     ),
     "flow": Example(
-        network=Flow, loss=end_point_error, draw=draw_shifts, num_inputs=2, batch_size=16, lr=2e-3, search_lr=0.01
+        network=Flow,
+        loss=end_point_error,
+        draw=draw_shifts,
+        num_inputs=2,
+        batch_size=16,
+        lr=2e-3,
+        search_lr=0.01,
+        min_channels=8,
     ),
     "translation": Example(network=Translator, loss=translate, draw=draw_sentences, num_inputs=2),
 }
