@@ -23,7 +23,7 @@ run: $(INSTALLED)
 	$(BIN)/deploy-prune recipe $(RECIPE)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: lint
 	$(BIN)/python -m pytest -m "not slow" -n auto
