@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from deploy_prune.report.table import accuracy, measured, predicted, status
@@ -83,7 +84,40 @@ def resume(figures: dict[str, Any]) -> str:
     )
 
 
-TEXTS = {"digits_transfer.json": transfer, "search_step.json": step, "kill_resume.json": resume}
+def zoo(figures: dict[str, Any]) -> str:
+    """How many networks of other libraries are cut, and how many torch-pruning alone cuts."""
+    rows = figures["rows"]
+    passed = [row for row in rows.values() if "error" not in row and "skipped" not in row]
+    wide = sum(row["macs_share"] >= 0.9 for row in passed)
+    slowest = max(rows.items(), key=lambda item: item[1].get("find_s", 0))
+    text = (
+        f"Networks of torchvision, timm, transformers and others, half of every group cut, the cut proven, trained "
+        f"a step, reloaded from its file and run in ONNX Runtime: {len(passed)} of {len(rows)} pass, {wide} of them "
+        f"with 90% of their MACs in groups. Finding the groups takes {median(r['find_s'] for r in passed):.1f} s "
+        f"(median), {slowest[1]['find_s']:.1f} s at most ({slowest[0].partition(':')[2]}) (`benchmarks/zoo.py`)."
+    )
+    if plain := [row for row in rows.values() if "plain" in row]:
+        text += f" Plain torch-pruning cuts {sum(r['plain'].startswith('passed') for r in plain)} of {len(plain)}."
+    return text
+
+
+def cut_speed(figures: dict[str, Any]) -> str:
+    """Cutting, beside torch-pruning."""
+    rows = [
+        [name, f"{row['ours_s'] * 1e3:.0f} ms", f"{row['torch_pruning_s'] * 1e3:.0f} ms"]
+        for name, row in figures["rows"].items()
+    ]
+    head = "A cut, groups known, against torch-pruning removing the same channels (`benchmarks/cut_speed.py`):"
+    return f"{head}\n\n{table(['network', 'ours', 'torch-pruning'], rows)}"
+
+
+TEXTS = {
+    "digits_transfer.json": transfer,
+    "search_step.json": step,
+    "kill_resume.json": resume,
+    "zoo.json": zoo,
+    "cut_speed.json": cut_speed,
+}
 
 
 def put(text: str, name: str, content: str) -> str:

@@ -1,0 +1,166 @@
+"""Subnetworks of random weights on CIFAR-10: Gumbel-Softmax with and without Smart Rescale, supermask, edge-popup.
+
+    python benchmarks/aslp_conv.py --data ROOT [--network conv2] [--methods ...] [--epochs 3] [--images 10000] [--full]
+
+ROOT (or DEPLOY_PRUNE_DATA) holds CIFAR-10. Weights and biases stay as they were drawn; only masks (and scales) are
+learned, with the published hyper-parameters (arXiv 2202.12986: SGD, learning rate 50 for logits, 1e-3 for scales, batch
+256). Accuracy on the whole test set after every epoch, of the subnetwork that would be extracted then. Reduced by
+default to fewer images and epochs; --full is all images and 100 epochs, for a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import _results
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import SGD
+
+from deploy_prune import data, models
+from deploy_prune.data import Examples, batches
+from deploy_prune.recipe import DataPart, ModelPart
+from deploy_prune.search.gumbel import gumbel_gate
+from deploy_prune.search.relaxed import Relaxation
+from deploy_prune.search.subnetwork import MOMENTUM, MaskedNetwork
+from deploy_prune.training import accuracy, classification, fit, make_accelerator, set_seed
+
+BATCH = 256
+
+
+class _StraightThrough(torch.autograd.Function):
+    """A given forward value, the gradient of another."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, carrier: Tensor) -> Tensor:
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient
+
+
+def supermask(m: Tensor) -> Tensor:
+    """Bernoulli(sigmoid(m)), straight through, over the share that is on: Zhou et al., arXiv 1905.01067."""
+    p = torch.sigmoid(m)
+    mask: Tensor = _StraightThrough.apply(torch.bernoulli(p.detach()), p)  # type: ignore[no-untyped-call]
+    return mask * (mask.numel() / mask.detach().sum().clamp(min=1))
+
+
+def edge_popup(score: Tensor) -> Tensor:
+    """The half of a layer with the largest |score|, straight through: Ramanujan et al., arXiv 1911.13299."""
+    half = score.detach().abs().flatten().kthvalue(score.numel() // 2).values
+    mask: Tensor = _StraightThrough.apply((score.detach().abs() > half).to(score.dtype), score.abs())  # type: ignore[no-untyped-call]
+    return mask
+
+
+def kept_by_sign(m: Tensor) -> Tensor:
+    """What stays afterwards: m >= 0."""
+    return (m >= 0).to(m.dtype)
+
+
+def kept_by_sign_rescaled(m: Tensor) -> Tensor:
+    """The same, over the share that stays."""
+    mask = kept_by_sign(m)
+    return mask * (mask.numel() / mask.sum().clamp(min=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A way to learn masks: the gates of a step, those of the extracted subnetwork, start and learning rates."""
+
+    sample: Callable[[Tensor], Tensor]
+    extract: Callable[[Tensor], Tensor]
+    lr: float
+    rescale: float | None = None
+    random_start: bool = False
+
+
+CONTENDERS = {
+    "gumbel": Contender(sample=lambda m: gumbel_gate(m, 1.0), extract=kept_by_sign, lr=50.0, rescale=1e-3),
+    "gumbel without rescale": Contender(sample=lambda m: gumbel_gate(m, 1.0), extract=kept_by_sign, lr=50.0),
+    "supermask": Contender(sample=supermask, extract=kept_by_sign_rescaled, lr=50.0),
+    "edge-popup": Contender(sample=edge_popup, extract=edge_popup, lr=0.1, random_start=True),
+}
+
+
+def learn(network: nn.Module, contender: Contender, train: Examples, test: Examples, epochs: int) -> list[float]:
+    """Test accuracy of the extracted subnetwork after each epoch."""
+    accelerator = make_accelerator("auto")
+    network = network.to(accelerator.device).train().requires_grad_(requires_grad=False)
+    masked = MaskedNetwork(network, Relaxation(sample=contender.sample, start=0.0, rescale=contender.rescale))
+    if contender.random_start:
+        for score in masked.logits.values():
+            nn.init.kaiming_uniform_(score.data, a=5**0.5)
+    optimizers: list[torch.optim.Optimizer] = [SGD(masked.logits.values(), lr=contender.lr, momentum=MOMENTUM)]
+    if contender.rescale is not None:
+        optimizers.append(SGD(masked.scales.values(), lr=contender.rescale, momentum=MOMENTUM))
+    stream, curve = batches(train, BATCH, 0, "none"), list[float]()
+    for _ in range(epochs):
+        fit(
+            lambda batch: classification(masked, batch), stream, optimizers, accelerator=accelerator,
+            steps=len(train) // BATCH, work="learn masks",
+        )  # fmt: skip
+        curve.append(accuracy(_Extracted(masked, contender.extract), test))
+    return curve
+
+
+class _Extracted(nn.Module):
+    """The subnetwork as it would be taken now."""
+
+    def __init__(self, masked: MaskedNetwork, extract: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network = masked.network
+        with torch.no_grad():
+            self.tensors = {
+                name: masked.scales[name] * extract(masked.logits[name]) * weight
+                for name, weight in masked.weights.items()
+            }
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = functional_call(self.network, self.tensors, (x,))
+        return logits
+
+
+def main() -> None:
+    """Learn every curve and write them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("DEPLOY_PRUNE_DATA"))
+    parser.add_argument("--network", default="conv2")
+    parser.add_argument("--methods", default=",".join(CONTENDERS))
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--full", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.data is None:
+        print("skipped: say where CIFAR-10 is, with --data ROOT or DEPLOY_PRUNE_DATA")
+        return
+    found = data.load(DataPart(source="cifar10", root=str(arguments.data), image_size=32, augment="none"), 0)
+    train, test = found.source_train, found.source_test
+    epochs, images = (100, len(train)) if arguments.full else (arguments.epochs, min(arguments.images, len(train)))
+    train = replace(train, images=train.images[:images], labels=train.labels[:images])
+    curves = {}
+    for name in arguments.methods.split(","):
+        set_seed(0)
+        network = models.build(ModelPart(source=arguments.network), 10)
+        curves[name] = learn(network, CONTENDERS[name], train, test, epochs)
+        print(name, [f"{a:.1%}" for a in curves[name]], flush=True)
+    table = Table("method", *(f"epoch {i + 1}" for i in range(epochs)))
+    for name, curve in curves.items():
+        table.add_row(name, *(f"{a:.1%}" for a in curve))
+    Console().print(table)
+    _results.write(
+        f"aslp_{arguments.network}", {"curves": curves}, epochs=epochs, n=len(train), test_images=len(test), seeds=1
+    )
+
+
+if __name__ == "__main__":
+    main()
