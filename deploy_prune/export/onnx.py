@@ -100,9 +100,10 @@ def _export(network: nn.Module, example: Tensor, part: ExportPart) -> onnx.Model
     else:
         shapes = None
     try:
-        program = torch.onnx.export(
-            network, (example,), dynamo=True, opset_version=part.opset, dynamic_shapes=shapes, verbose=False
-        )
+        with torch.no_grad():  # else attention with a learned bias is traced the way that has gradients
+            program = torch.onnx.export(
+                network, (example,), dynamo=True, opset_version=part.opset, dynamic_shapes=shapes, verbose=False
+            )
         assert program is not None
         return program.model_proto
     except Exception as error:  # the exporter wraps whatever the network's own code raises

@@ -265,3 +265,25 @@ def test_same_bytes_in_another_process(written):
     assert json.loads(done.stdout) == artifact.sha256
     assert "warn" not in done.stderr.lower()
     assert "torch.onnx" not in done.stdout
+
+
+class BiasedAttention(nn.Module):
+    """Attention with a learned table of biases, its heads joined by a reshape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.bias = nn.Linear(8, 24), nn.Parameter(torch.randn(1, 2, 9, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.adaptive_avg_pool2d(x, 3).flatten(1).view(-1, 3, 9).transpose(1, 2)
+        x = nn.functional.pad(x, (0, 5))
+        q, k, v = self.qkv(x).view(-1, 9, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        x = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
+        return x.transpose(1, 2).reshape(-1, 9, 8).mean(1)
+
+
+@pytest.mark.parametrize("name", FORMAT_NAMES)
+def test_attention_with_a_learned_bias_is_written(name, tmp_path):
+    kind, network = FORMATS[name], BiasedAttention().eval()
+    artifact = kind.write(network, EXAMPLE, tmp_path / f"a{kind.suffix}", "fp32", ExportPart())
+    assert check_parity(network, artifact, torch.randn(4, 3, 16, 16)).max_abs < TOLERANCE
