@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import torch
@@ -42,9 +42,10 @@ def cut(network: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
     slim = _copy(network) if blueprint is None else with_weights(blueprint, network)
     lost = _with_aliases(slim, lost_coordinates(structure, keep))
     ties = _ties(slim)
+    by_module = _by_module(lost)
     for path, module in slim.named_modules():
-        mine = {(name, axis): gone for name, axis, gone in _of_module(path, module, lost)}
-        if mine:
+        own = module._parameters.keys() | module._buffers.keys() if path in by_module else ()
+        if mine := {(name, axis): gone for (name, axis), gone in by_module.get(path, {}).items() if name in own}:
             _shrink(path, module, mine)
     _tie_again(slim, ties)
     if blueprint is not None and isinstance(slim, fx.GraphModule):
@@ -103,13 +104,13 @@ def _with_aliases(network: nn.Module, lost: Lost) -> Lost:
     }
 
 
-def _of_module(path: str, module: nn.Module, lost: Lost) -> Iterator[tuple[str, int, Tensor]]:
-    own = {**module._parameters, **module._buffers}
-    prefix = f"{path}." if path else ""
-    for name, tensor in own.items():
-        for axis in range(tensor.dim() if tensor is not None else 0):
-            if (gone := lost.get((prefix + name, axis))) is not None:
-                yield name, axis, gone
+def _by_module(lost: Lost) -> dict[str, Lost]:
+    """The same by the paths of modules, with the names that tensors have in them."""
+    found: dict[str, Lost] = defaultdict(dict)
+    for (name, axis), gone in lost.items():
+        path, _, local = name.rpartition(".")
+        found[path][local, axis] = gone
+    return found
 
 
 def _shrink(path: str, module: nn.Module, lost: Lost) -> None:
