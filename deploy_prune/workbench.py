@@ -25,7 +25,6 @@ from deploy_prune.latency.granularity import granularity, machine
 from deploy_prune.latency.nodes import by_layer
 from deploy_prune.latency.predict import roofline
 from deploy_prune.latency.runners import measure, profile
-from deploy_prune.latency.stats import ratio
 from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.latency.table import Sample, fit_table, variant_counts
 from deploy_prune.recipe import Recipe
@@ -39,7 +38,7 @@ VARIANTS: Final = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """The dense artifact's p50, and the slim one's as its paired ratio times that: noise hits both alike."""
+    """p50 of the dense artifact and of the slim one beside it: what a finished artifact is held to, too."""
 
     slim_ms: float
     dense_ms: float
@@ -111,7 +110,7 @@ class Workbench:
         with TemporaryDirectory() as folder:
             pair = [self._dense_artifact(target), self._artifact(target, counts, Path(folder))]
             dense, slim = measure_steadily(target, pair, part.runs, part.warmup)
-        return {"dense_ms": dense.p50_ms, "slim_ms": ratio(slim, dense) * dense.p50_ms}
+        return {"dense_ms": dense.p50_ms, "slim_ms": slim.p50_ms}
 
     def _dense_artifact(self, target: Target) -> Artifact:
         if target.name not in self._dense:
@@ -163,9 +162,8 @@ class Workbench:
             for counts, artifact, latency, nodes in zip(
                 variants, artifacts, timed, profile(target, artifacts), strict=True
             ):
-                total_ms = ratio(latency, timed[0]) * timed[0].p50_ms
-                per_layer = by_layer(artifact, self.structure, nodes, total_ms)
-                rows.append({"counts": counts, "total_ms": total_ms, "per_layer_ms": per_layer})
+                per_layer = by_layer(artifact, self.structure, nodes, latency.p50_ms)
+                rows.append({"counts": counts, "total_ms": latency.p50_ms, "per_layer_ms": per_layer})
         self.progress(f"{target.name}: latency table", len(variants) + 1, len(variants) + 1)
         return rows
 

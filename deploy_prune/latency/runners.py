@@ -65,6 +65,9 @@ def measure(
 ) -> tuple[Latency, ...]:
     """Time artifacts on an attached target, interleaved (A B, B A, A B ...) in one process; one Latency each.
 
+    An untimed run of the same artifact goes before each timed one: its weights are in the caches, as they are where it
+    runs alone.
+
     Sample i of every Latency is from the same round, so ratios of samples are paired. Every Latency has the same
     number of samples: ``runs``, or more to fill ``min_s`` seconds (at most 3000).
 

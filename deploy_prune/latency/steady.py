@@ -7,11 +7,10 @@ from dataclasses import replace
 from typing import Final
 
 from deploy_prune.latency.runners import measure
-from deploy_prune.latency.stats import ratio
 from deploy_prune.types import Artifact, Latency, Target
 
 AGREE: Final = 0.01
-"""Two measurements whose ratios to the first artifact differ by less agree; quiet, they differ by 0.3%."""
+"""Two measurements in which each p50 over the first artifact's differs by less agree."""
 MEASUREMENTS: Final = 5
 """At most so many measurements."""
 
@@ -39,5 +38,6 @@ def measure_steadily(target: Target, artifacts: Sequence[Artifact], runs: int, w
 
 
 def _agree(before: tuple[Latency, ...], after: tuple[Latency, ...]) -> bool:
-    """Whether every artifact's ratio to the first is the same in both measurements, nearly."""
-    return all(abs(ratio(b, after[0]) / ratio(a, before[0]) - 1) <= AGREE for a, b in zip(before, after, strict=True))
+    """Whether every artifact's p50 over the first one's is the same in both measurements, nearly."""
+    shares = [[one.p50_ms / each[0].p50_ms for one in each] for each in (before, after)]
+    return all(abs(b / a - 1) <= AGREE for a, b in zip(*shares, strict=True))
