@@ -20,7 +20,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploy_prune.cache import cached_json
 from deploy_prune.latency.runners import measure
-from deploy_prune.latency.stats import ratio
 from deploy_prune.types import Artifact, Target
 
 STEPS: Final = (1, 2, 4, 8, 16, 32)
@@ -60,7 +59,7 @@ def time_ratios(target: Target) -> dict[int, float]:
     with TemporaryDirectory() as folder:
         artifacts = list(_artifacts(Path(folder)))
         dense, *narrower = measure(target, artifacts, runs=300, warmup=20, min_s=0)
-    return {step: ratio(latency, dense) for step, latency in zip(STEPS, narrower, strict=True)}
+    return {step: latency.p50_ms / dense.p50_ms for step, latency in zip(STEPS, narrower, strict=True)}
 
 
 def _artifacts(folder: Path) -> Iterator[Artifact]:
