@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pickle
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -86,7 +87,17 @@ def load_weights(network: nn.Module, path: Path) -> None:
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     _require_fit(network.state_dict(), state, path)
-    network.load_state_dict(state, strict=False)
+    load_state(network, state, strict=False)
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
+    """``load_state_dict`` of tensors that bear no versions: they are taken for this definition's, never an older one's.
+
+    Some modules rebuild themselves for tensors without a version (torchvision's MNASNet its first layers).
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(versioned, strict=strict)
 
 
 def _builder(part: ModelPart) -> Builder:

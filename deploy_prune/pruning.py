@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from deploy_prune import cost
 from deploy_prune.cost import CostModel
 from deploy_prune.errors import BudgetError, DataError, RecipeError, perhaps
+from deploy_prune.models import load_state
 from deploy_prune.recipe import PrunePart, SearchPart, parse_budget
 from deploy_prune.search import METHODS, SearchGoal, SearchJob, check_options, choose, gates_of
 from deploy_prune.surgery.cut import cut
@@ -102,7 +103,7 @@ def prune(
         session=session or Session(accelerator=make_accelerator("auto"), seed=0),
     )  # fmt: skip
     found = METHODS[method](job)
-    dense.load_state_dict(found.state)
+    load_state(dense, found.state)
     made = [_cut(dense, structure, examples, found, goal, config) for goal in goals]
     for slim in made:
         slim[0].to(device_of(network))

@@ -195,7 +195,7 @@ def smallest_goal(road: Road, bench: Workbench) -> SearchGoal:
 def source_network(road: Road, state: Mapping[str, Tensor]) -> nn.Module:
     """The dense network for the source classes, with these weights."""
     network = models.build(road.recipe.model, road.data.num_source)
-    network.load_state_dict(state)
+    models.load_state(network, state)
     return network
 
 
@@ -205,7 +205,7 @@ def target_network(road: Road, state: Mapping[str, Tensor] | None) -> nn.Module:
     network = models.build(road.recipe.model, road.data.num_target)
     if state is not None:
         head = frozenset[str]() if road.same_task else models.head_tensors(road.recipe.model, road.data.num_target)
-        network.load_state_dict({k: v for k, v in state.items() if k not in head}, strict=False)
+        models.load_state(network, {k: v for k, v in state.items() if k not in head}, strict=False)
     return network
 
 
@@ -226,7 +226,7 @@ def adapt_dense(road: Road, dense: str) -> str:
 def teacher_of(road: Road) -> nn.Module:
     """The adapted dense network."""
     network = target_network(road, None)
-    network.load_state_dict(road.folder.read_tensors("dense/adapted.safetensors"))
+    models.load_state(network, road.folder.read_tensors("dense/adapted.safetensors"))
     return network
 
 
@@ -294,7 +294,7 @@ def slim_network(road: Road, bench: Workbench, place: str) -> nn.Module:
     """The retrained slim network of a place."""
     keep = architecture.load(road.folder.path / place / "architecture.json").keep
     slim = cut(target_network(road, None), bench.structure, keep)
-    slim.load_state_dict(road.folder.read_tensors(f"{place}/weights.safetensors"))
+    models.load_state(slim, road.folder.read_tensors(f"{place}/weights.safetensors"))
     return slim.eval()
 
 

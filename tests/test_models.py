@@ -315,3 +315,14 @@ def test_plain_convolutional_networks_have_the_published_size(depth, weights):
     network = build(part(f"conv{depth}"), 10)
     assert sum(p.numel() for p in network.parameters() if p.dim() > 1) == weights
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_tensors_without_versions_are_taken_for_todays(tmp_path):
+    """MNASNet rebuilds its first layers for tensors that bear no version."""
+    network, other = (build(part("torchvision:mnasnet1_0"), 5) for _ in range(2))
+    path = tmp_path / "w.safetensors"
+    save_file(network.state_dict(), path)
+    load_weights(other, path)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+    assert other.layers[0].weight.shape == network.layers[0].weight.shape

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from deploy_prune.report.units import digits
 
@@ -84,7 +84,8 @@ def latency_accuracy(series: Mapping[str, Sequence[Point]]) -> Markup:
         latencies = [point.ms for points in series.values() for point in points]
         if max(latencies) > 8 * min(latencies):
             axes.set_xscale("log")
-            axes.xaxis.set_minor_formatter(FuncFormatter(lambda _value, _position: ""))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
         axes.margins(x=0.08, y=0.18)
         axes.set(xlabel="latency, ms", ylabel="accuracy, %")

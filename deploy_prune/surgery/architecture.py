@@ -191,7 +191,7 @@ def load_weights(slim: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
         slim.to(floats.pop())  # what isn't saved, too
     for name, tensor in wanted.items():
         tensor.data = tensor.data.to(weights[name].dtype)
-    slim.load_state_dict(dict(weights))
+    models.load_state(slim, weights)
 
 
 def _same_definition(architecture: Architecture, dense: nn.Module) -> None:
