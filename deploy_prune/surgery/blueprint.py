@@ -124,15 +124,19 @@ def unlifted(program: ExportedProgram) -> tuple[fx.GraphModule, dict[str, str]]:
     return module, names | dict(zip(given, users, strict=True))
 
 
-def with_weights(blueprint: Blueprint, network: nn.Module) -> GraphNetwork:
-    """The dense graph with a network's tensors (its flags, its gradients, its batch-norm modules), to be recompiled."""
+def with_weights(blueprint: Blueprint, network: nn.Module, *, share: bool = False) -> GraphNetwork:
+    """The dense graph with a network's tensors (its flags, its gradients, its batch-norm modules), to be recompiled.
+
+    ``share``: the tensors lie in the network's own memory, for whoever replaces them anyhow.
+    """
     parameters = dict(network.named_parameters(remove_duplicate=False))
     buffers = dict(network.named_buffers(remove_duplicate=False))
     graph = _copy(blueprint.graph, {**parameters, **buffers}.keys())
     made: dict[int, nn.Parameter] = {}
     for name, old in parameters.items():
         if id(old) not in made:
-            made[id(old)] = nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad)
+            data = old.detach() if share else old.detach().clone()
+            made[id(old)] = nn.Parameter(data, requires_grad=old.requires_grad)
             made[id(old)].grad = None if old.grad is None else old.grad.clone()
         _assign(graph, name, made[id(old)])
     for name, buffer in buffers.items():

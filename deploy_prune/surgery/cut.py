@@ -39,7 +39,7 @@ def cut(network: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
     """
     _check(structure, keep)
     blueprint: Blueprint | None = structure.blueprint
-    slim = _copy(network) if blueprint is None else with_weights(blueprint, network)
+    slim = _copy(network) if blueprint is None else with_weights(blueprint, network, share=True)
     lost = _with_aliases(slim, lost_coordinates(structure, keep))
     ties = _ties(slim)
     by_module = _by_module(lost)
@@ -48,10 +48,19 @@ def cut(network: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
         if mine := {(name, axis): gone for (name, axis), gone in by_module.get(path, {}).items() if name in own}:
             _shrink(path, module, mine)
     _tie_again(slim, ties)
+    _own_memory(slim, network)
     if blueprint is not None and isinstance(slim, fx.GraphModule):
         rewrite(slim, blueprint, blueprint.kept_labels(keep))
         slim.train(network.training)
     return slim
+
+
+def _own_memory(slim: nn.Module, network: nn.Module) -> None:
+    """What was not shrunk may still lie in the dense network's memory."""
+    dense = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
+    for tensor in (*slim.parameters(), *slim.buffers()):
+        if tensor.untyped_storage().data_ptr() in dense:
+            tensor.data = tensor.detach().clone()
 
 
 def _copy(network: nn.Module) -> nn.Module:

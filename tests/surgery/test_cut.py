@@ -7,8 +7,13 @@ import torch
 from surgery_networks import build, gates_of, groups_of, half
 from torch import Tensor, nn
 
+from deploy_prune import models
 from deploy_prune.errors import SurgeryError
+from deploy_prune.recipe import ModelPart, PrunePart
+from deploy_prune.search import gates_of as gates_on
 from deploy_prune.surgery.cut import cut
+from deploy_prune.surgery.graph import find_groups
+from deploy_prune.surgery.settle import settle
 from deploy_prune.surgery.verify import relative_difference
 
 
@@ -104,3 +109,22 @@ def test_groups_that_are_not_named_stay_whole() -> None:
     slim = cut(network, structure, {"layer1.0.conv1": torch.arange(16) < 4})
     assert slim.layer1[0].conv1.out_channels == 4
     assert slim.layer1[1].conv1.out_channels == 16
+
+
+@pytest.mark.parametrize("name", ["module", "graph"])
+def test_nothing_lies_in_the_dense_networks_memory(name: str) -> None:
+    """Not even what no cut touches: training one must not change the other."""
+    network = models.build(
+        ModelPart(source={"module": "torchvision:mobilenet_v2", "graph": "resnet20"}[name]), 10
+    ).eval()
+    x = torch.randn(2, 3, 32, 32)
+    structure = settle(network, find_groups(network, (x[:1],), PrunePart()), (x,), gates_on, PrunePart())
+    assert (structure.blueprint is None) == (name == "module")
+    keep = {g.name: torch.ones(g.channels, dtype=torch.bool) for g in structure.groups}
+    keep[structure.groups[0].name][0] = False
+    slim = cut(network, structure, keep)
+    before = {n: t.clone() for n, t in network.state_dict().items()}
+    with torch.no_grad():
+        for tensor in (*slim.parameters(), *slim.buffers()):
+            tensor.zero_()
+    assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items())
