@@ -98,7 +98,8 @@ def zoo(figures: dict[str, Any]) -> str:
         f"(median), {slowest[1]['find_s']:.1f} s at most ({slowest[0].partition(':')[2]}) (`benchmarks/zoo.py`)."
     )
     if plain := [row for row in rows.values() if "plain" in row]:
-        text += f" Plain torch-pruning cuts {sum(r['plain'].startswith('passed') for r in plain)} of {len(plain)}."
+        cut = sum(row["plain"].startswith("passed") for row in plain)
+        text += f" Plain torch-pruning, 30 s for each, leaves {cut} of {len(plain)} running with the same outputs."
     return text
 
 
