@@ -33,8 +33,7 @@ from deploy_prune.data import Examples, batches
 from deploy_prune.recipe import DataPart, ModelPart, PrunePart, RetrainPart, SearchPart
 from deploy_prune.retrain.batchnorm import reestimate
 from deploy_prune.retrain.fewshot import adapt
-from deploy_prune.road import gates_of
-from deploy_prune.search import METHODS, SearchGoal, SearchJob, choose
+from deploy_prune.search import METHODS, SearchGoal, SearchJob, choose, gates_of
 from deploy_prune.shell import write_text
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.graph import find_groups

@@ -14,7 +14,6 @@ import argparse
 import copy
 import time
 import warnings
-from collections.abc import Callable
 from statistics import median
 from typing import Any, Final
 
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from deploy_prune import models
 from deploy_prune.recipe import ModelPart, PrunePart
-from deploy_prune.search import gated
+from deploy_prune.search import gates_of
 from deploy_prune.surgery.cut import cut, lost_coordinates
 from deploy_prune.surgery.graph import find_groups
 from deploy_prune.surgery.settle import settle
@@ -33,10 +32,6 @@ from deploy_prune.types import ChannelGroup, Keep, Structure
 
 NAMES: Final = ("resnet50", "mobilenet_v2", "vit_b_16", "densenet121")
 PRUNE_OUT: Final = {nn.Conv2d: tp.prune_conv_out_channels, nn.Linear: tp.prune_linear_out_channels}
-
-
-def gates_of(structure: Structure) -> Callable[..., Any]:
-    return lambda network, gates: gated(network, structure).forward(gates)
 
 
 def producer(network: nn.Module, group: ChannelGroup) -> str | None:

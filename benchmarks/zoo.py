@@ -18,14 +18,14 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from deploy_prune.search import gated
+from deploy_prune.search import gates_of
 from deploy_prune.types import Keep, Structure
 
 FIGURES: Final = ("groups", "macs_share", "form", "find_s", "settle_s", "cut_s", "params_left", "difference",
@@ -37,10 +37,6 @@ def half(structure: Structure, seed: int = 0) -> Keep:
     """A random half of every group."""
     generator = torch.Generator().manual_seed(seed)
     return {g.name: torch.randperm(g.channels, generator=generator) < max(1, g.channels // 2) for g in structure.groups}
-
-
-def gates_on(structure: Structure) -> Callable[..., Any]:
-    return lambda network, gates: gated(network, structure).forward(gates)
 
 
 def macs_share(structure: Structure) -> float:
@@ -70,7 +66,7 @@ def check(name: str, row: dict[str, Any]) -> None:
     found = find_groups(network, (x[:1],), PrunePart())
     row["find_s"] = round(time.process_time() - started, 2)
     row["stage"], started = "settle", time.process_time()
-    structure = settle(network, found, (x[:2],), gates_on, PrunePart())
+    structure = settle(network, found, (x[:2],), gates_of, PrunePart())
     row["settle_s"] = round(time.process_time() - started, 2)
     row["form"] = "module" if structure.blueprint is None else "graph"
     row["groups"], row["found"] = len(structure.groups), len(found.groups)
@@ -85,7 +81,7 @@ def check(name: str, row: dict[str, Any]) -> None:
     row["cut_s"] = round(time.process_time() - started, 2)
     row["params_left"] = round(count(slim) / count(network), 3)
     row["stage"] = "verify"
-    proof = verify(network, slim, structure, keep, (x,), gates_on(structure))
+    proof = verify(network, slim, structure, keep, (x,), gates_of(structure))
     row["difference"], row["precision"] = proof.difference, proof.precision
     for stage, step in (("train", train), ("json", round_trip), ("onnx", onnx)):
         row["stage"] = stage

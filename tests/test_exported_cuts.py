@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from surgery_networks import build, gates_of, groups_of, half
+from surgery_networks import build, groups_of, half
 
 from deploy_prune.export import FORMATS
 from deploy_prune.export.parity import TOLERANCE, check_parity
 from deploy_prune.recipe import ExportPart, PrunePart
+from deploy_prune.search import gates_of
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.settle import settle
 

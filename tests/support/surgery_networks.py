@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import torch
 from torch import Tensor, nn
 
 from deploy_prune import models
 from deploy_prune.recipe import ModelPart, PrunePart
-from deploy_prune.search import gated
 from deploy_prune.surgery.graph import find_groups
-from deploy_prune.types import Forward, Keep, Structure
+from deploy_prune.types import Keep, Structure
 
 
 def calibrated(network: nn.Module, x: Tensor) -> nn.Module:
@@ -35,10 +32,6 @@ def build(source: str, size: int) -> tuple[nn.Module, Tensor]:
 
 def groups_of(network: nn.Module, x: Tensor, prune: PrunePart | None = None) -> Structure:
     return find_groups(network, (x[:1],), prune or PrunePart())
-
-
-def gates_of(structure: Structure) -> Callable[[nn.Module, Mapping[str, Tensor]], Forward]:
-    return lambda network, gates: gated(network, structure).forward(gates)
 
 
 def half(structure: Structure, seed: int = 0) -> Keep:

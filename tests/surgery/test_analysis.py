@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from surgery_networks import gates_of
 from torch import Tensor, nn
 
 from deploy_prune import models
 from deploy_prune.recipe import ModelPart, PrunePart
+from deploy_prune.search import gates_of
 from deploy_prune.surgery import analysis
 from deploy_prune.surgery.definition import definition
 from deploy_prune.surgery.graph import find_groups

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from surgery_constructs import CUT, WHOLE, Net
-from surgery_networks import gates_of, groups_of, half
+from surgery_networks import groups_of, half
 
 from deploy_prune.recipe import PrunePart
+from deploy_prune.search import gates_of
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.settle import settle
 from deploy_prune.surgery.verify import relative_difference

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from surgery_networks import build, gates_of, groups_of, half
+from surgery_networks import build, groups_of, half
 from torch import Tensor, nn
 
 from deploy_prune import models
 from deploy_prune.errors import SurgeryError
 from deploy_prune.recipe import ModelPart, PrunePart
-from deploy_prune.search import gates_of as gates_on
+from deploy_prune.search import gates_of
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.graph import find_groups
 from deploy_prune.surgery.settle import settle
@@ -118,7 +118,7 @@ def test_nothing_lies_in_the_dense_networks_memory(name: str) -> None:
         ModelPart(source={"module": "torchvision:mobilenet_v2", "graph": "resnet20"}[name]), 10
     ).eval()
     x = torch.randn(2, 3, 32, 32)
-    structure = settle(network, find_groups(network, (x[:1],), PrunePart()), (x,), gates_on, PrunePart())
+    structure = settle(network, find_groups(network, (x[:1],), PrunePart()), (x,), gates_of, PrunePart())
     assert (structure.blueprint is None) == (name == "module")
     keep = {g.name: torch.ones(g.channels, dtype=torch.bool) for g in structure.groups}
     keep[structure.groups[0].name][0] = False

@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
-from surgery_networks import build, gates_of, groups_of, half
+from surgery_networks import build, groups_of, half
 from torch import Tensor, nn
 
 from deploy_prune import cost
 from deploy_prune.recipe import PrunePart
+from deploy_prune.search import gates_of
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.verify import relative_difference
 from deploy_prune.types import Structure

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from surgery_networks import build, gates_of, groups_of, half
+from surgery_networks import build, groups_of, half
 from torch import Tensor, nn
 
 from deploy_prune.errors import VerificationError
 from deploy_prune.recipe import PrunePart
+from deploy_prune.search import gates_of
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.settle import _failure, _sound, settle
 from deploy_prune.surgery.verify import TOLERANCE, prove, relative_difference, verify

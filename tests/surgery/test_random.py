@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from surgery_networks import gates_of, groups_of
+from surgery_networks import groups_of
 from torch import Tensor, nn
 
 from deploy_prune.recipe import ModelPart, PrunePart
+from deploy_prune.search import gates_of
 from deploy_prune.surgery import architecture
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.settle import settle

@@ -8,11 +8,12 @@ import time
 
 import pytest
 import torch
-from surgery_networks import gates_of, groups_of, half
+from surgery_networks import groups_of, half
 from torch import Tensor, nn
 
 from deploy_prune.errors import SurgeryError
 from deploy_prune.recipe import PrunePart
+from deploy_prune.search import gates_of
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.graph import find_groups
 from deploy_prune.surgery.settle import settle
