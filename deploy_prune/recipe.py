@@ -199,7 +199,7 @@ class SearchPart(Part):
     )
     steps: Steps = 200
     batch_size: Annotated[int, Field(ge=2)] = 64
-    lr: Rate = Field(default=0.01, description="learning rate of the weights (they are trained with the gates)")
+    lr: Rate = Field(default=0.02, description="learning rate of the weights (they are trained with the gates)")
     lr_gates: Rate = 0.1
     options: dict[str, Any] = Field(default={}, description="options of the method, see its page")
 
@@ -207,6 +207,13 @@ class SearchPart(Part):
     @classmethod
     def _known_method(cls, method: str) -> str:
         return _one_of(method, SEARCH_METHODS, "method")
+
+
+class SourceSearchPart(SearchPart):
+    """The search of a recipe: also told by the dense network, which is the teacher of its own slimmer self."""
+
+    distill: Annotated[float, Field(ge=0, le=1)] = Field(default=0.9, description="share of the teacher in the loss")
+    temperature: Rate = 2.0
 
 
 class RetrainPart(Part):
@@ -254,7 +261,7 @@ class Recipe(Part):
     model: ModelPart
     data: DataPart = DataPart()
     train: TrainPart = TrainPart()
-    search: SearchPart = SearchPart()
+    search: SourceSearchPart = SourceSearchPart()
     prune: PrunePart = PrunePart()
     retrain: RetrainPart = RetrainPart()
     export: ExportPart = ExportPart()

@@ -6,6 +6,7 @@ the same inputs, it does nothing.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,13 +23,14 @@ from deploy_prune.export import FORMATS
 from deploy_prune.export.parity import check_parity
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe
+from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.fewshot import adapt
 from deploy_prune.runfolder import RunFolder, sha256
 from deploy_prune.search import METHODS, SearchGoal, SearchJob, check_options, gates_of
 from deploy_prune.surgery import analysis, architecture, verify
 from deploy_prune.surgery.cut import cut
 from deploy_prune.tracking import Tracked, require_trackers
-from deploy_prune.training import Session, accuracy, classification, make_accelerator, set_seed, train_classifier
+from deploy_prune.training import Session, accuracy, make_accelerator, set_seed, train_classifier
 from deploy_prune.types import Artifact, Budget, Progress, SearchResult, Structure, Target
 from deploy_prune.workbench import Workbench
 
@@ -157,8 +159,10 @@ def search(road: Road, bench: Workbench, dense: str) -> tuple[str, SearchResult]
         network = source_network(road, folder.read_tensors("dense/weights.safetensors"))
         stream = batches(road.data.source_train, recipe.search.batch_size, recipe.seed, recipe.data.augment)
         set_seed(recipe.seed)
+        teacher = copy.deepcopy(network).to(road.session.accelerator.device).eval()
+        task = taught(teacher, recipe.search.distill, recipe.search.temperature)
         job = SearchJob(
-            network=network, structure=bench.structure, task=classification, batches=stream, goal=goal,
+            network=network, structure=bench.structure, task=task, batches=stream, goal=goal,
             config=recipe.search, session=road.session,
         )  # fmt: skip
         found = METHODS[recipe.search.method](job)

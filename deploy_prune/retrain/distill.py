@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from deploy_prune.data import Batch
+from deploy_prune.training import classification
+from deploy_prune.types import Forward, Task
 
 
 def distillation(student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, share: float, temperature: float) -> Tensor:
@@ -20,3 +25,20 @@ def distillation(student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, share
         log_target=True,
     )
     return (1 - share) * hard + share * temperature**2 * soft
+
+
+def taught(teacher: nn.Module | None, share: float, temperature: float) -> Task:
+    """Classification with a teacher, which must be on the batches' device and is called as it is: a `types.Task`.
+
+    Without a teacher, or with no share of it, it is `classification`.
+    """
+    if teacher is None or share == 0:
+        return classification
+
+    def loss(forward: Forward, batch: Batch) -> Tensor:
+        x, y = batch
+        with torch.no_grad():
+            target = teacher(x)
+        return distillation(forward(x), target, y, share, temperature)
+
+    return loss

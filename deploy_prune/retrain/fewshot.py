@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW
 
-from deploy_prune.data import Augment, Batch, Examples, batches
+from deploy_prune.data import Augment, Examples, batches
 from deploy_prune.recipe import RetrainPart
 from deploy_prune.retrain.batchnorm import reestimate
-from deploy_prune.retrain.distill import distillation
-from deploy_prune.training import Session, classification, decay_groups, fit, one_cycle, placed
+from deploy_prune.retrain.distill import taught
+from deploy_prune.training import Session, decay_groups, fit, one_cycle, placed
 
 BATCHNORM_EXAMPLES = 1000  # examples, augmented anew each time, that batch-norm statistics are averaged over
 BETAS = (0.9, 0.99)  # the second moment's memory (100 steps) must not outlast the training
@@ -45,8 +44,9 @@ def adapt(
         if teacher is not None:
             stack.enter_context(placed(teacher, session.accelerator.device, training=False))
         optimizer = AdamW(decay_groups(network, part.weight_decay), lr=part.lr, betas=BETAS)
+        task = taught(teacher, part.distill, part.temperature)
         losses = fit(
-            lambda batch: _loss(network, teacher, batch, part),
+            lambda batch: task(network, batch),
             stream,
             [optimizer],
             accelerator=session.accelerator,
@@ -58,12 +58,3 @@ def adapt(
         if part.reestimate_batchnorm:
             reestimate(network, stream, -(-BATCHNORM_EXAMPLES // min(part.batch_size, len(examples))))
     return losses
-
-
-def _loss(network: nn.Module, teacher: nn.Module | None, batch: Batch, part: RetrainPart) -> Tensor:
-    if teacher is None or part.distill == 0:
-        return classification(network, batch)
-    x, y = batch
-    with torch.no_grad():
-        target = teacher(x)
-    return distillation(network(x), target, y, part.distill, part.temperature)

@@ -31,11 +31,11 @@ class DapOptions(RelaxedOptions):
 
     ``weights: resample`` is the paper's. ``hard`` and ``soft``: the temperatures t_h and t_s, and ``start``: theta of
     every unit at first (open: above 0); all three as shares of the way that the learning rate can take theta in all
-    steps.
+    steps. A larger t_h leaves gates half open, which the cut then closes or opens: the trained weights fit neither.
     """
 
     weights: Weights = "joint"
-    hard: Annotated[float, Field(gt=0, le=10)] = 0.005
+    hard: Annotated[float, Field(gt=0, le=10)] = 0.0005
     soft: Annotated[float, Field(gt=0, le=10)] = 0.25
     start: Annotated[float, Field(gt=0, le=1)] = 0.1
 

