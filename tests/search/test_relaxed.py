@@ -1,4 +1,4 @@
-"""What the differentiable methods have in common, apart from what tests/search/test_methods.py holds every method to."""
+"""What the differentiable methods have in common, beside what test_methods.py holds every method to."""
 
 from __future__ import annotations
 
