@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Final, TextIO
 
 from rich import box
 from rich.console import Console
@@ -17,6 +18,11 @@ from rich.text import Text
 from deploy_prune import types
 
 PLAIN_EVERY_S = 5.0
+SHARE: Final = "kept/"
+"""Figures of such names are shares, and are shown together as a row of blocks ..."""
+_BLOCKS: Final = "▁▂▃▄▅▆▇█"
+_MOST_BLOCKS: Final = 32
+"""... of so many at most; beyond, every block is the mean of neighbours."""
 _PIPED_WIDTH = 160  # columns of a table that no terminal shows
 
 
@@ -84,7 +90,16 @@ def _bars(console: Console) -> Progress:
 
 
 def _shown(figures: dict[str, float]) -> str:
-    return " ".join(f"{name}={value:.4g}" for name, value in figures.items())
+    plain = [f"{name}={value:.4g}" for name, value in figures.items() if not name.startswith(SHARE)]
+    shares = [value for name, value in figures.items() if name.startswith(SHARE)]
+    return " ".join(plain + ([_blocks(shares)] if shares else []))
+
+
+def _blocks(shares: Sequence[float]) -> str:
+    """A block for each share (0 to 1), or for each of up to 32 runs of neighbours."""
+    size = -(-len(shares) // _MOST_BLOCKS)
+    means = [statistics.fmean(shares[start : start + size]) for start in range(0, len(shares), size)]
+    return "".join(_BLOCKS[min(len(_BLOCKS) - 1, int(mean * len(_BLOCKS)))] for mean in means)
 
 
 def targets_table(targets: Sequence[types.Target]) -> Table:

@@ -29,7 +29,10 @@ Metric = Literal["latency", "macs", "params", "size"]
 
 
 class Progress(Protocol):
-    """Told about long work: called with the work's name, steps done, steps in all, and figures to show."""
+    """Told about long work: called with the work's name, steps done, steps in all, and figures to show.
+
+    A figure named "kept/GROUP" is the share of a group that is kept.
+    """
 
     def __call__(self, work: str, done: int, total: int, **figures: float) -> None:
         """Take note of one step."""

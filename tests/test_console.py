@@ -72,3 +72,20 @@ def test_targets_say_whether_they_are_measured():
     table = targets_table(rows)
     assert [str(cell) for cell in table.columns[0].cells] == ["host", "far"]
     assert [str(cell) for cell in table.columns[-1].cells] == ["measured", "predicted"]
+
+
+def test_what_is_kept_of_each_group_is_a_row_of_blocks():
+    stream = io.StringIO()
+    progress = PlainLines(stream, clock=lambda: 0.0)
+    progress("search", 1, 1, loss=1.5, **{"kept/stem": 1.0, "kept/block": 0.5, "kept/head": 0.0})
+    assert stream.getvalue() == "search: 1/1 loss=1.5 █▅▁\n"
+
+
+def test_many_groups_share_blocks():
+    stream = io.StringIO()
+    shares = {f"kept/{i}": float(i >= 50) for i in range(100)}
+    PlainLines(stream, clock=lambda: 0.0)("search", 1, 1, **shares)
+    blocks = stream.getvalue().strip().removeprefix("search: 1/1 ")
+    assert len(blocks) <= 32
+    assert blocks[0] == "▁"
+    assert blocks[-1] == "█"

@@ -37,6 +37,7 @@ def test_a_run_sends_losses_and_costs(tmp_path):
     run = pipeline.run(tiny_recipe(track=["tensorboard"]), tmp_path)
     found = scalars(run.folder / "tracking")
     assert {"search/loss", "search/cost", "search/limit", "search/kept"} <= set(found)
+    assert any(name.startswith("search/kept/") for name in found)
     assert all(0 < cost <= 1 for cost in found["search/cost"])
 
 

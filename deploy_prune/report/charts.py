@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import matplotlib as mpl
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -166,24 +167,31 @@ def _panel(axes: Any, budget: str, bars: Sequence[Bar]) -> None:
 
 
 def search_trace(trace: Sequence[Mapping[str, float]]) -> Markup:
-    """The search's loss per step, and its cost in % of the limit (100% = on budget) where it has one."""
+    """The loss per step; where gates were learned also the expected cost beside its limit, and the cost's price."""
     with mpl.rc_context({**STYLE, "svg.hashsalt": "trace"}):
-        costs = [row for row in trace if row.get("cost") is not None and row.get("limit")]
-        figure = Figure(figsize=(9.6, 2.9), layout="constrained")
-        panels = figure.subplots(1, 2 if costs else 1, squeeze=False)[0]
+        priced = [row for row in trace if {"cost", "limit", "lambda"} <= row.keys()]
         losses = [row for row in trace if row.get("loss") is not None]
-        panels[0].plot([r["step"] for r in losses], [r["loss"] for r in losses], color=SERIES[0], linewidth=1.2)
-        panels[0].set(xlabel="step", ylabel="loss")
-        if costs:
-            shares = [100 * r["cost"] / r["limit"] for r in costs]
-            panels[1].plot([r["step"] for r in costs], shares, color=SERIES[1], linewidth=1.4)
-            panels[1].axhline(100, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-            panels[1].set(xlabel="step", ylabel="cost, % of the limit")
-            panels[1].set_ylim(bottom=0)
+        figure = Figure(figsize=(9.6, 2.9), layout="constrained")
+        panels = figure.subplots(1, 3 if priced else 1, squeeze=False)[0]
+        _trace_line(panels[0], losses, "loss", "loss", SERIES[0])
+        if priced:
+            _trace_line(panels[1], priced, "cost", "cost, % of dense", SERIES[1], 100)
+            limits = [100 * row["limit"] for row in priced]
+            panels[1].plot([r["step"] for r in priced], limits, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+            _trace_line(panels[2], priced, "lambda", "price of the cost", SERIES[0])
         for axes in panels:
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         ends = f"Loss {losses[0]['loss']:.3g} to {losses[-1]['loss']:.3g}" if losses else "No loss"
         return _svg(figure, "The search, step by step", f"{ends} in {len(trace)} steps.")
+
+
+def _trace_line(
+    axes: Axes, rows: Sequence[Mapping[str, float]], name: str, label: str, colour: str, factor: float = 1
+) -> None:
+    """One figure of the trace, over the steps."""
+    axes.plot([row["step"] for row in rows], [factor * row[name] for row in rows], color=colour, linewidth=1.2)
+    axes.set(xlabel="step", ylabel=label)
+    axes.set_ylim(bottom=0)
 
 
 def _svg(figure: Figure, title: str, description: str) -> Markup:

@@ -25,6 +25,8 @@ _ENUMERATED = 20_000
 """Up to so many choices in all, every one is priced and the best is the answer."""
 _STRIDES = (1, 2, 4, 1 << 30)
 """How many stairs one greedy step may take: single ones, some to cross a flat part of the cost, or all."""
+_COARSE = 64
+"""A group with more stairs is first taken in larger steps, about so many in all, then in single ones."""
 _MOVES = 256
 """Moves of one group that an exchange looks at: up to 256 / (2 G) stairs up and down, at least one."""
 _ROUNDS = 40
@@ -208,7 +210,10 @@ def _solve(problem: _Problem) -> Counts:
     if prod((problem.top_G + 1).tolist()) <= _ENUMERATED:
         return problem.counts(_best_of_all(problem))
     bottom_G = torch.zeros_like(problem.top_G)
-    ends = [_ascend(problem, _descend(problem, problem.top_G)), _ascend(problem, bottom_G)]
+    coarse_G = (problem.top_G // _COARSE).clamp(min=1)
+    ends = [_descend(problem, problem.top_G, coarse_G), bottom_G]
+    for unit_G in (coarse_G, torch.ones_like(coarse_G)):
+        ends = [_ascend(problem, levels_G, unit_G) for levels_G in ends]
     better_G = max(ends, key=lambda levels_G: float(problem.value(levels_G)))
     return problem.counts(_pack(problem, _exchange(problem, better_G)))
 
@@ -225,10 +230,10 @@ def _best_of_all(problem: _Problem) -> Tensor:
     return every_NG[best]
 
 
-def _descend(problem: _Problem, levels_G: Tensor) -> Tensor:
+def _descend(problem: _Problem, levels_G: Tensor, unit_G: Tensor) -> Tensor:
     """Take stairs off where the least score is lost per cost saved, until the limit is met."""
     while (over := float(problem.price(levels_G[None])[0]) - problem.limit) > 0 and bool((levels_G > 0).any()):
-        moved, step_NG = _steps(problem, levels_G, -1)
+        moved, step_NG = _steps(problem, levels_G, -unit_G)
         saved = problem.limit + over - problem.price(step_NG)
         lost = problem.value(levels_G) - problem.value(step_NG)
         worth = torch.where(saved > 0, lost / saved, torch.inf)
@@ -236,11 +241,11 @@ def _descend(problem: _Problem, levels_G: Tensor) -> Tensor:
     return levels_G
 
 
-def _ascend(problem: _Problem, levels_G: Tensor) -> Tensor:
+def _ascend(problem: _Problem, levels_G: Tensor, unit_G: Tensor) -> Tensor:
     """Add stairs where the most score is gained per cost added, until none fits."""
     while bool((levels_G < problem.top_G).any()):
         here = float(problem.price(levels_G[None])[0])
-        moved, step_NG = _steps(problem, levels_G, +1)
+        moved, step_NG = _steps(problem, levels_G, unit_G)
         price = problem.price(step_NG)
         fits = price <= problem.limit
         if not bool(fits.any()):
@@ -253,12 +258,12 @@ def _ascend(problem: _Problem, levels_G: Tensor) -> Tensor:
     return levels_G
 
 
-def _steps(problem: _Problem, levels_G: Tensor, sign: int) -> tuple[Tensor, Tensor]:
-    """Every move of one group by a stride: the group's number [N] and the choice it leads to [N, G]."""
+def _steps(problem: _Problem, levels_G: Tensor, unit_G: Tensor) -> tuple[Tensor, Tensor]:
+    """Every move of one group by a stride of its units: the group's number [N] and the choice it leads to [N, G]."""
     groups = len(levels_G)
     moved = torch.arange(groups).repeat(len(_STRIDES))
     strides = torch.tensor(_STRIDES).repeat_interleave(groups)
-    there = (levels_G[moved] + sign * strides).clamp(min=0).minimum(problem.top_G[moved])
+    there = (levels_G[moved] + unit_G[moved] * strides).clamp(min=0).minimum(problem.top_G[moved])
     changes = there != levels_G[moved]
     return _moves(levels_G, moved[changes], there[changes])
 

@@ -120,6 +120,7 @@ class GateSearch:
         self.parts: int = job.session.accelerator.gradient_accumulation_steps
         self.batches: int = self.parts * job.config.steps
         self.trace: list[dict[str, float]] = []
+        self.shares: list[float] = []
 
     def loss(self, batch: Any) -> Tensor:
         """The task's loss with the gates on, plus what the open gates cost at the present price."""
@@ -137,11 +138,12 @@ class GateSearch:
         return task_loss + price * (self.slope_N * expected_N).sum()
 
     def told(self, progress: Progress) -> Progress:
-        """The progress, told of the expected cost, its limit and what is kept, too."""
+        """The progress, told of the expected cost, its limit and what is kept, in all and of each group, too."""
 
         def tell(work: str, done: int, total: int, **figures: float) -> None:
-            last = self.trace[-1]
-            progress(work, done, total, **figures, **{name: last[name] for name in ("cost", "limit", "kept")})
+            last = {name: self.trace[-1][name] for name in ("cost", "limit", "kept")}
+            shares = {f"kept/{name}": share for name, share in zip(self.sizes, self.shares, strict=True)}
+            progress(work, done, total, **figures, **last, **shares)
 
         return tell
 
@@ -208,7 +210,9 @@ class GateSearch:
 
     def _note(self, task_loss: Tensor, cost: float, expected_N: Tensor) -> None:
         row = {"step": len(self.trace) + 1, "loss": float(task_loss.detach()), "cost": cost}
-        kept = float(expected_N.detach().sum())
+        kept_G = torch.zeros(len(self.sizes), device=expected_N.device).index_add(0, self.group_N, expected_N.detach())
+        self.shares = (kept_G / torch.bincount(self.group_N)).tolist()
+        kept = float(kept_G.sum())
         self.trace.append(row | {"limit": self._limit(), "lambda": self.price, "kept": kept})
 
 
