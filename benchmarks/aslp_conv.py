@@ -158,7 +158,12 @@ def main() -> None:
         table.add_row(name, *(f"{a:.1%}" for a in curve))
     Console().print(table)
     _results.write(
-        f"aslp_{arguments.network}", {"curves": curves}, epochs=epochs, n=len(train), test_images=len(test), seeds=1
+        f"aslp_{arguments.network}",
+        {"curves": curves, "network": arguments.network},
+        epochs=epochs,
+        n=len(train),
+        test_images=len(test),
+        seeds=1,
     )
 
 

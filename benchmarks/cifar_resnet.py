@@ -284,7 +284,8 @@ def main() -> None:
     figures = summarise(rows)
     show(figures)
     _results.write(
-        f"cifar_{arguments.network.rpartition(':')[2]}", {"dense": dense, "figures": figures}, steps=bench.steps,
+        f"cifar_{arguments.network.rpartition(':')[2]}",
+        {"network": arguments.network, "dense": dense, "figures": figures}, steps=bench.steps,
         search_steps=bench.search_steps, test_images=len(bench.examples.source_test), precision=bench.precision,
     )  # fmt: skip
 

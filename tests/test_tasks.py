@@ -76,7 +76,7 @@ def counted_macs(network: nn.Module, example: Example) -> float:
     return counter.get_total_flops() / 2 / len(inputs[0])
 
 
-CASES = [*((name, "gate") for name in EXAMPLES), ("classifier", "dap"), ("classifier", "gumbel")]
+CASES = [(name, method) for name in EXAMPLES for method in ("dap", "gate", "gumbel")]
 
 
 @pytest.mark.parametrize(("name", "method"), CASES)

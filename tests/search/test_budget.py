@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 import time
 
 import pytest
 import torch
 
+from deploy_prune import models
 from deploy_prune.cost import CostModel, LayerCost, macs, params
 from deploy_prune.errors import BudgetError
+from deploy_prune.recipe import ModelPart, PrunePart
 from deploy_prune.search import budget, choose, reachable, threshold_values
+from deploy_prune.surgery.graph import find_groups
 from deploy_prune.types import ChannelGroup, Layer, Structure, Width
 
 
@@ -292,3 +296,21 @@ def test_a_large_network_takes_well_under_a_second(granule):
     torch.set_num_threads(threads)
     assert min(seconds) < 1.0  # some 0.15 s on an idle core
     assert 0.995 * limit <= cost(counts(keep)) <= limit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("granule", [1, 8, 16])
+def test_a_resnet_50_takes_a_fifth_of_a_second(granule):
+    """Of processor time, of the calling thread alone, so that a busy machine doesn't count."""
+    structure = find_groups(
+        models.build(ModelPart(source="torchvision:resnet50"), 10), (torch.randn(1, 3, 64, 64),), PrunePart()
+    )
+    cost, seconds = macs(structure), []
+    smallest, dense = reachable(structure, cost, granule)
+    for seed in range(5):
+        lot = torch.Generator().manual_seed(seed)
+        scores = {g.name: torch.rand(g.channels, generator=lot) for g in structure.groups}
+        started = time.thread_time()
+        choose(scores, structure, cost, smallest + (dense - smallest) * (0.2 + 0.15 * seed), granule)
+        seconds.append(time.thread_time() - started)
+    assert statistics.median(seconds) < 0.2
