@@ -622,3 +622,20 @@ def test_a_budget_that_is_missed_again_is_a_failed_row_with_what_is_known(monkey
     assert (row.status, row.macs, row.error) == ("failed", 7, "too slow")
     assert (row.measured_p50_ms, row.asked) == (1.2, 1.0), "by how much is shown, too"
     assert len(learned) == pipeline.PLANS
+
+
+@pytest.mark.parametrize("changes", [{"mixed_precision": "bf16"}, {"accumulate": 2}])
+def test_precision_and_accumulation_reach_every_stage_that_trains(finished, tmp_path, changes):
+    other = pipeline.run(tiny_recipe(**changes), tmp_path)
+    assert [row.status for row in other.rows] == ["ok", "ok"]
+    for name in ("dense/weights", "search/weights", "dense/adapted", f"{PLACE}/weights"):
+        before, after = (RunFolder(path=r.folder).read_tensors(f"{name}.safetensors") for r in (finished, other))
+        assert before.keys() == after.keys()
+        assert any(not torch.equal(before[key], after[key]) for key in before), name
+
+
+def test_the_dense_network_teaches_the_search(finished, tmp_path):
+    alone = pipeline.run(tiny_recipe(search={"steps": 6, "batch_size": 16, "distill": 0.0}), tmp_path)
+    traces = [RunFolder(path=run.folder).read_json("search/trace.json") for run in (finished, alone)]
+    losses = [[row["loss"] for row in trace] for trace in traces]
+    assert all(taught < by_labels for taught, by_labels in zip(*losses, strict=True))
