@@ -92,9 +92,11 @@ CONTENDERS = {
 }
 
 
-def learn(network: nn.Module, contender: Contender, train: Examples, test: Examples, epochs: int) -> list[float]:
+def learn(
+    network: nn.Module, contender: Contender, train: Examples, test: Examples, epochs: int, precision: str
+) -> list[float]:
     """Test accuracy of the extracted subnetwork after each epoch."""
-    accelerator = make_accelerator("auto")
+    accelerator = make_accelerator("auto", precision)
     network = network.to(accelerator.device).train().requires_grad_(requires_grad=False)
     masked = MaskedNetwork(network, Relaxation(sample=contender.sample, start=0.0, rescale=contender.rescale))
     if contender.random_start:
@@ -138,6 +140,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(CONTENDERS))
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--precision", default="bf16", choices=["no", "bf16"])
     parser.add_argument("--full", action="store_true")
     arguments = parser.parse_args()
     if arguments.data is None:
@@ -151,7 +154,7 @@ def main() -> None:
     for name in arguments.methods.split(","):
         set_seed(0)
         network = models.build(ModelPart(source=arguments.network), 10)
-        curves[name] = learn(network, CONTENDERS[name], train, test, epochs)
+        curves[name] = learn(network, CONTENDERS[name], train, test, epochs, arguments.precision)
         print(name, [f"{a:.1%}" for a in curves[name]], flush=True)
     table = Table("method", *(f"epoch {i + 1}" for i in range(epochs)))
     for name, curve in curves.items():
