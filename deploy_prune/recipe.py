@@ -200,7 +200,9 @@ class SearchPart(Part):
     steps: Steps = 200
     batch_size: Annotated[int, Field(ge=2)] = 64
     lr: Rate = Field(default=0.02, description="learning rate of the weights (they are trained with the gates)")
-    lr_gates: Rate = 0.1
+    lr_gates: Rate | None = Field(
+        default=None, description="learning rate of the gates; none: what lets a logit go 30 in all steps"
+    )
     options: dict[str, Any] = Field(default={}, description="options of the method, see its page")
 
     @field_validator("method")

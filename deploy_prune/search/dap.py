@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from deploy_prune.search.method import SearchJob, read_options
-from deploy_prune.search.relaxed import Relaxation, RelaxedOptions, Weights, learn_gates
+from deploy_prune.search.relaxed import Relaxation, RelaxedOptions, Weights, gate_rate, learn_gates
 from deploy_prune.types import SearchResult
 
 
@@ -70,7 +70,7 @@ def dap(job: SearchJob) -> SearchResult:
         TrainingError: the loss is not finite.
     """
     options = read_options(DapOptions, job.config)
-    reach = max(1, job.config.steps) * job.config.lr_gates
+    reach = max(1, job.config.steps) * gate_rate(job.config)
     return learn_gates(
         job,
         options,

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from deploy_prune.search.method import SearchJob, read_options
-from deploy_prune.search.relaxed import Relaxation, RelaxedOptions, learn_gates
+from deploy_prune.search.relaxed import Relaxation, RelaxedOptions, gate_rate, learn_gates
 from deploy_prune.types import SearchResult
 
 Shape = Literal["constant", "sigmoid"]
@@ -80,6 +80,6 @@ def gate(job: SearchJob) -> SearchResult:
         options,
         Relaxation(
             sample=lambda w_N: trainable_gate(w_N, options.derivative),
-            start=options.start * max(1, job.config.steps) * job.config.lr_gates,
+            start=options.start * max(1, job.config.steps) * gate_rate(job.config),
         ),
     )

@@ -21,10 +21,11 @@ from deploy_prune.training import fit, set_seed
 from deploy_prune.types import Scores, SearchResult, Structure
 
 MOMENTUM = 0.9  # of logits and scales; the paper's
+RATE = 50.0  # of logits; the paper's
 
 
 def learn_masks(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation, *, signed: bool) -> SearchResult:
-    """Learn a logit for every weight of two or more axes, by SGD with the learning rate ``lr_gates`` (the paper: 50).
+    """Learn a logit for every weight of two or more axes, by SGD at ``lr_gates``, by default the paper's 50.
 
     Returns the weights times their scale where m >= 0 and zeros elsewhere; as scores `threshold_values` of the share of
     weights left among those that read a unit, so that units whose every weight is off go first; and the trace, a row
@@ -49,7 +50,7 @@ def learn_masks(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation,
         return task_loss
 
     optimizers, schedulers = weight_optimizers(network, options, job.config)
-    optimizers.append(SGD(masked.logits.values(), lr=job.config.lr_gates, momentum=MOMENTUM))
+    optimizers.append(SGD(masked.logits.values(), lr=job.config.lr_gates or RATE, momentum=MOMENTUM))
     if relaxation.rescale is not None:
         optimizers.append(SGD(masked.scales.values(), lr=relaxation.rescale, momentum=MOMENTUM))
     fit(

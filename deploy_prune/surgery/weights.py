@@ -133,10 +133,11 @@ def channel_norm(call: Call) -> Result:
             same(call, ids, own, f"{call.module or call.name} normalises channels that can't be cut")
             ids = own if ids is None else ids
             vectors += name in ("weight", "bias")
+    weight = call.given.get("weight")
     call.applied.append(
         Applied(
-            module=call.module, kind="norm", tensor=call.module, taps=0, positions=prod(x.shape[2:]),
-            input_positions=prod(x.shape[2:]), inputs=1, outputs=width(ids, x.shape[1]), vectors=vectors,
+            module=call.module, kind="norm", tensor=(weight and weight.tensor) or call.module, taps=0,
+            positions=prod(x.shape[2:]), input_positions=prod(x.shape[2:]), inputs=1, outputs=width(ids, x.shape[1]), vectors=vectors,
         )
     )  # fmt: skip
     return call.result(x.fields)

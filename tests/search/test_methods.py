@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from search_run import run_search
+from torch import nn
 
+from deploy_prune import models
 from deploy_prune.cost import macs, params
 from deploy_prune.errors import RecipeError
-from deploy_prune.recipe import SEARCH_METHODS, SearchPart
+from deploy_prune.recipe import SEARCH_METHODS, ModelPart, PrunePart, SearchPart
 from deploy_prune.search import METHODS, OPTIONS, check_options, choose, reachable
+from deploy_prune.surgery.graph import find_groups
 from deploy_prune.training import classification
 
 FINDS_DEAD = {"dap": {}, "gate": {}, "gumbel": {}, "magnitude": {"over": "consumers"}, "taylor": {}}
@@ -201,3 +205,17 @@ def test_taylor_is_the_mean_of_absolute_gradients(chained, accelerator):
         weight = network.get_parameter("3.weight")
         expected += (weight.grad * weight).sum((0, 2, 3)).abs().detach() / 3
     assert torch.allclose(search("taylor", chained, accelerator, num_batches=3).scores["0"], expected, atol=1e-7)
+
+
+def test_bn_scale_finds_the_norms_of_a_traced_network(accelerator):
+    network = models.build(ModelPart(source="resnet20"), 10)
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 2)
+    structure = find_groups(network, (torch.randn(1, 3, 32, 32),), PrunePart())
+    traced = SimpleNamespace(network=network, structure=structure, batches=iter)
+    scores = search("bn_scale", traced, accelerator).scores
+    inner = {f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(3)}
+    assert {f"{block}.conv1" for block in inner} <= set(scores)
+    for block in inner:
+        scale = network.get_parameter(f"{block}.bn1.weight")
+        assert torch.equal(scores[f"{block}.conv1"].argsort(), scale.abs().argsort())
