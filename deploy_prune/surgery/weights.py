@@ -137,7 +137,8 @@ def channel_norm(call: Call) -> Result:
     call.applied.append(
         Applied(
             module=call.module, kind="norm", tensor=(weight and weight.tensor) or call.module, taps=0,
-            positions=prod(x.shape[2:]), input_positions=prod(x.shape[2:]), inputs=1, outputs=width(ids, x.shape[1]), vectors=vectors,
+            positions=prod(x.shape[2:]), input_positions=prod(x.shape[2:]), inputs=1,
+            outputs=width(ids, x.shape[1]), vectors=vectors,
         )
     )  # fmt: skip
     return call.result(x.fields)
