@@ -5,12 +5,14 @@
 ROOT (or DEPLOY_PRUNE_DATA) holds CIFAR-10. Weights and biases stay as they were drawn; only masks (and scales) are
 learned, with the published hyper-parameters (arXiv 2202.12986: SGD, learning rate 50 for logits, 1e-3 for scales, batch
 256). Accuracy on the whole test set after every epoch, of the subnetwork that would be extracted then. Reduced by
-default to fewer images and epochs; --full is all images and 100 epochs, for a GPU.
+default to fewer images and epochs; --full is all images and 100 epochs, for a GPU. Curves that --rows has are not made
+again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,6 +33,7 @@ from deploy_prune.recipe import DataPart, ModelPart
 from deploy_prune.search.gumbel import gumbel_gate
 from deploy_prune.search.relaxed import Relaxation
 from deploy_prune.search.subnetwork import MOMENTUM, MaskedNetwork
+from deploy_prune.shell import write_text
 from deploy_prune.training import accuracy, classification, fit, make_accelerator, set_seed
 
 BATCH = 256
@@ -87,7 +90,7 @@ class Contender:
 CONTENDERS = {
     "gumbel": Contender(sample=lambda m: gumbel_gate(m, 1.0), extract=kept_by_sign, lr=50.0, rescale=1e-3),
     "gumbel without rescale": Contender(sample=lambda m: gumbel_gate(m, 1.0), extract=kept_by_sign, lr=50.0),
-    "supermask": Contender(sample=supermask, extract=kept_by_sign_rescaled, lr=50.0),
+    "supermask": Contender(sample=supermask, extract=kept_by_sign_rescaled, lr=1.0),
     "edge-popup": Contender(sample=edge_popup, extract=edge_popup, lr=0.1, random_start=True),
 }
 
@@ -142,6 +145,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--precision", default="bf16", choices=["no", "bf16"])
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--rows", type=Path, default=Path("runs/aslp.json"))
     arguments = parser.parse_args()
     if arguments.data is None:
         print("skipped: say where CIFAR-10 is, with --data ROOT or DEPLOY_PRUNE_DATA")
@@ -150,12 +154,15 @@ def main() -> None:
     train, test = found.source_train, found.source_test
     epochs, images = (100, len(train)) if arguments.full else (arguments.epochs, min(arguments.images, len(train)))
     train = replace(train, images=train.images[:images], labels=train.labels[:images])
-    curves = {}
-    for name in arguments.methods.split(","):
+    names = arguments.methods.split(",")
+    rows: dict[str, list[float]] = json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {}
+    for name in (n for n in names if n not in rows):
         set_seed(0)
         network = models.build(ModelPart(source=arguments.network), 10)
-        curves[name] = learn(network, CONTENDERS[name], train, test, epochs, arguments.precision)
-        print(name, [f"{a:.1%}" for a in curves[name]], flush=True)
+        rows[name] = learn(network, CONTENDERS[name], train, test, epochs, arguments.precision)
+        write_text(arguments.rows, json.dumps(rows) + "\n")
+        print(name, [f"{a:.1%}" for a in rows[name]], flush=True)
+    curves = {name: rows[name] for name in names}
     table = Table("method", *(f"epoch {i + 1}" for i in range(epochs)))
     for name, curve in curves.items():
         table.add_row(name, *(f"{a:.1%}" for a in curve))
