@@ -14,6 +14,7 @@ from deploy_prune.types import Budget, Metric
 BUILT_IN_NETWORKS: Final = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "conv2", "conv4", "conv6")
 DATA_SETS: Final = ("digits", "cifar10", "cifar100", "idx", "folder")
 SEARCH_METHODS: Final = ("dap", "gate", "gumbel", "uniform", "random", "magnitude", "bn_scale", "taylor")
+EXPORT_FORMATS: Final = ("onnx",)
 
 _UNITS: Final[dict[str, tuple[Metric, float]]] = {
     "us": ("latency", 1e-3), "ms": ("latency", 1.0), "s": ("latency", 1e3),
@@ -236,6 +237,10 @@ class ExportPart(Part):
 
     opset: Annotated[int, Field(ge=18, le=23)] = 18
     dynamic_batch: bool = False
+    timeout_s: Annotated[float, Field(gt=0)] = Field(default=600.0, description="for writing one artifact")
+    max_memory_gb: Annotated[float, Field(gt=0)] = Field(
+        default=8.0, description="memory (1e9 bytes) of the process that writes artifacts"
+    )
 
 
 class MeasurePart(Part):

@@ -10,7 +10,7 @@ from torch import nn
 
 from deploy_prune import road
 from deploy_prune.errors import DeployPruneError, RunFolderError
-from deploy_prune.export import FORMATS
+from deploy_prune.export import isolated
 from deploy_prune.export.parity import check_parity
 from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.latency.targets import load_target
@@ -18,6 +18,7 @@ from deploy_prune.recipe import Recipe
 from deploy_prune.recipe_file import load as load_recipe
 from deploy_prune.road import place_of
 from deploy_prune.runfolder import RunFolder, load_tensors
+from deploy_prune.shell import remove
 from deploy_prune.surgery import architecture
 from deploy_prune.timing import with_latency
 from deploy_prune.types import Artifact, Row
@@ -91,10 +92,10 @@ def export(source: Path, target: str, out: Path, trust: bool = False) -> Artifac
     place = source.resolve() if source.is_dir() else source.resolve().parent
     recipe_file = place.parent.parent / "recipe.yaml"
     part = load_recipe(str(recipe_file)).export if recipe_file.is_file() else Recipe.model_fields["export"].default
-    artifact = FORMATS[chosen.format].write(network, torch.zeros(described.input_shape), out, chosen.precision, part)
+    artifact = isolated.write(chosen.format, network, torch.zeros(described.input_shape), out, chosen.precision, part)
     try:
         check_parity(network, artifact, torch.randn(road.PROOF_EXAMPLES, *described.input_shape[1:]))
     except DeployPruneError:
-        out.unlink()
+        remove(out)
         raise
     return artifact

@@ -18,7 +18,8 @@ from deploy_prune import __version__, data, models
 from deploy_prune.data import TransferData, batches
 from deploy_prune.enforce import Plan, enforce
 from deploy_prune.errors import BudgetError, TargetError
-from deploy_prune.export import FORMATS
+from deploy_prune.export import FORMATS, isolated
+from deploy_prune.export.artifact import require
 from deploy_prune.export.parity import check_parity
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe
@@ -81,6 +82,8 @@ def prepare(recipe: Recipe, folder: RunFolder, progress: Progress) -> Road:
 
 def _targets(recipe: Recipe) -> tuple[Target, ...]:
     targets = tuple(load_target(name) for name in recipe.targets)
+    for target in targets:
+        require(target.format, FORMATS[target.format], target.precision)
     names = [t.name for t in targets]
     if len(set(names)) < len(names):
         message = f"targets: two of them have the name {max(names, key=names.count)!r}; give one file another name."
@@ -305,7 +308,7 @@ def export(road: Road, network: nn.Module, target: Target, place: str, key: str)
     path = road.folder.path / name
 
     def compute() -> None:
-        artifact = kind.write(network, road.example, path, target.precision, part)
+        artifact = isolated.write(target.format, network, road.example, path, target.precision, part)
         inputs = road.data.target_test.take(_first(PROOF_EXAMPLES, len(road.data.target_test)))[0]
         road.folder.write_json(f"{place}/parity.json", asdict(check_parity(network, artifact, inputs)))
         record = {**asdict(artifact), "path": path.name, "versions": dict(artifact.versions)}

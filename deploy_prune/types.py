@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from deploy_prune.shell import size_bytes
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -188,7 +190,10 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A file that a runtime loads, with what is needed to say exactly which one it is."""
+    """A file or folder that a runtime loads, with what is needed to say exactly which one it is.
+
+    ``layout``: of the file's input; ``input_shape`` is [B, C, H, W] in either case.
+    """
 
     path: Path
     format: str
@@ -196,11 +201,12 @@ class Artifact:
     sha256: str
     input_shape: tuple[int, ...]
     versions: Mapping[str, str]
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
 
     @property
     def size_bytes(self) -> int:
-        """Size of the file."""
-        return self.path.stat().st_size
+        """Size of the file, or of all files in the folder."""
+        return size_bytes(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)

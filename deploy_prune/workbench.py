@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from deploy_prune import cost
 from deploy_prune.cache import cached_json
 from deploy_prune.cost import CostModel
-from deploy_prune.export import FORMATS
+from deploy_prune.export import FORMATS, isolated
 from deploy_prune.latency.granularity import granularity, machine
 from deploy_prune.latency.nodes import by_layer
 from deploy_prune.latency.predict import roofline
@@ -122,7 +122,9 @@ class Workbench:
         name = "dense" if counts == self.structure.dense_counts else "slim"
         kind = FORMATS[target.format]
         path = folder / f"{name}{kind.suffix}"
-        return kind.write(self._cut(counts), self.example, path, target.precision, self.recipe.export)
+        return isolated.write(
+            target.format, self._cut(counts), self.example, path, target.precision, self.recipe.export
+        )
 
     def _cut(self, counts: Counts) -> nn.Module:
         """Which units stay doesn't matter to cost: the first ones."""

@@ -19,10 +19,9 @@ import torch
 from click.testing import CliRunner
 from tiny_run import arithmetic_device, tiny_recipe
 
-from deploy_prune import check, data, models, pipeline, reuse, road, timing
+from deploy_prune import check, data, device, models, pipeline, reuse, road, timing
 from deploy_prune.cli import main
 from deploy_prune.errors import ArchitectureError, BudgetError, ParityError, RunFolderError, TrainingError
-from deploy_prune.export import FORMATS
 from deploy_prune.latency.targets import load_target, targets_folder
 from deploy_prune.recipe import parse_budget
 from deploy_prune.recipe_file import dump, load
@@ -190,7 +189,7 @@ def test_the_loaded_network_is_the_artifact(finished):
     x = real_inputs()
     with torch.no_grad():
         expected = network(x)
-    (found,) = FORMATS["onnx"].run(artifact, x)
+    (found,) = device.run(artifact, x, "onnxruntime")
     assert (expected - found).abs().max() <= 1e-4 * expected.abs().max()
     assert expected.std(0).min() > 1e-3 * expected.abs().max(), "the outputs depend on the inputs"
     assert not network.training
@@ -419,7 +418,7 @@ def test_a_slim_network_is_exported_for_another_device(finished, tmp_path):
     artifact = reuse.export(finished.folder / PLACE, "host", tmp_path / "slim.onnx", trust=True)
     assert artifact.path == tmp_path / "slim.onnx"
     x = real_inputs()
-    (found,) = FORMATS["onnx"].run(artifact, x)
+    (found,) = device.run(artifact, x, "onnxruntime")
     with torch.no_grad():
         expected = reuse.load(finished.folder / PLACE, trust=True)(x)
     assert (expected - found).abs().max() <= 1e-4 * expected.abs().max()

@@ -22,6 +22,7 @@ LEVELS = (
             "cache",
             "cost",
             "data",
+            "device",
             "models",
             "networks",
             "plugins",

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from deploy_prune import device
 from deploy_prune.errors import ParityError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import eval_mode, flatten
@@ -42,7 +43,7 @@ def check_parity(network: nn.Module, artifact: Artifact, inputs: Tensor, toleran
     """
     expected = _reference(network, inputs, artifact.input_shape[0])
     _refuse_vacuous(expected, tolerance)
-    found = FORMATS[artifact.format].run(artifact, inputs)
+    found = device.run(artifact, inputs, _runtime(artifact))
     if [a.shape for a in expected] != [b.shape for b in found]:
         message = f"{artifact.path} has outputs {_shapes(found)}, the network {_shapes(expected)}."
         raise ParityError(message)
@@ -54,10 +55,18 @@ def check_parity(network: nn.Module, artifact: Artifact, inputs: Tensor, toleran
     return Parity(max_abs=max_abs, max_rel=max_rel, tolerance=tolerance, num_inputs=len(inputs))
 
 
+def _runtime(artifact: Artifact) -> str:
+    runtime = FORMATS[artifact.format].runtime
+    if runtime is None:
+        message = f"{artifact.path} can't be checked: nothing here runs the format {artifact.format}."
+        raise ParityError(message)
+    return runtime
+
+
 def _reference(network: nn.Module, inputs: Tensor, batch: int) -> tuple[Tensor, ...]:
     """The network's outputs on the CPU, computed in the artifact's batches."""
-    device = next((p.device for p in network.parameters()), inputs.device)
-    chunks = [inputs[start : start + batch].to(device) for start in range(0, len(inputs), batch)]
+    place = next((p.device for p in network.parameters()), inputs.device)
+    chunks = [inputs[start : start + batch].to(place) for start in range(0, len(inputs), batch)]
     with eval_mode(network), torch.no_grad():
         parts = [flatten(network(chunk)) for chunk in chunks]
     return tuple(torch.cat([y.cpu() for y in column]) for column in zip(*parts, strict=True))
