@@ -262,7 +262,8 @@ class Row:
     """One row of results.json: one target x budget, or a target's dense row (``budget == "dense"``).
 
     ``asked`` and ``predicted`` are in the metric's unit (ms for latency). ``accuracy`` is on the target task's test
-    examples, 0 to 1. ``measured_*`` and ``measured_on`` are None where no device is attached. ``dense_p50_ms`` is the
+    examples, 0 to 1; ``accuracy_artifact`` is that of the file, in its runtime (None in fp32, where it is the
+    network's). ``measured_*`` and ``measured_on`` are None where no device is attached. ``dense_p50_ms`` is the
     dense artifact's p50 in the same interleaved run.
     """
 
@@ -283,6 +284,7 @@ class Row:
     size_bytes: int | None
     accuracy: float | None
     accuracy_dense: float | None
+    accuracy_artifact: float | None
     parity_max_abs: float | None
     status: Literal["ok", "failed"]
     error: str | None

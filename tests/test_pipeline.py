@@ -254,7 +254,7 @@ def test_weights_of_another_architecture_are_refused(again):
 
 
 def test_what_is_finished_is_not_done_again(again, finished, monkeypatch):
-    for name in ("train_classifier", "adapt", "enforce", "check_parity"):
+    for name in ("train_classifier", "adapt", "enforce", "prove_artifact"):
         monkeypatch.setattr(road, name, forbidden)
     monkeypatch.setattr(timing, "measure_steadily", forbidden)
     before = stamps(again)
@@ -327,15 +327,15 @@ def test_a_loss_that_is_not_finite_ends_the_command_with_one_line(tmp_path, monk
 
 def test_one_row_that_fails_does_not_stop_the_others(again, monkeypatch):
     """The slim artifact is not what the network computes; the dense one is."""
-    working = road.check_parity
+    working = road.prove_artifact
 
-    def check(network, artifact, inputs):
+    def check(examples, network, artifact):
         if artifact.path.parent.parent.name == "pixel-8":
             message = "it differs by 0.3"
             raise ParityError(message)
-        return working(network, artifact, inputs)
+        return working(examples, network, artifact)
 
-    monkeypatch.setattr(road, "check_parity", check)
+    monkeypatch.setattr(road, "prove_artifact", check)
     for part in (PLACE, "dense/pixel-8"):
         (again / part / "parity.json").unlink()
     recipe = write_recipe(again.parent / "tiny.yaml")
@@ -346,7 +346,7 @@ def test_one_row_that_fails_does_not_stop_the_others(again, monkeypatch):
     assert (dense["status"], slim["status"], slim["error"]) == ("ok", "failed", "it differs by 0.3")
     assert "it differs by 0.3" in (again / "report.html").read_text()
 
-    monkeypatch.setattr(road, "check_parity", working)
+    monkeypatch.setattr(road, "prove_artifact", working)
     assert call("recipe", recipe, "--out", again.parent, "--quiet").exit_code == 0
 
 

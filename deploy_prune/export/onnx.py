@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from deploy_prune.errors import ExportError
 from deploy_prune.export.artifact import Extra, describe, eval_mode, export_program, first_line, quiet
+from deploy_prune.export.quantize import PRECISIONS, in_precision
 from deploy_prune.recipe import ExportPart
 from deploy_prune.shell import atomic
 from deploy_prune.types import Artifact
 
 suffix: Final = ".onnx"
-precisions: Final = ("fp32",)
+precisions: Final = PRECISIONS
 runtime: Final = "onnxruntime"
 extra: Final[Extra | None] = None
 MAX_BYTES: Final = 2**31 - 1
@@ -43,24 +44,44 @@ def write(
         example: an input [B, C, H, W] on the network's device; fixes the file's input shape (its batch, unless
             ``part.dynamic_batch``).
         path: the file; it appears under this name only when complete.
-        precision: "fp32" is the only one that this format writes.
+        precision: "fp32", "fp16" or "int8"; inputs and outputs are float32 in all.
         part: the opset, and whether the batch size stays open.
-        calibration: not needed.
+        calibration: real inputs [N, C, H, W] for int8; see ``quantize``.
 
     Raises:
-        ExportError: another precision, over 2 GB, torch can't export it, or the exporter left another opset.
+        ExportError: another precision, over 2 GB, torch can't export it, the exporter left another opset, or int8
+            without calibration inputs.
     """
-    if precision != "fp32":
-        message = f"An ONNX file can't be written in {precision}: set 'precision: fp32' in the target's file."
-        raise ExportError(message)
-    _refuse_large(network)
-    with eval_mode(network), quiet():
-        model = _clean(_export(network, example, part))
-    _check(model, part.opset)
+    model = made(network, example, precision, part, calibration)
     with atomic(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
     versions = {"torch": torch.__version__, "onnx": onnx.__version__, "opset": str(part.opset)}
     return describe(path, format="onnx", precision=precision, input_shape=example.shape, versions=versions)
+
+
+def made(
+    network: nn.Module,
+    example: Tensor,
+    precision: str,
+    part: ExportPart,
+    calibration: Tensor | None = None,
+    *,
+    symmetric: bool = False,
+) -> onnx.ModelProto:
+    """The checked ONNX model of a network; arguments as for ``write``, ``symmetric`` as for ``quantize.int8``.
+
+    Raises:
+        ExportError: as ``write``.
+    """
+    if precision not in PRECISIONS:
+        message = f"An ONNX file can't be written in {precision}; it has {', '.join(PRECISIONS)}."
+        raise ExportError(message)
+    _refuse_large(network)
+    with eval_mode(network), quiet():
+        model = _clean(_export(network, example, part))
+        model = _clean(in_precision(model, precision, calibration, symmetric=symmetric))
+    _check(model, part.opset)
+    return model
 
 
 def _export(network: nn.Module, example: Tensor, part: ExportPart) -> onnx.ModelProto:

@@ -17,6 +17,7 @@ activations with z = 0: for it there is ``symmetric``, slower on a CPU than floa
 from __future__ import annotations
 
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -27,12 +28,26 @@ from torch import Tensor
 
 from deploy_prune.errors import ExportError
 
+PRECISIONS: Final = ("fp32", "fp16", "int8")
 OPERATORS: Final = (
     "Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool",
     "Concat", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten",
 )  # fmt: skip
-"""What is computed on integers, or passes them on. Products of activations and softmax stay in float32: they are a small
-part of the time, and lose most in 8 bits."""
+"""What is computed on integers, or passes them on. Products of activations and softmax stay in float32: they are a
+small part of the time, and lose most in 8 bits."""
+
+
+def in_precision(
+    model: onnx.ModelProto, precision: str, calibration: Tensor | None, *, symmetric: bool = False
+) -> onnx.ModelProto:
+    """The float32 model in fp32, fp16 or int8; ``calibration`` and ``symmetric`` as for ``int8``.
+
+    Raises:
+        ExportError: int8 without calibration inputs.
+    """
+    if precision == "int8":
+        return int8(model, calibration, symmetric=symmetric)
+    return fp16(model) if precision == "fp16" else model
 
 
 def int8(model: onnx.ModelProto, calibration: Tensor | None, *, symmetric: bool = False) -> onnx.ModelProto:
@@ -52,13 +67,18 @@ def int8(model: onnx.ModelProto, calibration: Tensor | None, *, symmetric: bool 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
         quantize_static(
-            onnx.shape_inference.infer_shapes(model), path, _Reader(batches), quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(OPERATORS), per_channel=True, activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
-            weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
+            onnx.shape_inference.infer_shapes(model),
+            path,
+            _Reader(batches),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(OPERATORS),
+            per_channel=True,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
             extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
-        )  # fmt: skip
+        )
         made: onnx.ModelProto = onnx.load(path)
-    del made.metadata_props[:]
     return made
 
 
@@ -72,7 +92,24 @@ def fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     made: onnx.ModelProto = convert_float_to_float16(copied, keep_io_types=True)
+    _sort(made.graph)
     return made
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Put the nodes in an order in which every input is there when it is read (the converter appends its casts)."""
+    nodes = list(graph.node)
+    maker = {name: index for index, node in enumerate(nodes) for name in node.output}
+    needs = {i: {maker[name] for name in _read(node) if name in maker} for i, node in enumerate(nodes)}
+    ordered = [nodes[i] for i in TopologicalSorter(needs).static_order()]
+    graph.ClearField("node")
+    graph.node.extend(ordered)
+
+
+def _read(node: onnx.NodeProto) -> set[str]:
+    """What a node reads, its subgraphs included."""
+    inner = {name for a in node.attribute if a.HasField("g") for n in a.g.node for name in _read(n)}
+    return {*node.input} | inner
 
 
 def _batches(model: onnx.ModelProto, calibration: Tensor | None) -> Iterator[dict[str, Any]]:
