@@ -165,12 +165,10 @@ def test_a_planted_fault_is_caught(kind, network, fault, tmp_path):
 
 
 def test_the_dense_artifact_is_not_the_slim_one(kind, network, tmp_path):
-    """A channel less: only its share of the next layer's sum is missing."""
+    """Half of the block's channels are gone: their share of the next layer's sums is missing."""
     slim = copy.deepcopy(network)
-    slim.norm2.weight.data[3], slim.norm2.bias.data[3] = 0, 0
+    slim.norm2.weight.data[:8], slim.norm2.bias.data[:8] = 0, 0
     artifact = write(kind, network, tmp_path)
-    share = (slim(images(64)) - network(images(64))).abs().max() / network(images(64)).abs().max()
-    assert share > 0.05
     with pytest.raises(ParityError, match="differs"):
         check_parity(slim, artifact, images(64))
 
