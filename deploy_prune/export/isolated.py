@@ -159,11 +159,14 @@ def write(
 
     Raises:
         MissingDependencyError: the format's packages aren't there.
-        ExportError: it can't be written in this precision, the network can't be traced, or the format fails, crashes
-            or takes longer than ``part.timeout_s`` or more memory than ``part.max_memory_gb``.
+        ExportError: it can't be written in this precision or under this name, the network can't be traced, or the
+            format fails, crashes or takes longer than ``part.timeout_s`` or more memory than ``part.max_memory_gb``.
     """
     kind = FORMATS[name]
     require(name, kind, precision)
+    if not path.name.endswith(kind.suffix):
+        message = f"A file of the format {name} ends in {kind.suffix}; {path} doesn't, and runtimes go by that."
+        raise ExportError(message)
     with TemporaryDirectory(prefix="deploy-prune-") as scratch, atomic(path) as temporary:
         request = {
             "module": kind.__name__,  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from deploy_prune.errors import ExportError, ParityError, perhaps
+from deploy_prune.errors import DeployPruneError, ExportError, perhaps
 from deploy_prune.export import FORMATS, isolated
 from deploy_prune.export.artifact import require
 from deploy_prune.export.parity import can_run, check_parity
@@ -39,7 +39,8 @@ def export(
         example: float32 [B, C, H, W]; fixes the artifact's input shape.
         format: a format's name, as in edge_targets/*.yaml.
         precision: "fp32", "fp16" or "int8", as far as the format has it; inputs and outputs stay float32.
-        path: the file or folder; it appears only when complete, and is removed if it fails the check.
+        path: the file or folder, with the format's suffix; it appears only when complete, and is removed if it fails
+            the check.
         calibration: real inputs [N, C, H, W], normalised as in training: int8 is calibrated on them, and the artifact
             is compared with the network on the first 64. Default: random inputs, and no int8.
         part: limits and options; default: a recipe's.
@@ -61,7 +62,7 @@ def export(
     inputs = torch.randn(RANDOM * batch, *example.shape[1:]) if calibration is None else calibration[:EXAMPLES]
     try:
         check_parity(model, artifact, inputs[: len(inputs) - len(inputs) % batch])
-    except ParityError:
+    except DeployPruneError:
         remove(path)
         raise
     return artifact

@@ -23,7 +23,7 @@ def network():
 
 @pytest.mark.parametrize(("format", "precision"), [("onnx", "fp32"), ("ort", "fp16"), ("onnx", "int8")])
 def test_a_network_becomes_a_file_in_one_call(network, tmp_path, format, precision):
-    path = tmp_path / "model"
+    path = tmp_path / f"model.{format}"
     calibration = torch.randn(33, 3, 8, 8) if precision == "int8" else None
     artifact = deploy_prune.export(network, EXAMPLE, format, precision, path=path, calibration=calibration)
     assert (artifact.path, artifact.format, artifact.precision) == (path, format, precision)
@@ -45,10 +45,12 @@ def test_what_fails_the_check_is_removed(network, tmp_path, monkeypatch):
 def test_unknown_names_are_refused(network, tmp_path):
     with pytest.raises(ExportError, match="no format 'onyx'; known: onnx, .* Perhaps you meant 'onnx'"):
         deploy_prune.export(network, EXAMPLE, "onyx", path=tmp_path / "a")
+    with pytest.raises(ExportError, match=r"A file of the format ort ends in \.ort; .*a\.onnx doesn't"):
+        deploy_prune.export(network, EXAMPLE, "ort", path=tmp_path / "a.onnx")
     with pytest.raises(ExportError, match="can't be written in int4"):
         deploy_prune.export(network, EXAMPLE, "onnx", "int4", path=tmp_path / "a")
     with pytest.raises(ExportError, match="int8 needs calibration inputs"):
-        deploy_prune.export(network, EXAMPLE, "onnx", "int8", path=tmp_path / "a")
+        deploy_prune.export(network, EXAMPLE, "onnx", "int8", path=tmp_path / "a.onnx")
 
 
 def test_importing_the_package_loads_no_torch_for_it():
