@@ -63,7 +63,7 @@ def run(
     threads: int = 1,
     timeout_s: float = TIMEOUT_S,
 ) -> tuple[Tensor, ...]:
-    """All outputs of an artifact, in the network's order, for inputs float32 [N, C, H, W]; each output is [N, ...].
+    """All outputs of an artifact, in the network's order, for inputs [N, C, H, W]; each output is [N, ...].
 
     In a process of its own: a runtime that crashes or hangs ends only that. A file with a fixed batch of B is given B
     inputs at a time, so N must be a multiple of B.
@@ -77,7 +77,7 @@ def run(
     model = entry(artifact, runtime)
     with TemporaryDirectory() as folder:
         inputs = Path(folder) / "x.npy"
-        numpy.save(inputs, x.detach().float().cpu().numpy())
+        numpy.save(inputs, (x.float() if x.is_floating_point() else x).detach().cpu().numpy())
         spec = {"mode": "run", "models": [model], "threads": threads, "inputs": str(inputs), "outputs": folder}
         try:
             answer = RUNNERS[runner](SCRIPT, spec, timeout_s)

@@ -58,6 +58,17 @@ def test_outputs_in_order_for_any_number_of_inputs(tmp_path, batch, channels_las
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_whole_numbers_stay_whole(tmp_path):
+    """A language model's inputs; above 2**24 float32 would round them."""
+    node = helper.make_node("Add", ["x", "x"], ["y"])
+    ends = [helper.make_tensor_value_info(n, TensorProto.INT64, [2, 3]) for n in "xy"]
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), tmp_path / "i.onnx")
+    artifact = describe(tmp_path / "i.onnx", format="onnx", precision="fp32", input_shape=(2, 3), versions={})
+    (found,) = device.run(artifact, torch.full((2, 3), 2**24 + 1), "onnxruntime")
+    assert found.tolist() == [[2**25 + 2] * 3] * 2
+
+
 def test_inputs_that_do_not_fill_a_batch_are_refused(tmp_path):
     artifact = convolution(tmp_path / "c.onnx", 2)
     for number in (0, 3):

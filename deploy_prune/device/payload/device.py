@@ -122,7 +122,7 @@ def outputs(model: Any, batch: int, x: numpy.ndarray) -> list[numpy.ndarray]:
     columns: list[list[numpy.ndarray]] = []
     for start in range(0, len(x), size):
         model.feed(x[start : start + size])
-        columns.append([numpy.array(y, dtype="float32") for y in model.run()])
+        columns.append([numpy.array(y) for y in model.run()])
     return [numpy.concatenate(column) for column in zip(*columns, strict=True)]
 
 

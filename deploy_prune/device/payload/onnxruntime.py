@@ -11,7 +11,13 @@ from typing import Any
 import numpy
 import onnxruntime
 
-DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+}
 SUFFIX = "_kernel_time"
 
 
@@ -34,7 +40,7 @@ class Model:
         return options
 
     def feed(self, x: numpy.ndarray) -> None:
-        """Keep an input, float32 [B, C, H, W], for the next runs."""
+        """Keep an input, float32 [B, C, H, W] (or whole numbers of any shape), for the next runs."""
         x = x.transpose(0, 2, 3, 1) if self._to_last else x
         self._feed = {self._input.name: numpy.ascontiguousarray(x.astype(DTYPES[self._input.type], copy=False))}
 
