@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from deploy_prune.export.python import export
     from deploy_prune.pruning import Pruned
     from deploy_prune.training import Session
     from deploy_prune.types import Task
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "prune"]
+__all__ = ["__version__", "export", "load", "prune"]
 
 
 def load(path: str | Path, *, trust: bool = False) -> nn.Module:
@@ -48,3 +49,13 @@ def prune(
     from deploy_prune import pruning
 
     return pruning.prune(network, inputs, task, batches, budget=budget, method=method, session=session, **settings)
+
+
+def __getattr__(name: str) -> Any:
+    """``export``, loaded when it is first asked for: the package of that name, which can be called."""
+    if name == "export":
+        import importlib
+
+        return importlib.import_module("deploy_prune.export")
+    message = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(message)

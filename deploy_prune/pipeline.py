@@ -12,7 +12,7 @@ from torch import nn
 
 from deploy_prune import road, timing
 from deploy_prune.check import reaches
-from deploy_prune.errors import DeployPruneError
+from deploy_prune.errors import DeployPruneError, ParityError
 from deploy_prune.recipe import Recipe
 from deploy_prune.recipe_file import dump
 from deploy_prune.report.page import write_page
@@ -115,6 +115,7 @@ def _steps(
     yield (row := _with_network(way, row, slim, place))
     artifact = road.export(way, slim, target, place, trained)
     yield (row := replace(row, size_bytes=artifact.size_bytes, parity_max_abs=_parity(way, place)))
+    yield (row := replace(row, accuracy_artifact=road.require_accuracy(way, place)))
     if target.runner is not None:
         latency, beside = timing.time_slim(way, target, budget, (dense, artifact))
         yield timing.with_latency(row, budget, latency, beside)
@@ -124,7 +125,8 @@ def _empty_row(target: Target, budget: str, metric: Metric) -> Row:
     return Row(
         target=target.name, runtime=target.runtime, precision=target.precision, budget=budget, metric=metric,
         asked=None, predicted=None, predicted_ms=None, measured_p50_ms=None, measured_p90_ms=None, dense_p50_ms=None,
-        measured_on=None, macs=0, params=0, size_bytes=None, accuracy=None, accuracy_dense=None, parity_max_abs=None,
+        measured_on=None, macs=0, params=0, size_bytes=None, accuracy=None, accuracy_dense=None,
+        accuracy_artifact=None, parity_max_abs=None,
         status="ok", error=None,
     )  # fmt: skip
 
@@ -138,6 +140,10 @@ def _dense_row(way: Road, bench: Workbench, target: Target, artifact: Artifact) 
         params=bench.num_params(counts), size_bytes=artifact.size_bytes, accuracy=score, accuracy_dense=score,
         parity_max_abs=_parity(way, place),
     )  # fmt: skip
+    try:
+        row = replace(row, accuracy_artifact=road.require_accuracy(way, place))
+    except ParityError as error:
+        row = replace(row, status="failed", error=str(error))
     if target.runner is None:
         return replace(row, predicted_ms=bench.cost(target, "latency")(counts))
     latency = timing.time_dense(way, target, artifact)
@@ -168,5 +174,6 @@ def _with_costs(way: Road, bench: Workbench, row: Row, target: Target, budget: B
     )  # fmt: skip
 
 
-def _parity(way: Road, place: str) -> float:
-    return float(way.folder.read_json(f"{place}/parity.json")["max_abs"])
+def _parity(way: Road, place: str) -> float | None:
+    found: float | None = way.folder.read_json(f"{place}/parity.json")["max_abs"]
+    return found

@@ -14,6 +14,7 @@ from deploy_prune.types import Budget, Metric
 BUILT_IN_NETWORKS: Final = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "conv2", "conv4", "conv6")
 DATA_SETS: Final = ("digits", "cifar10", "cifar100", "idx", "folder")
 SEARCH_METHODS: Final = ("dap", "gate", "gumbel", "uniform", "random", "magnitude", "bn_scale", "taylor")
+EXPORT_FORMATS: Final = ("onnx", "ort")
 
 _UNITS: Final[dict[str, tuple[Metric, float]]] = {
     "us": ("latency", 1e-3), "ms": ("latency", 1.0), "s": ("latency", 1e3),
@@ -245,6 +246,20 @@ class ExportPart(Part):
 
     opset: Annotated[int, Field(ge=18, le=23)] = 18
     dynamic_batch: bool = False
+    timeout_s: Annotated[float, Field(gt=0)] = Field(default=600.0, description="for writing one artifact")
+    max_memory_gb: Annotated[float, Field(gt=0)] = Field(
+        default=8.0, description="memory (1e9 bytes) of the process that writes artifacts"
+    )
+    calibration_examples: Annotated[int, Field(ge=1)] = Field(
+        default=128, description="training inputs that int8 is calibrated on"
+    )
+    max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.02, description="of an fp16 or int8 artifact against the network that it was made from; absolute"
+    )
+
+    def content(self) -> dict[str, Any]:
+        """What a file's content depends on: all but the limits."""
+        return self.model_dump(exclude={"timeout_s", "max_memory_gb", "max_accuracy_drop"})
 
 
 class MeasurePart(Part):

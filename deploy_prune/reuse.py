@@ -8,16 +8,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deploy_prune import road
+from deploy_prune import data, road
+from deploy_prune.checked import calibration_inputs
 from deploy_prune.errors import DeployPruneError, RunFolderError
-from deploy_prune.export import FORMATS
-from deploy_prune.export.parity import check_parity
+from deploy_prune.export import isolated
+from deploy_prune.export.parity import can_run, check_parity
 from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe
 from deploy_prune.recipe_file import load as load_recipe
 from deploy_prune.road import place_of
 from deploy_prune.runfolder import RunFolder, load_tensors
+from deploy_prune.shell import remove
 from deploy_prune.surgery import architecture
 from deploy_prune.timing import with_latency
 from deploy_prune.types import Artifact, Row
@@ -79,6 +81,8 @@ def _measured_again(folder: RunFolder, rows: Sequence[Row], recipe: Recipe, runs
 def export(source: Path, target: str, out: Path, trust: bool = False) -> Artifact:
     """Write the artifact of a slim network (source and trust as for ``load``) for a target, checked on random inputs.
 
+    Below fp32 the run's own data is needed: the artifact is calibrated and checked on that.
+
     Raises:
         DeployPruneError: as ``load``; the target is unknown; the artifact can't be written or isn't equal.
     """
@@ -90,11 +94,17 @@ def export(source: Path, target: str, out: Path, trust: bool = False) -> Artifac
     described = architecture.load(source / "architecture.json" if source.is_dir() else source)
     place = source.resolve() if source.is_dir() else source.resolve().parent
     recipe_file = place.parent.parent / "recipe.yaml"
-    part = load_recipe(str(recipe_file)).export if recipe_file.is_file() else Recipe.model_fields["export"].default
-    artifact = FORMATS[chosen.format].write(network, torch.zeros(described.input_shape), out, chosen.precision, part)
+    recipe = load_recipe(str(recipe_file)) if recipe_file.is_file() else None
+    part = Recipe.model_fields["export"].default if recipe is None else recipe.export
+    inputs, calibration = torch.randn(road.PROOF_EXAMPLES, *described.input_shape[1:]), None
+    if chosen.precision != "fp32" and recipe is not None:
+        inputs = calibration = calibration_inputs(data.load(recipe.data, recipe.seed), part)
+    example = torch.zeros(described.input_shape)
+    artifact = isolated.write(chosen.format, network, example, out, chosen.precision, part, calibration)
     try:
-        check_parity(network, artifact, torch.randn(road.PROOF_EXAMPLES, *described.input_shape[1:]))
+        if can_run(artifact):
+            check_parity(network, artifact, inputs)
     except DeployPruneError:
-        out.unlink()
+        remove(out)
         raise
     return artifact

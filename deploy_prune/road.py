@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune import __version__, data, models
+from deploy_prune.checked import calibration_inputs, prove_artifact
 from deploy_prune.data import TransferData, batches
 from deploy_prune.enforce import Plan, enforce
-from deploy_prune.errors import BudgetError, TargetError
-from deploy_prune.export import FORMATS
-from deploy_prune.export.parity import check_parity
+from deploy_prune.errors import BudgetError, ParityError, TargetError
+from deploy_prune.export import FORMATS, isolated
+from deploy_prune.export.artifact import require
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe
 from deploy_prune.retrain.distill import taught
@@ -35,7 +36,7 @@ from deploy_prune.types import Artifact, Budget, Progress, SearchResult, Structu
 from deploy_prune.workbench import Workbench
 
 PROOF_EXAMPLES = 8
-"""Real examples on which a cut and an artifact are compared with the network."""
+"""Real examples on which a cut is compared with the network."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,6 +84,8 @@ def prepare(recipe: Recipe, folder: RunFolder, progress: Progress) -> Road:
 
 def _targets(recipe: Recipe) -> tuple[Target, ...]:
     targets = tuple(load_target(name) for name in recipe.targets)
+    for target in targets:
+        require(target.format, FORMATS[target.format], target.precision)
     names = [t.name for t in targets]
     if len(set(names)) < len(names):
         message = f"targets: two of them have the name {max(names, key=names.count)!r}; give one file another name."
@@ -100,7 +103,7 @@ def workbench(road: Road, scratch: Path) -> Workbench:
     road.session.progress("find the channel groups", 1, 1, groups=len(structure.groups))
     return Workbench(
         network=network, structure=structure, example=road.example, recipe=road.recipe, scratch=scratch,
-        progress=road.session.progress,
+        progress=road.session.progress, calibration=calibration_inputs(road.data, road.recipe.export),
     )  # fmt: skip
 
 
@@ -262,7 +265,7 @@ def plan(road: Road, bench: Workbench, found: tuple[str, SearchResult], target: 
 
     key = {
         "search": found[0], "target": asdict(target), "budget": asdict(budget),
-        "measure": road.recipe.measure.model_dump(), "export": road.recipe.export.model_dump(),
+        "measure": road.recipe.measure.model_dump(), "export": road.recipe.export.content(),
     }  # fmt: skip
     files = [f"{place}/{n}.json" for n in ("architecture", "verification", "loop")]
     return folder.stage(f"{place}/plan", key, files, compute)
@@ -309,16 +312,34 @@ def export(road: Road, network: nn.Module, target: Target, place: str, key: str)
     path = road.folder.path / name
 
     def compute() -> None:
-        artifact = kind.write(network, road.example, path, target.precision, part)
-        inputs = road.data.target_test.take(_first(PROOF_EXAMPLES, len(road.data.target_test)))[0]
-        road.folder.write_json(f"{place}/parity.json", asdict(check_parity(network, artifact, inputs)))
+        artifact = isolated.write(
+            target.format, network, road.example, path, target.precision, part, calibration_inputs(road.data, part)
+        )
+        road.folder.write_json(f"{place}/parity.json", prove_artifact(road.data, network, artifact))
         record = {**asdict(artifact), "path": path.name, "versions": dict(artifact.versions)}
         road.folder.write_json(f"{place}/artifact.json", record)
 
-    depends = {"weights": key, "target": asdict(target), "export": part.model_dump()}
+    depends = {"weights": key, "target": asdict(target), "export": part.content()}
     files = [name, f"{place}/parity.json", f"{place}/artifact.json"]
     road.folder.stage(f"{place}/export", depends, files, compute)
     return artifact_of(road.folder, place)
+
+
+def require_accuracy(road: Road, place: str) -> float | None:
+    """The accuracy of a place's artifact on the target task's test examples; None in fp32, where it is the network's.
+
+    Raises:
+        ParityError: it is more than ``export.max_accuracy_drop`` below that of the network that it was made from.
+    """
+    told, allowed = road.folder.read_json(f"{place}/parity.json"), road.recipe.export.max_accuracy_drop
+    found: float | None = told.get("accuracy_artifact")
+    if found is not None and told["accuracy"] - found > allowed:
+        message = (
+            f"{place}: the artifact's accuracy is {found:.1%}, the network's {told['accuracy']:.1%}; at most "
+            f"{allowed:.1%} less are allowed (export.max_accuracy_drop). Use fp16, or more export.calibration_examples."
+        )
+        raise ParityError(message)
+    return found
 
 
 def artifact_of(folder: RunFolder, place: str) -> Artifact:

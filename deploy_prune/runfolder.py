@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deploy_prune.errors import RunFolderError
 from deploy_prune.shell import atomic, write_text
+from deploy_prune.shell import digest as digest_of
 from deploy_prune.types import Row
 
 if TYPE_CHECKING:
@@ -173,9 +174,8 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def sha256(path: Path) -> str:
-    """The file's sha256, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The file's or folder's sha256, hexadecimal."""
+    return digest_of(path)
 
 
 def cpu_name() -> str:

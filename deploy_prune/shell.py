@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,22 +17,55 @@ from deploy_prune.errors import CommandError
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success it takes the final name in one step.
+    """Yield a temporary path in the same folder; on success the file or folder there takes the final name.
 
-    The temporary file keeps the final suffix, so that a writer that looks at it does the right thing.
+    A file takes it in one step. What is in a folder's way is moved aside first. The temporary path keeps the final
+    suffix, so that a writer that looks at it does the right thing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(mkdtemp(prefix=".writing-", dir=path.parent))
     temporary = folder / path.name
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        for written in _files(temporary):
+            with written.open("rb") as file:
+                os.fsync(file.fileno())
+        if path.is_dir() or (temporary.is_dir() and path.exists()):
+            before = folder / "before"
+            before.mkdir()
+            path.rename(before / path.name)
         temporary.replace(path)
     finally:
-        for left in folder.iterdir():
-            left.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself (even if it isn't there), or all files of a folder, by their names in it."""
+    if not path.is_dir():
+        return [path]
+    return sorted((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.relative_to(path).as_posix())
+
+
+def digest(path: Path) -> str:
+    """A file's sha256, hexadecimal; a folder's: that of the lines "sha256  name" of its files, sorted by name."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    lines = (f"{digest(file)}  {file.relative_to(path).as_posix()}\n" for file in _files(path))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def size_bytes(path: Path) -> int:
+    """A file's size, or that of all files in a folder."""
+    return sum(file.stat().st_size for file in _files(path))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from deploy_prune.shell import size_bytes
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -191,7 +193,10 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A file that a runtime loads, with what is needed to say exactly which one it is."""
+    """A file or folder that a runtime loads, with what is needed to say exactly which one it is.
+
+    ``layout``: of the file's input; ``input_shape`` is [B, C, H, W] in either case.
+    """
 
     path: Path
     format: str
@@ -199,11 +204,12 @@ class Artifact:
     sha256: str
     input_shape: tuple[int, ...]
     versions: Mapping[str, str]
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
 
     @property
     def size_bytes(self) -> int:
-        """Size of the file."""
-        return self.path.stat().st_size
+        """Size of the file, or of all files in the folder."""
+        return size_bytes(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +265,8 @@ class Row:
     """One row of results.json: one target x budget, or a target's dense row (``budget == "dense"``).
 
     ``asked`` and ``predicted`` are in the metric's unit (ms for latency). ``accuracy`` is on the target task's test
-    examples, 0 to 1. ``measured_*`` and ``measured_on`` are None where no device is attached. ``dense_p50_ms`` is the
+    examples, 0 to 1; ``accuracy_artifact`` is that of the file, in its runtime (None in fp32, where it is the
+    network's). ``measured_*`` and ``measured_on`` are None where no device is attached. ``dense_p50_ms`` is the
     dense artifact's p50 in the same interleaved run.
     """
 
@@ -280,6 +287,7 @@ class Row:
     size_bytes: int | None
     accuracy: float | None
     accuracy_dense: float | None
+    accuracy_artifact: float | None
     parity_max_abs: float | None
     status: Literal["ok", "failed"]
     error: str | None

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from deploy_prune import cost
 from deploy_prune.cache import cached_json
 from deploy_prune.cost import CostModel
-from deploy_prune.export import FORMATS
+from deploy_prune.export import FORMATS, isolated
 from deploy_prune.latency.granularity import granularity, machine
 from deploy_prune.latency.nodes import by_layer
 from deploy_prune.latency.predict import roofline
@@ -34,6 +34,10 @@ from deploy_prune.types import Artifact, Counts, Keep, Metric, Progress, Structu
 
 VARIANTS: Final = 3
 """Random variants of a latency table, beside the dense and the smallest network."""
+CANDIDATE_INPUTS: Final = 16
+"""A candidate in int8 is calibrated on so many: its ranges don't change how long it takes."""
+PROFILED: Final = ("onnx", "onnxruntime")
+"""The format and the runtime of which the time of every layer can be told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,10 @@ class Timed:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Workbench:
-    """A dense network, its groups, and how its cuts are exported and measured. ``scratch``: a folder for artifacts."""
+    """A dense network, its groups, and how its cuts are exported and measured. ``scratch``: a folder for artifacts.
+
+    ``calibration``: real inputs [N, C, H, W], for int8.
+    """
 
     network: nn.Module
     structure: Structure
@@ -54,6 +61,7 @@ class Workbench:
     recipe: Recipe
     scratch: Path
     progress: Progress = silent
+    calibration: Tensor | None = None
     _dense: dict[str, Artifact] = field(default_factory=dict)
     _anew: dict[str, dict[tuple[tuple[str, int], ...], Timed]] = field(default_factory=dict)
 
@@ -122,7 +130,10 @@ class Workbench:
         name = "dense" if counts == self.structure.dense_counts else "slim"
         kind = FORMATS[target.format]
         path = folder / f"{name}{kind.suffix}"
-        return kind.write(self._cut(counts), self.example, path, target.precision, self.recipe.export)
+        inputs = self.calibration[:CANDIDATE_INPUTS] if self.calibration is not None else None
+        return isolated.write(
+            target.format, self._cut(counts), self.example, path, target.precision, self.recipe.export, inputs
+        )
 
     def _cut(self, counts: Counts) -> nn.Module:
         """Which units stay doesn't matter to cost: the first ones."""
@@ -159,10 +170,10 @@ class Workbench:
                 artifacts.append(self._artifact(target, counts, Path(folder) / str(i)))
             part = self.recipe.measure
             timed = measure(target, artifacts, part.runs, part.warmup)
-            for counts, artifact, latency, nodes in zip(
-                variants, artifacts, timed, profile(target, artifacts), strict=True
-            ):
-                per_layer = by_layer(artifact, self.structure, nodes, latency.p50_ms)
+            told = (target.format, target.runtime) == PROFILED
+            profiles = profile(target, artifacts) if told else [None] * len(artifacts)
+            for counts, artifact, latency, nodes in zip(variants, artifacts, timed, profiles, strict=True):
+                per_layer = None if nodes is None else by_layer(artifact, self.structure, nodes, latency.p50_ms)
                 rows.append({"counts": counts, "total_ms": latency.p50_ms, "per_layer_ms": per_layer})
         self.progress(f"{target.name}: latency table", len(variants) + 1, len(variants) + 1)
         return rows

@@ -19,10 +19,9 @@ import torch
 from click.testing import CliRunner
 from tiny_run import arithmetic_device, tiny_recipe
 
-from deploy_prune import check, data, models, pipeline, reuse, road, timing
+from deploy_prune import check, data, device, models, pipeline, reuse, road, timing
 from deploy_prune.cli import main
 from deploy_prune.errors import ArchitectureError, BudgetError, ParityError, RunFolderError, TrainingError
-from deploy_prune.export import FORMATS
 from deploy_prune.latency.targets import load_target, targets_folder
 from deploy_prune.recipe import parse_budget
 from deploy_prune.recipe_file import dump, load
@@ -190,7 +189,7 @@ def test_the_loaded_network_is_the_artifact(finished):
     x = real_inputs()
     with torch.no_grad():
         expected = network(x)
-    (found,) = FORMATS["onnx"].run(artifact, x)
+    (found,) = device.run(artifact, x, "onnxruntime")
     assert (expected - found).abs().max() <= 1e-4 * expected.abs().max()
     assert expected.std(0).min() > 1e-3 * expected.abs().max(), "the outputs depend on the inputs"
     assert not network.training
@@ -255,7 +254,7 @@ def test_weights_of_another_architecture_are_refused(again):
 
 
 def test_what_is_finished_is_not_done_again(again, finished, monkeypatch):
-    for name in ("train_classifier", "adapt", "enforce", "check_parity"):
+    for name in ("train_classifier", "adapt", "enforce", "prove_artifact"):
         monkeypatch.setattr(road, name, forbidden)
     monkeypatch.setattr(timing, "measure_steadily", forbidden)
     before = stamps(again)
@@ -328,15 +327,15 @@ def test_a_loss_that_is_not_finite_ends_the_command_with_one_line(tmp_path, monk
 
 def test_one_row_that_fails_does_not_stop_the_others(again, monkeypatch):
     """The slim artifact is not what the network computes; the dense one is."""
-    working = road.check_parity
+    working = road.prove_artifact
 
-    def check(network, artifact, inputs):
+    def check(examples, network, artifact):
         if artifact.path.parent.parent.name == "pixel-8":
             message = "it differs by 0.3"
             raise ParityError(message)
-        return working(network, artifact, inputs)
+        return working(examples, network, artifact)
 
-    monkeypatch.setattr(road, "check_parity", check)
+    monkeypatch.setattr(road, "prove_artifact", check)
     for part in (PLACE, "dense/pixel-8"):
         (again / part / "parity.json").unlink()
     recipe = write_recipe(again.parent / "tiny.yaml")
@@ -347,7 +346,7 @@ def test_one_row_that_fails_does_not_stop_the_others(again, monkeypatch):
     assert (dense["status"], slim["status"], slim["error"]) == ("ok", "failed", "it differs by 0.3")
     assert "it differs by 0.3" in (again / "report.html").read_text()
 
-    monkeypatch.setattr(road, "check_parity", working)
+    monkeypatch.setattr(road, "prove_artifact", working)
     assert call("recipe", recipe, "--out", again.parent, "--quiet").exit_code == 0
 
 
@@ -419,7 +418,7 @@ def test_a_slim_network_is_exported_for_another_device(finished, tmp_path):
     artifact = reuse.export(finished.folder / PLACE, "host", tmp_path / "slim.onnx", trust=True)
     assert artifact.path == tmp_path / "slim.onnx"
     x = real_inputs()
-    (found,) = FORMATS["onnx"].run(artifact, x)
+    (found,) = device.run(artifact, x, "onnxruntime")
     with torch.no_grad():
         expected = reuse.load(finished.folder / PLACE, trust=True)(x)
     assert (expected - found).abs().max() <= 1e-4 * expected.abs().max()

@@ -163,17 +163,17 @@ def test_a_cut_that_is_not_the_masked_network_is_refused(way, bench, monkeypatch
 
 def test_an_artifact_that_differs_is_no_finished_stage(way, monkeypatch):
     network = trained(way)
-    working = road.check_parity
+    working = road.prove_artifact
 
     def differs(*args):
         message = "it differs"
         raise ParityError(message)
 
-    monkeypatch.setattr(road, "check_parity", differs)
+    monkeypatch.setattr(road, "prove_artifact", differs)
     with pytest.raises(ParityError):
         road.export(way, network, PIXEL, "pixel-8/50%", "key")
     assert not (way.folder.path / "pixel-8" / "50%" / "artifact.json").exists()
-    monkeypatch.setattr(road, "check_parity", working)
+    monkeypatch.setattr(road, "prove_artifact", working)
     artifact = road.export(way, network, PIXEL, "pixel-8/50%", "key")
     assert artifact == road.artifact_of(way.folder, "pixel-8/50%")
     assert artifact.path == way.folder.path / "pixel-8" / "50%" / "model.onnx"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deploy_prune.errors import CommandError
-from deploy_prune.shell import atomic, run_command, write_text
+from deploy_prune.shell import atomic, run_command, size_bytes, write_text
 
 
 def test_the_file_appears_only_when_it_is_whole(tmp_path):
@@ -47,6 +47,25 @@ def test_a_writer_with_files_beside_its_own_cleans_up(tmp_path):
         temporary.write_bytes(b"model")
         temporary.with_suffix(".log").write_bytes(b"chatter")
     assert [child.name for child in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("before", [None, "file", "folder"])
+def test_a_folder_takes_the_place_of_what_was_there(tmp_path, before):
+    path = tmp_path / "model.mlpackage"
+    if before == "file":
+        path.write_text("old")
+    elif before == "folder":
+        path.mkdir()
+        (path / "old").write_text("old")
+    with atomic(path) as temporary:
+        (temporary / "data").mkdir(parents=True)
+        (temporary / "data" / "weights.bin").write_bytes(b"12345")
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == [
+        "model.mlpackage",
+        "model.mlpackage/data",
+        "model.mlpackage/data/weights.bin",
+    ]
+    assert size_bytes(path) == 5
 
 
 def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path):

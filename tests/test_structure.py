@@ -22,6 +22,7 @@ LEVELS = (
             "cache",
             "cost",
             "data",
+            "device",
             "models",
             "networks",
             "plugins",
@@ -35,7 +36,20 @@ LEVELS = (
     ),
     STAGES,
     frozenset(
-        {"pipeline", "pruning", "check", "overview", "reuse", "road", "timing", "enforce", "runfolder", "workbench"}
+        {
+            "pipeline",
+            "pruning",
+            "check",
+            "checked",
+            "exporting",
+            "overview",
+            "reuse",
+            "road",
+            "timing",
+            "enforce",
+            "runfolder",
+            "workbench",
+        }
     ),
     frozenset({"cli", "console", "__main__", "__init__"}),
 )

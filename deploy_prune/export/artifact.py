@@ -2,53 +2,133 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from deploy_prune.errors import ExportError
+from deploy_prune.errors import ExportError, MissingDependencyError
 from deploy_prune.recipe import ExportPart
+from deploy_prune.shell import digest
 from deploy_prune.types import Artifact
+
+_PROGRAM: Final = "_deploy_prune_program"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """Packages that a format needs beside the core dependencies: an extra of this package, and what is imported."""
+
+    name: str
+    modules: tuple[str, ...]
+
+    def require(self) -> None:
+        """Raise MissingDependencyError, with the pip command, if one of the packages isn't installed."""
+        missing = [module for module in self.modules if find_spec(module) is None]
+        if missing:
+            message = (
+                f"This needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
+                f"pip install 'deploy-prune[{self.name}]'"
+            )
+            raise MissingDependencyError(message)
 
 
 class Format(Protocol):
-    """One file format: writes a network's artifact and runs it in the format's own runtime."""
+    """One file format: writes a network's artifact. A module of this package with these attributes.
+
+    May also have ``tolerance: Final = {precision: relative difference}`` where the runtime's arithmetic demands another
+    one than ``parity.TOLERANCE``'s.
+    """
 
     @property
     def suffix(self) -> str:
-        """The file name's end, with its dot."""
+        """The end of the artifact's path, with its dot."""
 
-    def write(self, network: nn.Module, example: Tensor, path: Path, precision: str, part: ExportPart) -> Artifact:
-        """Write the network's artifact for inputs shaped as ``example`` [B, C, H, W] to ``path``."""
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Those that ``write`` can really write, of fp32, fp16 and int8."""
 
-    def run(self, artifact: Artifact, x: Tensor) -> tuple[Tensor, ...]:
-        """All outputs of the artifact, in the network's order, for inputs [N, C, H, W]; each output is [N, ...]."""
+    @property
+    def runtime(self) -> str | None:
+        """What runs it: a file of ``device/payload``; None: it can't be run here."""
+
+    @property
+    def extra(self) -> Extra | None:
+        """What it needs to be installed; None: the core dependencies are enough."""
+
+    def write(
+        self,
+        network: nn.Module,
+        example: Tensor,
+        path: Path,
+        precision: str,
+        part: ExportPart,
+        calibration: Tensor | None = None,
+    ) -> Artifact:
+        """Write the network's artifact for inputs shaped as ``example`` [B, C, H, W] to ``path``.
+
+        The file's inputs and outputs are float32 whatever the precision.
+
+        Args:
+            network: an nn.Module, or the module of a torch.export program; its mode is put back afterwards.
+            example: fixes the input's shape.
+            path: a file or a folder; it appears under this name only when complete.
+            precision: one of ``precisions``.
+            part: how artifacts are written.
+            calibration: float32 [N, C, H, W], real inputs, normalised as in training; needed for int8.
+
+        Raises:
+            ExportError: it can't be written.
+        """
+
+
+def require(name: str, kind: Format, precision: str) -> None:
+    """Raise if the format's packages aren't there (MissingDependencyError) or it can't write the precision.
+
+    Raises:
+        MissingDependencyError: with the pip command.
+        ExportError: with the precisions that there are.
+    """
+    if precision not in kind.precisions:
+        message = f"The format {name} can't be written in {precision}; it has {', '.join(kind.precisions)}."
+        raise ExportError(message)
+    if kind.extra is not None:
+        kind.extra.require()
 
 
 def describe(
-    path: Path, *, format: str, precision: str, input_shape: Sequence[int], versions: Mapping[str, str]
+    path: Path,
+    *,
+    format: str,
+    precision: str,
+    input_shape: Sequence[int],
+    versions: Mapping[str, str],
+    layout: Literal["NCHW", "NHWC"] = "NCHW",
 ) -> Artifact:
-    """Describe a written file: its sha256 and what it was written with.
+    """Describe a written file or folder: its sha256 (see ``shell.digest``) and what it was written with.
 
     Raises:
         ExportError: there is no such file.
     """
-    if not path.is_file():
+    if not path.exists():
         message = f"There is no artifact at {path}; export it again."
         raise ExportError(message)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Artifact(
         path=path,
         format=format,
         precision=precision,
-        sha256=sha256,
+        sha256=digest(path),
         input_shape=tuple(input_shape),
         versions=dict(versions),
+        layout=layout,
     )
 
 
@@ -77,11 +157,67 @@ def _tensors(outputs: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """The network in eval mode; afterwards every module is in the mode it was in."""
+    """The network in eval mode; afterwards every module is in the mode it was in.
+
+    The module of a torch.export program is as it was exported: it has no modes.
+    """
     before = [(module, module.training) for module in network.modules()]
-    network.eval()
+    try:
+        network.eval()
+    except NotImplementedError:
+        yield
+        return
     try:
         yield
     finally:
         for module, training in before:
             module.training = training
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep converters' own warnings, which no user can act on, off the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def export_program(network: nn.Module, example: Tensor, part: ExportPart) -> ExportedProgram:
+    """The network's torch.export program, for inputs shaped as ``example`` [B, C, H, W]; B is free if the part says so.
+
+    For a module that ``as_module`` has made, the program that it was made of.
+
+    Raises:
+        ExportError: torch.export can't trace it.
+    """
+    known = vars(network).get(_PROGRAM)
+    if known is not None:
+        assert isinstance(known, ExportedProgram)
+        return known
+    shapes: Any = None
+    if part.dynamic_batch:  # a batch of 1 would be taken for a constant
+        example, shapes = torch.cat([example[:1]] * 2), ({0: torch.export.Dim("batch")},)
+    try:
+        with torch.no_grad():  # else attention with a learned bias is traced the way that has gradients
+            return torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # torch passes on whatever the network's own code raises
+        message = f"torch.export can't trace the network: {type(error).__name__}: {first_line(error)[:300]}"
+        raise ExportError(message) from error
+
+
+def as_module(program: ExportedProgram) -> nn.Module:
+    """The program as a module; ``export_program`` gives the program back."""
+    module = program.module()
+    vars(module)[_PROGRAM] = program
+    return module
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, or its type's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

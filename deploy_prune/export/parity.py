@@ -3,61 +3,160 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from deploy_prune import device
 from deploy_prune.errors import ParityError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import eval_mode, flatten
+from deploy_prune.export.noise import EightBits, agreement, snr_db
 from deploy_prune.types import Artifact
 
 TOLERANCE: Final = 1e-4
 """Largest relative difference allowed in float32. ONNX Runtime's own is about 5e-8 to 1e-6 on convolution networks."""
+TOLERANCES: Final = {"fp32": TOLERANCE, "fp16": 1e-2}
+"""Half precision has 11 significant bits, 5e-4 relative each; a format may state others."""
+MARGIN_DB: Final = 9.0
+"""An int8 artifact may have this much more noise than the network with its tensors rounded to 8 bits. Runtimes round in
+more places than the yardstick, and take ranges from other inputs: ONNX Runtime has 6 dB more on a CIFAR ResNet-20."""
+LEAST_DB: Final = 6.0
+"""With less than this, half of what the outputs tell is noise, and nothing is proven."""
+MOST_DB: Final = 36.0
+"""No more than this (less the margin) is asked for: a small network's few roundings can chance to cancel in torch."""
+LOST: Final = 0.15
+"""And so much less of the inputs may keep their largest output."""
+CHUNK: Final = 512
+"""Inputs that an artifact is given at a time."""
+
+
+class Labelled(Protocol):
+    """Examples: ``data.Examples``, or what is like them."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs [B, C, H, W] and labels [B]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
     """How far the artifact's outputs are from the network's: the largest over all inputs and outputs.
 
-    ``max_abs`` is in the output's unit, ``max_rel`` that divided by the output's largest magnitude.
+    ``max_abs`` is in the output's unit, ``max_rel`` that divided by the output's largest magnitude. In int8
+    ``tolerance`` is None and the worst output's ``snr_db`` (see ``noise``) must be ``least_db``.
     """
 
     max_abs: float
     max_rel: float
-    tolerance: float
+    tolerance: float | None
     num_inputs: int
+    snr_db: float | None = None
+    least_db: float | None = None
+    agreement: float | None = None
 
 
-def check_parity(network: nn.Module, artifact: Artifact, inputs: Tensor, tolerance: float = TOLERANCE) -> Parity:
+def check_parity(network: nn.Module, artifact: Artifact, inputs: Tensor, tolerance: float | None = None) -> Parity:
     """Compare the artifact with the network, in eval mode, on real inputs [N, C, H, W].
 
-    Per output, the difference is max|a - b| / max|a| with a the network's and b the artifact's.
+    Per output, the difference is max|a - b| / max|a| with a the network's and b the artifact's. It may be
+    ``tolerance``; default: that of the artifact's precision. In int8 noise is expected, so the artifact is held to what
+    the same network loses when torch rounds its tensors to 8 bits: signal to noise ratio, and the largest output.
 
     Raises:
-        ParityError: they differ by more than ``tolerance``, in number or shape, or are not finite; or the comparison
+        ParityError: they differ by more than is allowed, in number or shape, or are not finite; or the comparison
             would prove nothing, because an artifact that ignored its input would pass.
+        MeasurementError: the artifact has changed since it was written, or its runtime can't run it.
     """
     expected = _reference(network, inputs, artifact.input_shape[0])
-    _refuse_vacuous(expected, tolerance)
-    found = FORMATS[artifact.format].run(artifact, inputs)
+    exact = artifact.precision != "int8" or tolerance is not None
+    allowed = (tolerance or _tolerance(artifact)) if exact else None
+    _refuse_vacuous(expected, allowed or 0.0)
+    found = device.run(artifact, inputs, _runtime(artifact))
     if [a.shape for a in expected] != [b.shape for b in found]:
         message = f"{artifact.path} has outputs {_shapes(found)}, the network {_shapes(expected)}."
         raise ParityError(message)
     max_abs = max(float((a.double() - b.double()).abs().max()) for a, b in zip(expected, found, strict=True))
     max_rel = max(_relative(a, b) for a, b in zip(expected, found, strict=True))
-    if not max_rel <= tolerance:
-        message = f"{artifact.path} differs from the network by {max_rel:.2g} relative (allowed: {tolerance:g})."
+    parity = Parity(max_abs=max_abs, max_rel=max_rel, tolerance=allowed, num_inputs=len(inputs))
+    if allowed is None:
+        return _check_noise(network, artifact, inputs, expected, found, parity)
+    if not max_rel <= allowed:
+        message = f"{artifact.path} differs from the network by {max_rel:.2g} relative (allowed: {allowed:g})."
         raise ParityError(message)
-    return Parity(max_abs=max_abs, max_rel=max_rel, tolerance=tolerance, num_inputs=len(inputs))
+    return parity
+
+
+def artifact_accuracy(artifact: Artifact, examples: Labelled) -> float:
+    """Share of examples (0 to 1) whose highest output is their label, computed by the artifact in its own runtime.
+
+    Examples that don't fill a last batch are left out.
+
+    Raises:
+        MeasurementError: the artifact can't be run.
+    """
+    batch, correct, num = artifact.input_shape[0], 0, len(examples)
+    num -= num % batch
+    step = max(batch, CHUNK - CHUNK % batch)
+    for start in range(0, num, step):
+        x, y = examples.take(torch.arange(start, min(start + step, num)))
+        correct += int((device.run(artifact, x, _runtime(artifact))[0].argmax(1) == y).sum())
+    return correct / num
+
+
+def _tolerance(artifact: Artifact) -> float:
+    stated: dict[str, float] = getattr(FORMATS[artifact.format], "tolerance", {})
+    return {**TOLERANCES, **stated}[artifact.precision]
+
+
+def _check_noise(
+    network: nn.Module, artifact: Artifact, inputs: Tensor, expected: Sequence[Tensor], found: Sequence[Tensor],
+    parity: Parity,
+) -> Parity:  # fmt: skip
+    """Hold an int8 artifact to the network in 8 bits."""
+    with EightBits():  # type: ignore[no-untyped-call]
+        yardstick = _reference(network, inputs, len(inputs))
+    for a, b, c in zip(expected, found, yardstick, strict=True):
+        if len(a) < 2 or bool((a == a[:1]).all()):
+            continue  # an output that doesn't depend on the input has no signal
+        ratio, best = snr_db(a, b), snr_db(a, c)
+        least = max(LEAST_DB, min(best, MOST_DB) - MARGIN_DB)
+        same = agreement(a, b) if a.dim() == 2 and a.shape[1] > 1 else None
+        if not ratio >= least:
+            message = (
+                f"{artifact.path} differs from the network: signal over noise is {ratio:.1f} dB; int8 should have "
+                f"{least:.1f} dB (8 bits in torch: {best:.1f} dB)."
+            )
+            raise ParityError(message)
+        if same is not None and same < agreement(a, c) - LOST:
+            message = f"{artifact.path} differs: {same:.0%} of the largest outputs agree, {agreement(a, c):.0%} should."
+            raise ParityError(message)
+        if parity.snr_db is None or ratio < parity.snr_db:
+            parity = replace(parity, snr_db=ratio, least_db=least, agreement=same)
+    return parity
+
+
+def can_run(artifact: Artifact) -> bool:
+    """Whether there is a runtime here for the artifact's format; without one, nothing can be checked."""
+    return FORMATS[artifact.format].runtime is not None
+
+
+def _runtime(artifact: Artifact) -> str:
+    runtime = FORMATS[artifact.format].runtime
+    if runtime is None:
+        message = f"{artifact.path} can't be checked: nothing here runs the format {artifact.format}."
+        raise ParityError(message)
+    return runtime
 
 
 def _reference(network: nn.Module, inputs: Tensor, batch: int) -> tuple[Tensor, ...]:
     """The network's outputs on the CPU, computed in the artifact's batches."""
-    device = next((p.device for p in network.parameters()), inputs.device)
-    chunks = [inputs[start : start + batch].to(device) for start in range(0, len(inputs), batch)]
+    place = next((p.device for p in network.parameters()), inputs.device)
+    chunks = [inputs[start : start + batch].to(place) for start in range(0, len(inputs), batch)]
     with eval_mode(network), torch.no_grad():
         parts = [flatten(network(chunk)) for chunk in chunks]
     return tuple(torch.cat([y.cpu() for y in column]) for column in zip(*parts, strict=True))

@@ -56,7 +56,10 @@ def _plain(name: str) -> str:
 
 def _weighted_nodes(graph: onnx.GraphProto) -> Iterator[tuple[str, Sequence[str]]]:
     """(weight's name, the names it may go by once optimised) of every layer's node, in the file's order."""
-    weights = {entry.name for entry in graph.initializer}
+    weights = {entry.name: entry.name for entry in graph.initializer}
+    for node in graph.node:  # 8-bit weights go by their float32 name
+        if node.op_type == "DequantizeLinear" and node.input[0] in weights:
+            weights[node.output[0]] = node.input[0].removesuffix("_quantized")
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
@@ -68,4 +71,4 @@ def _weighted_nodes(graph: onnx.GraphProto) -> Iterator[tuple[str, Sequence[str]
             while len(after := readers.get(value, [])) == 1 and after[0].op_type in _ACTIVATIONS:
                 value = after[0].output[0]
                 names += [after[0].name, value]
-            yield held[0], names
+            yield weights[held[0]], names

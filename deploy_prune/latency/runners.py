@@ -2,55 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
+from deploy_prune.device import RUNNERS, RUNTIMES, SCRIPT, TIMEOUT_S, entry
 from deploy_prune.errors import CommandError, MeasurementError
-from deploy_prune.shell import run_command
 from deploy_prune.types import Artifact, Latency, Target
 
-TIMEOUT_S: Final = 600.0
 MIN_S: Final = 1.0
 """Artifacts are timed for about this long each ..."""
 MAX_RUNS: Final = 3000
 """... but not more often than this."""
-PAYLOADS: Final = {"onnxruntime": Path(__file__).parent / "payload" / "onnxruntime_bench.py"}
-
-
-class Runner(Protocol):
-    """Runs a payload on a device: a JSON object in, a JSON object out."""
-
-    def __call__(self, payload: Path, spec: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Run the payload with this spec; CommandError if it fails or outlasts ``timeout_s``."""
-
-
-def local(payload: Path, spec: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-    """Run a payload on this machine in a fresh Python process, untouched by this one's threads and memory.
-
-    Raises:
-        CommandError: it fails, outlasts ``timeout_s``, or answers with something that is not a JSON object.
-    """
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "KMP_", "PYTHON"))}
-    text = run_command([sys.executable, "-I", str(payload)], timeout_s, stdin=json.dumps(dict(spec)), env=env)
-    try:
-        answer = json.loads(text)
-    except ValueError as error:
-        message = f"{payload.name} answered with something that is not JSON: {text[:80]!r}"
-        raise CommandError(message) from error
-    if not isinstance(answer, dict):
-        message = f"{payload.name} answered with something that is not a JSON object: {text[:80]!r}"
-        raise CommandError(message)
-    return answer
-
-
-RUNNERS: Final[dict[str, Runner]] = {
-    "local": local,
-}
-"""Every way to reach a device: its name in edge_targets/*.yaml, and its function."""
 _MEASURED_ON: Final = {"local": "host"}
 
 
@@ -105,11 +67,11 @@ def profile(
 ) -> tuple[dict[str, float], ...]:
     """Per artifact, the ms that one inference spends in each node of the runtime's optimised graph.
 
-    From ONNX Runtime's profiler: whole microseconds a run, averaged over ``runs`` without the slowest tenth.
+    In ONNX Runtime: whole microseconds a run, averaged over ``runs`` without the slowest tenth.
     Nodes bear the runtime's names; ``table.by_layer`` finds their layers.
 
     Raises:
-        MeasurementError: as ``measure``.
+        MeasurementError: as ``measure``, or the runtime has no profiler.
     """
     answer = _run(target, artifacts, {"mode": "profile", "runs": runs, "warmup": warmup}, timeout_s)
     return tuple({str(name): float(ms) for name, ms in nodes.items()} for nodes in answer["nodes"])
@@ -122,18 +84,12 @@ def _run(target: Target, artifacts: Sequence[Artifact], spec: Mapping[str, Any],
     if not artifacts:
         message = "There is nothing to measure: no artifacts were given."
         raise MeasurementError(message)
-    if target.runtime not in PAYLOADS:
-        message = f"{target.name} can't be measured: its runtime '{target.runtime}' is none of {', '.join(PAYLOADS)}."
+    if target.runtime not in RUNTIMES:
+        message = f"{target.name} can't be measured: its runtime '{target.runtime}' is none of {', '.join(RUNTIMES)}."
         raise MeasurementError(message)
-    models = [str(a.path.resolve()) for a in artifacts]
-    for path in models:
-        if not Path(path).is_file():
-            message = f"There is no artifact at {path}; export it again."
-            raise MeasurementError(message)
+    models = [entry(artifact, target.runtime) for artifact in artifacts]
     try:
-        return RUNNERS[target.runner](
-            PAYLOADS[target.runtime], {**spec, "models": models, "threads": target.threads}, timeout_s
-        )
+        return RUNNERS[target.runner](SCRIPT, {**spec, "models": models, "threads": target.threads}, timeout_s)
     except CommandError as error:
         message = f"The measurement on {target.name} failed. {error}"
         raise MeasurementError(message) from error

@@ -6,17 +6,25 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from deploy_prune.errors import TargetError
+from deploy_prune.errors import TargetError, perhaps
+from deploy_prune.recipe import EXPORT_FORMATS
 from deploy_prune.types import Roofline, Target
 
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 NotNegative = Annotated[float, Field(ge=0, le=1e6)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _known_format(name: str) -> str:
+    if name not in EXPORT_FORMATS:
+        message = f"there is no format {name!r}; known: {', '.join(EXPORT_FORMATS)}.{perhaps(name, EXPORT_FORMATS)}"
+        raise ValueError(message)
+    return name
 
 
 class _Part(BaseModel):
@@ -51,7 +59,7 @@ class _Roofline(_Part):
 class _Target(_Part):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
     title: Text
-    format: Literal["onnx"]
+    format: Annotated[str, AfterValidator(_known_format)]
     precision: Literal["fp32", "fp16", "int8"]
     runtime: Text
     granularity: _Granularity
@@ -174,7 +182,8 @@ def _explain(path: Path, raw: CommentedMap, error: ValidationError) -> str:
         return f"{path}:{line}: unknown key '{key}'.{_perhaps(where[-1], known)}"
     if first["type"] == "missing":
         return f"{path}:{line}: the key '{key}' is missing."
-    return f"{path}:{line}: '{key}' is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
+    told = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
+    return f"{path}:{line}: '{key}' is {first['input']!r}: {told[0].lower()}{told[1:]}."
 
 
 def _line(raw: CommentedMap, where: list[str]) -> int:

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import onnx
@@ -13,9 +15,10 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from deploy_prune.errors import ExportError, ParityError
+from deploy_prune import device
+from deploy_prune.errors import ExportError, MeasurementError, MissingDependencyError, ParityError
 from deploy_prune.export import FORMATS
-from deploy_prune.export.artifact import describe, flatten
+from deploy_prune.export.artifact import Extra, describe, flatten, require
 from deploy_prune.export.parity import TOLERANCE, check_parity
 from deploy_prune.recipe import ExportPart
 
@@ -125,7 +128,7 @@ def test_no_paths_in_the_file(written):
 
 def test_batches_are_split_and_put_together(written):
     form, net, artifact = written
-    found = form.run(artifact, images(3))
+    found = device.run(artifact, images(3), form.runtime)
     assert [y.shape for y in found] == [torch.Size([3, 5])]
     torch.testing.assert_close(found[0], net.eval()(images(3)), rtol=1e-4, atol=1e-5)
 
@@ -142,7 +145,7 @@ def test_dynamic_batch(name, tmp_path):
 def test_several_outputs_are_all_compared(name, tmp_path):
     form, net = FORMATS[name], network(kind=Two)
     artifact = form.write(net, EXAMPLE, tmp_path / f"t{form.suffix}", "fp32", ExportPart())
-    assert [y.shape[1] for y in form.run(artifact, images(2))] == [5, 2, 3]
+    assert [y.shape[1] for y in device.run(artifact, images(2), form.runtime)] == [5, 2, 3]
     check_parity(net, artifact, images())
     net.extra.weight.data[0, 0] += 1
     with pytest.raises(ParityError, match="differs from the network"):
@@ -152,8 +155,8 @@ def test_several_outputs_are_all_compared(name, tmp_path):
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_unknown_precision_is_refused(name, tmp_path):
     form = FORMATS[name]
-    with pytest.raises(ExportError, match="fp16"):
-        form.write(network(), EXAMPLE, tmp_path / "p", "fp16", ExportPart())
+    with pytest.raises(ExportError, match="fp7"):
+        form.write(network(), EXAMPLE, tmp_path / "p", "fp7", ExportPart())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -222,13 +225,48 @@ def test_onnx_opset_is_the_one_asked_for(written, tmp_path, monkeypatch):
         FORMATS["onnx"].write(net, EXAMPLE, tmp_path / "o.onnx", "fp32", ExportPart())
 
 
-def test_onnx_runtime_cannot_load(written, tmp_path):
-    form, _, artifact = written
-    path = tmp_path / "cut.onnx"
+def test_a_truncated_file_is_refused(written):
+    _, net, artifact = written
+    path = artifact.path.with_name("cut.onnx")
     path.write_bytes(artifact.path.read_bytes()[:-200])
     cut = describe(path, format="onnx", precision="fp32", input_shape=artifact.input_shape, versions={})
-    with pytest.raises(ExportError, match="can't load"):
-        form.run(cut, images())
+    with pytest.raises(MeasurementError, match="can't be run in onnxruntime"):
+        check_parity(net, cut, images())
+
+
+def test_an_edited_file_is_refused(written, tmp_path):
+    _, net, artifact = written
+    path = tmp_path / "edited.onnx"
+    path.write_bytes(artifact.path.read_bytes() + b" ")
+    with pytest.raises(MeasurementError, match="has changed since it was written"):
+        check_parity(net, replace(artifact, path=path), images())
+
+
+def test_missing_packages_and_precisions_are_named():
+    kind = SimpleNamespace(precisions=("fp32", "fp16"), extra=Extra(name="abacus", modules=("numpy", "beads", "wires")))
+    with pytest.raises(ExportError, match="format wood can't be written in int8; it has fp32, fp16"):
+        require("wood", kind, "int8")
+    with pytest.raises(MissingDependencyError) as caught:
+        require("wood", kind, "fp16")
+    told = "This needs beads and wires, which are not installed: pip install 'deploy-prune[abacus]'"
+    assert str(caught.value) == told
+    require("wood", SimpleNamespace(precisions=("fp32",), extra=None), "fp32")
+
+
+def test_a_folder_is_described_by_all_its_files(tmp_path):
+    def folder(name, param="a", size=3):
+        place = tmp_path / name / "model"
+        (place / "deep").mkdir(parents=True)
+        (place / "model.param").write_text(param)
+        (place / "deep" / "model.bin").write_bytes(b"x" * size)
+        return describe(place, format="onnx", precision="fp32", input_shape=(1,), versions={})
+
+    one, same = folder("one"), folder("same")
+    assert one.sha256 == same.sha256
+    assert one.size_bytes == 4
+    assert len({one.sha256, folder("text", param="b").sha256, folder("size", size=2).sha256}) == 3
+    (same.path / "deep" / "model.bin").rename(same.path / "model.bin")
+    assert describe(same.path, format="onnx", precision="fp32", input_shape=(1,), versions={}).sha256 != one.sha256
 
 
 def test_onnx_over_two_gigabytes_is_refused(tmp_path):

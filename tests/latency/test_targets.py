@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from deploy_prune.device import RUNNERS, RUNTIMES
 from deploy_prune.errors import TargetError
 from deploy_prune.export import FORMATS
-from deploy_prune.latency.runners import PAYLOADS, RUNNERS
 from deploy_prune.latency.targets import list_targets, load_target, targets_folder
+from deploy_prune.recipe import EXPORT_FORMATS
 
 OWN = """\
 name: mine
@@ -45,7 +46,11 @@ def test_every_shipped_file(path):
         assert all(math.isfinite(v) and v >= 0 for v in rates)
     else:
         assert target.runner in RUNNERS
-        assert target.runtime in PAYLOADS
+        assert target.runtime in RUNTIMES
+
+
+def test_a_target_may_have_any_format_that_can_be_written():
+    assert tuple(FORMATS) == EXPORT_FORMATS
 
 
 def test_list_has_the_three_first_targets():
@@ -81,6 +86,7 @@ def test_own_file(tmp_path):
         ),
         ("{value: 4,", "{value: .nan,", 14, "'roofline.gbytes_per_s.value' is nan"),
         ("{value: 4,", "{value: -4,", 14, "greater than 0"),
+        ("format: onnx", "format: onyx", 3, "'format' is 'onyx': there is no format 'onyx'; known: onnx"),
         ("precision: fp32", "precision: fp8", 4, "'precision' is 'fp8'"),
         ("  value: 8", "  value: some", 7, "'granularity.value' is 'some'"),
         ("{value: 4, source: c}", "{value: 4}", 14, "'roofline.gbytes_per_s.source' is missing"),

@@ -1,0 +1,87 @@
+"""Devices: how they are reached, what is started there, and an artifact's outputs from its own runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from deploy_prune.device.host import local
+from deploy_prune.errors import CommandError, MeasurementError
+from deploy_prune.shell import digest
+from deploy_prune.types import Artifact
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PAYLOAD: Final = Path(__file__).parent / "payload"
+SCRIPT: Final = PAYLOAD / "device.py"
+RUNTIMES: Final = tuple(sorted(p.stem for p in PAYLOAD.glob("*.py") if p.stem not in {"device", "__init__"}))
+"""Every runtime that artifacts can be run in: the payload's files."""
+TIMEOUT_S: Final = 600.0
+
+
+class Runner(Protocol):
+    """Runs a payload on a device: a JSON object in, a JSON object out."""
+
+    def __call__(self, payload: Path, spec: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Run the payload with this spec; CommandError if it fails or outlasts ``timeout_s``."""
+
+
+RUNNERS: Final[dict[str, Runner]] = {
+    "local": local,
+}
+"""Every way to reach a device: its name in edge_targets/*.yaml, and its function."""
+
+
+def entry(artifact: Artifact, runtime: str) -> dict[str, Any]:
+    """What the payload is told of an artifact, once its content is known to be what was written.
+
+    Raises:
+        MeasurementError: there is no such runtime, no such file, or it isn't the one that was described.
+    """
+    if runtime not in RUNTIMES:
+        message = f"{artifact.path} can't be run: its runtime {runtime!r} is none of {', '.join(RUNTIMES)}."
+        raise MeasurementError(message)
+    if not artifact.path.exists():
+        message = f"There is no artifact at {artifact.path}; export it again."
+        raise MeasurementError(message)
+    if digest(artifact.path) != artifact.sha256:
+        message = f"{artifact.path} has changed since it was written (its sha256 is another); export it again."
+        raise MeasurementError(message)
+    path = str(artifact.path.resolve())
+    return {"runtime": runtime, "path": path, "layout": artifact.layout, "input_shape": list(artifact.input_shape)}
+
+
+def run(
+    artifact: Artifact,
+    x: Tensor,
+    runtime: str,
+    *,
+    runner: str = "local",
+    threads: int = 1,
+    timeout_s: float = TIMEOUT_S,
+) -> tuple[Tensor, ...]:
+    """All outputs of an artifact, in the network's order, for inputs [N, C, H, W]; each output is [N, ...].
+
+    In a process of its own: a runtime that crashes or hangs ends only that. A file with a fixed batch of B is given B
+    inputs at a time, so N must be a multiple of B.
+
+    Raises:
+        MeasurementError: the artifact isn't there or has changed, or the runtime can't load or run it in ``timeout_s``.
+    """
+    import numpy
+    import torch
+
+    model = entry(artifact, runtime)
+    with TemporaryDirectory() as folder:
+        inputs = Path(folder) / "x.npy"
+        numpy.save(inputs, (x.float() if x.is_floating_point() else x).detach().cpu().numpy())
+        spec = {"mode": "run", "models": [model], "threads": threads, "inputs": str(inputs), "outputs": folder}
+        try:
+            answer = RUNNERS[runner](SCRIPT, spec, timeout_s)
+        except CommandError as error:
+            message = f"{artifact.path} can't be run in {runtime}. {error}"
+            raise MeasurementError(message) from error
+        return tuple(torch.from_numpy(numpy.load(path)) for path in answer["outputs"][0])

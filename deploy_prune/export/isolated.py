@@ -1,0 +1,226 @@
+"""Writing artifacts in a process of its own: a converter that crashes, hangs or eats memory ends only that.
+
+One worker per process, started at first use and again after it was ended. What goes there is the network's torch.export
+program, so that a converter sees the same whether the network's own code can be imported there or not.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Any, Final
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from deploy_prune import errors
+from deploy_prune.errors import DeployPruneError, ExportError
+from deploy_prune.export import FORMATS
+from deploy_prune.export.artifact import eval_mode, export_program, first_line, quiet, require
+from deploy_prune.recipe import ExportPart
+from deploy_prune.shell import atomic
+from deploy_prune.types import Artifact
+
+START: Final = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from deploy_prune.export import worker
+worker.main()
+"""
+POLL_S: Final = 0.05
+"""How often the worker's memory is looked at."""
+LINES: Final = 5
+"""So many of the last lines on its standard error are told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a write may take."""
+
+    seconds: float
+    gigabytes: float
+
+
+class Worker:
+    """The process that writes. ``ask`` sends it one request; after an ExportError it has ended."""
+
+    def __init__(self) -> None:
+        self._folder = TemporaryDirectory(prefix="deploy-prune-")
+        self._log: IO[bytes] = (Path(self._folder.name) / "stderr").open("w+b")
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-c", START, json.dumps(sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            start_new_session=True,
+        )
+        self.owner = os.getpid()
+
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._process.poll() is None
+
+    def ask(self, request: dict[str, Any], limits: Limits) -> dict[str, Any]:
+        """Its answer to a request.
+
+        Raises:
+            ExportError: it crashed, or went over a limit; with the last lines of its standard error.
+        """
+        self._log.seek(0)
+        self._log.truncate()
+        try:
+            return self._exchange(request, limits)
+        except BaseException:
+            self.end()
+            raise
+
+    def _exchange(self, request: dict[str, Any], limits: Limits) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        until = time.monotonic() + limits.seconds
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+        while not select.select([self._process.stdout], [], [], POLL_S)[0]:
+            if time.monotonic() > until:
+                message = f"Writing took longer than {limits.seconds:g} s (export.timeout_s) and was stopped. "
+                raise ExportError(message + self._told())
+            if (used := self._gigabytes()) > limits.gigabytes:
+                message = f"Writing took {used:.2g} GB of memory, over {limits.gigabytes:g} GB (export.max_memory_gb). "
+                raise ExportError(message + self._told())
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._ended()
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _gigabytes(self) -> float:
+        """Resident memory of the worker and what it has started."""
+        try:
+            worker = psutil.Process(self._process.pid)
+            members = [worker, *worker.children(recursive=True)]
+            return float(sum(member.memory_info().rss for member in members)) / 1e9
+        except psutil.Error:  # one of them has just ended
+            return 0.0
+
+    def _ended(self) -> ExportError:
+        code = self._process.wait()
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return ExportError(f"The process that writes artifacts {how}. {self._told()}")
+
+    def _told(self) -> str:
+        self._log.seek(0)
+        lines = [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        return f"It told: {' | '.join(lines[-LINES:])}" if lines else "It told nothing."
+
+    def end(self) -> None:
+        """Stop it and everything that it started; nothing of it is left."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            with suppress(BrokenPipeError):
+                stream.close()
+        self._folder.cleanup()
+
+
+_worker: Worker | None = None
+_lock = threading.Lock()
+
+
+def write(
+    name: str,
+    network: nn.Module,
+    example: Tensor,
+    path: Path,
+    precision: str,
+    part: ExportPart,
+    calibration: Tensor | None = None,
+) -> Artifact:
+    """Write a network's artifact in the format ``name``, in the worker; arguments as for ``Format.write``.
+
+    Raises:
+        MissingDependencyError: the format's packages aren't there.
+        ExportError: it can't be written in this precision or under this name, the network can't be traced, or the
+            format fails, crashes or takes longer than ``part.timeout_s`` or more memory than ``part.max_memory_gb``.
+    """
+    kind = FORMATS[name]
+    require(name, kind, precision)
+    if not path.name.endswith(kind.suffix):
+        message = f"A file of the format {name} ends in {kind.suffix}; {path} doesn't, and runtimes go by that."
+        raise ExportError(message)
+    with TemporaryDirectory(prefix="deploy-prune-") as scratch, atomic(path) as temporary:
+        request = {
+            "module": kind.__name__,  # type: ignore[attr-defined]
+            "path": str(temporary.resolve()), "precision": precision, "part": part.model_dump(),
+            **_pack(Path(scratch), network, example, calibration, part),
+        }  # fmt: skip
+        answer = _ask(request, Limits(seconds=part.timeout_s, gigabytes=part.max_memory_gb))
+        if "error" in answer:
+            kind_of_error: type[DeployPruneError] = getattr(errors, answer["error"], ExportError)
+            raise kind_of_error(answer["message"].replace(str(temporary.resolve()), str(path)))
+        told = answer["artifact"]
+        artifact = Artifact(**{**told, "path": temporary, "input_shape": tuple(told["input_shape"])})
+    return replace(artifact, path=path)
+
+
+def _ask(request: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    global _worker  # noqa: PLW0603
+    with _lock:
+        if _worker is not None and _worker.owner == os.getpid() and not _worker.alive():
+            _worker.end()
+            _worker = None
+        if _worker is None or _worker.owner != os.getpid():
+            _worker = Worker()
+        return _worker.ask(request, limits)
+
+
+@atexit.register
+def stop() -> None:
+    """End the worker, if there is one; the next write starts another."""
+    global _worker  # noqa: PLW0603
+    with _lock:
+        if _worker is not None and _worker.owner == os.getpid():
+            _worker.end()
+        _worker = None
+
+
+def _pack(
+    scratch: Path, network: nn.Module, example: Tensor, calibration: Tensor | None, part: ExportPart
+) -> dict[str, str | None]:
+    """The program and its inputs as files."""
+    example = example.detach().cpu()
+    if any(t.device.type != "cpu" for t in (*network.parameters(), *network.buffers())):
+        network = copy.deepcopy(network).cpu()
+    with eval_mode(network), quiet():
+        program = export_program(network, example, part)
+        _save(program, scratch / "network.pt2")
+    tensors = {"example": example, "calibration": calibration}
+    torch.save({k: v if v is None else v.detach().cpu() for k, v in tensors.items()}, scratch / "tensors.pt")
+    return {"program": str(scratch / "network.pt2"), "tensors": str(scratch / "tensors.pt")}
+
+
+def _save(program: ExportedProgram, path: Path) -> None:
+    try:
+        torch.export.save(program, path)
+    except Exception as error:  # torch raises many kinds
+        message = f"torch.export can't save the network's program: {first_line(error)}"
+        raise ExportError(message) from error

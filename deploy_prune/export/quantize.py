@@ -1,0 +1,140 @@
+"""ONNX files in 8-bit integers and in half precision, made from the float32 file.
+
+int8 is static quantisation in QDQ form: every tensor x that is quantised is replaced by
+
+    s * (clamp(round(x / s) + z, lowest, highest) - z),        s > 0, z an 8-bit integer
+
+weights with z = 0, from -127 to 127 and an s per output channel; activations with one s and z per tensor, from their
+smallest and largest value over the calibration inputs (Jacob et al., arXiv 1712.05877). Biases are 32-bit integers with
+s = s_weight * s_x.
+
+Activations are unsigned (0 to 255) for CPUs: x86's VNNI multiplies unsigned by signed bytes, ONNX Runtime computes
+signed ones there by changing them to unsigned first, and where a tensor has two readers (every residual block) it
+doesn't, and goes back to float32. A range that begins at 0 also takes in the ReLU before it. TensorRT takes only signed
+activations with z = 0: for it there is ``symmetric``, slower on a CPU than float32 often is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import numpy
+import onnx
+from torch import Tensor
+
+from deploy_prune.errors import ExportError
+
+PRECISIONS: Final = ("fp32", "fp16", "int8")
+OPERATORS: Final = (
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool",
+    "Concat", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten",
+)  # fmt: skip
+"""What is computed on integers, or passes them on. Products of activations and softmax stay in float32: they are a
+small part of the time, and lose most in 8 bits."""
+
+
+def in_precision(
+    model: onnx.ModelProto, precision: str, calibration: Tensor | None, *, symmetric: bool = False
+) -> onnx.ModelProto:
+    """The float32 model in fp32, fp16 or int8; ``calibration`` and ``symmetric`` as for ``int8``.
+
+    Raises:
+        ExportError: int8 without calibration inputs.
+    """
+    if precision == "int8":
+        return int8(model, calibration, symmetric=symmetric)
+    return fp16(model) if precision == "fp16" else model
+
+
+def int8(model: onnx.ModelProto, calibration: Tensor | None, *, symmetric: bool = False) -> onnx.ModelProto:
+    """The model with 8-bit weights and activations; its inputs and outputs stay float32.
+
+    Args:
+        model: float32, batch norms folded into the convolutions.
+        calibration: float32 [N, C, H, W], real inputs; those that don't fill a batch of the file are left out.
+        symmetric: signed activations with z = 0, as TensorRT wants them.
+
+    Raises:
+        ExportError: there are no calibration inputs, or fewer than a batch.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    batches = list(_batches(model, calibration))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        quantize_static(
+            onnx.shape_inference.infer_shapes(model),
+            path,
+            _Reader(batches),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(OPERATORS),
+            per_channel=True,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
+        )
+        made: onnx.ModelProto = onnx.load(path)
+    return made
+
+
+def fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with half-precision weights and arithmetic, its inputs and outputs cast from and to float32.
+
+    Weights below 2**-24 in magnitude become that, those over 65504 that: half precision's ends.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    made: onnx.ModelProto = convert_float_to_float16(copied, keep_io_types=True)
+    _sort(made.graph)
+    return made
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Put the nodes in an order in which every input is there when it is read (the converter appends its casts)."""
+    nodes = list(graph.node)
+    maker = {name: index for index, node in enumerate(nodes) for name in node.output}
+    needs = {i: {maker[name] for name in _read(node) if name in maker} for i, node in enumerate(nodes)}
+    ordered = [nodes[i] for i in TopologicalSorter(needs).static_order()]
+    graph.ClearField("node")
+    graph.node.extend(ordered)
+
+
+def _read(node: onnx.NodeProto) -> set[str]:
+    """What a node reads, its subgraphs included."""
+    inner = {name for a in node.attribute if a.HasField("g") for n in a.g.node for name in _read(n)}
+    return {*node.input} | inner
+
+
+def _batches(model: onnx.ModelProto, calibration: Tensor | None) -> Iterator[dict[str, Any]]:
+    """What a calibration run is fed, one after the other.
+
+    Raises:
+        ExportError: there isn't one.
+    """
+    entry = model.graph.input[0]
+    size = entry.type.tensor_type.shape.dim[0].dim_value or 1
+    number = 0 if calibration is None else len(calibration) // size
+    if calibration is None or number == 0:
+        message = f"int8 needs calibration inputs, real ones, at least {size}; there are "
+        raise ExportError(message + ("none." if calibration is None else f"{len(calibration)}."))
+    x = calibration.detach().float().cpu().numpy()
+    for start in range(0, number * size, size):
+        yield {entry.name: numpy.ascontiguousarray(x[start : start + size])}
+
+
+class _Reader:
+    """Calibration inputs, as ONNX Runtime asks for them."""
+
+    def __init__(self, batches: list[dict[str, Any]]) -> None:
+        self._left = iter(batches)
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next, or None."""
+        return next(self._left, None)

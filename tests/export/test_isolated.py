@@ -1,0 +1,144 @@
+"""A converter's faults end the worker, never this process; the next write works again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import planted_format
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from deploy_prune.errors import BudgetError, ExportError, MissingDependencyError
+from deploy_prune.export import FORMATS, isolated
+from deploy_prune.export.artifact import Extra
+from deploy_prune.export.parity import check_parity
+from deploy_prune.recipe import ExportPart
+
+EXAMPLE = torch.ones(1, 3, 8, 8)
+PART = ExportPart(timeout_s=20, max_memory_gb=4)
+
+
+@pytest.fixture(autouse=True)
+def _planted(monkeypatch):
+    monkeypatch.setitem(FORMATS, "planted", planted_format)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 5))
+
+
+def write(path, precision="fp32", part=PART, calibration=None):
+    return isolated.write("planted", network().eval(), EXAMPLE, path, precision, part, calibration)
+
+
+def worker_of(path):
+    return int(path.read_text().split()[2])
+
+
+def test_one_worker_writes_all(tmp_path):
+    one, two = write(tmp_path / "a.txt"), write(tmp_path / "b.txt")
+    total, opset, pid = one.path.read_text().split()
+    with torch.no_grad():
+        assert float(total) == pytest.approx(float(network().eval()(EXAMPLE).sum()), abs=1e-4)
+    assert opset == "18"
+    assert int(pid) != os.getpid()
+    assert worker_of(two.path) == int(pid)
+    assert one.path == tmp_path / "a.txt"
+    assert (one.input_shape, one.versions, one.precision) == ((1, 3, 8, 8), {"planted": "1"}, "fp32")
+    assert one.sha256 == two.sha256
+
+
+def test_calibration_gets_there(tmp_path):
+    x = torch.randn(4, 3, 8, 8)
+    artifact = write(tmp_path / "a.txt", calibration=x[:1])
+    with torch.no_grad():
+        assert float(artifact.path.read_text().split()[0]) == pytest.approx(
+            float(network().eval()(x[:1]).sum()), abs=1e-4
+        )
+
+
+def test_what_a_converter_prints_is_not_seen(tmp_path, capfd):
+    write(tmp_path / "a.txt", "chatter")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("precision", "part", "words"),
+    [
+        ("crash", PART, "was ended by SIGSEGV. It told: about to fall"),
+        ("half", PART, "was ended by SIGSEGV. It told nothing."),
+        ("hang", PART.model_copy(update={"timeout_s": 0.7}), r"longer than 0.7 s \(export.timeout_s\).*still going"),
+        ("eat", PART.model_copy(update={"max_memory_gb": 1.5}), r"GB of memory, over 1.5 GB \(export.max_memory_gb\)"),
+        ("exit", PART, "ended with exit code 3. It told: one | two | three"),
+    ],
+)
+def test_a_fault_is_one_error_and_the_next_write_works(tmp_path, precision, part, words):
+    before = worker_of(write(tmp_path / "before.txt").path)
+    with pytest.raises(ExportError, match=words) as caught:
+        write(tmp_path / "fault.txt", precision, part)
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["before.txt"], "nothing half-written is left"
+    assert not psutil.pid_exists(before)
+    assert worker_of(write(tmp_path / "after.txt").path) != before
+
+
+def test_errors_come_back_as_they_are_and_the_worker_stays(tmp_path):
+    before = worker_of(write(tmp_path / "before.txt").path)
+    with pytest.raises(BudgetError, match="^The limit is missed.$"):
+        write(tmp_path / "a.txt", "named")
+    with pytest.raises(ExportError, match="planted_format file can't be written: KeyError: .*no such thing"):
+        write(tmp_path / "a.txt", "raise")
+    assert worker_of(write(tmp_path / "after.txt").path) == before
+
+
+def test_a_worker_that_was_killed_is_replaced(tmp_path):
+    os.kill(worker_of(write(tmp_path / "a.txt").path), signal.SIGKILL)
+    time.sleep(0.2)
+    write(tmp_path / "b.txt")
+
+
+def test_what_can_not_be_traced_is_one_sentence(tmp_path):
+    class Bad(nn.Module):
+        def forward(self, x):
+            return x.sum() if x.sum() > 0 else x
+
+    with pytest.raises(ExportError, match="torch.export can't trace the network") as caught:
+        isolated.write("onnx", Bad(), EXAMPLE, tmp_path / "a.onnx", "fp32", PART)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_missing_is_named_before_any_work(tmp_path, monkeypatch):
+    extra = Extra(name="abacus", modules=("beads",))
+    monkeypatch.setitem(FORMATS, "abacus", SimpleNamespace(precisions=("fp32",), extra=extra))
+    with pytest.raises(MissingDependencyError, match=r"pip install 'deploy-prune\[abacus\]'"):
+        isolated.write("abacus", network(), EXAMPLE, tmp_path / "a", "fp32", PART)
+    with pytest.raises(ExportError, match="can't be written in int8; it has fp32"):
+        isolated.write("abacus", network(), EXAMPLE, tmp_path / "a", "int8", PART)
+
+
+@pytest.mark.parametrize("dynamic_batch", [False, True])
+def test_the_same_file_as_without_a_worker(tmp_path, dynamic_batch):
+    net, part = network().train(), PART.model_copy(update={"dynamic_batch": dynamic_batch})
+    alone = FORMATS["onnx"].write(net, EXAMPLE, tmp_path / "alone.onnx", "fp32", part)
+    artifact = isolated.write("onnx", net, EXAMPLE, tmp_path / "a.onnx", "fp32", part)
+    assert net.training
+    assert artifact.sha256 == alone.sha256
+    check_parity(net, artifact, torch.randn(4, 3, 8, 8))
+
+
+def test_the_worker_ends_with_the_process(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; import test_isolated as t; from deploy_prune.export import FORMATS\n"
+        "FORMATS['planted'] = t.planted_format; t.write(Path(sys.argv[1]))"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")], check=True, env=env, timeout=120)
+    assert not psutil.pid_exists(worker_of(tmp_path / "a.txt"))
