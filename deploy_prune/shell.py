@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import rmtree
 from tempfile import mkdtemp
 
 from deploy_prune.errors import CommandError
@@ -24,13 +25,14 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = folder / path.name
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        if not temporary.is_dir():
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+        elif path.is_dir():
+            path.replace(folder / "old")
         temporary.replace(path)
     finally:
-        for left in folder.iterdir():
-            left.unlink()
-        folder.rmdir()
+        rmtree(folder)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -37,11 +37,14 @@ def describe(
     Raises:
         ExportError: there is no such file.
     """
-    if not path.is_file():
+    if not path.exists():
         message = f"There is no artifact at {path}; export it again."
         raise ExportError(message)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if path.is_dir():
+        sha256 = hashlib.sha256(b"".join(entry.read_bytes() for entry in sorted(path.iterdir()))).hexdigest()
+    else:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Artifact(
         path=path,
         format=format,

@@ -24,12 +24,15 @@ from deploy_prune.shell import atomic
 from deploy_prune.types import Artifact
 
 suffix = ".onnx"
+precisions = ("fp32",)
 MAX_BYTES: Final = 2**31 - 1
 """A protobuf message can't be longer (protobuf.dev, "Proto Limits")."""
 _REMOVED: Final = ("doc_string", "metadata_props")
 
 
-def write(network: nn.Module, example: Tensor, path: Path, precision: str, part: ExportPart) -> Artifact:
+def write(
+    network: nn.Module, example: Tensor, path: Path, precision: str, part: ExportPart, calibration: Tensor | None = None
+) -> Artifact:
     """Export the network, in eval mode, to one ONNX file with its weights inside.
 
     Args:
@@ -39,6 +42,7 @@ def write(network: nn.Module, example: Tensor, path: Path, precision: str, part:
         path: the file; it appears under this name only when complete.
         precision: "fp32" is the only one that this format writes.
         part: the opset, and whether the batch size stays open.
+        calibration: not used for fp32.
 
     Raises:
         ExportError: another precision, over 2 GB, torch can't export it, or the exporter left another opset.
