@@ -29,7 +29,8 @@ def make_symmetric(model: onnx.ModelProto) -> None:
     """Rewrite the model in place; a model that is already as TensorRT wants it keeps its numbers.
 
     - Activations with a zero point get a symmetric scale that covers the same range: 127 steps from 0 to its farther
-      end. A range that lies on one side of 0 so loses one of its 8 bits, which TensorRT can't spare it.
+      end. A range that lies on one side of 0 so loses one of its 8 bits, which TensorRT can't spare it. What the range
+      cut off is cut off by a ReLU or Clip, since quantisers leave those out of the file where the range does the same.
     - Weights become float32 followed by QuantizeLinear and DequantizeLinear: their int8 values stay the same, unless
       they had zero points.
     - Biases, quantised in int32, become the float32 numbers that they stand for.
@@ -68,9 +69,31 @@ class _Rewrite:
         elif node.op_type == _DEQUANTIZE and node.input[0] in self.constants:
             yield from self.constant(node)
         else:
-            scale = _symmetric(self.value(node.input[1]), self.zero(node))
-            self.set_scale(node, scale, prefix="_".join(node.input[1:]))
+            scale, zero = self.value(node.input[1]), self.zero(node)
+            if node.op_type == _QUANTIZE:
+                yield from self.clip(node, scale, zero)
+            self.set_scale(node, _symmetric(scale, zero), prefix="_".join(node.input[1:]))
             yield node
+
+    def clip(self, node: onnx.NodeProto, scale: Array, zero: Array) -> Iterator[onnx.NodeProto]:
+        """What the zero point did besides: a range that ends at 0 is a ReLU, and quantisers leave that node out."""
+        if _is_symmetric(zero):
+            return
+        if scale.size != 1:
+            message = f"TensorRT quantises activations with one scale each, and {node.input[0]} has {scale.size}."
+            raise ExportError(message)
+        low, high = (end.astype("float32").reshape(()) for end in _ends(scale, zero))
+        if abs(low + high) <= 1.01 * scale:
+            return
+        names = [node.input[0], f"{node.output[0]}_lowest", f"{node.output[0]}_highest"]
+        made = f"{node.output[0]}_clipped"
+        if low == 0:
+            yield onnx.helper.make_node("Relu", names[:1], [made])
+        else:
+            yield onnx.helper.make_node("Clip", names, [made])
+            self.add(names[1], low)
+            self.add(names[2], high)
+        node.input[0] = made
 
     def constant(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         """A weight or bias that is stored quantised."""
@@ -81,7 +104,7 @@ class _Rewrite:
         if quantised.dtype == numpy.int32:
             self.add(node.output[0], real.astype("float32"))
             return
-        if quantised.dtype != numpy.int8 or zero.any():
+        if not _is_symmetric(zero):
             scale = _scale_of(real, scale, axis)
         quantize = onnx.helper.make_node(
             _QUANTIZE, [f"{node.output[0]}_float", "", ""], [f"{node.output[0]}_int8"], axis=axis
@@ -125,10 +148,20 @@ class _Rewrite:
 
 def _symmetric(scale: Array, zero: Array) -> Array:
     """The scale [or scales] at zero point 0 that covers what scale and zero point did; the same if it was so before."""
-    if zero.dtype == numpy.int8 and not zero.any():
+    if _is_symmetric(zero):
         return scale
-    low, high = (end - zero.astype("float64") for end in _RANGES[zero.dtype])
-    return numpy.asarray(scale * numpy.maximum(abs(low), abs(high)) / MAX_INT8)
+    low, high = _ends(scale, zero)
+    return numpy.maximum(abs(low), abs(high)) / MAX_INT8
+
+
+def _is_symmetric(zero: Array) -> bool:
+    return zero.dtype == numpy.int8 and not zero.any()
+
+
+def _ends(scale: Array, zero: Array) -> tuple[Array, Array]:
+    """The lowest and highest number that can be represented."""
+    low, high = ((end - zero.astype("float64")) * scale for end in _RANGES[zero.dtype])
+    return numpy.asarray(low), numpy.asarray(high)
 
 
 def _scale_of(real: Array, like: Array, axis: int) -> Array:

@@ -1,9 +1,12 @@
-"""TensorRT: the folder; its engine, built and run with stand-ins for three versions, and for real where there is a GPU."""
+"""TensorRT: the folder, and its engine: with stand-ins for three versions, and on a GPU where there is one."""
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import fake_tensorrt
@@ -22,7 +25,7 @@ from deploy_prune.errors import ExportError
 from deploy_prune.export import _tensorrt_build, tensorrt
 from deploy_prune.export import onnx as onnx_format
 from deploy_prune.export._tensorrt_qdq import make_symmetric
-from deploy_prune.export.artifact import flatten
+from deploy_prune.export.artifact import describe, flatten
 from deploy_prune.recipe import ExportPart
 
 PAYLOAD = Path(deploy_prune.__file__).parent / "device" / "payload"
@@ -71,7 +74,7 @@ def images(count: int = 2) -> Tensor:
 
 class Reader(CalibrationDataReader):
     def __init__(self, name: str, x: Tensor) -> None:
-        self._left = iter([{name: x.numpy()}])
+        self._left = iter([{name: batch.numpy()} for batch in x.split(2)])
 
     def get_next(self):
         return next(self._left, None)
@@ -82,6 +85,31 @@ def quantise(source: Path, target: Path, x: Tensor, activations: QuantType = Qua
     name = onnx.load(source).graph.input[0].name
     options = {"quant_format": QuantFormat.QDQ, "activation_type": activations, "per_channel": True}
     quantize_static(source, target, Reader(name, x), weight_type=QuantType.QInt8, **options)
+
+
+REAL_WRITE = onnx_format.write
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    return tmp_path_factory.mktemp("written")
+
+
+@pytest.fixture(autouse=True)
+def _each_network_is_exported_once(written, monkeypatch):
+    """The ONNX format's ``write`` takes seconds, and the tests are about what follows."""
+
+    def write(network, example, path, precision, part, calibration=None):
+        weights = b"".join(t.numpy().tobytes() for t in network.state_dict().values())
+        data = None if calibration is None else calibration.numpy().tobytes()
+        key = (type(network).__name__, tuple(example.shape), precision, part.dynamic_batch, weights, data)
+        kept = written / hashlib.sha256(repr(key).encode()).hexdigest()
+        if not kept.exists():
+            REAL_WRITE(network, example, kept, precision, part, calibration)
+        shutil.copyfile(kept, path)
+        return describe(path, format="onnx", precision=precision, input_shape=example.shape, versions={"opset": "18"})
+
+    monkeypatch.setattr(onnx_format, "write", write)
 
 
 @pytest.fixture
@@ -197,7 +225,8 @@ def test_the_folder_without_tensorrt(nothing_here, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.tensorrt"]
 
 
-def test_the_same_weights_give_the_same_folder(nothing_here, tmp_path):
+def test_the_same_weights_give_the_same_folder(nothing_here, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_format, "write", REAL_WRITE)
     one, two = (tensorrt.write(network(), EXAMPLE, tmp_path / n, "fp32", ExportPart()).sha256 for n in "ab")
     other = network()
     other.head.bias.data[0] += 1
@@ -316,10 +345,8 @@ def test_what_tensorrt_says_is_in_the_error(machine, each_precision, monkeypatch
     assert not (tmp_path / "m").exists()
 
 
-def test_a_build_that_fails(machine, each_precision, monkeypatch, tmp_path):
-    monkeypatch.setattr(onnx_format, "write", onnx_format.write)
-    calls = []
-    trt = fake_tensorrt.make("10.3.0", lambda *call: calls.append(call))
+def test_a_build_that_fails(machine, each_precision, tmp_path):
+    trt = fake_tensorrt.make("10.3.0", lambda *call: None)
     tensorrt.write(network(), EXAMPLE, tmp_path / "m", "fp16", ExportPart())
     spec = {"onnx": str(tmp_path / "m" / "model.onnx"), "engine": str(tmp_path / "e"), "precision": "fp32"}
     spec |= {"workspace_bytes": 1, "max_batch": None, "timing_caches": None}
@@ -400,7 +427,7 @@ def files(tmp_path_factory):
     onnx_format.write(network(), EXAMPLE, path, "fp32", ExportPart())
     found = {"fp32": onnx.load(path)}
     for kind in (QuantType.QUInt8, QuantType.QInt8):
-        quantise(path, folder / f"{kind}.onnx", images(8)[:2], kind)
+        quantise(path, folder / f"{kind}.onnx", images(8), kind)
         found[str(kind)] = onnx.load(folder / f"{kind}.onnx")
     return found
 
@@ -488,3 +515,33 @@ def test_a_real_engine(real_gpu, tmp_path, precision, part):
     assert artifact.versions["engine"].startswith("TensorRT ")
     for batch, found in zip([images(), images() + 1], outputs_of(artifact.path, images(), images() + 1), strict=True):
         assert far(net, batch, found) < {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.1}[precision]
+
+
+LOADED = """
+import importlib.util, os, resource, subprocess, sys, time
+spec = importlib.util.spec_from_file_location("build", sys.argv[1])
+build = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build)
+"""
+
+
+def test_the_builds_process_lifts_a_limit_on_addresses():
+    code = "_, hard = resource.getrlimit(resource.RLIMIT_AS); resource.setrlimit(resource.RLIMIT_AS, (2**40, hard));"
+    code += "build._lift_memory_limit(); print(resource.getrlimit(resource.RLIMIT_AS) == (hard, hard))"
+    args = [sys.executable, "-c", LOADED + code, _tensorrt_build.__file__]
+    assert subprocess.run(args, capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_the_builds_process_ends_with_the_one_that_started_it():
+    child = LOADED + "build._die_with_the_parent(); print(os.getpid(), flush=True); time.sleep(120)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}, sys.argv[1]])"
+    args = [sys.executable, "-c", parent, _tensorrt_build.__file__]
+    with subprocess.Popen(args, stdout=subprocess.PIPE, text=True) as started:
+        stat = Path(f"/proc/{int(started.stdout.readline())}/stat")
+        assert stat.exists()
+        started.kill()
+    until = time.monotonic() + 20
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < until, "the build goes on without the export"
+        time.sleep(0.05)
