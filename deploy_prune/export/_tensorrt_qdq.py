@@ -151,7 +151,7 @@ def _symmetric(scale: Array, zero: Array) -> Array:
     if _is_symmetric(zero):
         return scale
     low, high = _ends(scale, zero)
-    return numpy.maximum(abs(low), abs(high)) / MAX_INT8
+    return numpy.asarray(numpy.maximum(abs(low), abs(high)) / MAX_INT8)
 
 
 def _is_symmetric(zero: Array) -> bool:

@@ -86,7 +86,7 @@ class Buffer:
         cuda.call("cuMemAlloc_v2", ctypes.byref(self.device), max(self.nbytes, 1))
         cuda.call("cuMemAllocHost_v2", ctypes.byref(self._host), max(self.nbytes, 1))
         memory = (ctypes.c_byte * self.nbytes).from_address(int(self._host.value or 0))
-        self.array: numpy.ndarray[Any, Any] = numpy.ndarray(shape, dtype, buffer=memory)
+        self.array: numpy.ndarray[Any, Any] = numpy.ndarray(shape, dtype, buffer=memoryview(memory))
 
     def to_device(self) -> None:
         """Start to copy the array to the GPU."""
