@@ -196,6 +196,7 @@ class Artifact:
     sha256: str
     input_shape: tuple[int, ...]
     versions: Mapping[str, str]
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
 
     @property
     def size_bytes(self) -> int:

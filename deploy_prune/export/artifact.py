@@ -5,14 +5,35 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from deploy_prune.errors import ExportError
+from deploy_prune.errors import ExportError, MissingDependencyError
 from deploy_prune.recipe import ExportPart
 from deploy_prune.types import Artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """An optional part of the installation: its name in pyproject.toml, and the packages that it brings."""
+
+    name: str
+    modules: tuple[str, ...]
+
+    def require(self) -> None:
+        """Do nothing if all of it is installed.
+
+        Raises:
+            MissingDependencyError: a package is not installed; the message has the pip command.
+        """
+        missing = [module for module in self.modules if find_spec(module) is None]
+        if missing:
+            message = f"The package {missing[0]} is not installed: run `pip install 'deploy-prune[{self.name}]'`."
+            raise MissingDependencyError(message)
 
 
 class Format(Protocol):
@@ -30,7 +51,13 @@ class Format(Protocol):
 
 
 def describe(
-    path: Path, *, format: str, precision: str, input_shape: Sequence[int], versions: Mapping[str, str]
+    path: Path,
+    *,
+    format: str,
+    precision: str,
+    input_shape: Sequence[int],
+    versions: Mapping[str, str],
+    layout: Literal["NCHW", "NHWC"] = "NCHW",
 ) -> Artifact:
     """Describe a written file: its sha256 and what it was written with.
 
@@ -49,6 +76,7 @@ def describe(
         sha256=sha256,
         input_shape=tuple(input_shape),
         versions=dict(versions),
+        layout=layout,
     )
 
 
@@ -79,7 +107,8 @@ def _tensors(outputs: Any) -> Iterator[Tensor]:
 def eval_mode(network: nn.Module) -> Iterator[None]:
     """The network in eval mode; afterwards every module is in the mode it was in."""
     before = [(module, module.training) for module in network.modules()]
-    network.eval()
+    for module in network.modules():  # not network.eval(): the module of an exported program refuses it
+        module.training = False
     try:
         yield
     finally:
