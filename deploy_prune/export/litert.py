@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +30,10 @@ precisions: Final = ("fp32", "fp16", "int8")
 runtime: Final = "litert_runtime"
 extra: Final = Extra(name="litert", modules=("litert_torch", "ai_edge_litert", "ai_edge_quantizer"))
 _PACKAGES: Final = ("torch", "litert-torch", "ai-edge-litert", "ai-edge-quantizer")
+_FLOAT_ONLY: Final = frozenset({"GELU", "HARD_SWISH", "RSQRT", "SOFTMAX", "SQUARED_DIFFERENCE", "SQRT", "DIV"})
+"""No int8 kernel in LiteRT's XNNPACK delegate (ai.google.dev/edge/litert, "XNNPACK backend", quantized operators)."""
+_CHEAP: Final = frozenset({"ADD", "MEAN", "MUL", "RESHAPE", "SUB", "SUM", "TRANSPOSE"})
+"""Their time is that of reading and writing, wherever they run."""
 _SIGNATURE, _INPUT = "serving_default", "args_0"  # litert-torch's names
 
 
@@ -115,22 +121,74 @@ def _halve(content: bytes) -> bytes:
 
 def _quantize(content: bytes, calibration: Tensor, batch: int) -> bytes:
     """The file in int8: ranges of activations from the calibration inputs; the input and outputs stay float32."""
+    from ai_edge_quantizer.calibrator import Calibrator
     from ai_edge_quantizer.quantizer import AlgorithmName, Quantizer, qtyping
+    from ai_edge_quantizer.recipe_manager import RecipeManager
+    from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
     operations = qtyping.TFLOperationName
     quantizer = Quantizer(content)
     quantizer.add_static_config(".*", operations.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
     for kept in (operations.INPUT, operations.OUTPUT):
         quantizer.update_quantization_recipe(".*", kept, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    for scope, name in kept_in_float(content):
+        quantizer.update_quantization_recipe(
+            f"^{re.escape(scope)}$", operations(name), algorithm_key=AlgorithmName.NO_QUANTIZE
+        )
+    recipe = RecipeManager()
+    recipe.load_quantization_recipe(quantizer.get_quantization_recipe())
     inputs_BHWC = calibration.detach().cpu().float().permute(0, 2, 3, 1).contiguous().numpy()
     starts = range(0, len(inputs_BHWC) - batch + 1, batch)
-    batches = [{_INPUT: inputs_BHWC[start : start + batch]} for start in starts]
     try:
-        ranges = quantizer.calibrate({_SIGNATURE: batches}, num_threads=1)
+        with redirect_stderr(StringIO()):  # a progress bar
+            # Not the default, a moving average of each batch's extremes: it cuts off what only some inputs reach.
+            calibrator = Calibrator(content, num_threads=1, qsv_update_func=min_max_update)
+            calibrator.calibrate({_SIGNATURE: [{_INPUT: inputs_BHWC[i : i + batch]} for i in starts]}, recipe)
     except Exception as error:  # as above
         message = f"ai-edge-quantizer can't calibrate the network: {_first_line(error)}"
         raise ExportError(message) from error
-    return _quantized(quantizer, ranges)
+    return _quantized(quantizer, calibrator.get_model_qsvs())
+
+
+def kept_in_float(content: bytes) -> list[tuple[str, str]]:
+    """Operations of a float file that int8 makes slower and less exact: (scope, operation) of each, in file order.
+
+    They are those without an int8 kernel in XNNPACK, which would run alone in LiteRT's slow reference kernels, and the
+    cheap ones between them, so that a norm is computed in float as a whole: its variance doesn't fit in 8 bits.
+    A cheap operation is between if all that it reads, or all that reads it, is kept in float.
+    """
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils as flatbuffer
+
+    model = flatbuffer.read_model(content)
+    kept: list[tuple[str, str]] = []
+    for graph in model.subgraphs:
+        names = [flatbuffer.TFL_OP_CODE_TO_NAME.get(model.operatorCodes[op.opcodeIndex].builtinCode) for op in graph.operators]
+        texts = ["" if name is None else str(name.value) for name in names]
+        maker = {int(t): i for i, op in enumerate(graph.operators) for t in op.outputs}
+        reads = [[maker[int(t)] for t in op.inputs if int(t) in maker] for op in graph.operators]
+        chosen = in_float(texts, reads)
+        kept += [(flatbuffer.get_op_scope(graph.operators[i], graph.tensors), texts[i]) for i in chosen]
+    return kept
+
+
+def in_float(names: Sequence[str], reads: Sequence[Sequence[int]]) -> list[int]:
+    """Which operations stay in float, given each one's name and the operations whose results it reads."""
+    read_by: list[list[int]] = [[] for _ in names]
+    for index, sources in enumerate(reads):
+        for source in sources:
+            read_by[source].append(index)
+    chosen = {i for i, name in enumerate(names) if name in _FLOAT_ONLY}
+    chosen |= {reader for i in chosen if names[i] == "RSQRT" for reader in read_by[i] if names[reader] in _CHEAP}
+    grown = True
+    while grown:
+        between = {
+            i
+            for i, name in enumerate(names)
+            if name in _CHEAP and any(side and chosen.issuperset(side) for side in (reads[i], read_by[i]))
+        }
+        grown = not between <= chosen
+        chosen |= between
+    return sorted(chosen)
 
 
 def _quantized(quantizer: Any, ranges: Any) -> bytes:
