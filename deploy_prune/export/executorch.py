@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -69,6 +70,7 @@ def write(
     """
     extra.require()
     _refuse(precision, part, example, calibration)
+    example = torch.zeros_like(example, dtype=torch.float32, memory_format=torch.contiguous_format)
     with eval_mode(network), _quiet(), torch.no_grad():
         try:
             program = _export(network, example, precision)
@@ -92,11 +94,24 @@ def write(
 
 def _export(network: nn.Module, example: Tensor, precision: str) -> Any:
     """The program to lower; in fp16 that of a half copy, the network itself is left alone."""
-    example = example.detach().float()
-    program = _traced(_Wrapped(network, torch.float32), example)
+    program = _traced(_Wrapped(_plain(network), torch.float32), example)
     if precision != "fp16":
         return program
     return _traced(_Wrapped(_halved(program.module(check_guards=False)), torch.float16), example)
+
+
+def _plain(network: nn.Module) -> nn.Module:
+    """The network, or a copy of it, with all tensors' dimensions in memory in their own order.
+
+    ExecuTorch's portable kernels refuse what is traced from tensors in channels-last order
+    (github.com/pytorch/executorch/issues/7444).
+    """
+    if all(t.is_contiguous() for t in (*network.parameters(), *network.buffers())):
+        return network
+    network = copy.deepcopy(network)
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    return network
 
 
 def _traced(wrapped: nn.Module, example: Tensor) -> Any:
@@ -106,8 +121,6 @@ def _traced(wrapped: nn.Module, example: Tensor) -> Any:
 
 def _halved(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """The module of a program with float16 in place of float32: in its tensors and in the types that its code names."""
-    import copy
-
     module = copy.deepcopy(module).half()
     for node in module.graph.nodes:
         node.args = torch.fx.node.map_aggregate(node.args, _half_if_float)
@@ -130,10 +143,10 @@ def _quantize(program: Any, example: Tensor, calibration: Tensor) -> Any:
 
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
     prepared = prepare_pt2e(program.module(check_guards=False), quantizer)
-    inputs, batch = calibration.detach().to(example.device).float(), len(example)
+    inputs, batch = calibration.detach().to(example.device).float().contiguous(), len(example)
     for start in range(0, len(inputs) - batch + 1, batch):
         prepared(inputs[start : start + batch])
-    return torch.export.export(convert_pt2e(prepared), (example.detach().float(),))
+    return torch.export.export(convert_pt2e(prepared), (example,))
 
 
 def _lower(program: Any) -> bytes:
