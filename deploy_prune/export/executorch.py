@@ -53,13 +53,14 @@ def write(
 ) -> Artifact:
     """Lower the network, in eval mode, to one .pte file whose input and outputs are float32.
 
-    What XNNPACK has no kernel for runs in ExecuTorch's portable kernels.
+    What the XNNPACK backend does not take runs in ExecuTorch's portable kernels.
 
     Args:
         network: lowered as it is; each module's train or eval mode is put back afterwards.
         example: an input [B, C, H, W]; fixes the file's input shape.
         path: the file; it appears under this name only when complete.
-        precision: "fp32"; "fp16" (weights and arithmetic in half); "int8" (convolutions, linear layers, additions and
+        precision: "fp32"; "fp16" (weights and arithmetic in half; the file holds convolutions' weights in float32 all
+            the same, as the XNNPACK backend writes no others); "int8" (convolutions, linear layers, additions and
             products: weights per output channel, activations per tensor; the rest in float32).
         part: an open batch size is refused.
         calibration: for int8, inputs [N, C, H, W] as in training, N at least B; the activations' ranges come from them.

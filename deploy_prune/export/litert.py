@@ -162,7 +162,10 @@ def kept_in_float(content: bytes) -> list[tuple[str, str]]:
     model = flatbuffer.read_model(content)
     kept: list[tuple[str, str]] = []
     for graph in model.subgraphs:
-        names = [flatbuffer.TFL_OP_CODE_TO_NAME.get(model.operatorCodes[op.opcodeIndex].builtinCode) for op in graph.operators]
+        names = [
+            flatbuffer.TFL_OP_CODE_TO_NAME.get(model.operatorCodes[op.opcodeIndex].builtinCode)
+            for op in graph.operators
+        ]
         texts = ["" if name is None else str(name.value) for name in names]
         maker = {int(t): i for i, op in enumerate(graph.operators) for t in op.outputs}
         reads = [[maker[int(t)] for t in op.inputs if int(t) in maker] for op in graph.operators]

@@ -20,7 +20,7 @@ from deploy_prune.recipe import ExportPart
 PAYLOAD = Path(deploy_prune.__file__).parent / "device" / "payload" / "executorch_runtime.py"
 EXAMPLE = torch.zeros(1, 3, 16, 12)
 NOISE_DB = {"fp32": 100.0, "fp16": 50.0, "int8": 20.0}
-"""Signal to noise, at least: fp32's is that of single sums, fp16's of 11-bit arithmetic, int8's of 8-bit activations."""
+"""Signal to noise, at least: fp32 errs in its sums, fp16 in 11-bit arithmetic, int8 in 8-bit activations."""
 
 
 class Net(nn.Module):
