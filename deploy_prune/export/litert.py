@@ -30,8 +30,11 @@ precisions: Final = ("fp32", "fp16", "int8")
 runtime: Final = "litert_runtime"
 extra: Final = Extra(name="litert", modules=("litert_torch", "ai_edge_litert", "ai_edge_quantizer"))
 _PACKAGES: Final = ("torch", "litert-torch", "ai-edge-litert", "ai-edge-quantizer")
-_FLOAT_ONLY: Final = frozenset({"GELU", "HARD_SWISH", "RSQRT", "SOFTMAX", "SQUARED_DIFFERENCE", "SQRT", "DIV"})
-"""No int8 kernel in LiteRT's XNNPACK delegate (ai.google.dev/edge/litert, "XNNPACK backend", quantized operators)."""
+_FLOAT_ONLY: Final = frozenset(
+    {"BATCH_MATMUL", "DIV", "GELU", "HARD_SWISH", "RSQRT", "SOFTMAX", "SQRT", "SQUARED_DIFFERENCE"}
+)
+"""LiteRT's XNNPACK delegate doesn't take them in int8 (github.com/google-ai-edge/LiteRT, tflite/delegates/xnnpack,
+README, "Quantized inference"); in a vision transformer, batched products in int8 make 25 parts of one."""
 _CHEAP: Final = frozenset({"ADD", "MEAN", "MUL", "RESHAPE", "SUB", "SUM", "TRANSPOSE"})
 """Their time is that of reading and writing, wherever they run."""
 _SIGNATURE, _INPUT = "serving_default", "args_0"  # litert-torch's names
@@ -155,7 +158,8 @@ def kept_in_float(content: bytes) -> list[tuple[str, str]]:
 
     They are those without an int8 kernel in XNNPACK, which would run alone in LiteRT's slow reference kernels, and the
     cheap ones between them, so that a norm is computed in float as a whole: its variance doesn't fit in 8 bits.
-    A cheap operation is between if all that it reads, or all that reads it, is kept in float.
+    A cheap operation is between if all that it reads, or all that reads it, is kept in float. A sum is also kept if
+    anything that reads it is: what a transformer's layers add to and pass on has outliers that 8 bits can't hold.
     """
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils as flatbuffer
 
@@ -187,7 +191,8 @@ def in_float(names: Sequence[str], reads: Sequence[Sequence[int]]) -> list[int]:
         between = {
             i
             for i, name in enumerate(names)
-            if name in _CHEAP and any(side and chosen.issuperset(side) for side in (reads[i], read_by[i]))
+            if (name in _CHEAP and any(side and chosen.issuperset(side) for side in (reads[i], read_by[i])))
+            or (name == "ADD" and not chosen.isdisjoint(read_by[i]))
         }
         grown = not between <= chosen
         chosen |= between
@@ -196,7 +201,8 @@ def in_float(names: Sequence[str], reads: Sequence[Sequence[int]]) -> list[int]:
 
 def _quantized(quantizer: Any, ranges: Any) -> bytes:
     try:
-        done = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+        with redirect_stderr(StringIO()):  # a progress bar that enable_progress_bar leaves on
+            done = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     except Exception as error:  # as above
         message = f"ai-edge-quantizer can't quantize the network: {_first_line(error)}"
         raise ExportError(message) from error

@@ -237,3 +237,8 @@ def test_what_only_touches_float_stays_int8():
     residual = ["CONV_2D", "CONV_2D", "ADD", "SOFTMAX", "ADD", "CONV_2D"]
     assert litert.in_float(residual, [[], [0], [0, 1], [0], [2, 3], [4]]) == [3]
     assert litert.in_float(["CONV_2D", "ADD", "MEAN", "FULLY_CONNECTED"], [[], [0], [1], [2]]) == []
+
+
+def test_a_sum_that_float_reads_stays_in_float():
+    names = ["CONV_2D", "FULLY_CONNECTED", "ADD", "SOFTMAX", "FULLY_CONNECTED"]
+    assert litert.in_float(names, [[], [0], [0, 1], [2], [2, 3]]) == [2, 3]
