@@ -1,0 +1,189 @@
+"""ExecuTorch files, lowered to the XNNPACK backend, quantized by its PT2E quantizer."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from deploy_prune.errors import ExportError
+from deploy_prune.export.artifact import Extra, describe, eval_mode, flatten
+from deploy_prune.recipe import ExportPart
+from deploy_prune.shell import atomic
+from deploy_prune.types import Artifact
+
+suffix: Final = ".pte"
+precisions: Final = ("fp32", "fp16", "int8")
+runtime: Final = "executorch_runtime"
+extra: Final = Extra(name="executorch", modules=("executorch", "torchao"))
+_PACKAGES: Final = ("torch", "executorch", "torchao")
+
+
+class _Wrapped(nn.Module):
+    """The network with float32 input and outputs, the outputs in one tuple.
+
+    It also gives every module's path a first part that is no number: ExecuTorch's pass that folds batch norm makes
+    names of parameters from paths, and a name like "0.weight" is none.
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+
+    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, ...]:
+        return tuple(y.to(torch.float32) for y in flatten(self.network(x_BCHW.to(self.dtype))))
+
+
+def write(
+    network: nn.Module,
+    example: Tensor,
+    path: Path,
+    precision: str,
+    part: ExportPart,
+    calibration: Tensor | None = None,
+) -> Artifact:
+    """Lower the network, in eval mode, to one .pte file whose input and outputs are float32.
+
+    What the XNNPACK backend does not take runs in ExecuTorch's portable kernels.
+
+    Args:
+        network: lowered as it is; each module's train or eval mode is put back afterwards.
+        example: an input [B, C, H, W]; fixes the file's input shape.
+        path: the file; it appears under this name only when complete.
+        precision: "fp32"; "fp16" (weights and arithmetic in half; the file holds convolutions' weights in float32 all
+            the same, as the XNNPACK backend writes no others); "int8" (convolutions, linear layers, additions and
+            products: weights per output channel, activations per tensor; the rest in float32).
+        part: an open batch size is refused.
+        calibration: for int8, inputs [N, C, H, W] as in training, N at least B; the activations' ranges come from them.
+
+    Raises:
+        MissingDependencyError: the extra is not installed.
+        ExportError: another precision, an open batch size, no calibration for int8, or it can't be lowered.
+    """
+    extra.require()
+    _refuse(precision, part, example, calibration)
+    example = torch.zeros_like(example, dtype=torch.float32, memory_format=torch.contiguous_format)
+    with eval_mode(network), _quiet(), torch.no_grad():
+        try:
+            program = _export(network, example, precision)
+            if precision == "int8":
+                assert calibration is not None
+                program = _quantize(program, example, calibration)
+            content = _lower(program)
+        except Exception as error:  # the exporter's exceptions have no common base but Exception
+            message = f"ExecuTorch can't lower the network in {precision}: {_first_line(error)}"
+            raise ExportError(message) from error
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+    return describe(
+        path,
+        format="executorch",
+        precision=precision,
+        input_shape=example.shape,
+        versions={package: version(package) for package in _PACKAGES},
+    )
+
+
+def _export(network: nn.Module, example: Tensor, precision: str) -> Any:
+    """The program to lower; in fp16 that of a half copy, the network itself is left alone."""
+    program = _traced(_Wrapped(_plain(network), torch.float32), example)
+    if precision != "fp16":
+        return program
+    return _traced(_Wrapped(_halved(program.module(check_guards=False)), torch.float16), example)
+
+
+def _plain(network: nn.Module) -> nn.Module:
+    """The network, or a copy of it, with all tensors' dimensions in memory in their own order.
+
+    ExecuTorch's portable kernels refuse what is traced from tensors in channels-last order
+    (github.com/pytorch/executorch/issues/7444).
+    """
+    if all(t.is_contiguous() for t in (*network.parameters(), *network.buffers())):
+        return network
+    network = copy.deepcopy(network)
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    return network
+
+
+def _traced(wrapped: nn.Module, example: Tensor) -> Any:
+    wrapped.training = False
+    return torch.export.export(wrapped, (example,))
+
+
+def _halved(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The module of a program with float16 in place of float32: in its tensors and in the types that its code names."""
+    module = copy.deepcopy(module).half()
+    for node in module.graph.nodes:
+        node.args = torch.fx.node.map_aggregate(node.args, _half_if_float)
+        node.kwargs = torch.fx.node.map_aggregate(node.kwargs, _half_if_float)
+    module.recompile()
+    return module
+
+
+def _half_if_float(value: Any) -> Any:
+    return torch.float16 if value is torch.float32 else value
+
+
+def _quantize(program: Any, example: Tensor, calibration: Tensor) -> Any:
+    """The program with quantized layers; calibrated in batches of the example's size."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    prepared = prepare_pt2e(program.module(check_guards=False), quantizer)
+    inputs, batch = calibration.detach().to(example.device).float().contiguous(), len(example)
+    for start in range(0, len(inputs) - batch + 1, batch):
+        prepared(inputs[start : start + batch])
+    return torch.export.export(convert_pt2e(prepared), (example,))
+
+
+def _lower(program: Any) -> bytes:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    return bytes(lowered.to_executorch().buffer)
+
+
+def _refuse(precision: str, part: ExportPart, example: Tensor, calibration: Tensor | None) -> None:
+    if precision not in precisions:
+        message = f"An ExecuTorch file can't be written in {precision}, only in {', '.join(precisions)}."
+        raise ExportError(message)
+    if part.dynamic_batch:
+        message = "An ExecuTorch file has a fixed batch size: set export.dynamic_batch to false."
+        raise ExportError(message)
+    if precision == "int8" and (calibration is None or len(calibration) < len(example)):
+        found = "none were given" if calibration is None else f"{len(calibration)} were given"
+        message = f"An int8 file needs at least {len(example)} calibration inputs (real training inputs); {found}."
+        raise ExportError(message)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own warnings, which no user can act on, off the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,248 @@
+"""LiteRT (TensorFlow Lite) files, converted by litert-torch, quantized by ai-edge-quantizer.
+
+The file's input is [B, H, W, C], as the kernels of phones have it. Its outputs have the network's own layout.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from importlib.metadata import version
+from io import StringIO
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from deploy_prune.errors import ExportError
+from deploy_prune.export.artifact import Extra, describe, eval_mode, flatten
+from deploy_prune.recipe import ExportPart
+from deploy_prune.shell import atomic
+from deploy_prune.types import Artifact
+
+suffix: Final = ".tflite"
+precisions: Final = ("fp32", "fp16", "int8")
+runtime: Final = "litert_runtime"
+extra: Final = Extra(name="litert", modules=("litert_torch", "ai_edge_litert", "ai_edge_quantizer"))
+_PACKAGES: Final = ("torch", "litert-torch", "ai-edge-litert", "ai-edge-quantizer")
+_FLOAT_ONLY: Final = frozenset(
+    {"BATCH_MATMUL", "DIV", "GELU", "HARD_SWISH", "RSQRT", "SOFTMAX", "SQRT", "SQUARED_DIFFERENCE"}
+)
+"""LiteRT's XNNPACK delegate doesn't take them in int8 (github.com/google-ai-edge/LiteRT, tflite/delegates/xnnpack,
+README, "Quantized inference"); in a vision transformer, batched products in int8 make 25 parts of one."""
+_CHEAP: Final = frozenset({"ADD", "MEAN", "MUL", "RESHAPE", "SUB", "SUM", "TRANSPOSE"})
+"""Their time is that of reading and writing, wherever they run."""
+_SIGNATURE, _INPUT = "serving_default", "args_0"  # litert-torch's names
+
+
+class _ChannelsLast(nn.Module):
+    """The network with an input [B, H, W, C] and its outputs in one tuple."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_BHWC: Tensor) -> tuple[Tensor, ...]:
+        return flatten(self.network(x_BHWC.permute(0, 3, 1, 2)))
+
+
+def write(
+    network: nn.Module,
+    example: Tensor,
+    path: Path,
+    precision: str,
+    part: ExportPart,
+    calibration: Tensor | None = None,
+) -> Artifact:
+    """Convert the network, in eval mode, to one .tflite file whose input and outputs are float32.
+
+    Args:
+        network: converted as it is; each module's train or eval mode is put back afterwards.
+        example: an input [B, C, H, W]; fixes the file's input shape, [B, H, W, C].
+        path: the file; it appears under this name only when complete.
+        precision: "fp32"; "fp16" (weights stored in half, a runtime may compute in half or in float); "int8" (weights
+            per output channel and activations per tensor, all in int8).
+        part: an open batch size is refused.
+        calibration: for int8, inputs [N, C, H, W] as in training, N at least B; the activations' ranges come from them.
+
+    Raises:
+        MissingDependencyError: the extra is not installed.
+        ExportError: another precision, an open batch size, no calibration for int8, or it can't be converted.
+    """
+    extra.require()
+    _refuse(precision, part, example, calibration)
+    with eval_mode(network), _quiet():
+        content = _convert(network, example)
+        if precision == "fp16":
+            content = _halve(content)
+        elif precision == "int8":
+            assert calibration is not None
+            content = _quantize(content, calibration, batch=len(example))
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+    return describe(
+        path,
+        format="litert",
+        precision=precision,
+        input_shape=example.shape,
+        versions={package: version(package) for package in _PACKAGES},
+        layout="NHWC",
+    )
+
+
+def _convert(network: nn.Module, example: Tensor) -> bytes:
+    """The network as a float32 file."""
+    import litert_torch
+
+    example_BHWC = example.detach().permute(0, 2, 3, 1).contiguous()
+    try:
+        with torch.no_grad():
+            wrapped = _ChannelsLast(network)
+            wrapped.training = False
+            converted = litert_torch.convert(wrapped, (example_BHWC,))
+        return bytes(converted.model_content())
+    except Exception as error:  # the converter's exceptions have no common base but Exception
+        message = f"litert-torch can't convert the network: {_first_line(error)}"
+        raise ExportError(message) from error
+
+
+def _halve(content: bytes) -> bytes:
+    """The file with its layers' weights in float16; each is turned into float32 where it is used."""
+    from ai_edge_quantizer.quantizer import AlgorithmName, Quantizer, qtyping
+
+    quantizer = Quantizer(content)
+    quantizer.add_weight_only_config(
+        ".*", qtyping.TFLOperationName.ALL_SUPPORTED, num_bits=16, algorithm_key=AlgorithmName.FLOAT_CASTING
+    )
+    return _quantized(quantizer, None)
+
+
+def _quantize(content: bytes, calibration: Tensor, batch: int) -> bytes:
+    """The file in int8: ranges of activations from the calibration inputs; the input and outputs stay float32."""
+    from ai_edge_quantizer.calibrator import Calibrator
+    from ai_edge_quantizer.quantizer import AlgorithmName, Quantizer, qtyping
+    from ai_edge_quantizer.recipe_manager import RecipeManager
+    from ai_edge_quantizer.utils.qsv_utils import min_max_update
+
+    operations = qtyping.TFLOperationName
+    quantizer = Quantizer(content)
+    quantizer.add_static_config(".*", operations.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
+    for kept in (operations.INPUT, operations.OUTPUT):
+        quantizer.update_quantization_recipe(".*", kept, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    for scope, name in kept_in_float(content):
+        quantizer.update_quantization_recipe(
+            f"^{re.escape(scope)}$", operations(name), algorithm_key=AlgorithmName.NO_QUANTIZE
+        )
+    recipe = RecipeManager()
+    recipe.load_quantization_recipe(quantizer.get_quantization_recipe())
+    inputs_BHWC = calibration.detach().cpu().float().permute(0, 2, 3, 1).contiguous().numpy()
+    starts = range(0, len(inputs_BHWC) - batch + 1, batch)
+    try:
+        with redirect_stderr(StringIO()):  # a progress bar
+            # Not the default, a moving average of each batch's extremes: it cuts off what only some inputs reach.
+            calibrator = Calibrator(content, num_threads=1, qsv_update_func=min_max_update)
+            calibrator.calibrate({_SIGNATURE: [{_INPUT: inputs_BHWC[i : i + batch]} for i in starts]}, recipe)
+    except Exception as error:  # as above
+        message = f"ai-edge-quantizer can't calibrate the network: {_first_line(error)}"
+        raise ExportError(message) from error
+    return _quantized(quantizer, calibrator.get_model_qsvs())
+
+
+def kept_in_float(content: bytes) -> list[tuple[str, str]]:
+    """Operations of a float file that int8 makes slower and less exact: (scope, operation) of each, in file order.
+
+    They are those without an int8 kernel in XNNPACK, which would run alone in LiteRT's slow reference kernels, and the
+    cheap ones between them, so that a norm is computed in float as a whole: its variance doesn't fit in 8 bits.
+    A cheap operation is between if all that it reads, or all that reads it, is kept in float. A sum is also kept if
+    anything that reads it is: what a transformer's layers add to and pass on has outliers that 8 bits can't hold.
+    """
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils as flatbuffer
+
+    model = flatbuffer.read_model(content)
+    kept: list[tuple[str, str]] = []
+    for graph in model.subgraphs:
+        names = [
+            flatbuffer.TFL_OP_CODE_TO_NAME.get(model.operatorCodes[op.opcodeIndex].builtinCode)
+            for op in graph.operators
+        ]
+        texts = ["" if name is None else str(name.value) for name in names]
+        maker = {int(t): i for i, op in enumerate(graph.operators) for t in op.outputs}
+        reads = [[maker[int(t)] for t in op.inputs if int(t) in maker] for op in graph.operators]
+        chosen = in_float(texts, reads)
+        kept += [(flatbuffer.get_op_scope(graph.operators[i], graph.tensors), texts[i]) for i in chosen]
+    return kept
+
+
+def in_float(names: Sequence[str], reads: Sequence[Sequence[int]]) -> list[int]:
+    """Which operations stay in float, given each one's name and the operations whose results it reads."""
+    read_by: list[list[int]] = [[] for _ in names]
+    for index, sources in enumerate(reads):
+        for source in sources:
+            read_by[source].append(index)
+    chosen = {i for i, name in enumerate(names) if name in _FLOAT_ONLY}
+    chosen |= {reader for i in chosen if names[i] == "RSQRT" for reader in read_by[i] if names[reader] in _CHEAP}
+    grown = True
+    while grown:
+        between = {
+            i
+            for i, name in enumerate(names)
+            if (name in _CHEAP and any(side and chosen.issuperset(side) for side in (reads[i], read_by[i])))
+            or (name == "ADD" and not chosen.isdisjoint(read_by[i]))
+        }
+        grown = not between <= chosen
+        chosen |= between
+    return sorted(chosen)
+
+
+def _quantized(quantizer: Any, ranges: Any) -> bytes:
+    try:
+        with redirect_stderr(StringIO()):  # a progress bar that enable_progress_bar leaves on
+            done = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+    except Exception as error:  # as above
+        message = f"ai-edge-quantizer can't quantize the network: {_first_line(error)}"
+        raise ExportError(message) from error
+    return bytes(done.quantized_model)
+
+
+def _refuse(precision: str, part: ExportPart, example: Tensor, calibration: Tensor | None) -> None:
+    if precision not in precisions:
+        message = f"A LiteRT file can't be written in {precision}, only in {', '.join(precisions)}."
+        raise ExportError(message)
+    if part.dynamic_batch:
+        message = "A LiteRT file has a fixed batch size: set export.dynamic_batch to false."
+        raise ExportError(message)
+    if precision == "int8" and (calibration is None or len(calibration) < len(example)):
+        found = "none were given" if calibration is None else f"{len(calibration)} were given"
+        message = f"An int8 file needs at least {len(example)} calibration inputs (real training inputs); {found}."
+        raise ExportError(message)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the converter's progress and warnings, which no user can act on, off the terminal."""
+    before, shown = logging.root.manager.disable, os.environ.get(_PROGRESS)
+    logging.disable(logging.WARNING)
+    os.environ[_PROGRESS] = "n"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        if shown is None:
+            del os.environ[_PROGRESS]
+        else:
+            os.environ[_PROGRESS] = shown
+
+
+_PROGRESS: Final = "LITERT_TORCH_SHOW_PROGRESS"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
