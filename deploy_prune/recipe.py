@@ -236,6 +236,8 @@ class ExportPart(Part):
 
     opset: Annotated[int, Field(ge=18, le=23)] = 18
     dynamic_batch: bool = False
+    timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    max_memory_gb: Annotated[float, Field(gt=0)] = 32.0
 
 
 class MeasurePart(Part):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from deploy_prune.errors import CommandError
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success it takes the final name in one step.
+    """Yield a temporary path in the same folder, for a file or a folder; on success it takes the final name in one step.
 
     The temporary file keeps the final suffix, so that a writer that looks at it does the right thing.
     """
@@ -24,13 +25,15 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = folder / path.name
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        for file in (temporary, *temporary.rglob("*")):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        if path.is_dir():
+            path.replace(folder / "former")
         temporary.replace(path)
     finally:
-        for left in folder.iterdir():
-            left.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
 
 
 def write_text(path: Path, text: str) -> None:

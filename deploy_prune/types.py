@@ -188,7 +188,10 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A file that a runtime loads, with what is needed to say exactly which one it is."""
+    """A file or folder that a runtime loads, with what is needed to say exactly which one it is.
+
+    ``layout``: of the file's input.
+    """
 
     path: Path
     format: str
@@ -196,11 +199,13 @@ class Artifact:
     sha256: str
     input_shape: tuple[int, ...]
     versions: Mapping[str, str]
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
 
     @property
     def size_bytes(self) -> int:
-        """Size of the file."""
-        return self.path.stat().st_size
+        """Size of the file, or of all files in the folder."""
+        files = [file for file in self.path.rglob("*") if file.is_file()] if self.path.is_dir() else [self.path]
+        return sum(file.stat().st_size for file in files)
 
 
 @dataclass(frozen=True, kw_only=True)

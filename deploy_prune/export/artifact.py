@@ -5,14 +5,35 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from deploy_prune.errors import ExportError
+from deploy_prune.errors import ExportError, MissingDependencyError
 from deploy_prune.recipe import ExportPart
 from deploy_prune.types import Artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """Packages that a format needs: the extra's name in pyproject.toml, and the modules that it brings."""
+
+    name: str
+    modules: tuple[str, ...]
+
+    def require(self) -> None:
+        """Check that all modules are there.
+
+        Raises:
+            MissingDependencyError: one is not; with the pip command.
+        """
+        missing = [module for module in self.modules if find_spec(module) is None]
+        if missing:
+            message = f"{' and '.join(missing)} not installed: run `pip install 'deploy-prune[{self.name}]'`."
+            raise MissingDependencyError(message)
 
 
 class Format(Protocol):
@@ -37,11 +58,10 @@ def describe(
     Raises:
         ExportError: there is no such file.
     """
-    if not path.is_file():
+    if not path.exists():
         message = f"There is no artifact at {path}; export it again."
         raise ExportError(message)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = _digest(path) if path.is_file() else _digest_folder(path)
     return Artifact(
         path=path,
         format=format,
@@ -50,6 +70,17 @@ def describe(
         input_shape=tuple(input_shape),
         versions=dict(versions),
     )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_folder(path: Path) -> str:
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [f"{_digest(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def flatten(outputs: Any) -> tuple[Tensor, ...]:
