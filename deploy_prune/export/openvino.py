@@ -42,8 +42,7 @@ def write(
         network: a module, or a GraphModule of torch.export; each module's train or eval mode is put back afterwards.
         example: an input [B, C, H, W]; fixes the input's shape (its batch, unless ``part.dynamic_batch``).
         path: the folder; it appears under this name only when complete.
-        precision: "fp32", or "fp16": weights stored in half precision, and the runtime computes in it where the
-            processor can.
+        precision: "fp32", or "fp16": weights stored in half precision; the arithmetic stays float32.
         part: whether the batch size stays open.
         calibration: not needed.
 

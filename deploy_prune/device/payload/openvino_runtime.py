@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy
 import openvino
@@ -13,8 +12,8 @@ import openvino
 class Model:
     """A folder with model.xml and model.bin, compiled for the CPU.
 
-    Computes in float32, which OpenVINO wouldn't by itself on processors with bfloat16; in half precision if the weights
-    are stored so and the processor can.
+    Computes in float32, also where the weights are stored in half precision. Left to itself OpenVINO takes bfloat16 on
+    processors that have it, so that results would differ from one processor to the next.
     """
 
     def __init__(self, path: str, threads: int, layout: str) -> None:
@@ -22,9 +21,8 @@ class Model:
             raise ValueError(f"OpenVINO's input is NCHW here, not {layout}")
         core = openvino.Core()
         model = core.read_model(str(Path(path) / "model.xml"))
-        half = is_half(model) and "FP16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         settings = {
-            "INFERENCE_PRECISION_HINT": "f16" if half else "f32",
+            "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
@@ -41,12 +39,6 @@ class Model:
         self.request.infer()
         tensors = [self.request.get_output_tensor(index) for index in range(self.count)]
         return [numpy.array(tensor.data, dtype=numpy.float32) for tensor in tensors]
-
-
-def is_half(model: Any) -> bool:
-    """Whether the model stores weights in half precision."""
-    constants = (node for node in model.get_ordered_ops() if node.get_type_name() == "Constant")
-    return any(node.get_output_element_type(0) == openvino.Type.f16 for node in constants)
 
 
 def versions() -> dict[str, str]:
