@@ -16,7 +16,7 @@ from deploy_prune.errors import CommandError
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder, for a file or a folder; on success it takes the final name in one step.
+    """Yield a temporary path in the same folder, for a file or a folder; on success it takes the final name at once.
 
     The temporary file keeps the final suffix, so that a writer that looks at it does the right thing.
     """

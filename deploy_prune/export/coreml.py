@@ -47,7 +47,7 @@ def write(
     part: ExportPart,
     calibration: Tensor | None = None,
 ) -> Artifact:
-    """Convert the network, in eval mode, to an ML program for iOS 16, macOS 13 and later; its outputs are out0, out1 ...
+    """Convert the network, in eval mode, to an ML program for iOS 16 and macOS 13; outputs: out0, out1 ...
 
     Args:
         network: a module, or a GraphModule of torch.export; each module's train or eval mode is put back afterwards.
@@ -63,7 +63,9 @@ def write(
         MissingDependencyError: coremltools is not installed.
     """
     if precision not in precisions:
-        message = f"A Core ML package can't be written in {precision}: set the target's 'precision' to fp32, fp16 or int8."
+        message = (
+            f"A Core ML package can't be written in {precision}: set the target's 'precision' to fp32, fp16 or int8."
+        )
         raise ExportError(message)
     if part.dynamic_batch:
         message = "A Core ML package is written for one batch size: set 'dynamic_batch: false' under export."
@@ -91,7 +93,7 @@ class _Outputs(nn.Module):
 
 
 def _trace(network: nn.Module, example: Tensor) -> tuple[Any, int]:
-    """The traced network, and how many outputs it has. Exporting first refuses what a trace would only take for fixed."""
+    """The traced network, and how many outputs it has. The export before refuses what a trace would take for fixed."""
     try:
         program = torch.export.export(_Outputs(network), (example,))
         traced = torch.jit.trace(_Outputs(program.module(check_guards=False)), example, check_trace=False)

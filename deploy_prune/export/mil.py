@@ -23,14 +23,14 @@ from deploy_prune.export.mil_operators import OPERATORS
 from deploy_prune.types import Artifact
 
 WEIGHT_TOLERANCE: Final = {"fp32": 1e-5, "fp16": 1e-3, "int8": 5e-3}
-"""Largest difference of a weight over the largest weight of its output channel. Rounding to half is off by at most 2^-11
-(4.9e-4) of the value; to 8 bits, by half a step of 1/127 (3.9e-3) of the channel's largest, after two such roundings
-(of the weight and of the scale)."""
+"""Largest difference of a weight over the largest weight of its output channel. Rounding to half is off by at most
+2^-11 (4.9e-4) of the value; to 8 bits, by half a step of 1/127 (3.9e-3) of the channel's largest, besides two such
+roundings (of the weight and of the scale)."""
 WEIGHT_FLOOR: Final = {"fp32": 0.0, "fp16": 3e-8, "int8": 4e-6}
-"""What a weight may be off by besides: near 0, half precision has steps of 6e-8, and an 8-bit scale is taken 127 times."""
+"""What a weight may be off by besides: near 0, half precision has steps of 6e-8, and 8-bit scales count 127 times."""
 OUTPUT_TOLERANCE: Final = {"fp32": 1e-4, "fp16": 5e-2, "int8": 0.5}
-"""Largest relative difference of an output: only fp32's is tight. In the others each layer is held to its own tolerance,
-and the outputs show wrong connections, which are off by about 1."""
+"""Largest relative difference of an output: only fp32's is tight. In the others each layer is held to its own
+tolerance, and the outputs show wrong connections, which are off by about 1."""
 _aten = torch.ops.aten
 
 
@@ -118,7 +118,7 @@ def _of_network(program: torch.export.ExportedProgram) -> list[_Weights]:
             eps = users[0].args[7]
             assert mean is not None
             assert variance is not None
-            weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, eps, scale, shift)  # type: ignore[arg-type]
+            weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, eps, scale, shift)
         zeros = torch.zeros(weight.shape[0])
         shape = tuple(node.meta["val"].shape)
         name = names[node.args[position].name].removesuffix(".weight")
@@ -158,8 +158,11 @@ def _compare_layers(expected: Sequence[_Weights], found: Sequence[_Weights], art
     largest, tolerance = 0.0, WEIGHT_TOLERANCE[artifact.precision]
     for a, b in zip(expected, found, strict=True):
         if (a.weight.shape, a.shape) != (b.weight.shape, b.shape):
-            message = f"{artifact.path}: the layer {a.name} has weights {list(b.weight.shape)} and gives {list(b.shape)}"
-            raise ParityError(f"{message}, in the network {list(a.weight.shape)} and {list(a.shape)}.")
+            message = (
+                f"{artifact.path}: the layer {a.name} has weights {list(b.weight.shape)} and gives {list(b.shape)},"
+            )
+            message += f" in the network {list(a.weight.shape)} and {list(a.shape)}."
+            raise ParityError(message)
         for what, left, right in (("weight", a.weight, b.weight), ("bias", a.bias, b.bias)):
             worst = _per_channel(left, right, WEIGHT_FLOOR[artifact.precision], whole=what == "bias")
             if not worst <= tolerance:
@@ -182,7 +185,7 @@ def _compare_outputs(expected: Sequence[Tensor], found: Sequence[Tensor], artifa
 
 
 def _per_channel(a: Tensor, b: Tensor, floor: float, *, whole: bool) -> float:
-    """max of (|a - b| - floor) / max|a|, the latter over the output channel, or over all if ``whole`` or a is 1-d."""
+    """Max of (|a - b| - floor) / max|a|, the latter over the output channel, or over all if ``whole`` or a is 1-d."""
     a, b = (t.double().reshape(1, -1) if whole or t.dim() < 2 else t.double().flatten(1) for t in (a, b))
     excess = ((a - b).abs().amax(1) - floor).clamp_min(0)
     return float((excess / a.abs().amax(1).clamp_min(1e-12)).max())

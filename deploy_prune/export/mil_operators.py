@@ -25,7 +25,9 @@ def _padding(a: Arguments, kernel: Sequence[int], dilations: Sequence[int]) -> l
         pairs = list(zip(a["pad"][::2], a["pad"][1::2], strict=True))
     else:
         sizes = a["x"].shape[2:]
-        pairs = [_same(*one, lower=kind == "same_lower") for one in zip(sizes, kernel, a["strides"], dilations, strict=True)]
+        pairs = [
+            _same(*one, lower=kind == "same_lower") for one in zip(sizes, kernel, a["strides"], dilations, strict=True)
+        ]
     return [width for pair in reversed(pairs) for width in pair]
 
 
@@ -64,7 +66,9 @@ def _require_floor(a: Arguments) -> None:
 
 
 def _batch_norm(a: Arguments) -> Tensor:
-    return functional.batch_norm(a["x"], a["mean"], a["variance"], a["gamma"], a["beta"], False, 0.0, float(a["epsilon"]))
+    return functional.batch_norm(
+        a["x"], a["mean"], a["variance"], a["gamma"], a["beta"], False, 0.0, float(a["epsilon"])
+    )
 
 
 def _layer_norm(a: Arguments) -> Tensor:

@@ -148,7 +148,8 @@ def rewrite(graph: fx.GraphModule) -> fx.GraphModule:
 
 def _pool_instead_of_step(node: fx.Node) -> None:
     """x[:, :, a:b:s] of x [B, C, H, W]: the plain slice a:b, then max pooling with kernel 1 and stride s."""
-    x, axis, start, end, step = (*node.args, 0, None, None, 1)[:5] if len(node.args) < 5 else node.args[:5]
+    defaults: tuple[Any, ...] = (None, 0, None, None, 1)
+    x, axis, start, end, step = (*node.args, *defaults[len(node.args) :])
     if step == 1 or not isinstance(x, fx.Node) or x.meta["val"].dim() != 4 or axis not in (2, 3, -2, -1):
         return
     stride = [step if axis % 4 == a else 1 for a in (2, 3)]
@@ -161,7 +162,8 @@ def _pool_instead_of_step(node: fx.Node) -> None:
 
 def _unbind_before_permute(node: fx.Node) -> None:
     """Each output becomes a select, of what the permutation was given."""
-    x, axis = (*node.args, 0)[:2]
+    given: tuple[Any, ...] = node.args
+    x, axis = (*given, 0)[:2]
     if not _moves_batch(x):
         return
     for user in list(node.users):
@@ -171,14 +173,21 @@ def _unbind_before_permute(node: fx.Node) -> None:
 
 
 def _select_before_permute(node: fx.Node) -> None:
-    x, axis, index = node.args
+    given: tuple[Any, ...] = node.args
+    x, axis, index = given
     if _moves_batch(x):
         with node.graph.inserting_before(node):
             node.replace_all_uses_with(_select(node.graph, x, axis, index))
 
 
 def _moves_batch(x: Any) -> bool:
-    return isinstance(x, fx.Node) and x.target is _aten.permute.default and x.args[1][0] != 0  # type: ignore[index]
+    return isinstance(x, fx.Node) and x.target is _aten.permute.default and _order(x)[0] != 0
+
+
+def _order(permute: fx.Node) -> list[int]:
+    """Which axis of the input each axis of the output is."""
+    given: tuple[Any, ...] = permute.args
+    return [int(axis) % len(given[1]) for axis in given[1]]
 
 
 def _select(graph: fx.Graph, permute: fx.Node, axis: Any, index: Any) -> fx.Node:
@@ -187,12 +196,9 @@ def _select(graph: fx.Graph, permute: fx.Node, axis: Any, index: Any) -> fx.Node
     If x is itself a reshaped [..., n * rest] whose chosen axis came out of the last one, the choice is a slice of that:
     tensors of more than four axes (the batch not counted) don't exist in ncnn.
     """
-    x, order = permute.args
+    x, order = permute.args[0], _order(permute)
     assert isinstance(x, fx.Node)
-    assert isinstance(order, list | tuple)
-    rank = len(order)
-    order = [int(a) % rank for a in order]  # type: ignore[arg-type]
-    chosen = order[axis % rank]
+    chosen = order[axis % len(order)]
     left = [a - (a > chosen) for a in order if a != chosen]
     picked = _slice_of_last(graph, x, chosen, index) or _call(graph, _aten.select.int, x, chosen, index)
     return _call(graph, _aten.permute.default, picked, left)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy
+import numpy.typing
 import openvino
+
+Array = numpy.typing.NDArray[Any]
 
 
 class Model:
@@ -18,7 +22,8 @@ class Model:
 
     def __init__(self, path: str, threads: int, layout: str) -> None:
         if layout != "NCHW":
-            raise ValueError(f"OpenVINO's input is NCHW here, not {layout}")
+            message = f"OpenVINO's input is NCHW here, not {layout}"
+            raise ValueError(message)
         core = openvino.Core()
         model = core.read_model(str(Path(path) / "model.xml"))
         settings = {
@@ -30,11 +35,11 @@ class Model:
         self.request = core.compile_model(model, "CPU", settings).create_infer_request()
         self.count = len(model.outputs)
 
-    def feed(self, x: numpy.ndarray) -> None:
+    def feed(self, x: Array) -> None:
         """Take float32 inputs [B, C, H, W]."""
         self.request.set_input_tensor(openvino.Tensor(numpy.ascontiguousarray(x, dtype=numpy.float32)))
 
-    def run(self) -> list[numpy.ndarray]:
+    def run(self) -> list[Array]:
         """All outputs, float32, in the network's order."""
         self.request.infer()
         tensors = [self.request.get_output_tensor(index) for index in range(self.count)]
