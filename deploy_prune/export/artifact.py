@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -110,7 +110,8 @@ def _tensors(outputs: Any) -> Iterator[Tensor]:
 def eval_mode(network: nn.Module) -> Iterator[None]:
     """The network in eval mode; afterwards every module is in the mode it was in."""
     before = [(module, module.training) for module in network.modules()]
-    network.eval()
+    with suppress(NotImplementedError):  # what torch.export made is in eval mode for good, and says so
+        network.eval()
     try:
         yield
     finally:

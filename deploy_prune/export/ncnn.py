@@ -148,8 +148,8 @@ def rewrite(graph: fx.GraphModule) -> fx.GraphModule:
 
 def _pool_instead_of_step(node: fx.Node) -> None:
     """x[:, :, a:b:s] of x [B, C, H, W]: the plain slice a:b, then max pooling with kernel 1 and stride s."""
-    defaults: tuple[Any, ...] = (None, 0, None, None, 1)
-    x, axis, start, end, step = (*node.args, *defaults[len(node.args) :])
+    given: list[Any] = [*node.args, None, None, None]
+    x, axis, start, end, step = given[0], given[1] or 0, given[2], given[3], given[4] or 1
     if step == 1 or not isinstance(x, fx.Node) or x.meta["val"].dim() != 4 or axis not in (2, 3, -2, -1):
         return
     stride = [step if axis % 4 == a else 1 for a in (2, 3)]
@@ -193,30 +193,23 @@ def _order(permute: fx.Node) -> list[int]:
 def _select(graph: fx.Graph, permute: fx.Node, axis: Any, index: Any) -> fx.Node:
     """select(permute(x, order), axis, index), with the select first.
 
-    If x is itself a reshaped [..., n * rest] whose chosen axis came out of the last one, the choice is a slice of that:
-    tensors of more than four axes (the batch not counted) don't exist in ncnn.
+    Said as a slice of the last axis, into which the chosen one and those after it are merged: tensors of more than four
+    axes (the batch not counted) don't exist in ncnn.
     """
     x, order = permute.args[0], _order(permute)
     assert isinstance(x, fx.Node)
     chosen = order[axis % len(order)]
     left = [a - (a > chosen) for a in order if a != chosen]
-    picked = _slice_of_last(graph, x, chosen, index) or _call(graph, _aten.select.int, x, chosen, index)
-    return _call(graph, _aten.permute.default, picked, left)
-
-
-def _slice_of_last(graph: fx.Graph, x: fx.Node, chosen: int, index: Any) -> fx.Node | None:
-    """For x = reshape(y [..., n * rest], [..., n, *rest]): reshape(y[..., index * rest : (index + 1) * rest])."""
-    y = x.args[0] if x.target in (_aten.reshape.default, _aten.view.default) else None
-    if not isinstance(y, fx.Node):
-        return None
-    before, after = list(y.meta["val"].shape), list(x.meta["val"].shape)
-    rest = after[chosen + 1 :]
-    if before[:-1] != after[:chosen] or before[-1] != after[chosen] * math.prod(rest):
-        return None
-    size = math.prod(rest)
-    start = (int(index) % int(after[chosen])) * size
-    part = _call(graph, _aten.slice.Tensor, y, len(before) - 1, start, start + size)
-    return _call(graph, _aten.reshape.default, part, [*before[:-1], *rest])
+    shape = [int(size) for size in x.meta["val"].shape]
+    rest = math.prod(shape[chosen + 1 :])
+    merged = [*shape[:chosen], shape[chosen] * rest]
+    whole: Any = x.args[0] if x.target in (_aten.reshape.default, _aten.view.default) else x
+    if list(whole.meta["val"].shape) != merged:
+        whole = _call(graph, _aten.reshape.default, whole, merged)
+    start = int(index) % shape[chosen] * rest
+    part = _call(graph, _aten.slice.Tensor, whole, chosen, start, start + rest)
+    part = _call(graph, _aten.reshape.default, part, [*shape[:chosen], *shape[chosen + 1 :]])
+    return _call(graph, _aten.permute.default, part, left)
 
 
 def _call(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:

@@ -73,6 +73,8 @@ def network(kind: type[nn.Module] = Small, seed: int = 0) -> nn.Module:
             module.running_var.uniform_(0.5, 2)
             module.weight.data.uniform_(0.5, 2)
             module.bias.data.normal_()
+        elif isinstance(module, nn.Conv2d) and module.bias is not None:
+            module.bias.data.normal_()
     return made
 
 
