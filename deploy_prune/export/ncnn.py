@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -69,10 +69,11 @@ def write(
     extra.require()
     with atomic(path) as temporary, TemporaryDirectory() as work:
         temporary.mkdir()
-        traced = _trace(network, example)
+        traced, shapes = _trace(network, example)
         traced.save(str(Path(work) / "traced.pt"))
         _convert(Path(work), example, precision, part.timeout_s, temporary)
-        _check(temporary)
+        _refuse_foreign(temporary)
+        _fix_shapes(temporary, shapes)
     versions = {"torch": torch.__version__, "pnnx": version("pnnx"), "ncnn": version("ncnn")}
     return describe(path, format="ncnn", precision=precision, input_shape=example.shape, versions=versions)
 
@@ -88,12 +89,14 @@ class _Outputs(nn.Module):
         return flatten(self.network(x))
 
 
-def _trace(network: nn.Module, example: Tensor) -> Any:
+def _trace(network: nn.Module, example: Tensor) -> tuple[Any, list[list[int]]]:
+    """The traced network, and the shapes of its outputs."""
     try:
         with eval_mode(network), torch.no_grad(), _quiet():
             program = torch.export.export(_Outputs(network), (example,))
             graph = rewrite(program.module(check_guards=False))
-            return torch.jit.trace(_Outputs(graph), example, check_trace=False)
+            shapes = [list(y.shape) for y in flatten(graph(example))]
+            return torch.jit.trace(_Outputs(graph), example, check_trace=False), shapes
     except Exception as error:  # whatever the network's own code raises
         message = f"torch can't export the network for ncnn: {_first_line(error)}"
         raise ExportError(message) from error
@@ -116,14 +119,37 @@ def _convert(work: Path, example: Tensor, precision: str, timeout_s: float, fold
         raise ExportError(message)
 
 
-def _check(folder: Path) -> None:
-    """Every layer is one of ncnn's, and ncnn can load the graph."""
+def _refuse_foreign(folder: Path) -> None:
+    """Every layer must be one of ncnn's."""
     lines = (folder / PARAM).read_text(encoding="utf-8").splitlines()[2:]
     kinds = sorted({line.split()[0] for line in lines if line.strip()})
     foreign = [kind for kind in kinds if _FOREIGN.match(kind)]
     if foreign:
         message = f"ncnn has no operator for {', '.join(foreign)}, which the network uses."
         raise ExportError(message)
+
+
+def _fix_shapes(folder: Path, shapes: Sequence[Sequence[int]]) -> None:
+    """Give every output a last layer that brings it to the network's shape without the batch.
+
+    pnnx guesses which axis is the batch, and leaves an axis of length 1 where it can't tell. A line of the file:
+    kind, name, number of inputs and of outputs, their names, parameters (of Reshape: 0 w, 1 h, 11 d, 2 c).
+    """
+    magic, _, *layers = (folder / PARAM).read_text(encoding="utf-8").splitlines()
+    keys = {1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (2, 11, 1, 0)}
+    fixed = {f"out{i}": shape[1:] for i, shape in enumerate(shapes) if len(shape) - 1 in keys}
+    lines = []
+    for line in layers:
+        kind, name, inputs, outputs, *rest = line.split()
+        blobs = int(inputs) + int(outputs)
+        rest[:blobs] = [f"{blob}_any" if blob in fixed else blob for blob in rest[:blobs]]
+        lines.append(" ".join([f"{kind:24} {name:24} {inputs} {outputs}", *rest]))
+    for blob, shape in fixed.items():
+        sizes = " ".join(f"{key}={size}" for key, size in zip(keys[len(shape)], shape, strict=True))
+        lines.append(f"{'Reshape':24} {f'shape_{blob}':24} 1 1 {blob}_any {blob} {sizes}")
+    num_blobs = sum(int(line.split()[3]) for line in lines)
+    text = "\n".join([magic, f"{len(lines)} {num_blobs}", *lines])
+    (folder / PARAM).write_text(text + "\n", encoding="utf-8")
 
 
 def rewrite(graph: fx.GraphModule) -> fx.GraphModule:
