@@ -1,0 +1,115 @@
+"""OpenVINO models: a folder with model.xml (the graph) and model.bin (the weights), run by OpenVINO on the CPU.
+
+There is no int8: it takes the package nncf, which is not among this format's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from deploy_prune.errors import ExportError
+from deploy_prune.export.artifact import Extra, describe, eval_mode, flatten
+from deploy_prune.recipe import ExportPart
+from deploy_prune.shell import atomic
+from deploy_prune.types import Artifact
+
+suffix: Final = ".openvino"
+precisions: Final = ("fp32", "fp16")
+runtime: Final = "openvino"
+extra: Final = Extra(name="openvino", modules=("openvino",))
+XML: Final = "model.xml"
+
+
+def write(
+    network: nn.Module,
+    example: Tensor,
+    path: Path,
+    precision: str,
+    part: ExportPart,
+    calibration: Tensor | None = None,
+) -> Artifact:
+    """Convert the network, in eval mode, to a folder with model.xml and model.bin.
+
+    Args:
+        network: a module, or a GraphModule of torch.export; each module's train or eval mode is put back afterwards.
+        example: an input [B, C, H, W]; fixes the input's shape (its batch, unless ``part.dynamic_batch``).
+        path: the folder; it appears under this name only when complete.
+        precision: "fp32", or "fp16": weights stored in half precision; the arithmetic stays float32.
+        part: whether the batch size stays open.
+        calibration: not needed.
+
+    Raises:
+        ExportError: another precision, torch can't export it, or OpenVINO can't convert it.
+        MissingDependencyError: openvino is not installed.
+    """
+    if precision not in precisions:
+        message = f"An OpenVINO model can't be written in {precision}: the target's 'precision' must be fp32 or fp16."
+        raise ExportError(message)
+    extra.require()
+    import openvino
+
+    with eval_mode(network), torch.no_grad(), _quiet():
+        model = _convert(_export(network, example, part), example, part)
+    with atomic(path) as temporary:
+        temporary.mkdir()
+        openvino.save_model(model, str(temporary / XML), compress_to_fp16=precision == "fp16")
+    versions = {"torch": torch.__version__, "openvino": version("openvino")}
+    return describe(path, format="openvino", precision=precision, input_shape=example.shape, versions=versions)
+
+
+class _Outputs(nn.Module):
+    """The network with its outputs as a tuple."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return flatten(self.network(x))
+
+
+def _export(network: nn.Module, example: Tensor, part: ExportPart) -> torch.export.ExportedProgram:
+    """Run torch.export. A batch of 1 would be taken for a constant, so an open batch is traced with 2."""
+    shapes: Any = None
+    if part.dynamic_batch:
+        example = torch.cat([example[:1]] * 2)
+        shapes = ({0: torch.export.Dim("batch")},)
+    try:
+        return torch.export.export(_Outputs(network), (example,), dynamic_shapes=shapes)
+    except Exception as error:  # whatever the network's own code raises
+        message = f"torch can't export the network for OpenVINO: {_first_line(error)}"
+        raise ExportError(message) from error
+
+
+def _convert(program: torch.export.ExportedProgram, example: Tensor, part: ExportPart) -> Any:
+    import openvino
+
+    shape = [-1 if part.dynamic_batch else example.shape[0], *example.shape[1:]]
+    try:
+        model = openvino.convert_model(program)
+        model.reshape(openvino.PartialShape(shape))
+    except Exception as error:  # OpenVINO's errors have no common base but Exception
+        message = f"OpenVINO can't convert the network: {_first_line(error)}"
+        raise ExportError(message) from error
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep warnings, which no user can act on, off the terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__
