@@ -52,7 +52,10 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def supermask(m: Tensor) -> Tensor:
-    """Bernoulli(sigmoid(m)), straight through, over the share that is on: Zhou et al., arXiv 1905.01067."""
+    """Bernoulli(sigmoid(m)), straight through, over the share that is on: Zhou et al., arXiv 1905.01067.
+
+    Sampled when it is evaluated, too, as there: m >= 0 is right in one of ten for long.
+    """
     p = torch.sigmoid(m)
     mask: Tensor = _StraightThrough.apply(torch.bernoulli(p.detach()), p)  # type: ignore[no-untyped-call]
     return mask * (mask.numel() / mask.detach().sum().clamp(min=1))
@@ -70,12 +73,6 @@ def kept_by_sign(m: Tensor) -> Tensor:
     return (m >= 0).to(m.dtype)
 
 
-def kept_by_sign_rescaled(m: Tensor) -> Tensor:
-    """The same, over the share that stays."""
-    mask = kept_by_sign(m)
-    return mask * (mask.numel() / mask.sum().clamp(min=1))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Contender:
     """A way to learn masks: the gates of a step, those of the extracted subnetwork, start and learning rates."""
@@ -90,7 +87,7 @@ class Contender:
 CONTENDERS = {
     "gumbel": Contender(sample=lambda m: gumbel_gate(m, 1.0), extract=kept_by_sign, lr=50.0, rescale=1e-3),
     "gumbel without rescale": Contender(sample=lambda m: gumbel_gate(m, 1.0), extract=kept_by_sign, lr=50.0),
-    "supermask": Contender(sample=supermask, extract=kept_by_sign_rescaled, lr=1.0),
+    "supermask": Contender(sample=supermask, extract=supermask, lr=1.0),
     "edge-popup": Contender(sample=edge_popup, extract=edge_popup, lr=0.1, random_start=True),
 }
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.data import TransferData
-from deploy_prune.export.parity import artifact_accuracy, can_run, check_parity
+from deploy_prune.export.parity import artifact_accuracy, can_run, check_parity, compare_contents
 from deploy_prune.recipe import ExportPart
 from deploy_prune.training import accuracy
 from deploy_prune.types import Artifact
@@ -36,15 +36,16 @@ def calibration_inputs(examples: TransferData, part: ExportPart) -> Tensor:
 def prove_artifact(examples: TransferData, network: nn.Module, artifact: Artifact) -> dict[str, Any]:
     """What parity.json says: the comparison with the network and, below fp32, the accuracy of both.
 
-    Where nothing here runs the format, that it is unchecked.
+    Where it can't be run here: what its contents say, or that it is unchecked.
 
     Raises:
         ParityError: the artifact isn't the network.
         MeasurementError: it can't be run.
     """
-    if not can_run(artifact):
-        return {"max_abs": None, "unchecked": f"no runtime here runs the format {artifact.format}"}
     test = examples.target_test
+    if not can_run(artifact):
+        contents = compare_contents(network, artifact, test.take(torch.arange(artifact.input_shape[0]))[0])
+        return {"max_abs": None, "contents": contents, "unchecked": f"this machine can't run {artifact.path.name}"}
     exact = artifact.precision == "fp32"
     inputs = test.take(torch.arange(min(EXAMPLES if exact else NOISE_EXAMPLES, len(test))))[0]
     told = asdict(check_parity(network, artifact, inputs))

@@ -14,7 +14,7 @@ from deploy_prune.types import Budget, Metric
 BUILT_IN_NETWORKS: Final = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "conv2", "conv4", "conv6")
 DATA_SETS: Final = ("digits", "cifar10", "cifar100", "idx", "folder")
 SEARCH_METHODS: Final = ("dap", "gate", "gumbel", "uniform", "random", "magnitude", "bn_scale", "taylor")
-EXPORT_FORMATS: Final = ("onnx", "ort")
+EXPORT_FORMATS: Final = ("onnx", "ort", "tensorrt", "litert", "executorch", "ncnn", "coreml", "openvino")
 
 _UNITS: Final[dict[str, tuple[Metric, float]]] = {
     "us": ("latency", 1e-3), "ms": ("latency", 1.0), "s": ("latency", 1e3),

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 PAYLOAD: Final = Path(__file__).parent / "payload"
 SCRIPT: Final = PAYLOAD / "device.py"
-RUNTIMES: Final = tuple(sorted(p.stem for p in PAYLOAD.glob("*.py") if p.stem not in {"device", "__init__"}))
+RUNTIMES: Final = tuple(
+    sorted(p.stem for p in PAYLOAD.glob("*.py") if p.stem not in {"device", "build_engine", "__init__"})
+)
 """Every runtime that artifacts can be run in: the payload's files."""
 TIMEOUT_S: Final = 600.0
 

@@ -6,13 +6,19 @@ import sys
 from types import ModuleType
 from typing import Any, Final
 
-from deploy_prune.export import onnx, ort
+from deploy_prune.export import coreml, executorch, litert, ncnn, onnx, openvino, ort, tensorrt
 from deploy_prune.export.artifact import Format
 from deploy_prune.types import Artifact
 
 FORMATS: Final[dict[str, Format]] = {
     "onnx": onnx,
     "ort": ort,
+    "tensorrt": tensorrt,
+    "litert": litert,
+    "executorch": executorch,
+    "ncnn": ncnn,
+    "coreml": coreml,
+    "openvino": openvino,
 }
 """Every format that can be written: its name in edge_targets/*.yaml, and its module."""
 

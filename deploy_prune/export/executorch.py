@@ -22,7 +22,7 @@ from deploy_prune.types import Artifact
 
 suffix: Final = ".pte"
 precisions: Final = ("fp32", "fp16", "int8")
-runtime: Final = "executorch_runtime"
+runtime: Final = "executorch"
 extra: Final = Extra(name="executorch", modules=("executorch", "torchao"))
 _PACKAGES: Final = ("torch", "executorch", "torchao")
 

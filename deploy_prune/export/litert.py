@@ -27,7 +27,7 @@ from deploy_prune.types import Artifact
 
 suffix: Final = ".tflite"
 precisions: Final = ("fp32", "fp16", "int8")
-runtime: Final = "litert_runtime"
+runtime: Final = "litert"
 extra: Final = Extra(name="litert", modules=("litert_torch", "ai_edge_litert", "ai_edge_quantizer"))
 _PACKAGES: Final = ("torch", "litert-torch", "ai-edge-litert", "ai-edge-quantizer")
 _FLOAT_ONLY: Final = frozenset(

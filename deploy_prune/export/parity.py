@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -141,8 +141,20 @@ def _check_noise(
 
 
 def can_run(artifact: Artifact) -> bool:
-    """Whether there is a runtime here for the artifact's format; without one, nothing can be checked."""
-    return FORMATS[artifact.format].runtime is not None
+    """Whether the artifact can be run here: its format has a runtime, and the engine, if it needs one, is built."""
+    kind = FORMATS[artifact.format]
+    built: Callable[[Artifact], bool] = getattr(kind, "is_built", lambda artifact: True)
+    return kind.runtime is not None and built(artifact)
+
+
+def compare_contents(network: nn.Module, artifact: Artifact, inputs: Tensor) -> dict[str, Any] | None:
+    """What is inside the artifact beside the network's layers, where its format can be read but not run; else None.
+
+    Raises:
+        ParityError: it differs.
+    """
+    compare = getattr(FORMATS[artifact.format], "compare", None)
+    return None if compare is None else asdict(compare(network, artifact, inputs[: artifact.input_shape[0]]))
 
 
 def _runtime(artifact: Artifact) -> str:

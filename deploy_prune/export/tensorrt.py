@@ -33,7 +33,7 @@ from deploy_prune.types import Artifact
 
 suffix: Final = ".tensorrt"
 precisions: Final = ("fp32", "fp16", "int8")
-runtime: Final = "tensorrt_runtime"
+runtime: Final = "tensorrt"
 extra: Final = None
 """Nothing but ONNX is needed to write the folder; the tensorrt package only builds and runs the engine."""
 TO_BE_BUILT: Final = "to be built on device"
@@ -124,3 +124,8 @@ def _build(folder: Path, about: Mapping[str, Any], timeout_s: float) -> str:
         message = f"The TensorRT engine can't be built here. {error}"
         raise ExportError(message) from error
     return f"TensorRT {answer['tensorrt']} on {answer['gpu']}" if answer["built"] else TO_BE_BUILT
+
+
+def is_built(artifact: Artifact) -> bool:
+    """Whether there is an engine, built on this machine."""
+    return artifact.versions.get("engine") != TO_BE_BUILT

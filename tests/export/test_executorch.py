@@ -1,6 +1,7 @@
 """ExecuTorch files: parity in ExecuTorch's runtime, float and int8, and what is refused."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 import warnings
@@ -17,7 +18,7 @@ from deploy_prune.export import artifact as artifact_module
 from deploy_prune.export import executorch
 from deploy_prune.recipe import ExportPart
 
-PAYLOAD = Path(deploy_prune.__file__).parent / "device" / "payload" / "executorch_runtime.py"
+PAYLOAD = Path(deploy_prune.__file__).parent / "device" / "payload" / "executorch.py"
 EXAMPLE = torch.zeros(1, 3, 16, 12)
 NOISE_DB = {"fp32": 100.0, "fp16": 50.0, "int8": 20.0}
 """Signal to noise, at least: fp32 errs in its sums, fp16 in 11-bit arithmetic, int8 in 8-bit activations."""
@@ -82,7 +83,7 @@ def runtime():
         warnings.simplefilter("ignore")
         pytest.importorskip("executorch.runtime")
         pytest.importorskip("torchao")
-        spec = importlib.util.spec_from_file_location("executorch_runtime", PAYLOAD)
+        spec = importlib.util.spec_from_file_location("runtime_executorch", PAYLOAD)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     return module
@@ -213,9 +214,12 @@ def test_truncated_file_is_refused(written, tmp_path, kept):
     data = written["fp32"].path.read_bytes()
     path = tmp_path / "cut.pte"
     path.write_bytes(data[: int(len(data) * kept)])
-    code = "import sys; sys.path[:0] = [sys.argv[1]]; import executorch_runtime as r; r.Model(sys.argv[2], 1, 'NCHW')"
-    args = [sys.executable, "-c", code, str(PAYLOAD.parent), str(path)]
-    assert subprocess.run(args, capture_output=True, timeout=120, check=False).returncode != 0
+    spec = {"mode": "run", "threads": 1, "inputs": str(tmp_path / "x.npy"), "outputs": str(tmp_path)}
+    numpy.save(tmp_path / "x.npy", numpy.zeros(tuple(EXAMPLE.shape), "float32"))
+    model = {"runtime": "executorch", "path": str(path), "layout": "NCHW", "input_shape": list(EXAMPLE.shape)}
+    args = [sys.executable, "-I", str(PAYLOAD.parent / "device.py")]
+    told = json.dumps({**spec, "models": [model]}).encode()
+    assert subprocess.run(args, input=told, capture_output=True, timeout=120, check=False).returncode != 0
 
 
 @pytest.mark.executorch

@@ -21,10 +21,10 @@ WRONG_MEAN, WRONG_STD = 0.4, 1.3
 
 
 def kinds() -> Iterator[object]:
-    """(format, precision) of all that can be run; each with the marker of what it needs."""
+    """(format, precision) of all that run on a CPU; each with the marker of what it needs."""
     for name, kind in sorted(FORMATS.items()):
         marks = [getattr(pytest.mark, kind.extra.name)] if kind.extra else []
-        for precision in kind.precisions if kind.runtime else ():
+        for precision in kind.precisions if kind.runtime and name != "tensorrt" else ():
             yield pytest.param((name, precision), id=f"{name}-{precision}", marks=marks)
 
 

@@ -30,16 +30,18 @@ from deploy_prune.recipe import ExportPart
 
 PAYLOAD = Path(deploy_prune.__file__).parent / "device" / "payload"
 EXAMPLE = torch.zeros(2, 3, 16, 16)
-RUN = """
-import sys, numpy
-from tensorrt_runtime import Model, versions
+RUN = f"""
+import importlib.util, sys, numpy
+spec = importlib.util.spec_from_file_location("runtime_tensorrt", {str(PAYLOAD / "tensorrt.py")!r})
+runtime = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(runtime)
 folder, layout, *inputs = sys.argv[1:]
-model = Model(folder, 1, layout)
+model = runtime.Model(folder, 1, layout)
 for path in inputs:
     model.feed(numpy.load(path))
     model.run()
     numpy.savez(path + ".out", *model.run())
-print(versions())
+print(runtime.versions())
 """
 MODULE = """
 import os, sys, fake_tensorrt

@@ -89,7 +89,7 @@ def exported(net: nn.Module) -> nn.Module:
 
 def payload(name: str):
     """The runtime's module, loaded from its file as on a device."""
-    path = Path(deploy_prune.__file__).parent / "device" / "payload" / f"{name}_runtime.py"
+    path = Path(deploy_prune.__file__).parent / "device" / "payload" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"payload_{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
