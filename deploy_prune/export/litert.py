@@ -134,10 +134,9 @@ def _quantize(content: bytes, calibration: Tensor, batch: int) -> bytes:
     quantizer.add_static_config(".*", operations.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
     for kept in (operations.INPUT, operations.OUTPUT):
         quantizer.update_quantization_recipe(".*", kept, algorithm_key=AlgorithmName.NO_QUANTIZE)
-    for scope, name in kept_in_float(content):
-        quantizer.update_quantization_recipe(
-            f"^{re.escape(scope)}$", operations(name), algorithm_key=AlgorithmName.NO_QUANTIZE
-        )
+    for name, scopes in kept_in_float(content).items():  # one rule an operation: each rule is tried on every tensor
+        pattern = f"^(?:{'|'.join(map(re.escape, scopes))})$"
+        quantizer.update_quantization_recipe(pattern, operations(name), algorithm_key=AlgorithmName.NO_QUANTIZE)
     recipe = RecipeManager()
     recipe.load_quantization_recipe(quantizer.get_quantization_recipe())
     inputs_BHWC = calibration.detach().cpu().float().permute(0, 2, 3, 1).contiguous().numpy()
@@ -153,8 +152,8 @@ def _quantize(content: bytes, calibration: Tensor, batch: int) -> bytes:
     return _quantized(quantizer, calibrator.get_model_qsvs())
 
 
-def kept_in_float(content: bytes) -> list[tuple[str, str]]:
-    """Operations of a float file that int8 makes slower and less exact: (scope, operation) of each, in file order.
+def kept_in_float(content: bytes) -> dict[str, list[str]]:
+    """Operations of a float file that int8 makes slower and less exact: each kind's scopes, in file order.
 
     They are those without an int8 kernel in XNNPACK, which would run alone in LiteRT's slow reference kernels, and the
     cheap ones between them, so that a norm is computed in float as a whole: its variance doesn't fit in 8 bits.
@@ -164,7 +163,7 @@ def kept_in_float(content: bytes) -> list[tuple[str, str]]:
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils as flatbuffer
 
     model = flatbuffer.read_model(content)
-    kept: list[tuple[str, str]] = []
+    kept: dict[str, list[str]] = {}
     for graph in model.subgraphs:
         names = [
             flatbuffer.TFL_OP_CODE_TO_NAME.get(model.operatorCodes[op.opcodeIndex].builtinCode)
@@ -173,8 +172,8 @@ def kept_in_float(content: bytes) -> list[tuple[str, str]]:
         texts = ["" if name is None else str(name.value) for name in names]
         maker = {int(t): i for i, op in enumerate(graph.operators) for t in op.outputs}
         reads = [[maker[int(t)] for t in op.inputs if int(t) in maker] for op in graph.operators]
-        chosen = in_float(texts, reads)
-        kept += [(flatbuffer.get_op_scope(graph.operators[i], graph.tensors), texts[i]) for i in chosen]
+        for i in in_float(texts, reads):
+            kept.setdefault(texts[i], []).append(flatbuffer.get_op_scope(graph.operators[i], graph.tensors))
     return kept
 
 
