@@ -36,6 +36,9 @@ runtime: Final = None
 extra: Final = Extra(name="coreml", modules=("coremltools",))
 _DATED: Final = "com.github.apple.coremltools.conversion_date"
 """The one entry of the package's metadata that changes from day to day."""
+_LEFT_OUT: Final = {"common::fuse_conv_bias", "common::fuse_conv_scale", "common::fuse_matmul_weight_bias"}
+"""Passes of coremltools 9.0 that give wrong results: the first adds a per-channel constant that is subtracted, the
+others take c / y for y / c and c - y for y - c (github.com/apple/coremltools, pull requests 2776 and 2801)."""
 _SPEC: Final = Path("Data") / "com.apple.CoreML" / "model.mlmodel"
 
 
@@ -108,6 +111,8 @@ def _convert(traced: Any, example: Tensor, num_outputs: int, precision: str) -> 
     from coremltools.optimize import coreml
 
     exact = precision == "fp32"
+    passes = coremltools.PassPipeline()
+    passes.remove_passes(_LEFT_OUT)
     try:
         model = coremltools.convert(
             traced,
@@ -116,6 +121,7 @@ def _convert(traced: Any, example: Tensor, num_outputs: int, precision: str) -> 
             convert_to="mlprogram",
             compute_precision=coremltools.precision.FLOAT32 if exact else coremltools.precision.FLOAT16,
             minimum_deployment_target=coremltools.target.iOS16,
+            pass_pipeline=passes,
             skip_model_load=True,
         )
         if precision == "int8":

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from deploy_prune.errors import ExportError, ParityError
@@ -96,35 +96,46 @@ def _load(artifact: Artifact) -> Any:
 
 def _of_network(program: torch.export.ExportedProgram) -> list[_Weights]:
     """The network's layers in order of execution; batch norm is folded into a convolution that only it reads."""
-    signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    names |= signature.inputs_to_lifted_tensor_constants
-    tensors = {**program.state_dict, **program.constants}
-
-    def tensor(node: Any) -> Tensor | None:
-        key = names.get(getattr(node, "name", ""))
-        value = tensors.get(key) if key is not None else None
-        return value.detach() if isinstance(value, Tensor) else None
-
-    found = []
+    constants, found = _constants(program), []
     for node in program.graph.nodes:
         kind = _KINDS.get(node.target)
         position = 2 if kind == "layer_norm" else 1
-        if kind is None or len(node.args) <= position or (weight := tensor(node.args[position])) is None:
+        given = [constants.get(argument) if isinstance(argument, fx.Node) else None for argument in node.args]
+        if kind is None or len(given) <= position or (weight := given[position]) is None:
             continue
-        bias = tensor(node.args[position + 1]) if len(node.args) > position + 1 else None
-        users = list(node.users)
-        if kind == "conv" and len(users) == 1 and users[0].target is _aten.batch_norm.default:
-            scale, shift, mean, variance = (tensor(n) for n in users[0].args[1:5])
-            eps = users[0].args[7]
-            assert mean is not None
-            assert variance is not None
-            weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, eps, scale, shift)
-        zeros = torch.zeros(weight.shape[0])
-        shape = tuple(node.meta["val"].shape)
-        name = names[node.args[position].name].removesuffix(".weight")
-        found.append(_Weights(kind=kind, name=name, weight=weight, bias=zeros if bias is None else bias, shape=shape))
+        bias = given[position + 1] if len(given) > position + 1 else None
+        bias = torch.zeros(weight.shape[0]) if bias is None else bias
+        if kind == "conv":
+            weight, bias = _folded(node, weight, bias, constants)
+        shape, name = tuple(node.meta["val"].shape), _name(program, node.args[position]).removesuffix(".weight")
+        found.append(_Weights(kind=kind, name=name, weight=weight, bias=bias, shape=shape))
     return found
+
+
+def _constants(program: torch.export.ExportedProgram) -> dict[fx.Node, Tensor]:
+    """The parameter, buffer or constant behind each of the graph's placeholders."""
+    tensors = {**program.state_dict, **program.constants}
+    nodes = {node: tensors.get(_name(program, node)) for node in program.graph.nodes if node.op == "placeholder"}
+    return {node: value.detach() for node, value in nodes.items() if isinstance(value, Tensor)}
+
+
+def _name(program: torch.export.ExportedProgram, node: Any) -> str:
+    """The state-dict name behind a placeholder."""
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    names |= signature.inputs_to_lifted_tensor_constants
+    return str(names.get(node.name, ""))
+
+
+def _folded(conv: fx.Node, weight: Tensor, bias: Tensor, constants: Mapping[fx.Node, Tensor]) -> tuple[Tensor, Tensor]:
+    """A convolution's weight and bias with the batch norm after it taken in (arXiv:1502.03167)."""
+    node = next(iter(conv.users))
+    if len(conv.users) > 1 or node.target is not _aten.batch_norm.default:
+        return weight, bias
+    given: list[Any] = [constants.get(a) if isinstance(a, fx.Node) else a for a in node.args]
+    if given[3] is None or given[4] is None:
+        return weight, bias
+    return fuse_conv_bn_weights(weight, bias, given[3], given[4], given[7], given[1], given[2])
 
 
 _KINDS: Final[dict[Any, str]] = {
@@ -158,18 +169,15 @@ def _compare_layers(expected: Sequence[_Weights], found: Sequence[_Weights], art
         raise ParityError(message + f"({_counted(kinds[0])}).")
     largest, tolerance = 0.0, WEIGHT_TOLERANCE[artifact.precision]
     for a, b in zip(expected, found, strict=True):
-        if (a.weight.shape, a.shape) != (b.weight.shape, b.shape):
-            message = (
-                f"{artifact.path}: the layer {a.name} has weights {list(b.weight.shape)} and gives {list(b.shape)},"
-            )
-            message += f" in the network {list(a.weight.shape)} and {list(a.shape)}."
-            raise ParityError(message)
-        for what, left, right in (("weight", a.weight, b.weight), ("bias", a.bias, b.bias)):
-            worst = _per_channel(left, right, WEIGHT_FLOOR[artifact.precision], whole=what == "bias")
-            if not worst <= tolerance:
-                message = f"{artifact.path}: the {what} of {a.name} is off by {worst:.2g} relative to the network's "
-                raise ParityError(message + f"(allowed: {tolerance:g}).")
-            largest = max(largest, worst)
+        sizes = [(list(side.weight.shape), list(side.shape)) for side in (a, b)]
+        if sizes[0] != sizes[1]:
+            message = f"{artifact.path}: the layer {a.name} has weights {sizes[1][0]} and gives {sizes[1][1]}, "
+            raise ParityError(message + f"in the network {sizes[0][0]} and {sizes[0][1]}.")
+        what, worst = _worst(a, b, WEIGHT_FLOOR[artifact.precision])
+        if not worst <= tolerance:
+            message = f"{artifact.path}: the {what} of {a.name} is off by {worst:.2g} relative to the network's "
+            raise ParityError(message + f"(allowed: {tolerance:g}).")
+        largest = max(largest, worst)
     return largest
 
 
@@ -183,6 +191,15 @@ def _compare_outputs(expected: Sequence[Tensor], found: Sequence[Tensor], artifa
         message = f"{artifact.path}: its program's outputs differ from the network's by {largest:.2g} relative "
         raise ParityError(message + f"(allowed: {tolerance:g}).")
     return largest
+
+
+def _worst(a: _Weights, b: _Weights, floor: float) -> tuple[str, float]:
+    """Which of weight and bias is further off, and by how much."""
+    weight, bias = (
+        _per_channel(a.weight, b.weight, floor, whole=False),
+        _per_channel(a.bias, b.bias, floor, whole=True),
+    )
+    return ("weight", weight) if weight >= bias else ("bias", bias)
 
 
 def _per_channel(a: Tensor, b: Tensor, floor: float, *, whole: bool) -> float:

@@ -107,7 +107,9 @@ def _pad(a: Arguments) -> Tensor:
     widths = [width for pair in reversed(pairs) for width in pair]
     if a["mode"] == "constant":
         return functional.pad(a["x"], widths, value=float(a["constant_val"]))
-    return functional.pad(a["x"], widths, mode={"reflect": "reflect", "replicate": "replicate"}[a["mode"]])
+    while len(widths) > 2 and widths[-2:] == [0, 0]:  # torch takes no more axes than are padded
+        widths = widths[:-2]
+    return functional.pad(a["x"], widths, mode=a["mode"])
 
 
 def _reshape(a: Arguments) -> Tensor:

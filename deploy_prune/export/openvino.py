@@ -99,6 +99,9 @@ def _convert(program: torch.export.ExportedProgram, example: Tensor, part: Expor
     except Exception as error:  # OpenVINO's errors have no common base but Exception
         message = f"OpenVINO can't convert the network: {_first_line(error)}"
         raise ExportError(message) from error
+    model.set_friendly_name("network")
+    for number, node in enumerate(model.get_ordered_ops()):  # else their names count all nodes of this process
+        node.set_friendly_name(f"{node.get_type_name()}_{number}")
     return model
 
 

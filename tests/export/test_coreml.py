@@ -197,10 +197,11 @@ class Pools(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.same = nn.Conv2d(3, 6, 3, padding="same", dilation=2, groups=3)
+        self.shift = nn.Parameter(torch.randn(6, 1, 1))
         self.norm = nn.BatchNorm2d(6)
 
     def forward(self, x):
-        x = nn.functional.max_pool2d(nn.functional.relu6(self.same(x) * 3), 3, 2, 1)
+        x = nn.functional.max_pool2d(nn.functional.relu6(self.same(x) * 3 - self.shift), 3, 2, 1)
         x = self.norm(nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
         x = nn.functional.leaky_relu(nn.functional.avg_pool2d(x, 3, 1, 1), 0.1)
         x = nn.functional.pad(x, (1, 2, 0, 1), mode="reflect")
@@ -219,3 +220,22 @@ def test_operators_with_arithmetic_of_their_own(form, tmp_path):
 def test_nothing_is_said(form, tmp_path, capfd):
     form.write(network(), EXAMPLE, tmp_path / "q.mlpackage", "fp32", ExportPart())
     assert capfd.readouterr() == ("", "")
+
+
+class Constants(nn.Module):
+    """Constants on either side of what a convolution and a product give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.matrix = nn.Conv2d(3, 4, 3), nn.Parameter(torch.randn(14, 7))
+        self.c, self.m = nn.Parameter(torch.randn(4, 1, 1)), nn.Parameter(torch.randn(7))
+
+    def forward(self, x):
+        y = self.conv(x)
+        product = ((self.conv(-x) - self.c) * (self.c - self.conv(x / 2))) @ self.matrix
+        return self.m - product, self.c / (y * self.c + 40)
+
+
+def test_constants_are_not_folded_with_the_wrong_sign(form, tmp_path):
+    artifact = form.write(network(Constants), EXAMPLE, tmp_path / "c.mlpackage", "fp32", ExportPart())
+    assert form.compare(network(Constants), artifact).output < 1e-5
