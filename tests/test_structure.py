@@ -35,7 +35,7 @@ LEVELS = (
     ),
     STAGES,
     frozenset(
-        {"pipeline", "pruning", "check", "overview", "reuse", "road", "timing", "enforce", "runfolder", "workbench"}
+        {"pipeline", "predicting", "pruning", "check", "overview", "reuse", "road", "timing", "enforce", "runfolder", "workbench"}
     ),
     frozenset({"cli", "console", "__main__", "__init__"}),
 )

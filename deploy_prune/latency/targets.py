@@ -12,7 +12,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from deploy_prune.errors import TargetError
-from deploy_prune.types import Roofline, Target
+from deploy_prune.types import ErrorBand, Roofline, Target
 
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 NotNegative = Annotated[float, Field(ge=0, le=1e6)]
@@ -48,16 +48,25 @@ class _Roofline(_Part):
     network_overhead_ms: _Overhead
 
 
+class _Error(_Part):
+    median: Annotated[float, Field(gt=0, le=10)]
+    low: Annotated[float, Field(gt=0, le=1)]
+    high: Annotated[float, Field(ge=1, le=100)]
+    networks: Annotated[int, Field(ge=0, le=10000)]
+    source: Text
+
+
 class _Target(_Part):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
     title: Text
-    format: Literal["onnx"]
+    format: Literal["onnx", "ort", "tensorrt", "litert", "executorch", "ncnn", "coreml", "openvino"]
     precision: Literal["fp32", "fp16", "int8"]
     runtime: Text
     granularity: _Granularity
     runner: Literal["local", "none"]
     threads: Annotated[int, Field(ge=1, le=1024)]
     roofline: _Roofline | None = None
+    error: _Error | None = None
     notes: str = ""
 
 
@@ -147,6 +156,7 @@ def _target(part: _Target) -> Target:
         runner=None if part.runner == "none" else part.runner,
         threads=part.threads,
         roofline=None if part.roofline is None else _roofline(part.roofline),
+        error=None if part.error is None else ErrorBand(**part.error.model_dump()),
         notes=part.notes.strip(),
     )
 
