@@ -1,10 +1,11 @@
 """Fit a device's rate, bandwidth and overhead to published latencies of whole networks.
 
-    t(network) = sum over operators of max(MACs / rate, elements / bandwidth) + starts * overhead
+    t(network) = sum over operators of MACs / rate + elements / bandwidth + starts * overhead
 
-with MACs, elements and starts as latency/predict.py counts them. A device has three unknowns and often five networks; so the
-two that a few networks tell apart badly, elements per MAC and overhead in MACs, are held near those of other devices with
-the same kind of runtime (a log-normal prior, whose mean is learned from those devices, itself held near a first guess).
+with MACs, elements and starts as latency/predict.py counts them. A device has three unknowns and often five networks;
+so the two that a few networks tell apart badly, elements per MAC and overhead in MACs, are held near those of other
+devices with the same kind of runtime (a log-normal prior, whose mean is learned from those devices, itself held near
+a first guess).
 """
 
 from __future__ import annotations
@@ -21,12 +22,10 @@ from deploy_prune.latency.predict import DEPTHWISE, work
 
 Vector = NDArray[numpy.float64]
 
-GRANULE = 8
-"""Of most runtimes' channels; the published networks have multiples of it nearly everywhere."""
 NOISE = 0.1
 """Relative error of the model that the prior is weighed against."""
 FIRST = numpy.log([0.1, 1e-3])
-"""First guess at elements per MAC and overhead in 1e9 MACs, before any device is seen; its weight is that of two devices."""
+"""First guess at elements per MAC and overhead in 1e9 MACs; it weighs as much as two devices."""
 FIRST_WEIGHT = 2.0
 SPREAD = numpy.array([0.4, 0.8])
 """Standard deviations, in log, of devices around their kind's mean."""
@@ -38,9 +37,9 @@ FORMS: dict[str, str] = {
     "roofline": "every kind at the same rate, operands read and results written once, no overhead",
     "+ overhead": "and an overhead per operator",
     "+ kinds": "and rates by kind: Winograd, depthwise, attention",
-    "sum": "and traffic by kind, the two sides added",
-    "no prior": "and traffic by kind, each device by itself",
-    "+ traffic": "and traffic by kind: what latency/predict.py does",
+    "+ traffic": "and traffic by kind",
+    "no prior": "the sum of the two sides instead of the larger, each device by itself",
+    "sum": "the sum, each device held near those of its kind: what latency/predict.py does",
 }
 
 
@@ -55,13 +54,18 @@ class Features:
     plain_gelements: Vector
 
 
+Known = Mapping[tuple[str, int], Features]
+"""Features by network and granule."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Published ms by network."""
+    """Published ms by network. ``granule``: of its channels."""
 
     name: str
     published: Mapping[str, float]
     element_bytes: int
+    granule: int
 
     def without(self, network: str) -> Device:
         """The same, not knowing one network."""
@@ -77,14 +81,14 @@ class Calibration:
     overhead_ms: float
 
 
-def features(ops: Sequence[Op]) -> Features:
+def features(ops: Sequence[Op], granule: int) -> Features:
     """What a network's operators ask, by latency/predict.py."""
-    asked = [work(op, GRANULE) for op in ops]
+    asked = [work(op, granule) for op in ops]
     return Features(
         gmacs=numpy.array([w.gmacs / (DEPTHWISE if w.depthwise else 1.0) for w in asked]),
         gelements=numpy.array([w.elements for w in asked]),
         starts=numpy.array([w.starts for w in asked]),
-        plain_gmacs=numpy.array([op.macs(GRANULE) / 1e9 for op in ops]),
+        plain_gmacs=numpy.array([op.macs(granule) / 1e9 for op in ops]),
         plain_gelements=numpy.array([(op.activations + op.weights) / 1e9 for op in ops]),
     )
 
@@ -94,12 +98,12 @@ def predict_ms(c: Calibration, f: Features, form: str) -> float:
     plain = form in {"roofline", "+ overhead"}
     compute = (f.plain_gmacs if plain else f.gmacs) / c.gmacs_per_s
     memory = (f.plain_gelements if plain or form == "+ kinds" else f.gelements) / c.gelements_per_s
-    sides = compute + memory if form == "sum" else numpy.maximum(compute, memory)
+    sides = compute + memory if form in {"sum", "no prior"} else numpy.maximum(compute, memory)
     overhead = 0.0 if form == "roofline" else c.overhead_ms * float(f.starts.sum())
     return 1e3 * float(sides.sum()) + overhead
 
 
-def fit(device: Device, known: Mapping[str, Features], form: str, prior: Vector) -> Calibration:
+def fit(device: Device, known: Known, form: str, prior: Vector) -> Calibration:
     """The rates that explain a device's published latencies, held near its kind's ``prior`` (log of the two ratios)."""
     names = list(device.published)
     logs = numpy.log([device.published[n] for n in names])
@@ -107,16 +111,16 @@ def fit(device: Device, known: Mapping[str, Features], form: str, prior: Vector)
 
     def misses(x: Vector) -> Vector:
         c = _calibration(x)
-        fits = numpy.log([predict_ms(c, known[n], form) for n in names]) - logs
+        fits = numpy.log([predict_ms(c, known[n, device.granule], form) for n in names]) - logs
         return numpy.concatenate([fits / NOISE, (x[1:] - prior) / spread])
 
     start = numpy.array([0.0, *prior])
     first = _calibration(start)
-    start[0] = numpy.median(numpy.log([predict_ms(first, known[n], form) for n in names]) - logs)
+    start[0] = numpy.median(numpy.log([predict_ms(first, known[n, device.granule], form) for n in names]) - logs)
     return _calibration(least_squares(misses, start, max_nfev=30, x_scale=1.0, ftol=1e-5, xtol=1e-5).x)
 
 
-def learn_prior(devices: Sequence[Device], known: Mapping[str, Features], form: str) -> Vector:
+def learn_prior(devices: Sequence[Device], known: Known, form: str) -> Vector:
     """The mean, in log, of devices' elements per MAC and overhead in 1e9 MACs."""
     prior, devices = FIRST.copy(), devices[:: max(1, len(devices) // ENOUGH)]
     if form == "no prior":

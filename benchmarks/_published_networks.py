@@ -1,8 +1,8 @@
 """What the names in published tables of latencies mean: the network, and the size of its input.
 
 ncnn's table is of benchncnn, whose source has the input sizes; its ResNet-50 is the first version (stride in the 1x1
-convolution), here torchvision's, with 6% more arithmetic. Its detectors, ShuffleNet v1, ProxylessNAS and BlazeFace are in neither
-torchvision nor timm, and left out; so is every name that isn't found here.
+convolution), here torchvision's, with 6% more arithmetic. Its detectors, ShuffleNet v1, ProxylessNAS and BlazeFace are
+in neither torchvision nor timm, and left out; so is every name that isn't found here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune import models
+from deploy_prune.errors import ModelError
 from deploy_prune.latency.ops import Op, list_ops
 from deploy_prune.recipe import ModelPart
 from deploy_prune.surgery.trace import trace
@@ -56,7 +57,8 @@ OTHER: dict[str, tuple[str, int]] = {
     "mobilenet_v3_small_minimalistic": ("timm:tf_mobilenetv3_small_minimal_100", 224),
 }
 ARGUMENTS: dict[str, dict[str, float]] = {"mobilenet_v2_1.4": {"width_mult": 1.4}}
-SIZES = {"fastvit": 256, "fastvit_mci": 256}
+SIZES = {"fastvit": 256}
+CLASSES = 1000
 
 
 def meaning(name: str, runtime: str) -> tuple[str, int] | None:
@@ -74,19 +76,21 @@ def meaning(name: str, runtime: str) -> tuple[str, int] | None:
 
 
 def operators(source: str, size: int, name: str) -> tuple[Op, ...]:
-    """The operators of a network as it is deployed: branches that only training has are merged. No weights are needed."""
-    part = ModelPart(source=source, args=ARGUMENTS.get(name, {}))
-    with torch.random.fork_rng(devices=[]):
-        network = models.build(part, 1000).eval()
-    if source.startswith("timm:"):
-        network = _merged(network)
+    """The operators of a network as it is deployed: branches that only training has are merged."""
     x_BCHW: Tensor = torch.zeros(1, 3, size, size, device="meta")
-    return list_ops(trace(network.to("meta"), [x_BCHW], 300))
+    return list_ops(trace(_network(ModelPart(source=source, args=ARGUMENTS.get(name, {}))), [x_BCHW], 300))
 
 
-def _merged(network: nn.Module) -> nn.Module:
-    import_timm()
+def _network(part: ModelPart) -> nn.Module:
+    """Without memory where the builder allows it (some compute with their tensors), and branches merge without it."""
+    try:
+        with torch.device("meta"):
+            network = models.build(part, CLASSES).eval()
+    except ModelError:
+        return models.build(part, CLASSES).eval().to("meta")
+    if not any(hasattr(module, "reparameterize") for module in network.modules()):
+        return network
     from timm.utils.model import reparameterize_model
 
-    merged: nn.Module = reparameterize_model(network)  # type: ignore[no-untyped-call, unused-ignore]
-    return merged
+    merged: nn.Module = reparameterize_model(models.build(part, CLASSES).eval())  # type: ignore[no-untyped-call, unused-ignore]
+    return merged.to("meta")

@@ -2,9 +2,9 @@
 
     python benchmarks/published_latencies.py --data ROOT [--fit]
 
-ROOT (or DEPLOY_PRUNE_DATA) holds device_latencies.json: rows of device, runtime, threads, model, precision and ms. Rows of one
-device, runtime, precision, threads and power mode are one calibration. A network is left out of all devices at once, the
-rest is fitted anew, and its latency is predicted on each device. --fit prints the numbers for edge_targets/.
+ROOT (or DEPLOY_PRUNE_DATA) holds device_latencies.json: rows of device, runtime, threads, model, precision and ms. Rows
+of one device, runtime, precision, threads and power mode are one calibration. A network is left out of all devices at
+once, the rest is fitted anew, and its latency is predicted on each device. --fit prints the numbers for edge_targets/.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import _calibrate
 import _results
 import numpy
-from _calibrate import FORMS, Calibration, Device, Features
+from _calibrate import FORMS, Device, Known
 from _published_networks import meaning, operators
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +29,8 @@ from scipy.stats import spearmanr
 
 FEWEST = 6
 """Networks that a device must have for its figures to count."""
+GRANULES = {"npu": 32, "coreml": 32, "tensorrt int8": 32}
+"""Step of channels by kind of runtime, as in edge_targets/; 8 for all others."""
 BYTES = {"fp16": 2, "float": 2, "w8a8": 1, "w8a16": 2, "int8": 1, "8bit": 1}
 
 
@@ -83,7 +85,7 @@ def milliseconds(row: Mapping[str, Any]) -> float:
     return float(next(row[key] for key in ("min_ms", "p50_ms", "ms", "approx_ms") if key in row))
 
 
-def devices(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[Device]], dict[str, Features], list[str]]:
+def devices(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[Device]], Known, list[str]]:
     """Family -> its devices; network -> its features; the names that mean no network here."""
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     wanted: dict[str, tuple[str, int, str]] = {}
@@ -97,20 +99,27 @@ def devices(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[Device]],
         network = f"{known[0]}@{known[1]}" + ("x1.4" if row["model"] == "mobilenet_v2_1.4" else "")
         wanted[network] = (*known, row["model"])
         modes = [f"{row['threads']} threads, mode {row['powersave']}"] if row.get("threads") else []
-        name = ", ".join([row["device"], row["runtime"], *modes, *([row["precision"]] if row.get("precision") else [])][:4])
-        found[kind, name.replace(", fp32-or-fp16(ncnn default: fp16 storage+arith where HW supports)", "")][network].append(
-            milliseconds(row)
+        name = ", ".join(
+            [row["device"], row["runtime"], *modes, *([row["precision"]] if row.get("precision") else [])][:4]
         )
+        found[kind, name.replace(", fp32-or-fp16(ncnn default: fp16 storage+arith where HW supports)", "")][
+            network
+        ].append(milliseconds(row))
     families: dict[str, list[Device]] = defaultdict(list)
     for (kind, name), published in found.items():
         ms = {network: float(numpy.exp(numpy.mean(numpy.log(values)))) for network, values in published.items()}
         width = BYTES.get(kind.rpartition(" ")[2], 2)
-        families[kind].append(Device(name=name, published=ms, element_bytes=width))
-    features = {network: _calibrate.features(operators(*how)) for network, how in wanted.items()}
+        granule = next((step for start, step in GRANULES.items() if kind.startswith(start)), 8)
+        families[kind].append(Device(name=name, published=ms, element_bytes=width, granule=granule))
+    steps = {device.granule for group in families.values() for device in group}
+    features = {}
+    for network, how in wanted.items():
+        ops = operators(*how)
+        features |= {(network, step): _calibrate.features(ops, step) for step in steps}
     return families, features, sorted(unknown)
 
 
-def left_out(group: Sequence[Device], features: Mapping[str, Features], form: str) -> dict[str, Left]:
+def left_out(group: Sequence[Device], features: Known, form: str) -> dict[str, Left]:
     """Every network of a family left out in turn, of all its devices at once."""
     predicted: dict[str, dict[str, float]] = defaultdict(dict)
     for network in sorted({n for device in group for n in device.published}):
@@ -119,10 +128,8 @@ def left_out(group: Sequence[Device], features: Mapping[str, Features], form: st
         for device, others in zip(group, rest, strict=True):
             if network in device.published and others.published:
                 fitted = _calibrate.fit(others, features, form, prior)
-                predicted[device.name][network] = _calibrate.predict_ms(fitted, features[network], form)
-    return {
-        d.name: Left(published=d.published, predicted=predicted[d.name]) for d in group if len(d.published) > 1
-    }
+                predicted[device.name][network] = _calibrate.predict_ms(fitted, features[network, device.granule], form)
+    return {d.name: Left(published=d.published, predicted=predicted[d.name]) for d in group if len(d.published) > 1}
 
 
 def table(results: Mapping[str, Mapping[str, Left]]) -> Table:
@@ -148,9 +155,7 @@ def summary(results: Mapping[str, Mapping[str, Left]]) -> Table:
     return shown
 
 
-def fitted_numbers(
-    families: Mapping[str, Sequence[Device]], features: Mapping[str, Features], lefts: Mapping[str, Left]
-) -> Table:
+def fitted_numbers(families: Mapping[str, Sequence[Device]], features: Known, lefts: Mapping[str, Left]) -> Table:
     """What edge_targets/ need, of every device, by the whole of its networks."""
     shown = Table("device", "GMACs/s", "GB/s", "overhead ms", "median", "low", "high", "networks")
     form = next(reversed(FORMS))
@@ -160,7 +165,11 @@ def fitted_numbers(
             c = _calibrate.fit(device, features, form, prior)
             left = lefts.get(device.name)
             error = (f"{left.median:.2f}", *(f"{x:.2f}" for x in left.band)) if left else ("-", "-", "-")
-            numbers = (f"{c.gmacs_per_s:.4g}", f"{c.gelements_per_s * device.element_bytes:.4g}", f"{c.overhead_ms:.3g}")
+            numbers = (
+                f"{c.gmacs_per_s:.4g}",
+                f"{c.gelements_per_s * device.element_bytes:.4g}",
+                f"{c.overhead_ms:.3g}",
+            )
             shown.add_row(device.name, *numbers, *error, str(len(device.published)))
     return shown
 

@@ -151,11 +151,13 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """A device's rates, for prediction: time of an operator = max(MACs / rate, bytes / bandwidth) + overhead.
+    """A device's rates, for prediction: time of an operator = MACs / rate + bytes / bandwidth + overhead.
 
     Units: ``gmacs_per_s`` 1e9 multiply-accumulates a second for plain convolutions and matrix products,
     ``depthwise_gmacs_per_s`` the same for depthwise convolutions, ``gbytes_per_s`` 1e9 bytes a second,
-    ``layer_overhead_ms`` per convolution or matrix product (latency/predict.py has the other operators' share), ``network_overhead_ms`` once. ``source``: where the numbers come from.
+    ``layer_overhead_ms`` per convolution or matrix product (latency/predict.py has the other operators' share),
+    ``winograd`` how much faster 3x3 convolutions of stride 1 are per multiply-accumulate (1: the runtime has
+    no such kernel), ``network_overhead_ms`` once. ``source``: where the numbers come from.
     """
 
     gmacs_per_s: float
@@ -164,6 +166,7 @@ class Roofline:
     layer_overhead_ms: float
     network_overhead_ms: float
     source: str
+    winograd: float = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +174,8 @@ class ErrorBand:
     """How far a device's predictions go wrong: on networks that were left out of its calibration, one at a time.
 
     ``median``: of the relative errors, as a fraction. ``low`` and ``high``: for 80% of the networks, the published
-    latency lies between ``low`` and ``high`` times the predicted one. ``networks``: how many; 0 = judged by other devices.
+    latency lies between ``low`` and ``high`` times the predicted one. ``networks``: how many; 0 =
+    judged by other devices.
     """
 
     median: float
@@ -253,7 +257,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Predicted, never measured: latency in ms, where the number comes from (table or roofline), and how wrong it may be."""
+    """Predicted, never measured: latency in ms, where it comes from (table or roofline), and how wrong it may be."""
 
     ms: float
     method: str

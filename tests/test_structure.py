@@ -35,7 +35,19 @@ LEVELS = (
     ),
     STAGES,
     frozenset(
-        {"pipeline", "predicting", "pruning", "check", "overview", "reuse", "road", "timing", "enforce", "runfolder", "workbench"}
+        {
+            "pipeline",
+            "predicting",
+            "pruning",
+            "check",
+            "overview",
+            "reuse",
+            "road",
+            "timing",
+            "enforce",
+            "runfolder",
+            "workbench",
+        }
     ),
     frozenset({"cli", "console", "__main__", "__init__"}),
 )

@@ -6,6 +6,7 @@ convolution before it, an activation is computed where its operand is written, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
@@ -17,20 +18,26 @@ from torch.export import ExportedProgram
 OpKind = Literal["pointwise", "conv", "winograd", "depthwise", "matmul", "attention", "elementwise", "movement"]
 """``pointwise``: a 1x1 convolution. ``winograd``: a 3x3 one of stride 1, for which runtimes have Winograd's algorithm
 (arXiv 1509.09308). ``matmul``: by a weight. ``attention``: a product of activations. Without arithmetic to speak of:
-``elementwise``, operands of one shape; ``movement``, all else: poolings, norms, concatenations, data that changes places.
+``elementwise``, operands of one shape; ``movement``, all else: poolings, norms, concatenations, transposes.
 """
 ARITHMETIC: Final = frozenset({"pointwise", "conv", "winograd", "depthwise", "matmul", "attention"})
 
 FREE: Final = frozenset(
-    "view reshape flatten unflatten squeeze unsqueeze expand expand_as contiguous detach detach_ alias dropout clone "
-    "dropout_ feature_dropout alpha_dropout select unbind getitem to _to_copy identity lift_fresh_copy type_as float "
-    "view_as _assert_tensor_metadata sym_size sym_size.int narrow _unsafe_view chunk split split_with_sizes slice".split()
-)
+    [
+        "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "contiguous",
+        "detach", "detach_", "alias", "dropout", "clone", "dropout_", "feature_dropout", "alpha_dropout", "select",
+        "unbind", "getitem", "to", "_to_copy", "identity", "lift_fresh_copy", "type_as", "float", "view_as",
+        "_assert_tensor_metadata", "sym_size", "sym_size.int", "narrow", "_unsafe_view", "chunk", "split",
+        "split_with_sizes", "slice",
+    ]
+)  # fmt: skip
 """Operators without any work: the same numbers under another shape, or a part of them."""
 FUSED: Final = frozenset(
-    "relu relu6 hardtanh hardswish hardsigmoid leaky_relu clamp clamp_min clamp_max sigmoid silu gelu mish elu tanh "
-    "prelu softplus relu_6 threshold".split()
-)
+    [
+        "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "leaky_relu", "clamp", "clamp_min", "clamp_max",
+        "sigmoid", "silu", "gelu", "mish", "elu", "tanh", "prelu", "softplus", "relu_6", "threshold",
+    ]
+)  # fmt: skip
 """Activations, computed on what an operator is about to write."""
 MOVES: Final = frozenset({"permute", "transpose", "t", "swapaxes", "movedim", "numpy_T", "transpose_", "permute_copy"})
 """Data that changes places. Beside a product of matrices that is only the order in which the product reads it."""
@@ -240,4 +247,4 @@ def _ends_in_product(node: fx.Node) -> bool:
 
 def _inner(operands: Sequence[fx.Node], node: fx.Node) -> int:
     """The length of the sums of a product of two tensors, were all its axes either summed or kept."""
-    return round((prod(_elements(x) for x in operands) / max(1, _elements(node))) ** 0.5)
+    return round(math.sqrt(prod(_elements(x) for x in operands) / max(1, _elements(node))))

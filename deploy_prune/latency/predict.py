@@ -1,17 +1,17 @@
 """Latency predicted from a device's rates, for targets that are not attached.
 
-The roofline model (Williams, Waterman, Patterson, CACM 52(4), 2009, doi 10.1145/1498765.1498785) per operator,
+Both sides of the roofline model (Williams, Waterman, Patterson, CACM 52(4), 2009, doi 10.1145/1498765.1498785), added
+up per operator,
 
-    t = max(MACs / rate, bytes / bandwidth) + overhead,
+    t = MACs / rate + bytes / bandwidth + overhead,
 
-with widths rounded up to the device's granularity. How the kinds of operators differ in rate, traffic and overhead is
-the same for all devices (``RATE``, ``TRAFFIC``, ``START`` below); a device has its rate, bandwidth and overhead. None of
-the shared factors is fitted to one device: benchmarks/published_latencies.py says how far the whole goes wrong on networks that
-were left out, and that the error is flat around them.
+with widths rounded up to the device's granularity. The model itself takes the larger side, as if arithmetic and
+traffic overlapped; published latencies say that the sum is nearer (benchmarks/published_latencies.py has both), and
+it is linear, so that the closed form of ``cost.CostModel`` is exact at every width and not only at the dense ones.
 
-For pruning, the same is written in the closed form of ``cost.CostModel``: which side of the maximum binds is decided
-once, at the dense widths, and kept. Pruning a layer moves both sides, arithmetic faster than traffic, so a layer that
-is cut to a small fraction is predicted too fast: by the difference of the two sides, never below its overhead.
+How the kinds of operators differ in rate, traffic and overhead is the same for all devices (the factors below); a
+device has its rate, bandwidth and overhead. None of the shared factors is fitted to one device. The benchmark says
+how far the whole goes wrong on networks that were left out.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from deploy_prune.types import Counts, Layer, Prediction, Roofline, Structure, T
 
 BYTES: Final = {"fp32": 4, "fp16": 2, "int8": 1}
 
-RATE: Final[Mapping[OpKind, float]] = {"winograd": 2.0, "attention": 0.7}
-"""Multiply-accumulates a second, relative to a plain convolution or matrix product. Winograd's F(2x2, 3x3) needs 2.25
-times fewer of them (arXiv 1509.09308, section 4.1), its transforms take a part of that back."""
+ATTENTION: Final = 0.7
+"""Multiply-accumulates a second of attention's products, relative to a plain convolution: they are narrow.
+(Winograd's F(2x2, 3x3) needs 2.25 times fewer than a plain one, arXiv 1509.09308, section 4.1; its transforms take a
+part of that back: ``Roofline.winograd`` is 2 unless a device's file says otherwise.)"""
 
 DEPTHWISE: Final = 0.35
 """The same of depthwise convolutions, for a device's file that has nothing better: no operand is used again."""
@@ -67,11 +68,13 @@ class Work:
         return self.writes + self.weights + sum(elements for _, elements in self.reads)
 
 
-def work(op: Op, granule: int) -> Work:
-    """What an operator asks of a device that rounds channels up to the granule."""
-    traffic = TRAFFIC.get(op.kind, 1.0) / 1e9
+def work(op: Op, granule: int, winograd: float = 2.0) -> Work:
+    """What an operator asks of a device that rounds channels up to the granule. ``winograd``: as in ``Roofline``."""
+    kind: OpKind = "conv" if op.kind == "winograd" and winograd == 1 else op.kind
+    traffic = TRAFFIC.get(kind, 1.0) / 1e9
+    faster = {"winograd": winograd, "attention": ATTENTION}.get(kind, 1.0)
     return Work(
-        gmacs=op.macs(granule) / RATE.get(op.kind, 1.0) / 1e9,
+        gmacs=op.macs(granule) / faster / 1e9,
         depthwise=op.kind == "depthwise",
         reads=tuple((anchor, elements * traffic) for anchor, elements in op.reads),
         writes=op.writes * traffic,
@@ -89,9 +92,8 @@ def predict(ops: Sequence[Op], target: Target) -> Prediction:
     rates, granule = _rates(target)
     width = BYTES[target.precision]
     ms = rates.network_overhead_ms
-    for asked in (work(op, granule) for op in ops):
-        compute, memory = _sides(asked, rates, width)
-        ms += max(compute, memory) + asked.starts * rates.layer_overhead_ms
+    for asked in (work(op, granule, rates.winograd) for op in ops):
+        ms += sum(_sides(asked, rates, width)) + asked.starts * rates.layer_overhead_ms
     return Prediction(ms=ms, method="roofline", error=target.error)
 
 
@@ -107,16 +109,14 @@ def roofline(structure: Structure, target: Target, ops: Sequence[Op] | None = No
     rates, granule = _rates(target)
     ops = ops_of(structure) if ops is None else ops
     shares = _Shares(structure, granule)
+    per_element = 1e3 * BYTES[target.precision] / rates.gbytes_per_s
     constant = rates.network_overhead_ms
     for op in ops:
         shares.enter(op)
-        asked = work(op, granule)
-        compute, memory = _sides(asked, rates, BYTES[target.precision])
+        asked = work(op, granule, rates.winograd)
+        compute, _ = _sides(asked, rates, BYTES[target.precision])
         constant += asked.starts * rates.layer_overhead_ms
-        if compute >= memory:
-            constant += shares.add(op.anchor, compute, both=op.kind != "depthwise" and op.tensor is not None)
-            continue
-        per_element = memory / asked.elements
+        constant += shares.add(op.anchor, compute, both=op.kind != "depthwise" and op.tensor is not None)
         constant += shares.add(op.tensor, asked.weights * per_element, both=op.kind != "depthwise")
         for anchor, elements in ((op.anchor, asked.writes), *asked.reads):
             constant += shares.add(anchor, elements * per_element, both=False)

@@ -46,6 +46,7 @@ class _Roofline(_Part):
     gbytes_per_s: _Number
     layer_overhead_ms: _Overhead
     network_overhead_ms: _Overhead
+    winograd: _Number | None = None
 
 
 class _Error(_Part):
@@ -162,14 +163,9 @@ def _target(part: _Target) -> Target:
 
 
 def _roofline(part: _Roofline) -> Roofline:
-    return Roofline(
-        gmacs_per_s=part.gmacs_per_s.value,
-        depthwise_gmacs_per_s=part.depthwise_gmacs_per_s.value,
-        gbytes_per_s=part.gbytes_per_s.value,
-        layer_overhead_ms=part.layer_overhead_ms.value,
-        network_overhead_ms=part.network_overhead_ms.value,
-        source=" ".join(f"{key}: {getattr(part, key).source}." for key in _Roofline.model_fields),
-    )
+    given = {key: number for key in _Roofline.model_fields if (number := getattr(part, key)) is not None}
+    source = " ".join(f"{key}: {number.source}." for key, number in given.items())
+    return Roofline(**{key: number.value for key, number in given.items()}, source=source)
 
 
 def _explain(path: Path, raw: CommentedMap, error: ValidationError) -> str:

@@ -151,22 +151,24 @@ RATES = Roofline(
 DEVICE = replace(HOST, runner=None, granularity=8, roofline=RATES)
 
 
-def test_roofline_when_arithmetic_binds():
-    model = roofline(CHAIN, DEVICE)
-    expected = 1.0 + 4 * 0.25
-    expected += 256 * 9 * ((3 * 64 + 64 * 96) / 2 + 96 / 0.5) / 1e6 + 96 * 16 / 1e6
-    assert model(CHAIN.dense_counts) == pytest.approx(expected)
+def test_roofline_adds_up_arithmetic_and_traffic():
+    arithmetic = 256 * 9 * ((3 * 64 + 64 * 96) / 2 + 96 / 0.5) / 1e6 + 96 * 16 / 1e6
+    weights = 0.7 * (9 * (3 * 64 + 64 * 96 + 96) + 96 * 10)
+    activations = 256 * (2 * (3 + 64) + 2 * (64 + 96) + 96 + 96) + 96 + 10
+    for bandwidth in (1000.0, 0.1):
+        device = replace(DEVICE, roofline=replace(RATES, gbytes_per_s=bandwidth))
+        traffic = 4 * (weights + activations) / bandwidth / 1e6
+        model = roofline(CHAIN, device)
+        assert model(CHAIN.dense_counts) == pytest.approx(1.0 + 4 * 0.25 + arithmetic + traffic)
+        half = roofline(CHAIN, replace(device, precision="fp16"))(CHAIN.dense_counts)
+        assert half == pytest.approx(model(CHAIN.dense_counts) - traffic / 2)
     assert model({"a": 33, "b": 96}) == model({"a": 40, "b": 96})
 
 
-def test_roofline_when_memory_binds():
-    slow = replace(DEVICE, roofline=replace(RATES, gmacs_per_s=1e9, depthwise_gmacs_per_s=1e9, gbytes_per_s=1.0))
-    weights = 0.7 * (9 * (3 * 64 + 64 * 96 + 96) + 96 * 10)
-    activations = 256 * (2 * (3 + 64) + 2 * (64 + 96) + 96 + 96) + 96 + 10
-    expected = 1.0 + 4 * 0.25 + 4 * (weights + activations) / 1e6
-    assert roofline(CHAIN, slow)(CHAIN.dense_counts) == pytest.approx(expected)
-    half = roofline(CHAIN, replace(slow, precision="fp16"))(CHAIN.dense_counts)
-    assert half - 2 == pytest.approx((expected - 2) / 2)
+def test_roofline_without_winograd():
+    plain = replace(DEVICE, roofline=replace(RATES, gbytes_per_s=1e9, winograd=1.0))
+    arithmetic = 256 * 9 * (3 * 64 + 64 * 96 + 96 / 0.5) / 1e6 + 96 * 16 / 1e6
+    assert roofline(CHAIN, plain)(CHAIN.dense_counts) == pytest.approx(2.0 + arithmetic)
 
 
 @pytest.mark.parametrize("bandwidth", [0.05, 5.0, 5000.0])
