@@ -97,6 +97,9 @@ def _network(model: str, shape: tuple[int, ...] | None, trust: bool) -> tuple[nn
         if shape is None:
             message = f"{model} needs the size of its input: add --input, as in --input 3,224,224."
             raise ModelError(message)
+        if "/" in model or path.suffix == ".json":
+            message = f"There is no {model}; give torchvision:NAME, timm:NAME, an architecture.json or a run's folder."
+            raise ModelError(message)
         if ":" in model and model.partition(":")[0] not in {"torchvision", "timm"}:
             message = f"{model!r} is neither torchvision:NAME nor timm:NAME, and there is no such file or folder."
             raise ModelError(message)
