@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -59,10 +60,19 @@ class Left:
 
     @property
     def band(self) -> tuple[float, float]:
-        """The 10th and 90th percentile of published / predicted, around 1."""
-        ratios = [ms / self.predicted[n] for n, ms in self.published.items()]
-        low, high = numpy.percentile(ratios, [10, 90])
-        return min(1.0, float(low)), max(1.0, float(high))
+        """Between what factors of the prediction a next network lies with a chance of 80%."""
+        return band([ms / self.predicted[n] for n, ms in self.published.items()])
+
+
+def band(ratios: Sequence[float]) -> tuple[float, float]:
+    """(1 / f, f): at least 80% of the ratios published / predicted are within, and a next one with that chance.
+
+    f is the ceil(0.8 (n + 1))-th smallest of n (split conformal prediction: arXiv 2107.07511, section 1), the largest
+    where n is too small for that.
+    """
+    factors = sorted(numpy.exp(numpy.abs(numpy.log(ratios))))
+    f = float(factors[min(len(factors), math.ceil(0.8 * (len(factors) + 1))) - 1])
+    return 1 / f, f
 
 
 def family(row: Mapping[str, Any]) -> str | None:

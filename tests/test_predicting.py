@@ -85,7 +85,10 @@ def test_what_budgets_are_held_to_is_what_is_predicted(tmp_path):
         (("os:system", "--target", "pixel-8", "--input", "3,8,8"), "neither torchvision:NAME nor timm:NAME"),
         (("resnet20", "--target", "pixl-8", "--input", "3,8,8"), "Perhaps you meant 'pixel-8'?"),
         (("resnet20", "--target", "host", "--input", "3,32,32"), "can't be predicted: its file needs 'roofline:'"),
-        (("no/such.json", "--target", "pixel-8", "--input", "3,8,8"), "There is no no/such.json; give torchvision:NAME"),
+        (
+            ("no/such.json", "--target", "pixel-8", "--input", "3,8,8"),
+            "There is no no/such.json; give torchvision:NAME",
+        ),
     ],
 )
 def test_errors_say_what_to_change(arguments, words):
