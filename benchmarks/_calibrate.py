@@ -24,8 +24,10 @@ Vector = NDArray[numpy.float64]
 
 NOISE = 0.1
 """Relative error of the model that the prior is weighed against."""
-FIRST = numpy.log([0.1, 1e-3])
-"""First guess at elements per MAC and overhead in 1e9 MACs; it weighs as much as two devices."""
+FIRST_ELEMENTS = 0.1
+FIRST_OVERHEAD = {"cpu": 2e-4, "accelerator": 1e-3}
+"""First guesses at elements per MAC, and at overhead in 1e9 MACs (a few microseconds of a core, or the start of a
+kernel); they weigh as much as two devices."""
 FIRST_WEIGHT = 2.0
 SPREAD = numpy.array([0.4, 0.8])
 """Standard deviations, in log, of devices around their kind's mean."""
@@ -60,12 +62,13 @@ Known = Mapping[tuple[str, int], Features]
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Published ms by network. ``granule``: of its channels."""
+    """Published ms by network. ``granule``: of its channels. ``processor``: cpu or accelerator."""
 
     name: str
     published: Mapping[str, float]
     element_bytes: int
     granule: int
+    processor: str
 
     def without(self, network: str) -> Device:
         """The same, not knowing one network."""
@@ -122,14 +125,16 @@ def fit(device: Device, known: Known, form: str, prior: Vector) -> Calibration:
 
 def learn_prior(devices: Sequence[Device], known: Known, form: str) -> Vector:
     """The mean, in log, of devices' elements per MAC and overhead in 1e9 MACs."""
-    prior, devices = FIRST.copy(), devices[:: max(1, len(devices) // ENOUGH)]
+    kind = devices[0].processor if devices else "accelerator"
+    first = numpy.log([FIRST_ELEMENTS, FIRST_OVERHEAD[kind]])
+    prior, devices = first.copy(), devices[:: max(1, len(devices) // ENOUGH)]
     if form == "no prior":
         return prior
     for _ in range(ROUNDS):
         fitted = [fit(device, known, form, prior) for device in devices]
         ratios = [[c.gelements_per_s / c.gmacs_per_s, c.overhead_ms * c.gmacs_per_s / 1e3] for c in fitted]
         total = numpy.log(ratios).sum(axis=0) if ratios else numpy.zeros(2)
-        prior = (total + FIRST_WEIGHT * FIRST) / (len(ratios) + FIRST_WEIGHT)
+        prior = (total + FIRST_WEIGHT * first) / (len(ratios) + FIRST_WEIGHT)
     return prior
 
 

@@ -119,8 +119,11 @@ def devices(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[Device]],
     for (kind, name), published in found.items():
         ms = {network: float(numpy.exp(numpy.mean(numpy.log(values)))) for network, values in published.items()}
         width = BYTES.get(kind.rpartition(" ")[2], 2)
+        processor = "cpu" if "cpu" in kind else "accelerator"
         granule = next((step for start, step in GRANULES.items() if kind.startswith(start)), 8)
-        families[kind].append(Device(name=name, published=ms, element_bytes=width, granule=granule))
+        families[kind].append(
+            Device(name=name, published=ms, element_bytes=width, granule=granule, processor=processor)
+        )
     steps = {device.granule for group in families.values() for device in group}
     features = {}
     for network, how in wanted.items():
