@@ -166,6 +166,23 @@ def show(source: Path, target: str | None, trust: bool, as_json: bool) -> None:
         output().print(*overview_tables(found), sep="\n")
 
 
+@main.command(epilog="Example: deploy-prune predict torchvision:resnet18 --target jetson-nano --input 3,224,224")
+@click.argument("model")
+@click.option("--target", required=True, help="A device's name, see `deploy-prune targets`.")
+@click.option("--input", "shape", help="Channels, height and width, as in 3,224,224; an architecture knows its own.")
+@click.option("--trust", is_flag=True, help="Run the code that an architecture of your own (module:callable) names.")
+@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+def predict(model: str, target: str, shape: str | None, trust: bool, as_json: bool) -> None:
+    """Predict a network's latency on a device that is not attached, and how far off that may be.
+
+    MODEL is torchvision:NAME, timm:NAME, an architecture.json or a run's TARGET/BUDGET folder.
+    """
+    from deploy_prune import predicting
+
+    found = predicting.predicted(model, target, predicting.parse_shape(shape) if shape else None, trust)
+    click.echo(json.dumps(found.as_json(), indent=1) if as_json else str(found))
+
+
 @main.command(epilog="Example: deploy-prune report runs/mobilenet")
 @run_folder
 def report(run: Path) -> None:

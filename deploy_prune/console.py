@@ -104,9 +104,20 @@ def _blocks(shares: Sequence[float]) -> str:
 
 def targets_table(targets: Sequence[types.Target]) -> Table:
     """A row per device."""
-    table = Table("target", "device", "runtime", "format", "precision", "latency", box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = ("target", "device", "runtime", "format", "precision", "threads", "channels in", "latency")
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for target in targets:
-        latency = "predicted" if target.runner is None else "measured"
-        cells = (target.name, target.title, target.runtime, target.format, target.precision, latency)
-        table.add_row(*(Text(cell) for cell in cells))
+        step = "measured steps" if target.granularity is None else f"steps of {target.granularity}"
+        kind = (target.name, target.title, target.runtime, target.format, target.precision, str(target.threads), step)
+        table.add_row(*(Text(cell) for cell in (*kind, _how_known(target))))
     return table
+
+
+def _how_known(target: types.Target) -> str:
+    """Measured, or predicted and how wrong that is."""
+    if target.runner is not None:
+        return "measured"
+    if target.error is None:
+        return "predicted"
+    judged = f"{target.error.networks} networks" if target.error.networks else "unverified"
+    return f"predicted ±{target.error.median:.0%} ({judged})"

@@ -156,11 +156,13 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """A device's rates, for prediction: time of a layer = max(MACs / rate, bytes / bandwidth) + overhead.
+    """A device's rates, for prediction: time of an operator = MACs / rate + bytes / bandwidth + overhead.
 
-    Units: ``gmacs_per_s`` 1e9 multiply-accumulates a second for dense convolutions and matrix products,
+    Units: ``gmacs_per_s`` 1e9 multiply-accumulates a second for plain convolutions and matrix products,
     ``depthwise_gmacs_per_s`` the same for depthwise convolutions, ``gbytes_per_s`` 1e9 bytes a second,
-    ``layer_overhead_ms`` per layer, ``network_overhead_ms`` once. ``source``: where the numbers come from.
+    ``layer_overhead_ms`` per convolution or matrix product (latency/predict.py has the other operators' share),
+    ``winograd`` how much faster 3x3 convolutions of stride 1 are per multiply-accumulate (1: the runtime has
+    no such kernel), ``network_overhead_ms`` once. ``source``: where the numbers come from.
     """
 
     gmacs_per_s: float
@@ -168,6 +170,23 @@ class Roofline:
     gbytes_per_s: float
     layer_overhead_ms: float
     network_overhead_ms: float
+    source: str
+    winograd: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorBand:
+    """How far a device's predictions go wrong: on networks that were left out of its calibration, one at a time.
+
+    ``median``: of the relative errors, as a fraction. ``low`` and ``high``: for 80% of the networks, the published
+    latency lies between ``low`` and ``high`` times the predicted one. ``networks``: how many; 0 =
+    judged by other devices.
+    """
+
+    median: float
+    low: float
+    high: float
+    networks: int
     source: str
 
 
@@ -177,6 +196,7 @@ class Target:
 
     ``granularity``: channel counts are chosen in multiples of this; None = find it by measurement.
     ``runner``: how artifacts are measured there; None = no device attached, latency is predicted from ``roofline``.
+    ``error``: of those predictions, where it is known.
     """
 
     name: str
@@ -189,6 +209,7 @@ class Target:
     threads: int
     roofline: Roofline | None
     notes: str = ""
+    error: ErrorBand | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,10 +266,11 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Predicted, never measured: latency in ms and where the number comes from (table or roofline)."""
+    """Predicted, never measured: latency in ms, where it comes from (table or roofline), and how wrong it may be."""
 
     ms: float
     method: str
+    error: ErrorBand | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -23,6 +23,7 @@ from deploy_prune.cost import CostModel
 from deploy_prune.export import FORMATS, isolated
 from deploy_prune.latency.granularity import granularity, machine
 from deploy_prune.latency.nodes import by_layer
+from deploy_prune.latency.ops import Op, list_ops
 from deploy_prune.latency.predict import roofline
 from deploy_prune.latency.runners import measure, profile
 from deploy_prune.latency.steady import measure_steadily
@@ -30,6 +31,7 @@ from deploy_prune.latency.table import Sample, fit_table, variant_counts
 from deploy_prune.recipe import Recipe
 from deploy_prune.search import smallest_counts
 from deploy_prune.surgery.cut import cut
+from deploy_prune.surgery.trace import trace
 from deploy_prune.types import Artifact, Counts, Keep, Metric, Progress, Structure, Target, silent
 
 VARIANTS: Final = 3
@@ -64,6 +66,7 @@ class Workbench:
     calibration: Tensor | None = None
     _dense: dict[str, Artifact] = field(default_factory=dict)
     _anew: dict[str, dict[tuple[tuple[str, int], ...], Timed]] = field(default_factory=dict)
+    _ops: list[Op] = field(default_factory=list)
 
     def granule(self, target: Target) -> int:
         """Channel counts on this target are multiples of this."""
@@ -78,8 +81,15 @@ class Workbench:
         if metric == "size":
             return self._size(target)
         if target.runner is None:
-            return roofline(self.structure, target)
+            return roofline(self.structure, target, self._operators())
         return self._table(target)
+
+    def _operators(self) -> list[Op]:
+        """What the dense network makes a runtime do; read once."""
+        if not self._ops:
+            program = trace(self.network, (self.example[:1],), self.recipe.prune.trace_timeout_s)
+            self._ops.extend(list_ops(program))
+        return self._ops
 
     def smallest(self, target: Target) -> Counts:
         """Every group at its lowest stair."""

@@ -65,13 +65,15 @@ def test_a_terminal_gets_a_bar_and_keeps_one_line_of_what_is_done(monkeypatch):
 
 def test_targets_say_whether_they_are_measured():
     common = {"format": "onnx", "precision": "fp32", "runtime": "r", "granularity": 8, "threads": 1, "roofline": None}
+    error = types.ErrorBand(median=0.12, low=0.8, high=1.2, networks=7, source="s")
     rows = [
         types.Target(name="host", title="this machine", runner="local", **common),
         types.Target(name="far", title="a phone", runner=None, **common),
+        types.Target(name="known", title="a board", runner=None, error=error, **common),
     ]
     table = targets_table(rows)
-    assert [str(cell) for cell in table.columns[0].cells] == ["host", "far"]
-    assert [str(cell) for cell in table.columns[-1].cells] == ["measured", "predicted"]
+    assert [str(cell) for cell in table.columns[0].cells] == ["host", "far", "known"]
+    assert [str(cell) for cell in table.columns[-1].cells] == ["measured", "predicted", "predicted ±12% (7 networks)"]
 
 
 def test_what_is_kept_of_each_group_is_a_row_of_blocks():

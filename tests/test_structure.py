@@ -38,6 +38,7 @@ LEVELS = (
     frozenset(
         {
             "pipeline",
+            "predicting",
             "pruning",
             "check",
             "checked",

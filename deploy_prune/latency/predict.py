@@ -1,63 +1,209 @@
 """Latency predicted from a device's rates, for targets that are not attached.
 
-The roofline model (Williams, Waterman, Patterson, CACM 52(4), 2009, doi 10.1145/1498765.1498785) per layer,
+Both sides of the roofline model (Williams, Waterman, Patterson, CACM 52(4), 2009, doi 10.1145/1498765.1498785), added
+up per operator,
 
-    t_l = max(MACs_l / rate, bytes_l / bandwidth) + overhead,
+    t = MACs / rate + bytes / bandwidth + overhead,
 
-written in the closed form of ``cost.CostModel``: which side of the maximum binds is decided once, at the dense widths,
-and kept. Pruning a layer moves both sides, arithmetic faster than traffic, so a layer that is cut to a small fraction
-is predicted too fast: by the difference of the two sides, never below its overhead.
+with widths rounded up to the device's granularity. The model itself takes the larger side, as if arithmetic and
+traffic overlapped; published latencies say that the sum is nearer (benchmarks/published_latencies.py has both), and
+it is linear, so that the closed form of ``cost.CostModel`` is exact at every width and not only at the dense ones.
+
+How the kinds of operators differ in rate, traffic and overhead is the same for all devices (the factors below); a
+device has its rate, bandwidth and overhead. None of the shared factors is fitted to one device. The benchmark says
+how far the whole goes wrong on networks that were left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil
 from typing import Final
 
 from deploy_prune.cost import CostModel, LayerCost
 from deploy_prune.errors import TargetError
-from deploy_prune.types import Layer, Roofline, Structure, Target
+from deploy_prune.latency.ops import ARITHMETIC, Op, OpKind
+from deploy_prune.types import Counts, Layer, Prediction, Roofline, Structure, Target
 
 BYTES: Final = {"fp32": 4, "fp16": 2, "int8": 1}
 
+ATTENTION: Final = 0.7
+"""Multiply-accumulates a second of attention's products, relative to a plain convolution: they are narrow.
+(Winograd's F(2x2, 3x3) needs 2.25 times fewer than a plain one, arXiv 1509.09308, section 4.1; its transforms take a
+part of that back: ``Roofline.winograd`` is 2 unless a device's file says otherwise.)"""
 
-def roofline(structure: Structure, target: Target) -> CostModel:
-    """The predicted latency of one inference, in ms, as a function of the units kept.
+DEPTHWISE: Final = 0.35
+"""The same of depthwise convolutions, for a device's file that has nothing better: no operand is used again."""
 
-    Bytes: a layer's weights are read once; its output is written once and read once by the next layer. Widths are
-    rounded up to the target's granularity. Norms cost nothing, as every runtime here folds them into the layer before.
+TRAFFIC: Final[Mapping[OpKind, float]] = {"conv": 1.5, "winograd": 2.0, "elementwise": 0.4}
+"""Traffic relative to reading operands and writing the result once. Windows overlap (a convolution by matrix product
+copies them out); Winograd's tiles of 4x4 for 2x2 results overlap too; what is added up lies in a cache or is fused."""
+
+WEIGHTS: Final = 0.7
+"""Traffic of a weight relative to reading it once per inference: a part stays in a cache."""
+
+START: Final = 0.5
+"""Overhead of an operator without arithmetic, relative to one with: some runtimes fuse it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one operator asks of a device, in the units of ``types.Roofline``.
+
+    ``gmacs``: 1e9 multiply-accumulates, at the device's plain or (``depthwise``) depthwise rate; ``reads`` (per
+    anchor), ``writes``, ``weights``: 1e9 elements of traffic; ``starts``: overheads.
+    """
+
+    gmacs: float
+    depthwise: bool
+    reads: tuple[tuple[str | None, float], ...]
+    writes: float
+    weights: float
+    starts: float
+
+    @property
+    def elements(self) -> float:
+        """All traffic, 1e9 elements."""
+        return self.writes + self.weights + sum(elements for _, elements in self.reads)
+
+
+def work(op: Op, granule: int, winograd: float = 2.0) -> Work:
+    """What an operator asks of a device that rounds channels up to the granule. ``winograd``: as in ``Roofline``."""
+    kind: OpKind = "conv" if op.kind == "winograd" and winograd == 1 else op.kind
+    traffic = TRAFFIC.get(kind, 1.0) / 1e9
+    faster = {"winograd": winograd, "attention": ATTENTION}.get(kind, 1.0)
+    return Work(
+        gmacs=op.macs(granule) / faster / 1e9,
+        depthwise=op.kind == "depthwise",
+        reads=tuple((anchor, elements * traffic) for anchor, elements in op.reads),
+        writes=op.writes * traffic,
+        weights=op.weights * WEIGHTS / 1e9,
+        starts=1.0 if op.kind in ARITHMETIC else START,
+    )
+
+
+def predict(ops: Sequence[Op], target: Target) -> Prediction:
+    """The predicted latency of one inference, with the band that held for networks that were left out of the fit.
 
     Raises:
         TargetError: the target's file has no roofline, or no granularity to round to.
     """
-    if target.roofline is None or target.granularity is None:
-        message = f"The latency on {target.name} can't be predicted: its file needs 'roofline:' and a granularity."
-        raise TargetError(message)
-    rates = target.roofline
-    layers = [x for x in structure.layers if x.taps]
-    costs = tuple(_layer(x, structure, rates, target.granularity, BYTES[target.precision]) for x in layers)
+    rates, granule = _rates(target)
+    width = BYTES[target.precision]
+    ms = rates.network_overhead_ms
+    for asked in (work(op, granule, rates.winograd) for op in ops):
+        ms += sum(_sides(asked, rates, width)) + asked.starts * rates.layer_overhead_ms
+    return Prediction(ms=ms, method="roofline", error=target.error)
+
+
+def roofline(structure: Structure, target: Target, ops: Sequence[Op] | None = None) -> CostModel:
+    """The predicted latency of one inference, in ms, as a function of the units kept: ``predict`` on the dense network.
+
+    ``ops``: the network's operators; without, its layers alone are priced. What an operator reads and writes goes with
+    the outputs of the layer that it comes from.
+
+    Raises:
+        TargetError: the target's file has no roofline, or no granularity to round to.
+    """
+    rates, granule = _rates(target)
+    ops = ops_of(structure) if ops is None else ops
+    shares = _Shares(structure, granule)
+    per_element = 1e3 * BYTES[target.precision] / rates.gbytes_per_s
+    constant = rates.network_overhead_ms
+    for op in ops:
+        shares.enter(op)
+        asked = work(op, granule, rates.winograd)
+        compute, _ = _sides(asked, rates, BYTES[target.precision])
+        constant += asked.starts * rates.layer_overhead_ms
+        constant += shares.add(op.anchor, compute, both=op.kind != "depthwise" and op.tensor is not None)
+        constant += shares.add(op.tensor, asked.weights * per_element, both=op.kind != "depthwise")
+        for anchor, elements in ((op.anchor, asked.writes), *asked.reads):
+            constant += shares.add(anchor, elements * per_element, both=False)
     return CostModel(
         metric="latency",
-        layers=costs,
+        layers=shares.costs(),
         groups=tuple(g.name for g in structure.groups),
-        constant=rates.network_overhead_ms + rates.layer_overhead_ms * len(layers),
-        granule=target.granularity,
+        constant=constant,
+        granule=granule,
     )
 
 
-def _layer(layer: Layer, structure: Structure, rates: Roofline, granule: int, element_bytes: int) -> LayerCost:
-    """The side of the roofline that binds at the dense widths, as ms per input x output and per output channel."""
-    inputs, outputs = (ceil(w.at(structure.dense_counts) / granule) * granule for w in (layer.inputs, layer.outputs))
-    per_ms = element_bytes / (rates.gbytes_per_s * 1e6)
-    memory_product, memory_linear = layer.taps * per_ms, 2 * layer.positions * per_ms
-    macs = layer.positions * layer.taps
+class _Shares:
+    """Times that go with a layer's outputs, or with its inputs and outputs, summed up while operators go by."""
+
+    def __init__(self, structure: Structure, granule: int) -> None:
+        self._layers = [x for x in structure.layers if x.taps]
+        self._counts, self._granule = structure.dense_counts, granule
+        self._waiting: dict[str, list[int]] = {}
+        for index, layer in enumerate(self._layers):
+            self._waiting.setdefault(layer.tensor, []).append(index)
+        self._of: dict[str, int] = {}
+        self._product = [0.0] * len(self._layers)
+        self._linear = [0.0] * len(self._layers)
+
+    def enter(self, op: Op) -> None:
+        """From now on, the weight's name means its next application."""
+        if op.tensor is not None and self._waiting.get(op.tensor):
+            self._of[op.tensor] = self._waiting[op.tensor].pop(0)
+
+    def add(self, tensor: str | None, ms: float, *, both: bool) -> float:
+        """Give a dense network's time to a layer. Returns what has no layer to go to."""
+        index = self._of.get(tensor or "")
+        if index is None:
+            return ms
+        inputs, outputs = _widths(self._layers[index], self._counts, self._granule)
+        if both:
+            self._product[index] += ms / (inputs * outputs)
+        else:
+            self._linear[index] += ms / outputs
+        return 0.0
+
+    def costs(self) -> tuple[LayerCost, ...]:
+        """A layer's costs, in order of execution."""
+        rows = zip(self._layers, self._product, self._linear, strict=True)
+        return tuple(LayerCost(layer=x, product=product, linear=linear) for x, product, linear in rows)
+
+
+def ops_of(structure: Structure) -> tuple[Op, ...]:
+    """The operators that a structure's layers are; those between the layers are not among them."""
+    return tuple(_op(x, structure.dense_counts) for x in structure.layers if x.taps)
+
+
+def _op(layer: Layer, counts: Counts) -> Op:
+    inputs, outputs = layer.inputs.at(counts), layer.outputs.at(counts)
+    read = layer.input_positions * (outputs if layer.kind == "depthwise" else inputs)
+    return Op(
+        name=layer.name, kind=_kind(layer), tensor=layer.tensor, anchor=layer.tensor, taps=layer.taps,
+        positions=layer.positions, inputs=inputs, outputs=outputs, reads=((None, read),),
+        writes=layer.positions * outputs, weights=layer.taps * inputs * outputs,
+    )  # fmt: skip
+
+
+def _kind(layer: Layer) -> OpKind:
     if layer.kind == "depthwise":
-        compute_product, compute_linear = 0.0, macs / (rates.depthwise_gmacs_per_s * 1e6)
-        memory_product, memory_linear = 0.0, memory_linear + memory_product
-    else:
-        compute_product, compute_linear = macs / (rates.gmacs_per_s * 1e6), 0.0
-    compute = compute_product * inputs * outputs + compute_linear * outputs
-    memory = memory_product * inputs * outputs + memory_linear * outputs
-    if compute >= memory:
-        return LayerCost(layer=layer, product=compute_product, linear=compute_linear)
-    return LayerCost(layer=layer, product=memory_product, linear=memory_linear)
+        return "depthwise"
+    if layer.kind == "linear":
+        return "matmul"
+    if layer.taps == 1:
+        return "pointwise"
+    return "winograd" if layer.taps == 9 and layer.positions == layer.input_positions else "conv"
+
+
+def _sides(asked: Work, rates: Roofline, element_bytes: int) -> tuple[float, float]:
+    """The two sides of the roofline, in ms."""
+    rate = rates.depthwise_gmacs_per_s if asked.depthwise else rates.gmacs_per_s
+    return 1e3 * asked.gmacs / rate, 1e3 * asked.elements * element_bytes / rates.gbytes_per_s
+
+
+def _widths(layer: Layer, counts: Counts, granule: int) -> tuple[int, int]:
+    """A layer's widths on the stairs of ``CostModel``."""
+    inputs, outputs = (ceil(w.at(counts) / granule) * granule for w in (layer.inputs, layer.outputs))
+    return inputs, outputs
+
+
+def _rates(target: Target) -> tuple[Roofline, int]:
+    if target.roofline is None or target.granularity is None:
+        message = f"The latency on {target.name} can't be predicted: its file needs 'roofline:' and a granularity."
+        raise TargetError(message)
+    return target.roofline, target.granularity

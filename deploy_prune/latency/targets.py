@@ -13,7 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from deploy_prune.errors import TargetError, perhaps
 from deploy_prune.recipe import EXPORT_FORMATS
-from deploy_prune.types import Roofline, Target
+from deploy_prune.types import ErrorBand, Roofline, Target
 
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 NotNegative = Annotated[float, Field(ge=0, le=1e6)]
@@ -54,6 +54,15 @@ class _Roofline(_Part):
     gbytes_per_s: _Number
     layer_overhead_ms: _Overhead
     network_overhead_ms: _Overhead
+    winograd: _Number | None = None
+
+
+class _Error(_Part):
+    median: Annotated[float, Field(gt=0, le=10)]
+    low: Annotated[float, Field(gt=0, le=1)]
+    high: Annotated[float, Field(ge=1, le=100)]
+    networks: Annotated[int, Field(ge=0, le=10000)]
+    source: Text
 
 
 class _Target(_Part):
@@ -66,6 +75,7 @@ class _Target(_Part):
     runner: Literal["local", "none"]
     threads: Annotated[int, Field(ge=1, le=1024)]
     roofline: _Roofline | None = None
+    error: _Error | None = None
     notes: str = ""
 
 
@@ -155,19 +165,15 @@ def _target(part: _Target) -> Target:
         runner=None if part.runner == "none" else part.runner,
         threads=part.threads,
         roofline=None if part.roofline is None else _roofline(part.roofline),
+        error=None if part.error is None else ErrorBand(**part.error.model_dump()),
         notes=part.notes.strip(),
     )
 
 
 def _roofline(part: _Roofline) -> Roofline:
-    return Roofline(
-        gmacs_per_s=part.gmacs_per_s.value,
-        depthwise_gmacs_per_s=part.depthwise_gmacs_per_s.value,
-        gbytes_per_s=part.gbytes_per_s.value,
-        layer_overhead_ms=part.layer_overhead_ms.value,
-        network_overhead_ms=part.network_overhead_ms.value,
-        source=" ".join(f"{key}: {getattr(part, key).source}." for key in _Roofline.model_fields),
-    )
+    given = {key: number for key in _Roofline.model_fields if (number := getattr(part, key)) is not None}
+    source = " ".join(f"{key}: {number.source}." for key, number in given.items())
+    return Roofline(**{key: number.value for key, number in given.items()}, source=source)
 
 
 def _explain(path: Path, raw: CommentedMap, error: ValidationError) -> str:

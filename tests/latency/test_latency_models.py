@@ -11,7 +11,8 @@ from deploy_prune.cost import CostModel
 from deploy_prune.errors import MeasurementError, TargetError
 from deploy_prune.export import FORMATS
 from deploy_prune.latency.nodes import by_layer
-from deploy_prune.latency.predict import roofline
+from deploy_prune.latency.ops import list_ops
+from deploy_prune.latency.predict import predict, roofline
 from deploy_prune.latency.runners import profile
 from deploy_prune.latency.table import Sample, fit_table, variant_counts
 from deploy_prune.latency.targets import load_target
@@ -150,22 +151,50 @@ RATES = Roofline(
 DEVICE = replace(HOST, runner=None, granularity=8, roofline=RATES)
 
 
-def test_roofline_when_arithmetic_binds():
-    model = roofline(CHAIN, DEVICE)
-    expected = 1.0 + 4 * 0.25
-    expected += 256 * 9 * (8 * 64 + 64 * 96 + 2 * 96) / 1e6 + 96 * 16 * 1 / 1e6
-    assert model(CHAIN.dense_counts) == pytest.approx(expected)
+def test_roofline_adds_up_arithmetic_and_traffic():
+    arithmetic = 256 * 9 * ((3 * 64 + 64 * 96) / 2 + 96 / 0.5) / 1e6 + 96 * 16 / 1e6
+    weights = 0.7 * (9 * (3 * 64 + 64 * 96 + 96) + 96 * 10)
+    activations = 256 * (2 * (3 + 64) + 2 * (64 + 96) + 96 + 96) + 96 + 10
+    for bandwidth in (1000.0, 0.1):
+        device = replace(DEVICE, roofline=replace(RATES, gbytes_per_s=bandwidth))
+        traffic = 4 * (weights + activations) / bandwidth / 1e6
+        model = roofline(CHAIN, device)
+        assert model(CHAIN.dense_counts) == pytest.approx(1.0 + 4 * 0.25 + arithmetic + traffic)
+        half = roofline(CHAIN, replace(device, precision="fp16"))(CHAIN.dense_counts)
+        assert half == pytest.approx(model(CHAIN.dense_counts) - traffic / 2)
     assert model({"a": 33, "b": 96}) == model({"a": 40, "b": 96})
 
 
-def test_roofline_when_memory_binds():
-    slow = replace(DEVICE, roofline=replace(RATES, gmacs_per_s=1e9, depthwise_gmacs_per_s=1e9, gbytes_per_s=1.0))
-    weights = 9 * (8 * 64 + 64 * 96 + 96) + 96 * 16
-    activations = 2 * (256 * (64 + 96 + 96) + 16)
-    expected = 1.0 + 4 * 0.25 + 4 * (weights + activations) / 1e6
-    assert roofline(CHAIN, slow)(CHAIN.dense_counts) == pytest.approx(expected)
-    half = roofline(CHAIN, replace(slow, precision="fp16"))(CHAIN.dense_counts)
-    assert half - 2 == pytest.approx((expected - 2) / 2)
+def test_roofline_without_winograd():
+    plain = replace(DEVICE, roofline=replace(RATES, gbytes_per_s=1e9, winograd=1.0))
+    arithmetic = 256 * 9 * (3 * 64 + 64 * 96 + 96 / 0.5) / 1e6 + 96 * 16 / 1e6
+    assert roofline(CHAIN, plain)(CHAIN.dense_counts) == pytest.approx(2.0 + arithmetic)
+
+
+@pytest.mark.parametrize("bandwidth", [0.05, 5.0, 5000.0])
+def test_the_closed_form_is_the_prediction_on_the_dense_network(bandwidth):
+    network, x = Branches().eval(), torch.zeros(1, 3, 20, 20)
+    ops = list_ops(torch.export.export(network, (x,), strict=False))
+    device = replace(DEVICE, roofline=replace(RATES, gbytes_per_s=bandwidth))
+    structure = structure_of(ops)
+    model = roofline(structure, device, ops)
+    predicted = predict(ops, device).ms
+    assert model(structure.dense_counts) == pytest.approx(predicted)
+    assert model.constant >= 1.0 + 0.25 * 5
+    narrow = model({"c": 8})
+    assert model.constant < narrow < predicted
+    assert narrow == model({"c": 5})
+
+
+def structure_of(ops):
+    """The layers of ``Branches``, all of whose inner widths are one group's."""
+    c = width(c=1)
+    layers = [
+        layer("stem.0", width(3), c), layer("left", c, c), layer("right.0", c, c),
+        layer("depth.0", width(1), c, kind="depthwise"), layer("head", c, width(10), kind="linear", taps=1),
+    ]  # fmt: skip
+    assert {x.tensor for x in layers} == {op.tensor for op in ops if op.tensor}
+    return Structure(groups=(group("c", 32),), layers=tuple(layers), whole=())
 
 
 def test_roofline_needs_rates():

@@ -36,14 +36,16 @@ def test_every_shipped_file(path):
     target = load_target(path.stem)
     assert target.name == path.stem
     assert target == load_target(str(path))
-    assert target.format in FORMATS
     if target.runner is None:
         assert target.roofline is not None
         assert target.granularity is not None
         assert "redicted, never measured" in target.notes
         rates = [v for v in vars(target.roofline).values() if isinstance(v, int | float)]
-        assert len(rates) == 5
+        assert len(rates) == 6
         assert all(math.isfinite(v) and v >= 0 for v in rates)
+        assert target.error is not None
+        assert 0 < target.error.low <= 1 <= target.error.high
+        assert ("unverified" in target.error.source) == (target.error.networks == 0)
     else:
         assert target.runner in RUNNERS
         assert target.runtime in RUNTIMES
@@ -53,8 +55,14 @@ def test_a_target_may_have_any_format_that_can_be_written():
     assert tuple(FORMATS) == EXPORT_FORMATS
 
 
-def test_list_has_the_three_first_targets():
-    assert {"host", "jetson-orin-nano", "pixel-8"} <= {t.name for t in list_targets()}
+NAMED = """
+host jetson-nano jetson-xavier-nx jetson-agx-xavier jetson-orin-nano jetson-orin-nx jetson-agx-orin raspberry-pi-4
+raspberry-pi-5 pixel-6 pixel-8 galaxy-s23 galaxy-s24 iphone-12 iphone-15 x86-avx2 x86-avx512-vnni
+"""
+
+
+def test_list_has_the_named_devices():
+    assert set(NAMED.split()) <= {t.name for t in list_targets()}
     host = load_target("host")
     assert (host.granularity, host.runner, host.threads) == (None, "local", 1)
 
@@ -66,6 +74,21 @@ def test_own_file(tmp_path):
     assert (target.granularity, target.runner, target.threads) == (8, None, 2)
     assert target.roofline.gmacs_per_s == 10
     assert "gbytes_per_s: c." in target.roofline.source
+    assert (target.roofline.winograd, target.error) == (2.0, None)
+
+
+def test_own_file_with_error_and_without_winograd(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        OWN
+        + """\
+  winograd: {value: 1, source: f}
+error: {median: 0.2, low: 0.8, high: 1.3, networks: 7, source: g}
+"""
+    )
+    target = load_target(str(path))
+    assert target.roofline.winograd == 1.0
+    assert (target.error.median, target.error.low, target.error.high, target.error.networks) == (0.2, 0.8, 1.3, 7)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +114,13 @@ def test_own_file(tmp_path):
         ("  value: 8", "  value: some", 7, "'granularity.value' is 'some'"),
         ("{value: 4, source: c}", "{value: 4}", 14, "'roofline.gbytes_per_s.source' is missing"),
         ("  source: measured\n", "", 6, "'granularity.source' is missing"),
+        (
+            "threads: 2",
+            "threads: 2\nerror: {median: 0.1, low: 1.5, high: 2, networks: 6, source: f}",
+            11,
+            "'error.low' is 1.5",
+        ),
+        ("format: onnx", "format: onx", 3, "'format' is 'onx'"),
         ("name: mine", "name: mine\nname: other", 2, "not valid YAML"),
         ("name: mine", "name: [mine", 2, "not valid YAML"),
         ("name: mine", "name: ../mine", 1, "'name' is '../mine'"),
@@ -117,7 +147,7 @@ def test_predicted_target_needs_a_roofline(tmp_path):
 def test_unknown_names():
     with pytest.raises(TargetError, match="There is no target 'hots'. Perhaps you meant 'host'?"):
         load_target("hots")
-    with pytest.raises(TargetError, match="Known: host, jetson-orin-nano, pixel-8"):
+    with pytest.raises(TargetError, match="Known: galaxy-s23, galaxy-s24, host, "):
         load_target("zzz")
     with pytest.raises(TargetError, match="There is no target file"):
         load_target("no/such.yaml")

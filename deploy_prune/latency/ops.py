@@ -1,0 +1,250 @@
+"""What a runtime has to do for one inference: every operator of a network's graph, with its arithmetic and its traffic.
+
+Read from torch.export's graph. Counted is what runtimes do and not what the graph says: a batch norm is folded into the
+convolution before it, an activation is computed where its operand is written, a view costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Any, Final, Literal
+
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+OpKind = Literal["pointwise", "conv", "winograd", "depthwise", "matmul", "attention", "elementwise", "movement"]
+"""``pointwise``: a 1x1 convolution. ``winograd``: a 3x3 one of stride 1, for which runtimes have Winograd's algorithm
+(arXiv 1509.09308). ``matmul``: by a weight. ``attention``: a product of activations. Without arithmetic to speak of:
+``elementwise``, operands of one shape; ``movement``, all else: poolings, norms, concatenations, transposes.
+"""
+ARITHMETIC: Final = frozenset({"pointwise", "conv", "winograd", "depthwise", "matmul", "attention"})
+
+FREE: Final = frozenset(
+    [
+        "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "contiguous",
+        "detach", "detach_", "alias", "dropout", "clone", "dropout_", "feature_dropout", "alpha_dropout", "select",
+        "unbind", "getitem", "to", "_to_copy", "identity", "lift_fresh_copy", "type_as", "float", "view_as",
+        "_assert_tensor_metadata", "sym_size", "sym_size.int", "narrow", "_unsafe_view", "chunk", "split",
+        "split_with_sizes", "slice",
+    ]
+)  # fmt: skip
+"""Operators without any work: the same numbers under another shape, or a part of them."""
+FUSED: Final = frozenset(
+    [
+        "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "leaky_relu", "clamp", "clamp_min", "clamp_max",
+        "sigmoid", "silu", "gelu", "mish", "elu", "tanh", "prelu", "softplus", "relu_6", "threshold",
+    ]
+)  # fmt: skip
+"""Activations, computed on what an operator is about to write."""
+MOVES: Final = frozenset({"permute", "transpose", "t", "swapaxes", "movedim", "numpy_T", "transpose_", "permute_copy"})
+"""Data that changes places. Beside a product of matrices that is only the order in which the product reads it."""
+PRODUCTS: Final = frozenset(
+    {"matmul", "bmm", "mm", "linear", "addmm", "baddbmm", "scaled_dot_product_attention", "einsum"}
+)
+ELEMENTWISE: Final = frozenset({"add", "sub", "mul", "div", "rsub", "maximum", "minimum", "pow", "sqrt", "exp"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """One operator of a runtime, for one inference.
+
+    MACs = positions * taps * inputs * outputs, as in ``types.Layer`` (``inputs``: channels per filter). ``tensor``: the
+    weight's name, None for an operator without. ``anchor``: the weight whose output channels the result has, None for
+    the network's input. ``reads``: (anchor, elements) of each operand but weights; ``writes``: elements of the result.
+    """
+
+    name: str
+    kind: OpKind
+    tensor: str | None
+    anchor: str | None
+    taps: int
+    positions: int
+    inputs: int
+    outputs: int
+    reads: tuple[tuple[str | None, int], ...]
+    writes: int
+    weights: int
+
+    def macs(self, granule: int = 1) -> int:
+        """Multiply-accumulates with widths rounded up to the granule (a width of up to 4, an image's, stays)."""
+        return self.positions * self.taps * stair(self.inputs, granule) * stair(self.outputs, granule)
+
+    @property
+    def activations(self) -> int:
+        """Elements read and written, weights left out."""
+        return self.writes + sum(elements for _, elements in self.reads)
+
+
+NARROW: Final = 4
+"""A layer that reads an image's channels has kernels of its own: its input isn't filled up to the granule."""
+
+
+def stair(width: int, granule: int) -> int:
+    """A width rounded up to the granule, if it is more than an image's."""
+    return width if width <= NARROW else ceil(width / granule) * granule
+
+
+def list_ops(program: ExportedProgram) -> tuple[Op, ...]:
+    """Every operator that costs time, in order of execution. The batch is as in the program's example."""
+    return tuple(_Reader(program).ops())
+
+
+class _Reader:
+    """Walks a program's graph once."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        signature = program.graph_signature
+        self._nodes = list(program.graph.nodes)
+        self._weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self._weights |= signature.inputs_to_lifted_tensor_constants
+        self._anchor: dict[fx.Node, str | None] = {}
+
+    def ops(self) -> Iterator[Op]:
+        for node in self._nodes:
+            if node.op != "call_function" or _elements(node) == 0:
+                continue
+            op = self._op(node)
+            self._anchor[node] = self._inherited(node) if op is None else op.anchor
+            if op is not None:
+                yield op
+
+    def _op(self, node: fx.Node) -> Op | None:
+        name = _name(node)
+        operands = self._operands(node)
+        if name in FREE or not operands or (name in MOVES and _beside_product(node)):
+            return None
+        if name in {"pad", "constant_pad_nd"} and all(_name(user).startswith("conv") for user in node.users):
+            return None
+        if (name in FUSED or (name == "batch_norm" and _weighted(_source(operands[0])))) and _sole(operands[0]):
+            return None
+        if name.startswith("conv"):
+            return self._convolution(node)
+        if name in {"linear", "addmm", "mm"} and (weight := self._weight_of(node)) is not None:
+            return self._linear(node, *weight)
+        if name in PRODUCTS:
+            return self._product(node)
+        return self._made(node, "elementwise" if name in ELEMENTWISE else "movement")
+
+    def _convolution(self, node: fx.Node) -> Op:
+        weight = node.args[1]
+        name, shape = self._name_of(weight), _shape(weight)
+        transposed = "transpose" in _name(node)
+        filters, per_filter, *kernel = shape
+        out_BCHW, in_BCHW = _shape(node), _shape(node.args[0])
+        groups = max(1, in_BCHW[1] // (filters if transposed else per_filter))
+        strided = prod(in_BCHW[2:]) != prod(out_BCHW[2:])
+        kind: OpKind = "pointwise" if prod(kernel) == 1 else "conv"
+        if groups > 1 and in_BCHW[1] == groups:
+            kind = "depthwise"
+        elif kernel == [3, 3] and not strided and groups == 1:
+            kind = "winograd"
+        positions = out_BCHW[0] * prod((in_BCHW if transposed else out_BCHW)[2:])
+        inputs, outputs = (in_BCHW[1] // groups, out_BCHW[1])
+        return self._made(node, kind, name, prod(kernel), positions, inputs, outputs)
+
+    def _linear(self, node: fx.Node, name: str, shape: Sequence[int]) -> Op:
+        outputs = _shape(node)[-1]
+        return self._made(node, "matmul", name, 1, _elements(node) // outputs, prod(shape) // outputs, outputs)
+
+    def _product(self, node: fx.Node) -> Op:
+        """A product of two activations; of attention both products, its square matrix being written and read once."""
+        x = _shape(node.args[0])
+        if _name(node) != "scaled_dot_product_attention":
+            operands = self._operands(node)
+            inner = x[-1] if _name(node) != "einsum" else max(1, _inner(operands, node))
+            return self._made(node, "attention", None, 1, _elements(node), 1, inner)
+        keys = _shape(node.args[1])[-2]
+        square = prod(x[:-1]) * keys
+        return self._made(node, "attention", None, 1, 2 * square, 1, x[-1], spare=2 * square)
+
+    def _made(
+        self, node: fx.Node, kind: OpKind, tensor: str | None = None, taps: int = 0, positions: int = 0,
+        inputs: int = 0, outputs: int = 0, *, spare: int = 0,
+    ) -> Op:  # fmt: skip
+        operands = self._operands(node)
+        reads = tuple((self._anchor.get(x), _elements(x)) for x in operands)
+        weights = sum(_elements(x) for x in node.all_input_nodes if x.name in self._weights)
+        anchor = tensor if tensor is not None else self._inherited(node)
+        return Op(
+            name=node.name, kind=kind, tensor=tensor, anchor=anchor, taps=taps, positions=positions, inputs=inputs,
+            outputs=outputs, reads=reads, writes=_elements(node) + spare, weights=weights,
+        )  # fmt: skip
+
+    def _operands(self, node: fx.Node) -> list[fx.Node]:
+        """The tensors that a node reads, but for weights."""
+        return [x for x in node.all_input_nodes if x.name not in self._weights and _elements(x) > 0]
+
+    def _inherited(self, node: fx.Node) -> str | None:
+        """The anchor of the largest operand (on a tie, the first)."""
+        operands = self._operands(node)
+        return self._anchor.get(max(operands, key=_elements)) if operands else None
+
+    def _weight_of(self, node: fx.Node) -> tuple[str, Sequence[int]] | None:
+        for x in node.all_input_nodes:
+            source = _source(x)
+            if source.name in self._weights and len(_shape(source)) >= 2:
+                return self._weights[source.name], _shape(source)
+        return None
+
+    def _name_of(self, weight: Any) -> str:
+        source = _source(weight)
+        return str(self._weights.get(source.name, source.name))
+
+
+def _name(node: fx.Node) -> str:
+    """An operator's name without namespace and overload, and without the mark of in-place operators."""
+    name = str(getattr(node.target, "__name__", node.target)).split(".")[0]
+    return name if name in FREE else name.rstrip("_")
+
+
+def _value(node: Any) -> Tensor | None:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
+        return value[0]
+    return value if isinstance(value, Tensor) else None
+
+
+def _shape(node: Any) -> list[int]:
+    value = _value(node)
+    return [] if value is None else [int(size) for size in value.shape]
+
+
+def _elements(node: Any) -> int:
+    value = _value(node)
+    return 0 if value is None else int(value.numel())
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """The node whose numbers these are: before operators without work."""
+    while node.op == "call_function" and _name(node) in FREE | MOVES and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _weighted(node: fx.Node) -> bool:
+    return node.op == "call_function" and (_name(node).startswith("conv") or _name(node) in PRODUCTS)
+
+
+def _sole(node: fx.Node) -> bool:
+    """Whether an operator writes this value, and only one reads it."""
+    source = _source(node)
+    return source.op == "call_function" and len(node.users) == 1 and len(source.users) == 1
+
+
+def _beside_product(node: fx.Node) -> bool:
+    """Whether a product of matrices is all that reads the value, or what made it."""
+    return _name(_source(node)) in PRODUCTS or all(_ends_in_product(user) for user in node.users)
+
+
+def _ends_in_product(node: fx.Node) -> bool:
+    if node.op == "call_function" and _name(node) in FREE | MOVES:
+        return bool(node.users) and all(_ends_in_product(user) for user in node.users)
+    return node.op == "call_function" and _name(node) in PRODUCTS - {"linear"}
+
+
+def _inner(operands: Sequence[fx.Node], node: fx.Node) -> int:
+    """The length of the sums of a product of two tensors, were all its axes either summed or kept."""
+    return round(math.sqrt(prod(_elements(x) for x in operands) / max(1, _elements(node))))

@@ -1,0 +1,101 @@
+"""Every operator that costs time, counted against closed formulas."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from deploy_prune.latency.ops import list_ops, stair
+
+
+def ops_of(network, *shape):
+    return list_ops(torch.export.export(network.eval(), (torch.zeros(shape),), strict=False))
+
+
+class Residual(nn.Module):
+    """A stem, a depthwise and a strided layer, a residual addition, a pool and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU6(inplace=True))
+        self.depth = nn.Sequential(nn.Conv2d(16, 16, 5, padding=2, groups=16), nn.Hardswish())
+        self.point = nn.Conv2d(16, 16, 1)
+        self.down = nn.Conv2d(16, 24, 3, stride=2, padding=1)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.point(self.depth(x))
+        return self.head(functional.adaptive_avg_pool2d(self.down(x), 1).flatten(1))
+
+
+def test_kinds_macs_and_traffic():
+    ops = ops_of(Residual(), 1, 3, 8, 8)
+    kinds = ["winograd", "depthwise", "pointwise", "elementwise", "conv", "movement", "matmul"]
+    assert [op.kind for op in ops] == kinds
+    macs = [64 * 9 * 3 * 16, 64 * 25 * 16, 64 * 16 * 16, 0, 16 * 9 * 16 * 24, 0, 24 * 10]
+    assert [op.macs() for op in ops] == macs
+    written = [1024, 1024, 1024, 1024, 16 * 24, 24, 10]
+    assert [op.writes for op in ops] == written
+    read = [192, 1024, 1024, 2048, 1024, 16 * 24, 24]
+    assert [op.activations - op.writes for op in ops] == read
+    assert [op.weights for op in ops] == [27 * 16 + 16, 25 * 16 + 16, 272, 0, 9 * 16 * 24 + 24, 0, 250]
+
+
+def test_results_belong_to_the_layer_whose_channels_they_have():
+    ops = ops_of(Residual(), 1, 3, 8, 8)
+    assert [op.anchor for op in ops] == [
+        "stem.0.weight", "depth.0.weight", "point.weight", "stem.0.weight", "down.weight", "down.weight", "head.weight",
+    ]  # fmt: skip
+    assert ops[0].reads == ((None, 192),)
+    assert ops[3].reads == (("stem.0.weight", 1024), ("point.weight", 1024))
+
+
+def test_widths_are_rounded_up_but_not_an_images():
+    ops = ops_of(nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 9, 1)), 1, 3, 4, 4)
+    assert [op.macs(8) for op in ops] == [16 * 9 * 3 * 16, 16 * 16 * 16]
+    assert [stair(width, 8) for width in (1, 4, 5, 8, 9)] == [1, 4, 8, 8, 16]
+
+
+class Norms(nn.Module):
+    """A norm that a convolution takes in, and one that stands before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.conv, self.after = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return self.after(self.conv(functional.relu(self.before(x * 2))))
+
+
+def test_only_a_norm_behind_a_convolution_is_folded():
+    assert [op.kind for op in ops_of(Norms(), 1, 8, 4, 4)] == ["elementwise", "movement", "pointwise"]
+
+
+class Attention(nn.Module):
+    """Two heads over 5 tokens of 8 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x_BTC):
+        q, k, v = self.qkv(x_BTC).reshape(1, 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        y = functional.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).reshape(1, 5, 8))
+
+
+def test_attention_has_two_products_and_its_transposes_are_free():
+    ops = ops_of(Attention(), 1, 5, 8)
+    assert [op.kind for op in ops] == ["matmul", "attention", "matmul"]
+    assert [op.macs() for op in ops] == [5 * 8 * 24, 2 * 2 * 5 * 5 * 4, 5 * 8 * 8]
+    assert ops[1].tensor is None
+    assert ops[1].anchor == "qkv.weight"
+
+
+@pytest.mark.parametrize(("stride", "kind"), [(1, "winograd"), (2, "conv")])
+def test_padding_before_a_convolution_is_the_convolutions(stride, kind):
+    network = nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(4, 8, 3, stride=stride, padding=0))
+    ops = ops_of(network, 1, 4, 8, 8)
+    assert len(ops) == 1
+    assert ops[0].positions == (8 // stride) ** 2
