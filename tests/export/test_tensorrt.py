@@ -182,11 +182,8 @@ def nothing_here(monkeypatch):
 
 
 def start(folder: Path, inputs: list[Path], layout: str = "NCHW") -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(filter(None, (str(PAYLOAD), os.environ.get("PYTHONPATH"))))
     args = [sys.executable, "-c", RUN, str(folder), layout, *map(str, inputs)]
-    return subprocess.run(
-        args, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "PYTHONPATH": path}
-    )
+    return subprocess.run(args, capture_output=True, text=True, check=False, timeout=300)
 
 
 def outputs_of(folder: Path, *batches: Tensor) -> list[list[Tensor]]:
