@@ -2,6 +2,7 @@
 
 As onnxruntime's ``convert_onnx_models_to_ort`` does in its style "Fixed": the optimiser's last level, but without the
 blocked layouts, which only x86 has (onnxruntime.ai/docs/performance/model-optimizations/ort-format-models.html).
+The same weights give the same graph, but not the same bytes: ONNX Runtime writes its table of operators in any order.
 """
 
 from __future__ import annotations
