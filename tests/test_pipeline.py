@@ -508,8 +508,8 @@ def test_an_attached_device_is_measured_and_the_other_predicted(attached):
         assert (row.measured_p50_ms is None) == (row.dense_p50_ms is None) == (row.target == "pixel-8")
     host = {row.budget: row for row in run.rows if row.target == "host"}
     assert host["60%"].asked == pytest.approx(0.6 * host["60%"].dense_p50_ms)
-    assert host["60%"].measured_p50_ms / host["60%"].asked == pytest.approx(1, abs=0.05)
-    assert host["60%"].measured_p50_ms <= 1.03 * host["60%"].asked
+    ratio = host["60%"].measured_p50_ms / host["60%"].asked
+    assert 0.9 < ratio <= 1.03, "as near as three groups come in steps of four channels"
     assert host["50% macs"].macs <= host["50% macs"].asked == 0.5 * host["dense"].macs
 
 

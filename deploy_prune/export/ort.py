@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from deploy_prune.errors import ExportError
 from deploy_prune.export.artifact import Extra, describe, first_line
 from deploy_prune.export.onnx import made
-from deploy_prune.export.quantize import PRECISIONS
 from deploy_prune.recipe import ExportPart
 from deploy_prune.shell import atomic
 from deploy_prune.types import Artifact
 
 suffix: Final = ".ort"
-precisions: Final = PRECISIONS
+precisions: Final = ("fp32", "int8")
+"""Not fp16: the optimiser on this kind of machine, which has no kernels for it, stores the weights as fp32 again."""
 runtime: Final = "onnxruntime"
 extra: Final[Extra | None] = None
 ONLY_X86: Final = ("NchwcTransformer",)
