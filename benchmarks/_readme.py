@@ -124,9 +124,7 @@ def cifar(figures: dict[str, Any]) -> str:
         for (method, at), row in found.items()
         if at == point
     ]
-    network = next(
-        a for before, a in zip(figures["command"], figures["command"][1:], strict=False) if before == "--network"
-    )
+    network = figures["network"]
     head = f"{network.rpartition(':')[2]} on CIFAR-10, dense {figures['dense']:.2%}; test accuracy in % straight after "
     head += "the cut (batch norm measured anew), and tuned with 10 and 50 images a class and with everything. "
     head += (
