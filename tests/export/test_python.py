@@ -21,7 +21,7 @@ def network():
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
 
 
-@pytest.mark.parametrize(("format", "precision"), [("onnx", "fp32"), ("ort", "fp16"), ("onnx", "int8")])
+@pytest.mark.parametrize(("format", "precision"), [("onnx", "fp16"), ("ort", "fp32"), ("onnx", "int8")])
 def test_a_network_becomes_a_file_in_one_call(network, tmp_path, format, precision):
     path = tmp_path / f"model.{format}"
     calibration = torch.randn(33, 3, 8, 8) if precision == "int8" else None
