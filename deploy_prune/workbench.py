@@ -70,7 +70,13 @@ class Workbench:
 
     def granule(self, target: Target) -> int:
         """Channel counts on this target are multiples of this."""
-        return granularity(target)
+
+        def write(network: nn.Module, example: Tensor, name: str, folder: Path) -> Artifact:
+            path = folder / f"{name}{FORMATS[target.format].suffix}"
+            noise = torch.randn(CANDIDATE_INPUTS, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+            return isolated.write(target.format, network, example, path, target.precision, self.recipe.export, noise)
+
+        return granularity(target, write)
 
     def cost(self, target: Target, metric: Metric) -> CostModel:
         """The cost model of a metric on a target, in the metric's unit; it predicts, and ``observe`` looks."""

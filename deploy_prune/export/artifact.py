@@ -42,11 +42,7 @@ class Extra:
 
 
 class Format(Protocol):
-    """One file format: writes a network's artifact. A module of this package with these attributes.
-
-    May also have ``tolerance: Final = {precision: relative difference}`` where the runtime's arithmetic demands another
-    one than ``parity.TOLERANCE``'s.
-    """
+    """One file format: writes a network's artifact. A module of this package with these attributes."""
 
     @property
     def suffix(self) -> str:

@@ -1,8 +1,9 @@
-"""How much a network's outputs suffer from 8 bits: the yardstick for an int8 artifact.
+"""How much a network's outputs suffer from fewer bits: the yardstick for an int8 or fp16 artifact.
 
-The network is run with what every convolution and matrix product reads rounded to 8 bits: weights to 255 steps that
+The network is run with what every convolution and matrix product reads rounded. To 8 bits: weights to 255 steps that
 are symmetric about 0, per output channel, activations to 256 steps between their smallest and largest value, as static
-quantisation does (Jacob et al., arXiv 1712.05877). No runtime computes just this; all of them come near to it.
+quantisation does (Jacob et al., arXiv 1712.05877). To half precision: both to IEEE 754's binary16. No runtime computes
+just this; all of them come near to it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,15 @@ _READERS: Final[Mapping[Any, tuple[int, int, int]]] = {
 _SUMS: Final = frozenset({_ATEN.add.Tensor, _ATEN.add_.Tensor})
 
 
-class EightBits(TorchDispatchMode):
-    """Inside, convolutions, matrix products and sums of two tensors read 8-bit values."""
+class Rounded(TorchDispatchMode):
+    """Inside, convolutions, matrix products and sums of two tensors read rounded values.
+
+    ``activation`` rounds a tensor, ``weight`` one whose axis of output channels is given.
+    """
+
+    def __init__(self, activation: Callable[[Tensor], Tensor], weight: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.activation, self.weight = activation, weight
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -36,11 +44,22 @@ class EightBits(TorchDispatchMode):
         given = list(args)
         if func in _READERS:
             activation, weight, axis = _READERS[func]
-            given[activation] = rounded(given[activation])
-            given[weight] = rounded_per_channel(given[weight], axis)
+            given[activation] = self.activation(given[activation])
+            given[weight] = self.weight(given[weight], axis)
         elif func in _SUMS and all(isinstance(x, Tensor) and x.dim() > 1 and x.is_floating_point() for x in given[:2]):
-            given[:2] = [rounded(x) for x in given[:2]] if func is _ATEN.add.Tensor else [given[0], rounded(given[1])]
+            target = given[0] if func is _ATEN.add_.Tensor else self.activation(given[0])
+            given[:2] = [target, self.activation(given[1])]
         return func(*given, **(kwargs or {}))
+
+
+def eight_bits() -> Rounded:
+    """As static quantisation to int8 rounds."""
+    return Rounded(rounded, rounded_per_channel)
+
+
+def half() -> Rounded:
+    """As a runtime that stores its tensors in half precision rounds."""
+    return Rounded(lambda x: x.half().float(), lambda weight, axis: weight.half().float())
 
 
 def rounded(x: Tensor) -> Tensor:

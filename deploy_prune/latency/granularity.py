@@ -6,17 +6,15 @@ step that pays: taking it away from a width of 64 saves at least half of what th
 
 from __future__ import annotations
 
-import hashlib
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-import numpy
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+import torch
+from torch import Tensor, nn
 
 from deploy_prune.cache import cached_json
 from deploy_prune.latency.runners import measure
@@ -27,20 +25,30 @@ WIDTH: Final = 64
 PIXELS: Final = 14
 PAYS: Final = 0.5
 """A step pays if it saves at least this share of the multiply-accumulates' saving."""
-_METHOD: Final = 2
+_METHOD: Final = 3
 """Part of the cache's key: raise it when the measurement changes."""
+_RUNS: Final = 300
+
+Write = Callable[[nn.Module, Tensor, str, Path], Artifact]
+"""Writes a network's artifact, for an example input, under a name in a folder, in the target's format and precision."""
 
 
-def granularity(target: Target) -> int:
+def granularity(target: Target, write: Write) -> int:
     """The target's channel granularity: as its file says, or found by measuring for a few seconds, once per machine.
 
+    ``write`` makes the artifacts that are measured: a format or precision can have other blocks than its neighbour.
+
     Raises:
+        ExportError: it has to be measured, and the test networks can't be written.
         MeasurementError: it has to be measured, and the target can't run the test networks.
     """
     if target.granularity is not None:
         return target.granularity
-    key = {**machine(), "runtime": target.runtime, "threads": target.threads, "precision": target.precision}
-    return int(cached_json("granularity", key, lambda: smallest_paying(time_ratios(target))))
+    key = {
+        **machine(), "format": target.format, "runtime": target.runtime, "threads": target.threads,
+        "precision": target.precision,
+    }  # fmt: skip
+    return int(cached_json("granularity", key, lambda: smallest_paying(time_ratios(target, write))))
 
 
 def smallest_paying(ratios: Mapping[int, float]) -> int:
@@ -54,44 +62,26 @@ def smallest_paying(ratios: Mapping[int, float]) -> int:
     return max(ratios)
 
 
-def time_ratios(target: Target) -> dict[int, float]:
+def time_ratios(target: Target, write: Write) -> dict[int, float]:
     """Step -> time at width 64 - step over time at width 64, each the median of interleaved pairs."""
+    example = torch.zeros(1, 3, PIXELS, PIXELS)
     with TemporaryDirectory() as folder:
-        artifacts = list(_artifacts(Path(folder)))
-        dense, *narrower = measure(target, artifacts, runs=300, warmup=20, min_s=0)
+        widths = (WIDTH, *(WIDTH - step for step in STEPS))
+        artifacts = [write(_network(width), example, str(width), Path(folder)) for width in widths]
+        dense, *narrower = measure(target, artifacts, runs=_RUNS, warmup=20, min_s=0)
     return {step: latency.p50_ms / dense.p50_ms for step, latency in zip(STEPS, narrower, strict=True)}
 
 
-def _artifacts(folder: Path) -> Iterator[Artifact]:
-    for width in (WIDTH, *(WIDTH - step for step in STEPS)):
-        path = folder / f"{width}.onnx"
-        data = _network(width).SerializeToString(deterministic=True)
-        path.write_bytes(data)
-        yield Artifact(
-            path=path,
-            format="onnx",
-            precision="fp32",
-            sha256=hashlib.sha256(data).hexdigest(),
-            input_shape=(1, 3, PIXELS, PIXELS),
-            versions={"onnx": onnx.__version__},
-        )
-
-
-def _network(width: int) -> onnx.ModelProto:
+def _network(width: int) -> nn.Module:
     """3x3 convolutions 3 -> width -> width, a depthwise one, and a last 3x3, at 14x14."""
-    shapes = [(width, 3, 3, 3), (width, width, 3, 3), (width, 1, 3, 3), (width, width, 3, 3)]
-    random = numpy.random.default_rng(0)
-    weights, nodes = [], []
-    for index, shape in enumerate(shapes):
-        value = random.standard_normal(shape) / numpy.prod(shape[1:]) ** 0.5
-        weights.append(numpy_helper.from_array(value.astype(numpy.float32), f"w{index}"))
-        group = width if shape[1] == 1 else 1
-        inputs = [f"x{index}", f"w{index}"]
-        nodes.append(helper.make_node("Conv", inputs, [f"x{index + 1}"], pads=[1, 1, 1, 1], group=group))
-    x = helper.make_tensor_value_info("x0", TensorProto.FLOAT, [1, 3, PIXELS, PIXELS])
-    y = helper.make_tensor_value_info(f"x{len(shapes)}", TensorProto.FLOAT, [1, width, PIXELS, PIXELS])
-    graph = helper.make_graph(nodes, "granularity", [x], [y], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.Conv2d(width, width, 3, padding=1, groups=width),
+            nn.Conv2d(width, width, 3, padding=1),
+        ).eval()
 
 
 def _macs(width: int) -> int:

@@ -6,11 +6,21 @@ from dataclasses import replace
 import pytest
 
 from deploy_prune.cache import cached_json
+from deploy_prune.export import onnx
 from deploy_prune.latency import granularity as module
 from deploy_prune.latency.granularity import STEPS, WIDTH, granularity, smallest_paying, time_ratios
 from deploy_prune.latency.targets import load_target
+from deploy_prune.recipe import ExportPart
 
 HOST = load_target("host")
+
+
+def write(network, example, name, folder):
+    return onnx.write(network, example, folder / f"{name}.onnx", HOST.precision, ExportPart())
+
+
+def never(*args):
+    pytest.fail("written")
 
 
 def stair(block: int, penalty: float = 0.0) -> dict[int, float]:
@@ -40,22 +50,23 @@ def test_no_step_pays():
 
 
 def test_a_stated_granularity_is_not_measured(monkeypatch):
-    monkeypatch.setattr(module, "time_ratios", lambda target: pytest.fail("measured"))
-    assert granularity(replace(HOST, granularity=12)) == 12
+    monkeypatch.setattr(module, "time_ratios", lambda target, write: pytest.fail("measured"))
+    assert granularity(replace(HOST, granularity=12), never) == 12
 
 
 def test_measured_once_per_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("DEPLOY_PRUNE_CACHE", str(tmp_path))
     calls = []
-    monkeypatch.setattr(module, "time_ratios", lambda target: calls.append(1) or stair(8))
-    assert [granularity(HOST), granularity(HOST)] == [8, 8]
+    monkeypatch.setattr(module, "time_ratios", lambda target, write: calls.append(target) or stair(8))
+    assert [granularity(HOST, never), granularity(HOST, never)] == [8, 8]
     assert len(calls) == 1
-    granularity(replace(HOST, threads=2))
-    assert len(calls) == 2
+    granularity(replace(HOST, threads=2), never)
+    granularity(replace(HOST, format="ncnn", runtime="ncnn"), never)
+    assert len(calls) == 3
     for path in tmp_path.rglob("*.json"):
         path.write_text(path.read_text()[:20])
-    assert granularity(HOST) == 8
-    assert len(calls) == 3
+    assert granularity(HOST, never) == 8
+    assert len(calls) == 4
 
 
 def test_cache_checks_the_key(monkeypatch, tmp_path):
@@ -70,7 +81,7 @@ def test_cache_checks_the_key(monkeypatch, tmp_path):
 
 
 def test_a_real_measurement_is_plausible():
-    ratios = time_ratios(HOST)
+    ratios = time_ratios(HOST, write)
     assert sorted(ratios) == sorted(STEPS)
     assert ratios[32] < 0.6
     assert smallest_paying(ratios) in STEPS

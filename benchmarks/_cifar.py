@@ -1,0 +1,191 @@
+"""What the rows of cifar_resnet.py share: the dense network, the data, latency, and torch-pruning's own pruners."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from deploy_prune import data, models
+from deploy_prune.errors import BudgetError, WeightsError
+from deploy_prune.export import onnx
+from deploy_prune.latency.steady import measure_steadily
+from deploy_prune.latency.targets import load_target
+from deploy_prune.recipe import DataPart, ExportPart, ModelPart, PrunePart, Recipe, TrainPart
+from deploy_prune.search import gates_of
+from deploy_prune.surgery.graph import find_groups
+from deploy_prune.surgery.settle import settle
+from deploy_prune.training import Session, accuracy, make_accelerator, train_classifier
+from deploy_prune.types import Structure, silent
+from deploy_prune.workbench import Workbench
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+IMAGES = 50_000
+FULL = (100, 20)  # epochs in all, and the search's, of the papers' protocol
+TRIES = 200  # steps of torch-pruning's pruners from dense to 5%
+PRUNERS = {
+    "tp_group_norm": ("GroupNormPruner", "GroupMagnitudeImportance"),
+    "tp_bn_scale": ("BNScalePruner", "BNScaleImportance"),
+}
+
+Cutter = Callable[[str], nn.Module]
+"""The slim network at a point."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all rows share."""
+
+    network: nn.Module
+    structure: Structure
+    examples: data.TransferData
+    workbench: Workbench
+    steps: int
+    search_steps: int
+    batch: int
+    device: str
+    precision: str
+
+    def session(self, seed: int) -> Session:
+        """Where training runs, and its randomness."""
+        return Session(accelerator=make_accelerator(self.device, self.precision), seed=seed, progress=silent)
+
+    def accuracy(self, network: nn.Module) -> float:
+        """On the whole test set, in the precision of training."""
+        accelerator = make_accelerator(self.device, self.precision)
+        with accelerator.autocast():
+            return accuracy(network, self.examples.source_test, accelerator=accelerator)
+
+
+def load(arguments: argparse.Namespace, scratch: Path) -> Bench:
+    """The dense network and the data."""
+    source = DataPart(
+        source="cifar10",
+        root=str(arguments.data),
+        mean=MEAN,
+        std=STD,
+        augment="shift_flip",
+        image_size=arguments.image_size,
+    )
+    examples = data.load(source, 0)
+    torch.manual_seed(0)
+    network = models.build(ModelPart(source=arguments.network), 10)
+    weights = arguments.weights or Path(arguments.data) / "weights" / f"cifar10_{arguments.network}.safetensors"
+    if arguments.train_steps:
+        train(network, examples, arguments)
+    else:
+        models.load_weights(network, weights)
+    example = models.example_input(source, 2)
+    part = PrunePart()
+    structure = find_groups(network, (example[:1],), part)
+    if arguments.inner:
+        part = PrunePart(skip=[group.name for group in structure.groups if len(group.consumers) > 1])
+        structure = find_groups(network, (example[:1],), part)
+    structure = settle(network, structure, (torch.randn_like(example),), gates_of, part)
+    steps, search_steps = arguments.steps, arguments.search_steps
+    if arguments.full:
+        steps, search_steps = (epochs * IMAGES // arguments.batch for epochs in FULL)
+    recipe = Recipe(name="cifar", model=ModelPart(source=arguments.network), data=source, prune=part, targets=["host"])
+    bench = Workbench(network=network, structure=structure, example=example[:1], recipe=recipe, scratch=scratch)
+    return Bench(
+        network=network.to(memory_format=torch.channels_last), structure=structure, examples=examples, workbench=bench,
+        steps=steps, search_steps=search_steps, batch=arguments.batch, device=arguments.device,
+        precision=arguments.precision,
+    )  # fmt: skip
+
+
+def train(network: nn.Module, examples: data.TransferData, arguments: argparse.Namespace) -> None:
+    """The dense network from scratch, or from the weights of another task, kept beside the rows."""
+    kept = arguments.rows.with_suffix(".pt")
+    if not kept.exists():
+        session = Session(accelerator=make_accelerator(arguments.device, arguments.precision), seed=0, progress=silent)
+        lr = 0.1
+        if arguments.weights is not None:
+            lr = 0.02
+            inherit(network, arguments.weights)
+        part = TrainPart(steps=arguments.train_steps, batch_size=arguments.batch, lr=lr)
+        train_classifier(network, examples.source_train, part, session=session, augment="shift_flip")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(network.state_dict(), kept)
+    models.load_weights(network, kept)
+
+
+def inherit(network: nn.Module, path: Path) -> None:
+    """Copy the tensors of another task's network: all but the last layer's, which has other classes."""
+    head = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    state = {name: tensor.float() for name, tensor in load_file(path).items() if not name.startswith(f"{head}.")}
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    unfilled = [name for name in missing if not name.startswith(f"{head}.") and "num_batches_tracked" not in name]
+    if unfilled or unexpected:
+        message = f"{path} isn't this network's: {[*unfilled, *unexpected][0]}"
+        raise WeightsError(message)
+
+
+def share(point: str) -> float:
+    """Of the dense cost: "2.1x" -> 1 / 2.1, "50%" -> 0.5."""
+    return 1 / float(point[:-1]) if point.endswith("x") else float(point[:-1]) / 100
+
+
+def measured(bench: Bench, network: nn.Module) -> float:
+    """Latency of the exported network over the dense one's, interleaved."""
+    target, part = load_target("host"), bench.workbench.recipe.measure
+    with TemporaryDirectory() as folder:
+        pair = [
+            onnx.write(one, bench.workbench.example, Path(folder) / f"{i}.onnx", "fp32", ExportPart())
+            for i, one in enumerate((bench.network, network))
+        ]
+        dense, slim = measure_steadily(target, pair, part.runs, part.warmup)
+    return slim.p50_ms / dense.p50_ms
+
+
+def theirs(bench: Bench, pruner: str, importance: str) -> Cutter:
+    """torch-pruning's own pruner, global ranking, stopped at the first step that is within the point.
+
+    For latency, channels are rounded to this machine's granularity, as its option has it, and the step is found by
+    bisection with measurements of the exported network.
+    """
+    import torch_pruning as tp
+
+    example = bench.workbench.example
+    target = load_target("host")
+    dense_macs, _ = tp.utils.count_ops_and_params(bench.network, example)
+    members = {axis for group in bench.structure.groups for axis in group.members if axis.axis == 0}
+    cuttable = {axis.tensor.removesuffix(".weight") for axis in members}  # layers whose outputs a group has
+
+    def stepped(steps: int, round_to: int | None) -> nn.Module:
+        network = copy.deepcopy(bench.network)
+        layers = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        kept = [m for name, m in layers if name not in cuttable]
+        made = getattr(tp.pruner, pruner)(
+            network, example, importance=getattr(tp.importance, importance)(), global_pruning=True,
+            pruning_ratio=0.95, iterative_steps=TRIES, ignored_layers=kept, round_to=round_to,
+        )  # fmt: skip
+        for _ in range(steps):
+            made.step()
+        return network
+
+    def within(network: nn.Module, point: str) -> bool:
+        if point.endswith("x"):
+            return tp.utils.count_ops_and_params(network, example)[0] <= share(point) * dense_macs
+        return measured(bench, network) <= share(point) * (1 + bench.workbench.recipe.measure.tolerance)
+
+    def at(point: str) -> nn.Module:
+        round_to = None if point.endswith("x") else bench.workbench.granule(target)
+        low, high = 0, TRIES
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if within(stepped(middle, round_to), point) else (middle, high)
+        network = stepped(high, round_to)
+        if not within(network, point):
+            message = f"{pruner} can't reach {point}."
+            raise BudgetError(message)
+        return network
+
+    return at
