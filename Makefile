@@ -2,6 +2,7 @@
 #
 #   make run                      the mobilenet recipe; results in runs/mobilenet
 #   make run RECIPE=quickstart    another recipe
+#   make test-extras              the tests of all extras' formats, with every extra installed
 #   make test VENV=/tmp/env       in another environment
 #   make test PYTHON=python3.12   with another Python
 
@@ -15,8 +16,11 @@ export PIP_ROOT_USER_ACTION = ignore
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
+INSTALLED_EXTRAS := $(VENV)/.installed-extras
+EXTRAS := litert executorch ncnn coreml openvino
+OR := $(subst $() $(), or ,$(EXTRAS))
 
-.PHONY: run test check bench clean
+.PHONY: run test test-extras check bench clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)
@@ -24,6 +28,10 @@ run: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# None of these tests may be skipped.
+test-extras: $(INSTALLED_EXTRAS)
+	DEPLOY_PRUNE_REQUIRE="$(EXTRAS)" $(BIN)/python -m pytest -n auto --dist worksteal -m "$(OR)"
 
 check: lint
 	$(BIN)/python -m pytest -m "not slow" -n auto
@@ -50,6 +58,10 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 $(INSTALLED_TEST): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $(INSTALLED) $@
+
+$(INSTALLED_EXTRAS): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[test,all]'
+	touch $(INSTALLED) $(INSTALLED_TEST) $@
 
 # Some distributions ship Python without ensurepip; then the Python's own pip puts one into the environment.
 $(BIN)/python:

@@ -127,12 +127,12 @@ def cifar(figures: dict[str, Any]) -> str:
     network = figures["network"]
     head = f"{network.rpartition(':')[2]} on CIFAR-10, dense {figures['dense']:.2%}; test accuracy in % straight after "
     head += "the cut (batch norm measured anew), and tuned with 10 and 50 images a class and with everything. "
-    head += (
-        f"{figures['steps']} training steps of 128 images in all for every method, of which {figures['search_steps']} "
-    )
+    head += f"{figures['steps']} training steps of {figures['batch']} images in all for every method, of which "
+    head += f"{figures['search_steps']} "
     head += "are the search's where there is one; of a single seed ± is the test set's standard error. "
-    head += "Speed-ups are of MACs, shares of measured latency "
-    head += "(`benchmarks/cifar_resnet.py`):"
+    if figures["inner"]:
+        head += "Channels that skip connections share are left as they are. "
+    head += "Speed-ups are of MACs, shares of measured latency (`benchmarks/cifar_resnet.py`):"
     return f"{head}\n\n{table(['point', 'method', 'after the cut', '10 a class', '50 a class', 'all', 'seeds'], rows)}"
 
 
