@@ -247,7 +247,7 @@ def _words(name: str, contents: Contents, held_to: Reference) -> dict[str, Any]:
         "mean_f": _numbers(contents.mean, "f"), "std_f": _numbers(contents.std, "f"),
         "num_scores": scores.numel(), "first_label": labels[int(scores.argmax())] if named else "of expected_0.npy",
         "labels_note": "" if contents.are_names else " (the data set has only numbers)",
-        "snippets": " and ".join(f"`{place}`" for place in places(artifact.format).values()),
+        "snippets": ", ".join(f"`{place}`" for place in places(artifact.format).values()),
         "note": NOTES.get(artifact.format, ""), "output": _first_output(artifact),
     }  # fmt: skip
 

@@ -1,4 +1,5 @@
-// $artifact in ncnn: g++ -std=c++17 -fopenmp main.cpp -lncnn && ./a.out ../$artifact ../sample/images.npy
+// $artifact in ncnn:
+// g++ -std=c++17 -fopenmp main.cpp -lncnn && ./a.out ../$artifact ../sample/images.npy
 #include <ncnn/net.h>
 
 #include <iostream>

@@ -1,4 +1,5 @@
-// $artifact in OpenVINO: g++ -std=c++17 main.cpp -lopenvino && ./a.out ../$artifact/model.xml ../sample/images.npy
+// $artifact in OpenVINO:
+// g++ -std=c++17 main.cpp -lopenvino && ./a.out ../$artifact/model.xml ../sample/images.npy
 #include <iostream>
 #include <openvino/openvino.hpp>
 
