@@ -126,7 +126,7 @@ def load(part: DataPart, seed: int) -> TransferData:
         target_test=examples(target_test, "target test"),
         source_classes=source,
         target_classes=target,
-        target_names=None if collection.names is None else tuple(collection.names[c] for c in target),
+        target_names=_names(collection.names, target),
     )
 
 
@@ -222,6 +222,11 @@ def _classes(asked: list[int] | None, known: set[int], key: str) -> tuple[int, .
         message = f"{key}: {problem}."
         raise DataError(message)
     return classes
+
+
+def _names(names: Sequence[str] | None, classes: Sequence[int]) -> tuple[str, ...] | None:
+    """What the classes are called; None unless all of them have names."""
+    return None if names is None or max(classes) >= len(names) else tuple(names[c] for c in classes)
 
 
 def _ranges(known: set[int]) -> str:

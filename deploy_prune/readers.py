@@ -80,7 +80,8 @@ def _read_digits(part: DataPart) -> Collection:
 def _read_cifar10(part: DataPart) -> Collection:
     root = _root(part)
     if (root / "cifar10.npz").is_file():
-        return replace(_read_npz(root / "cifar10.npz"), names=_CIFAR10)
+        found = _read_npz(root / "cifar10.npz")
+        return replace(found, names=found.names or _CIFAR10)
     folder = root / "cifar-10-batches-py"
     names = [folder / f"data_batch_{i}" for i in range(1, 6)]
     if not folder.is_dir():
@@ -100,14 +101,15 @@ def _read_cifar100(part: DataPart) -> Collection:
         message = f"data.root: {root} has neither cifar100*.npz nor the folder cifar-100-python."
         raise DataError(message)
     train, test = (_read_batches([folder / name], "fine_labels") for name in ("train", "test"))
-    return Collection(train=train, test=test)
+    return Collection(train=train, test=test, names=_read_names(folder / "meta"))
 
 
 def _read_npz(path: Path) -> Collection:
-    """An .npz with x_train uint8 [N, H, W, C], y_train, x_test, y_test."""
+    """An .npz with x_train uint8 [N, H, W, C], y_train, x_test, y_test; "classes" has their names, if it is there."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return _collection([arrays[key] for key in ("x_train", "y_train", "x_test", "y_test")], path)
+            found = _collection([arrays[key] for key in ("x_train", "y_train", "x_test", "y_test")], path)
+            return replace(found, names=tuple(map(str, arrays["classes"])) if "classes" in arrays else None)
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         message = f"data.root: {path} is not a whole .npz with x_train, y_train, x_test and y_test: {error}"
         raise DataError(message) from error
@@ -125,6 +127,19 @@ class _ArraysOnly(pickle.Unpickler):
             return codecs.encode
         message = f"it holds {module}.{name}, which is no array"
         raise pickle.UnpicklingError(message)
+
+
+def _read_names(path: Path) -> tuple[str, ...] | None:
+    """CIFAR-100's file "meta": a pickled dict with the classes' names; None if it isn't there."""
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            found: Mapping[bytes, Any] = _ArraysOnly(file, encoding="bytes").load()
+        return tuple(name.decode() for name in found[b"fine_label_names"])
+    except Exception as error:
+        message = f"data.root: {path} can't be read as CIFAR-100's names of classes: {error}"
+        raise DataError(message) from error
 
 
 def _read_batches(paths: list[Path], labels_key: str) -> Labelled:
