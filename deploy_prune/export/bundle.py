@@ -37,6 +37,7 @@ from deploy_prune.export.parity import Reference, compare_contents, reference
 from deploy_prune.shell import atomic, digest
 from deploy_prune.types import Artifact
 
+ABOUT: Final = "bundle.json"
 MANIFEST: Final = "provenance.json"
 VERSION: Final = 1
 """Of the bundle's layout, in bundle.json."""
@@ -144,9 +145,18 @@ def _refuse_others(out: Path, packed: Path) -> None:
     if out.suffix == ".zip":
         message = f"{out} names a zip; give the folder's name, and the zip of that name is made beside it."
         raise ExportError(message)
-    if (out.exists() and not (out / MANIFEST).is_file()) or (packed.exists() and not zipfile.is_zipfile(packed)):
-        message = f"{out} or {packed.name} beside it is there already and is no bundle; choose another --out."
-        raise ExportError(message)
+    for there, is_bundle in ((out, (out / ABOUT).is_file), (packed, lambda: _is_packed_bundle(packed))):
+        if there.exists() and not is_bundle():
+            message = f"{there} is there already and is no bundle; choose another --out."
+            raise ExportError(message)
+
+
+def _is_packed_bundle(packed: Path) -> bool:
+    try:
+        with zipfile.ZipFile(packed) as found:
+            return any(name.endswith(f"/{ABOUT}") for name in found.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 def _runs_here(contents: Contents) -> bool:
@@ -160,7 +170,7 @@ def _fill(folder: Path, contents: Contents) -> None:
     held_to = reference(contents.network, artifact, contents.inputs)
     _copy_artifact(artifact.path, folder)
     expected = _write_sample(folder / "sample", contents, held_to)
-    _json(folder / "bundle.json", {
+    _json(folder / ABOUT, {
         "bundle": VERSION, "name": folder.name, **contents.about, "format": artifact.format,
         "precision": artifact.precision, "runtime": contents.runtime, "artifact": artifact.path.name,
         "images": "sample/images.npy", "input": "sample/input.npy", "expected": expected,

@@ -194,10 +194,15 @@ def test_a_bundle_is_replaced_and_nothing_else_is(small, tmp_path):
     for out in (tmp_path / "run", tmp_path / "some.zip"):
         with pytest.raises(ExportError):
             bundle.write(given, out)
-    (tmp_path / "new.zip").write_text("something else")
-    with pytest.raises(ExportError, match="no bundle"):
-        bundle.write(given, tmp_path / "new")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["new.zip", "out", "out.zip", "run"]
+    (tmp_path / "run" / "provenance.json").write_text("{}")  # as a run's folder has one
+    (tmp_path / "text.zip").write_text("something else")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as photos:
+        photos.writestr("photos/1.png", b"x")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for name in ("run", "text", "photos"):
+        with pytest.raises(ExportError, match="is there already and is no bundle"):
+            bundle.write(given, tmp_path / name)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.parametrize("fault", ["other network", "changed artifact", "constant", "wrong preprocessing"])
