@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deploy_prune.export import FORMATS, bundle
+from deploy_prune.export import FORMATS, bundle, isolated
 from deploy_prune.export.bundle import Bundle, Contents
 from deploy_prune.recipe import ExportPart
 
@@ -57,12 +57,11 @@ def inputs(pixels: Tensor) -> Tensor:
 
 
 def artifact(folder: Path, kind: tuple[str, str] = ("onnx", "fp32"), net: nn.Module | None = None) -> Any:
-    """The network's artifact of a (format, precision)."""
+    """The network's artifact of a (format, precision); as in a run, in a process of its own."""
     name, precision = kind
-    form = FORMATS[name]
-    example = torch.zeros(1, 3, SIZE, SIZE)
-    path = folder / f"model{form.suffix}"
-    return form.write(net or network(), example, path, precision, ExportPart(), inputs(images(64, seed=2)))
+    example, calibration = torch.zeros(1, 3, SIZE, SIZE), inputs(images(64, seed=2))
+    path = folder / f"model{FORMATS[name].suffix}"
+    return isolated.write(name, net or network(), example, path, precision, ExportPart(), calibration)
 
 
 def contents(folder: Path, kind: tuple[str, str] = ("onnx", "fp32"), **changes: Any) -> Contents:
