@@ -126,17 +126,51 @@ def bench(run: Path, runs: int, json_file: Path | None) -> None:
     _fail_on_rows(rows)
 
 
-@main.command(epilog="Example: deploy-prune export runs/mobilenet/host/50% --target pixel-8 --out slim.onnx")
-@click.argument("source", metavar="ARCHITECTURE_OR_RUN_FOLDER", type=click.Path(path_type=Path))
+@main.command(
+    epilog="Example: deploy-prune export runs/mobilenet --target pixel-8 --budget 50% --out handover/mobilenet"
+)
+@click.argument("source", metavar="RUN_OR_ARCHITECTURE", type=click.Path(path_type=Path))
 @click.option("--target", required=True, help="A device's name, see `deploy-prune targets`.")
-@click.option("--out", required=True, type=file_option, help="The artifact to write.")
+@click.option("--budget", help="One of the run's, as in its recipe, or dense. Default: every one that came out well.")
+@click.option("--out", type=click.Path(path_type=Path), help="The bundle, folder of bundles, or artifact to write.")
 @click.option("--trust", is_flag=True, help="Run the code that an architecture of your own (module:callable) names.")
-def export(source: Path, target: str, out: Path, trust: bool) -> None:
-    """Write a slim network's artifact for a target, checked against the network."""
-    from deploy_prune import reuse
+def export(source: Path, target: str, budget: str | None, out: Path | None, trust: bool) -> None:
+    """Hand over a run: for each budget a bundle, to be put on the device and checked there.
 
-    artifact = reuse.export(source, target, out, trust)
-    click.echo(f"{artifact.path} {artifact.format} {artifact.precision} {artifact.size_bytes} bytes {artifact.sha256}")
+    A bundle is a folder, and a zip beside it, with the artifact, what goes in and comes out, a sample, and programs
+    that run and check it. With --budget, --out is its folder; without, --out is the folder of one bundle per budget.
+    Default: bundles/RUN-TARGET-BUDGET.
+
+    An architecture.json or a run's TARGET/BUDGET folder in the place of the run gives one artifact, --out, for any
+    target, checked against the network.
+
+    \b
+    deploy-prune export runs/mobilenet --target host
+    deploy-prune export runs/mobilenet --target host --budget 50% --out handover/mobilenet
+    deploy-prune export runs/mobilenet/host/50% --target pixel-6 --out slim.tflite
+    """  # noqa: D301  (click's mark of lines that are kept)
+    from deploy_prune.runfolder import is_run
+
+    if is_run(source):
+        _bundles(source, target, budget, out, trust)
+    elif budget is not None or out is None:
+        message = f"{source} is no run folder; the artifact of an architecture takes --out and no --budget"
+        raise click.UsageError(message)
+    else:
+        _artifact(source, target, out, trust)
+
+
+@main.command(epilog="Example: deploy-prune verify mobilenet-pixel-8-50pct.zip")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--hashes-only", is_flag=True, help="Check the files alone, where the runtime isn't installed.")
+def verify(bundle: Path, hashes_only: bool) -> None:
+    """Check a bundle: its files, its preprocessing, and its artifact's outputs, in the artifact's own runtime.
+
+    BUNDLE is a folder or a zip, and may come from anywhere: none of its code is run.
+    """
+    from deploy_prune.device.bundle import verify as check_bundle
+
+    click.echo("\n".join(check_bundle(bundle, hashes_only)))
 
 
 @main.command(epilog="Example: deploy-prune show runs/mobilenet/host/50% --target pixel-8")
@@ -209,6 +243,23 @@ def schema(out: Path | None) -> None:
 
     text = json.dumps(recipe_schema(), indent=2)
     write_text(out, text + "\n") if out else click.echo(text)
+
+
+def _bundles(run: Path, target: str, budget: str | None, out: Path | None, trust: bool) -> None:
+    from deploy_prune import exporting
+
+    delivery = exporting.bundles(run, target, budget, out, trust)
+    for made in delivery.bundles:
+        click.echo("\n  ".join((f"{made.folder} and {made.packed}", *made.checked)))
+    for row in delivery.left_out:
+        click.echo(f"left out: {row.target} {row.budget} failed: {row.error}", err=True)
+
+
+def _artifact(source: Path, target: str, out: Path, trust: bool) -> None:
+    from deploy_prune import reuse
+
+    made = reuse.export(source, target, out, trust)
+    click.echo(f"{made.path} {made.format} {made.precision} {made.size_bytes} bytes {made.sha256}")
 
 
 def _show(rows: Sequence[Row]) -> None:

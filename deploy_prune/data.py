@@ -74,7 +74,8 @@ class Examples:
 class TransferData:
     """The source task's examples, K shots of each target class, and what the target task is scored on.
 
-    Labels are renumbered 0..n-1 in the order of ``source_classes`` and ``target_classes``.
+    Labels are renumbered 0..n-1 in the order of ``source_classes`` and ``target_classes``. ``target_names``: what the
+    data set calls the target classes; None where it only numbers them.
     """
 
     source_train: Examples
@@ -83,6 +84,7 @@ class TransferData:
     target_test: Examples
     source_classes: tuple[int, ...]
     target_classes: tuple[int, ...]
+    target_names: tuple[str, ...] | None = None
 
     @property
     def num_source(self) -> int:
@@ -124,6 +126,7 @@ def load(part: DataPart, seed: int) -> TransferData:
         target_test=examples(target_test, "target test"),
         source_classes=source,
         target_classes=target,
+        target_names=_names(collection.names, target),
     )
 
 
@@ -219,6 +222,11 @@ def _classes(asked: list[int] | None, known: set[int], key: str) -> tuple[int, .
         message = f"{key}: {problem}."
         raise DataError(message)
     return classes
+
+
+def _names(names: Sequence[str] | None, classes: Sequence[int]) -> tuple[str, ...] | None:
+    """What the classes are called; None unless all of them have names."""
+    return None if names is None or max(classes) >= len(names) else tuple(names[c] for c in classes)
 
 
 def _ranges(known: set[int]) -> str:

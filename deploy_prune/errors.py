@@ -108,6 +108,12 @@ class CommandError(DeployPruneError):
     exit_code = 25
 
 
+class BundleError(DeployPruneError):
+    """The bundle is damaged, edited after it was made, unsafe to unpack, or not there."""
+
+    exit_code = 26
+
+
 def perhaps(word: str, known: Iterable[str]) -> str:
     """Return " Perhaps you meant 'x'?" with the known word nearest to ``word``, or "" when none is near."""
     names = {name.lower(): name for name in known}

@@ -11,7 +11,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -24,6 +24,7 @@ from deploy_prune.plugins import import_callable
 from deploy_prune.recipe import DataPart
 
 ROOT_VARIABLE = "DEPLOY_PRUNE_DATA"
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,10 +40,14 @@ class Labelled:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Collection:
-    """A data set as it is stored. ``test`` is None where it has no test set of its own."""
+    """A data set as it is stored. ``test`` is None where it has no test set of its own.
+
+    ``names``: the classes' names by their numbers; None where the data set has only the numbers.
+    """
 
     train: Labelled
     test: Labelled | None
+    names: tuple[str, ...] | None = None
 
 
 Reader = Callable[[DataPart], Collection]
@@ -68,19 +73,22 @@ def _read_digits(part: DataPart) -> Collection:
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return Collection(train=_labelled(images[:, None], digits.target, "digits"), test=None)
+    names = tuple(map(str, digits.target_names))
+    return Collection(train=_labelled(images[:, None], digits.target, "digits"), test=None, names=names)
 
 
 def _read_cifar10(part: DataPart) -> Collection:
     root = _root(part)
     if (root / "cifar10.npz").is_file():
-        return _read_npz(root / "cifar10.npz")
+        found = _read_npz(root / "cifar10.npz")
+        return replace(found, names=found.names or _CIFAR10)
     folder = root / "cifar-10-batches-py"
     names = [folder / f"data_batch_{i}" for i in range(1, 6)]
     if not folder.is_dir():
         message = f"data.root: {root} has neither cifar10.npz nor the folder cifar-10-batches-py."
         raise DataError(message)
-    return Collection(train=_read_batches(names, "labels"), test=_read_batches([folder / "test_batch"], "labels"))
+    train, test = (_read_batches(paths, "labels") for paths in (names, [folder / "test_batch"]))
+    return Collection(train=train, test=test, names=_CIFAR10)
 
 
 def _read_cifar100(part: DataPart) -> Collection:
@@ -93,14 +101,15 @@ def _read_cifar100(part: DataPart) -> Collection:
         message = f"data.root: {root} has neither cifar100*.npz nor the folder cifar-100-python."
         raise DataError(message)
     train, test = (_read_batches([folder / name], "fine_labels") for name in ("train", "test"))
-    return Collection(train=train, test=test)
+    return Collection(train=train, test=test, names=_read_names(folder / "meta"))
 
 
 def _read_npz(path: Path) -> Collection:
-    """An .npz with x_train uint8 [N, H, W, C], y_train, x_test, y_test."""
+    """An .npz with x_train uint8 [N, H, W, C], y_train, x_test, y_test; "classes" has their names, if it is there."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return _collection([arrays[key] for key in ("x_train", "y_train", "x_test", "y_test")], path)
+            found = _collection([arrays[key] for key in ("x_train", "y_train", "x_test", "y_test")], path)
+            return replace(found, names=tuple(map(str, arrays["classes"])) if "classes" in arrays else None)
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         message = f"data.root: {path} is not a whole .npz with x_train, y_train, x_test and y_test: {error}"
         raise DataError(message) from error
@@ -118,6 +127,19 @@ class _ArraysOnly(pickle.Unpickler):
             return codecs.encode
         message = f"it holds {module}.{name}, which is no array"
         raise pickle.UnpicklingError(message)
+
+
+def _read_names(path: Path) -> tuple[str, ...] | None:
+    """CIFAR-100's file "meta": a pickled dict with the classes' names; None if it isn't there."""
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            found: Mapping[bytes, Any] = _ArraysOnly(file, encoding="bytes").load()
+        return tuple(name.decode() for name in found[b"fine_label_names"])
+    except Exception as error:
+        message = f"data.root: {path} can't be read as CIFAR-100's names of classes: {error}"
+        raise DataError(message) from error
 
 
 def _read_batches(paths: list[Path], labels_key: str) -> Labelled:
@@ -176,7 +198,7 @@ def _read_folder(part: DataPart) -> Collection:
     classes = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
     tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
     test = _read_images(tests[0], classes, part) if tests else None
-    return Collection(train=_read_images(root / "train", classes, part), test=test)
+    return Collection(train=_read_images(root / "train", classes, part), test=test, names=tuple(classes))
 
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}

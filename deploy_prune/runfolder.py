@@ -168,6 +168,11 @@ class RunFolder:
         return not inside.parts[0].startswith(".") and inside.name not in {"provenance.json", "report.html"}
 
 
+def is_run(path: Path) -> bool:
+    """Whether this is a run's folder, finished or not; an architecture or a TARGET/BUDGET folder is none."""
+    return (path / "recipe.yaml").is_file()
+
+
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """Installed version of each package."""
     return {name: importlib.metadata.version(name) for name in packages}

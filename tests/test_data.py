@@ -253,3 +253,10 @@ def test_numpy_generator_is_left_alone():
     before = torch.get_rng_state()
     next(batches(examples(), 4, 0, "shift_flip"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_target_classes_have_their_names_if_all_of_them_do():
+    recipe = DataPart(source_classes=[0, 1], target_classes=[7, 3])
+    assert load(recipe, 0).target_names == ("7", "3")
+    assert data_module._names(("a", "b"), (0, 2)) is None
+    assert data_module._names(None, (0,)) is None

@@ -38,6 +38,20 @@ def test_npz(tmp_path, source, name):
     found = read(part(source, tmp_path))
     assert np.array_equal(found.train.images.permute(0, 2, 3, 1), x[:4])
     assert found.test.labels.tolist() == [4, 5]
+    assert found.names == ("a",)
+
+
+def test_names_of_classes(tmp_path):
+    folder = tmp_path / "cifar-100-python"
+    for name in ("train", "test"):
+        write_batch(folder / name, pixels(2, 3072), [0, 1], b"fine_labels")
+    assert read(part("cifar100", tmp_path)).names is None
+    (folder / "meta").write_bytes(pickle.dumps({b"fine_label_names": [b"apple", b"bee"]}, protocol=2))
+    assert read(part("cifar100", tmp_path)).names == ("apple", "bee")
+    (folder / "meta").write_bytes(b"no pickle")
+    with pytest.raises(DataError, match="names of classes"):
+        read(part("cifar100", tmp_path))
+    assert read(part("digits", None)).names == tuple("0123456789")
 
 
 def write_batch(path, data, labels, key, protocol=2):

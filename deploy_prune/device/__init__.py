@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
 PAYLOAD: Final = Path(__file__).parent / "payload"
 SCRIPT: Final = PAYLOAD / "device.py"
-RUNTIMES: Final = tuple(
-    sorted(p.stem for p in PAYLOAD.glob("*.py") if p.stem not in {"device", "build_engine", "__init__"})
-)
-"""Every runtime that artifacts can be run in: the payload's files."""
+SCRIPTS: Final = ("build_engine", "device", "run", "verify")
+RUNTIMES: Final = tuple(sorted(p.stem for p in PAYLOAD.glob("*.py") if p.stem not in {*SCRIPTS, "__init__"}))
+"""Every runtime that artifacts can be run in: the payload's files that are no scripts."""
 TIMEOUT_S: Final = 600.0
 
 

@@ -126,13 +126,12 @@ def _check_noise(
     parity: Parity,
 ) -> Parity:  # fmt: skip
     """Hold an int8 artifact to the network in 8 bits."""
-    with eight_bits():
-        yardstick = _reference(network, inputs, len(inputs))
+    yardstick = _in_eight_bits(network, inputs)
     for a, b, c in zip(expected, found, yardstick, strict=True):
-        if len(a) < 2 or bool((a == a[:1]).all()):
-            continue  # an output that doesn't depend on the input has no signal
+        if _is_constant(a):
+            continue
         ratio, best = snr_db(a, b), snr_db(a, c)
-        least = max(LEAST_DB, min(best, MOST_DB) - MARGIN_DB)
+        least = _least_db(best)
         same = agreement(a, b) if a.dim() == 2 and a.shape[1] > 1 else None
         if not ratio >= least:
             message = (
@@ -146,6 +145,49 @@ def _check_noise(
         if parity.snr_db is None or ratio < parity.snr_db:
             parity = replace(parity, snr_db=ratio, least_db=least, agreement=same)
     return parity
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reference:
+    """What an artifact is held to wherever it goes: the network's outputs [N, ...] for some inputs, and how near to be.
+
+    ``tolerance``: max|a - b| / max|a|; None in int8. ``least_db``: there, signal over noise per output, None for an
+    output that doesn't depend on the input.
+    """
+
+    outputs: tuple[Tensor, ...]
+    tolerance: float | None
+    least_db: tuple[float | None, ...] | None
+
+
+def reference(network: nn.Module, artifact: Artifact, inputs: Tensor) -> Reference:
+    """What ``check_parity`` compares with, for inputs [N, C, H, W]; the artifact isn't run.
+
+    Raises:
+        ParityError: the outputs are not finite, or hardly depend on the inputs: a comparison would prove nothing.
+    """
+    expected = _reference(network, inputs, artifact.input_shape[0])
+    tolerance = None if artifact.precision == "int8" else _tolerance(network, artifact, inputs, expected)
+    _refuse_vacuous(expected, tolerance or 0.0)
+    if tolerance is not None:
+        return Reference(outputs=expected, tolerance=tolerance, least_db=None)
+    pairs = zip(expected, _in_eight_bits(network, inputs), strict=True)
+    least = tuple(None if _is_constant(a) else _least_db(snr_db(a, c)) for a, c in pairs)
+    return Reference(outputs=expected, tolerance=None, least_db=least)
+
+
+def _in_eight_bits(network: nn.Module, inputs: Tensor) -> tuple[Tensor, ...]:
+    with eight_bits():
+        return _reference(network, inputs, len(inputs))
+
+
+def _is_constant(output: Tensor) -> bool:
+    """An output that doesn't depend on the input has no signal."""
+    return len(output) < 2 or bool((output == output[:1]).all())
+
+
+def _least_db(best: float) -> float:
+    return max(LEAST_DB, min(best, MOST_DB) - MARGIN_DB)
 
 
 def can_run(artifact: Artifact) -> bool:

@@ -115,9 +115,9 @@ def dense_network(architecture: Architecture, trust: bool = False) -> nn.Module:
         ArchitectureError: the file needs ``trust``, or the network's definition isn't the one the file was made from.
         ModelError: the network can't be built.
     """
-    require_trust(architecture, trust)
+    require_trust(architecture.model, trust)
     part, num_classes = architecture.model, architecture.num_classes
-    if _users_own(architecture):
+    if _users_own(part):
         return models.build(part, num_classes)
     with _bounded(architecture):
         try:
@@ -152,20 +152,21 @@ def _bounded(architecture: Architecture) -> Iterator[None]:
         hook.remove()
 
 
-def _users_own(architecture: Architecture) -> bool:
-    prefix, colon, _ = architecture.model.source.partition(":")
+def _users_own(part: ModelPart) -> bool:
+    prefix, colon, _ = part.source.partition(":")
     return bool(colon) and prefix not in {"torchvision", "timm"}
 
 
-def require_trust(architecture: Architecture, trust: bool) -> None:
+def require_trust(part: ModelPart, trust: bool) -> None:
     """A file that names the user's own code is not followed unasked.
 
     Raises:
         ArchitectureError: the source is module:callable and ``trust`` is off.
     """
-    source = architecture.model.source
-    if _users_own(architecture) and not trust:
-        message = f"The architecture is built by the code {source!r}; if you trust that code, load it with trust=True "
+    if _users_own(part) and not trust:
+        message = (
+            f"The architecture is built by the code {part.source!r}; if you trust that code, load it with trust=True "
+        )
         message += "(on the command line: --trust)."
         raise ArchitectureError(message)
 

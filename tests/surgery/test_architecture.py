@@ -337,5 +337,5 @@ def test_code_of_the_users_own_needs_trust(resnet20: architecture.Architecture) 
     text = architecture.dumps(resnet20).replace('"source": "resnet20"', '"source": "os:system"')
     described = architecture.loads(text)
     with pytest.raises(ArchitectureError, match="trust=True"):
-        architecture.require_trust(described, trust=False)
-    architecture.require_trust(described, trust=True)
+        architecture.require_trust(described.model, trust=False)
+    architecture.require_trust(described.model, trust=True)

@@ -1,0 +1,192 @@
+"""Run a bundle's network: on its sample, or on an image of your own.
+
+    python python/run.py                  the sample that comes with the bundle
+    python python/run.py cat.png          an image file (reading it takes Pillow)
+    python python/run.py cat.npy          or its bytes, uint8 [H, W, C]
+
+Needs Python 3.10, numpy and the artifact's runtime only. What goes into the network is told by preprocessing.json, what
+comes out by labels.json; both are read here, each time. B batch, C channels, H W height and width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = {
+    "coreml": "coremltools",
+    "executorch": "executorch",
+    "litert": "ai-edge-litert",
+    "ncnn": "ncnn",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+}
+"""What pip calls each runtime. A bundle may name no other."""
+BEST = 3
+
+
+class MissingError(Exception):
+    """The runtime isn't installed, or this system can't have it; the message says what to do."""
+
+
+def main() -> None:
+    """Run the sample or the image, and print the highest outputs by name."""
+    sys.dont_write_bytecode = True
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() != HERE]
+    parser = argparse.ArgumentParser(description="Run the bundle's network on its sample, or on an image.")
+    parser.add_argument("image", nargs="?", type=Path, help="an image file, or .npy with uint8 [H, W, C]")
+    parser.add_argument("--bundle", type=Path, default=HERE.parent, help="the bundle's folder (default: this one)")
+    options = parser.parse_args()
+    try:
+        found = run(options.bundle, options.image)
+    except Exception as error:  # runtimes' exceptions have no common base but Exception
+        sys.exit(f"run.py: {' '.join(str(error).split())}")
+    labels = read_json(options.bundle, "labels.json")["labels"]
+    for number, scores in enumerate(found[0]):
+        print(f"{options.image or f'sample {number}'}: {best(scores, labels)}")
+
+
+def run(folder: Path, image: Path | None) -> list[numpy.ndarray]:
+    """Every output [B, ...] of the bundle's network, for the sample (B images) or one image."""
+    import numpy
+
+    told = read_json(folder, "preprocessing.json")
+    if image is None:
+        return outputs(folder, array(folder, read_json(folder, "bundle.json")["input"]))
+    x = preprocess(picture(image, told)[None], told)
+    batch = told["input_shape"][0]  # a file with a fixed batch takes no less: the same image so many times
+    return [y[:1] for y in outputs(folder, numpy.repeat(x, batch, 0))]
+
+
+def best(scores: numpy.ndarray, labels: list[str]) -> str:
+    """The names of the highest outputs, the highest first; what else is computed as its shape."""
+    if scores.shape != (len(labels),):
+        return f"an output of shape {list(scores.shape)}"
+    order = scores.argsort()[::-1][:BEST]
+    return ", ".join(f"{labels[i]} ({scores[i]:.4g})" for i in order)
+
+
+def preprocess(images: numpy.ndarray, told: dict[str, Any]) -> numpy.ndarray:
+    """Bytes uint8 [B, H, W, C] as the network takes them: float32 [B, C, H, W], (byte / 255 - mean) / std.
+
+    Files whose own layout is NHWC get their input turned when they are fed.
+    """
+    import numpy
+
+    x = images.astype("float32") / numpy.float32(told["divide_by"])
+    x = (x - numpy.array(told["mean"], "float32")) / numpy.array(told["std"], "float32")
+    return numpy.ascontiguousarray(x.transpose(0, 3, 1, 2))
+
+
+def picture(path: Path, told: dict[str, Any]) -> numpy.ndarray:
+    """An image's bytes, uint8 [H, W, C], of the network's size: its shorter side scaled, cut in the middle.
+
+    Raises:
+        ValueError: an .npy file of another shape or type; or Pillow is needed and not installed.
+    """
+    import numpy
+
+    _, channels, height, width = told["input_shape"]
+    if path.suffix == ".npy":
+        found = numpy.load(path, allow_pickle=False)
+        if found.shape != (height, width, channels) or found.dtype != "uint8":
+            wanted = [height, width, channels]
+            message = f"{path} has {found.dtype} {list(found.shape)}; the network takes uint8 {wanted}"
+            raise ValueError(message)
+        return numpy.asarray(found)
+    try:
+        from PIL import Image, ImageOps
+    except ModuleNotFoundError:
+        message = f"{path} can't be read without Pillow (pip install pillow); or give its bytes as .npy"
+        raise ValueError(message) from None
+    with Image.open(path) as image:
+        mode = "L" if channels == 1 else "RGB"
+        fitted = ImageOps.fit(image.convert(mode), (width, height), Image.Resampling.BILINEAR)
+    return numpy.asarray(fitted).reshape(height, width, channels)
+
+
+def outputs(folder: Path, x: numpy.ndarray) -> list[numpy.ndarray]:
+    """Every output [B, ...] of the bundle's artifact in its own runtime, on one thread, for inputs [B, C, H, W].
+
+    Raises:
+        MissingError: the runtime isn't there.
+    """
+    model = model_of(folder)
+    if model["runtime"] == "coreml" and sys.platform != "darwin":
+        message = "Core ML runs on Apple's systems only"
+        raise MissingError(message)
+    try:
+        device = beside("device")
+        loaded = device.load(model, 1)
+    except ModuleNotFoundError as error:
+        package = PACKAGES[model["runtime"]]
+        message = f"{error.name} is not installed: pip install numpy {package}"
+        raise MissingError(message) from error
+    made: list[numpy.ndarray] = device.outputs(loaded, model["input_shape"][0], x)
+    return made
+
+
+def model_of(folder: Path) -> dict[str, Any]:
+    """What device.py is to load. Where no TensorRT engine has been built yet: the ONNX file that it is built from.
+
+    Raises:
+        ValueError: the bundle names a runtime that there isn't, or a path outside.
+    """
+    told, shape = read_json(folder, "bundle.json"), read_json(folder, "preprocessing.json")
+    runtime, path = told["runtime"], inside(folder, told["artifact"])
+    if runtime not in PACKAGES:
+        message = f"there is no runtime {runtime!r}; known: {', '.join(PACKAGES)}"
+        raise ValueError(message)
+    if runtime == "tensorrt" and not (path / "engine.plan").is_file():
+        runtime, path = "onnxruntime", path / "model.onnx"
+    return {
+        "runtime": runtime, "path": str(path), "layout": shape["layout"], "input_shape": shape["input_shape"],
+    }  # fmt: skip
+
+
+def read_json(folder: Path, name: str) -> Any:
+    """A JSON file of the bundle."""
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def array(folder: Path, name: str) -> numpy.ndarray:
+    """An .npy file of the bundle. It is mapped, so that a header can't ask for more memory than the file has bytes."""
+    import numpy
+
+    return numpy.asarray(numpy.load(inside(folder, name), mmap_mode="r", allow_pickle=False))
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A path of the bundle.
+
+    Raises:
+        ValueError: it leads out of it.
+    """
+    steps = PurePosixPath(name)
+    if steps.is_absolute() or ".." in steps.parts or "\\" in name:
+        message = f"the path {name!r} leads out of the bundle"
+        raise ValueError(message)
+    return folder / steps
+
+
+def beside(name: str) -> Any:
+    """The Python file of this name in this folder, loaded by its path: the folder itself stays off sys.path."""
+    spec = importlib.util.spec_from_file_location(f"bundle_{name}", HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,319 @@
+"""Check a bundle: is every file what was handed over, and does the artifact still compute what the network does?
+
+    python python/verify.py                   the bundle that this file is in
+    python python/verify.py BUNDLE            a folder or a zip; a zip is unpacked within bounds into a temporary folder
+    python python/verify.py --hashes-only     the files alone, where the runtime isn't installed
+
+Needs Python 3.10; for more than the files, numpy and the artifact's runtime. In this order, and the first that fails
+ends it with one sentence:
+
+    files           those that provenance.json lists, no other, no links, each with the sha256 that is told there
+    preprocessing   preprocessing.json turns the sample's images into the sample's inputs
+    parity          the artifact, in its own runtime, turns those into what the network made of them
+
+Exit codes: 0 all is well, 21 the outputs differ, 22 the artifact can't be run, 23 its runtime isn't installed, 26 the
+bundle is damaged, edited or unsafe. Nothing of the bundle's own code is run: what is run lies beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import stat
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import numpy
+
+HERE = Path(__file__).resolve().parent
+CODES = {"ParityError": 21, "MeasurementError": 22, "MissingDependencyError": 23, "BundleError": 26}
+"""Kind of failure -> exit code."""
+MANIFEST = "provenance.json"
+MAX_FILES, MAX_BYTES, MAX_RATIO = 10_000, 8 * 2**30, 100
+"""Of a zip: files, bytes unpacked, and those divided by its own size. Weights shrink to a half at best."""
+MAX_JSON_BYTES = 16 * 2**20
+PREPROCESSING_TOLERANCE = 1e-5
+"""Largest difference, of inputs whose standard deviation is about 1; float32 rounds at 1e-7."""
+
+
+class FailureError(Exception):
+    """The bundle fails a check; ``kind`` is one of CODES."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def main() -> None:
+    """Check, and tell: lines for people, or with --json one object. What runtimes print goes to standard error."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    sys.dont_write_bytecode = True
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() != HERE]
+    parser = argparse.ArgumentParser(description="Check a bundle's files, preprocessing and parity.")
+    parser.add_argument("bundle", nargs="?", type=Path, default=HERE.parent, help="folder or zip (default: this one)")
+    parser.add_argument("--hashes-only", action="store_true", help="check the files alone")
+    parser.add_argument("--json", action="store_true", help="answer {told, error, message}, with exit code 0")
+    options = parser.parse_args()
+    told: list[str] = []
+    failure = None
+    try:
+        for line in checked(options.bundle, options.hashes_only):
+            told.append(line)
+            if not options.json:
+                print(line, file=out, flush=True)
+    except FailureError as error:
+        failure = error
+    if options.json:
+        error_told = None if failure is None else failure.kind
+        json.dump({"told": told, "error": error_told, "message": str(failure or "")}, out)
+    out.close()
+    if failure is not None and not options.json:
+        print(f"verify.py: {failure}", file=sys.stderr)
+        sys.exit(CODES[failure.kind])
+
+
+def checked(bundle: Path, hashes_only: bool = False) -> Iterator[str]:
+    """What was found right, a sentence each.
+
+    Raises:
+        FailureError: at the first thing that is wrong.
+    """
+    with opened(bundle) as folder:
+        yield check_files(folder)
+        if hashes_only:
+            return
+        run = beside("run")
+        try:
+            yield check_preprocessing(folder, run)
+            yield check_parity(folder, run)
+        except (ModuleNotFoundError, run.MissingError) as error:
+            reason = "numpy is not installed: pip install numpy" if isinstance(error, ModuleNotFoundError) else error
+            message = f"The files are right, but parity was not checked: {reason} (or check with --hashes-only)."
+            fail("MissingDependencyError", message)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            message = f"{bundle} is not what deploy-prune writes: {type(error).__name__}: {one_line(error)}"
+            fail("BundleError", message)
+
+
+@contextmanager
+def opened(bundle: Path) -> Iterator[Path]:
+    """The bundle's folder; of a zip, for as long as it is looked at.
+
+    Raises:
+        FailureError: there is none, or the zip is damaged or unsafe.
+    """
+    if bundle.is_dir():
+        yield bundle
+        return
+    if not bundle.is_file():
+        refuse(f"There is no bundle at {bundle}.")
+    with TemporaryDirectory(prefix="deploy-prune-") as scratch:
+        yield unpack(bundle, Path(scratch))
+
+
+def unpack(bundle: Path, into: Path) -> Path:
+    """Unpack a zip after a look at what it holds; the folder with provenance.json.
+
+    Raises:
+        FailureError: it can't be read, or an entry is a link, leads out of the folder, is there twice, or is too large.
+    """
+    try:
+        with zipfile.ZipFile(bundle) as packed:
+            entries = [entry for entry in packed.infolist() if not entry.is_dir()]
+            refuse_unsafe(bundle, entries)
+            for entry in entries:
+                path = into / entry.filename
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with packed.open(entry) as source, path.open("xb") as file:
+                    shutil.copyfileobj(source, file)
+    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError) as error:
+        refuse(f"{bundle} can't be unpacked: {type(error).__name__}: {one_line(error)}")
+    found = [place for place in (into, *into.iterdir()) if (place / MANIFEST).is_file()]
+    if len(found) != 1:
+        refuse(f"{bundle} is no bundle: it holds {len(found)} files {MANIFEST}, not one.")
+    beside_it = [place.name for place in into.iterdir() if found[0] not in (into, place)]
+    if beside_it:
+        refuse(f"{bundle} holds {beside_it[0]!r}, which {MANIFEST} does not list.")
+    return found[0]
+
+
+def refuse_unsafe(bundle: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
+    """Stop at an entry that must not be written."""
+    seen: set[str] = set()
+    for entry in entries:
+        name, kind = entry.filename, stat.S_IFMT(entry.external_attr >> 16)
+        parts = PurePosixPath(name).parts
+        if name.startswith("/") or ".." in parts or any(letter in entry.orig_filename for letter in "\\:\0"):
+            refuse(f"{bundle} holds {entry.orig_filename!r}, which could lead out of its folder.")
+        if kind not in (0, stat.S_IFREG):
+            refuse(f"{bundle} holds {name!r}, which is a link or a device and not a file.")
+        if name in seen:
+            refuse(f"{bundle} holds {name!r} twice.")
+        seen.add(name)
+    size = sum(entry.file_size for entry in entries)
+    if len(entries) > MAX_FILES or size > min(MAX_BYTES, MAX_RATIO * bundle.stat().st_size):
+        refuse(f"{bundle} would unpack to {len(entries)} files of {size} bytes, which is no honest bundle.")
+
+
+def check_files(folder: Path) -> str:
+    """Every file that provenance.json lists is there with its sha256, and no other is.
+
+    An engine that TensorRT's build_engine.py has made in the artifact's folder may be there.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        refuse(f"{folder} is no bundle: it has no {MANIFEST}.")
+    try:
+        if manifest.stat().st_size > MAX_JSON_BYTES:
+            refuse(f"{manifest} is larger than {MAX_JSON_BYTES} bytes.")
+        listed: dict[str, str] = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        found = files_of(folder) - {MANIFEST}
+        listed_names = set(listed)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        refuse(f"{manifest} is not what deploy-prune writes: {one_line(error)}.")
+    script = "/build_engine.py"
+    built = {f"{name.removesuffix(script)}/engine.plan" for name in listed if name.endswith(script)}
+    for name in sorted(listed_names - found):
+        refuse(f"{folder / name} is missing.")
+    for name in sorted(found - listed_names - built):
+        refuse(f"{folder / name} is not listed in {MANIFEST}: it was added later.")
+    for name in sorted(listed):
+        if sha256(folder / name) != listed[name]:
+            refuse(f"{folder / name} was changed: its sha256 is not the one in {MANIFEST}.")
+    return f"files: {len(listed)} with the sha256 listed in {MANIFEST}, whose own is {sha256(manifest)}"
+
+
+def files_of(folder: Path) -> set[str]:
+    """The names of all files below a folder, with slashes.
+
+    Raises:
+        FailureError: there is a link among them, or something that is neither file nor folder.
+    """
+    names = set()
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place) / name
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                refuse(f"{path} is a link or a device and not a file.")
+        names |= {(Path(place) / name).relative_to(folder).as_posix() for name in files}
+    return names
+
+
+def check_preprocessing(folder: Path, run: Any) -> str:
+    """preprocessing.json turns the sample's images into the inputs that the network was given."""
+    import numpy
+
+    told, bundle = run.read_json(folder, "preprocessing.json"), run.read_json(folder, "bundle.json")
+    made, wanted = run.preprocess(run.array(folder, bundle["images"]), told), run.array(folder, bundle["input"])
+    off = float(numpy.abs(made - wanted).max()) if made.shape == wanted.shape else float("inf")
+    if not off <= PREPROCESSING_TOLERANCE:
+        message = f"preprocessing.json does not turn {bundle['images']} into {bundle['input']}: off by {off:.2g}."
+        fail("ParityError", message)
+    return f"preprocessing: turns {len(made)} sample images into the sample's inputs (off by at most {off:.1g})"
+
+
+def check_parity(folder: Path, run: Any) -> str:
+    """The artifact's outputs for the sample against the network's, within what parity.json allows."""
+    bundle, allowed = run.read_json(folder, "bundle.json"), run.read_json(folder, "parity.json")["allowed"]
+    x, wanted = run.array(folder, bundle["input"]), [run.array(folder, name) for name in bundle["expected"]]
+    model = run.model_of(folder)
+    name = Path(model["path"]).relative_to(folder).as_posix()
+    try:
+        found = run.outputs(folder, x)
+    except run.MissingError:
+        raise
+    except Exception as error:  # runtimes' exceptions have no common base but Exception
+        message = f"{name} can't be run in {model['runtime']}: {type(error).__name__}: {one_line(error)}"
+        fail("MeasurementError", message)
+    if [a.shape for a in wanted] != [b.shape for b in found]:
+        message = f"{name} has outputs {[list(b.shape) for b in found]}, the network {[list(a.shape) for a in wanted]}."
+        fail("ParityError", message)
+    worst = [compare(name, *each) for each in zip(wanted, found, limits(allowed, len(wanted)), strict=True)]
+    return f"parity: {name} in {model['runtime']}, {len(x)} inputs: {', '.join(worst)}"
+
+
+def limits(allowed: dict[str, Any], count: int) -> list[tuple[float | None, float | None]]:
+    """(largest relative difference, least signal over noise in dB) per output; None: not held to it."""
+    if allowed["tolerance"] is not None:
+        return [(float(allowed["tolerance"]), None)] * count
+    return [(None, None if least is None else float(least)) for least in allowed["least_db"]]
+
+
+def compare(name: str, a: numpy.ndarray, b: numpy.ndarray, limit: tuple[float | None, float | None]) -> str:
+    """One output [B, ...] of the artifact (b) against the network's (a): max|a - b| / max|a|, or the ratio in dB.
+
+    The ratio is 10 log10(sum (a - mean_B a)**2 / sum (a - b)**2): changes from input to input over the differences.
+    """
+    import numpy
+
+    a, b, (tolerance, least_db) = a.astype("float64"), b.astype("float64"), limit
+    off = float(numpy.abs(a - b).max() / max(float(numpy.abs(a).max()), 1e-30))
+    ratio = decibels(((a - a.mean(0)) ** 2).sum(), ((a - b) ** 2).sum())
+    problem = None
+    if not numpy.isfinite(b).all():
+        problem = "its outputs are not finite"
+    elif tolerance is not None and not off <= tolerance:
+        problem = f"by {off:.2g} relative (allowed: {tolerance:g})"
+    elif least_db is not None and not ratio >= least_db:
+        problem = f"signal over noise is {ratio:.1f} dB (at least {least_db:.1f} dB are asked for)"
+    if problem:
+        fail("ParityError", f"{name} differs from the network: {problem}.")
+    return f"off by {off:.2g} relative" if least_db is None else f"signal over noise is {ratio:.1f} dB"
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Ten times the logarithm of the ratio; infinite without noise."""
+    import numpy
+
+    return float("inf") if noise == 0 else float(10 * numpy.log10(max(signal, 1e-300) / noise))
+
+
+def sha256(path: Path) -> str:
+    """A file's sha256, hexadecimal."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def refuse(message: str) -> NoReturn:
+    """Stop: the bundle is not whole, not as it was, or not safe."""
+    fail("BundleError", message)
+
+
+def fail(kind: str, message: str) -> NoReturn:
+    """Stop with a failure of this kind."""
+    raise FailureError(kind, message)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks, 300 characters at most."""
+    return " ".join(str(error).split())[:300]
+
+
+def beside(name: str) -> Any:
+    """The Python file of this name in this folder, loaded by its path: the folder itself stays off sys.path."""
+    spec = importlib.util.spec_from_file_location(f"bundle_{name}", HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()
