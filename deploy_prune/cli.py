@@ -114,12 +114,19 @@ def check(name: str, settings: Sequence[str]) -> None:
 @main.command(epilog="Example: deploy-prune bench runs/mobilenet --runs 1000 --json again.json")
 @run_folder
 @click.option("--runs", type=click.IntRange(min=10), default=300, show_default=True, help="Inferences per artifact.")
+@click.option("--device", help="Measure there: local, ssh://USER@HOST[:PORT] or adb://SERIAL.")
 @click.option("--json", "json_file", type=file_option, help="Write the rows to this file too.")
-def bench(run: Path, runs: int, json_file: Path | None) -> None:
-    """Measure latency again, per target and budget of the run folder RUN."""
+def bench(run: Path, runs: int, device: str | None, json_file: Path | None) -> None:
+    """Measure latency again, per target and budget of the run folder RUN.
+
+    \b
+    deploy-prune bench runs/mobilenet
+    deploy-prune bench runs/mobilenet --device ssh://pi@raspberrypi.local
+    deploy-prune bench runs/mobilenet --device ssh://pi@10.0.0.7:2222/home/pi/env/bin/python3
+    """  # noqa: D301  (click's mark of lines that are kept)
     from deploy_prune import reuse
 
-    rows = reuse.bench(run, runs)
+    rows = reuse.bench(run, runs, device)
     _show(rows)
     if json_file:
         write_text(json_file, json.dumps([asdict(row) for row in rows], indent=2) + "\n")

@@ -83,6 +83,7 @@ def with_latency(row: Row, budget: Budget | None, slim: Latency, dense: Latency)
     return replace(
         row, asked=budget.absolute(dense.p50_ms) if budget and is_asked else row.asked, measured_p50_ms=slim.p50_ms,
         measured_p90_ms=slim.p90_ms, dense_p50_ms=dense.p50_ms, measured_on=slim.measured_on,
+        disturbed=slim.disturbed,
     )  # fmt: skip
 
 
@@ -96,7 +97,8 @@ def write_latency(folder: RunFolder, place: str, latency: Latency, dense: Latenc
 def read_latency(folder: RunFolder, place: str) -> tuple[Latency, Latency | None]:
     """(slim, dense) of a place's latency.json."""
     record = folder.read_json(f"{place}/latency.json")
-    common = {k: record[k] for k in ("warmup", "threads", "device", "measured_on")}
+    common = {k: record[k] for k in ("warmup", "threads", "device", "measured_on", "conditions", "disturbed")}
+    common["conditions"] = tuple(common["conditions"])
     slim = Latency(samples_ms=tuple(record["samples_ms"]), **common)
     dense = record["dense_samples_ms"]
     return slim, None if dense is None else Latency(samples_ms=tuple(dense), **common)

@@ -202,7 +202,7 @@ class Workbench:
             "opset": self.recipe.export.opset,
             "dynamic_batch": self.recipe.export.dynamic_batch,
             "target": [target.name, target.format, target.precision, target.runtime, target.threads],
-            "machine": machine(),
+            "machine": machine(target),
         }
 
 

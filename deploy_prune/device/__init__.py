@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from deploy_prune.device.address import LOCAL, parse
 from deploy_prune.device.host import local
+from deploy_prune.device.remote import Transport, run_there
+from deploy_prune.device.ssh import Ssh
 from deploy_prune.errors import CommandError, MeasurementError
 from deploy_prune.shell import digest
 from deploy_prune.types import Artifact
@@ -17,8 +21,9 @@ if TYPE_CHECKING:
 
 PAYLOAD: Final = Path(__file__).parent / "payload"
 SCRIPT: Final = PAYLOAD / "device.py"
+ABOUT: Final = PAYLOAD / "about.py"
 RUNTIMES: Final = tuple(
-    sorted(p.stem for p in PAYLOAD.glob("*.py") if p.stem not in {"device", "build_engine", "__init__"})
+    sorted(p.stem for p in PAYLOAD.glob("*.py") if p.stem not in {"about", "device", "build_engine", "__init__"})
 )
 """Every runtime that artifacts can be run in: the payload's files."""
 TIMEOUT_S: Final = 600.0
@@ -32,9 +37,25 @@ class Runner(Protocol):
 
 
 RUNNERS: Final[dict[str, Runner]] = {
-    "local": local,
+    LOCAL: local,
 }
-"""Every way to reach a device: its name in edge_targets/*.yaml, and its function."""
+"""Devices with a name of their own ..."""
+TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {
+    "ssh": Ssh,
+}
+"""... and the ways to reach all others, by the scheme of their addresses."""
+
+
+def reach(device: str) -> Runner:
+    """The runner of a device: ``local``, ``ssh://...`` or ``adb://...``; connects to nothing yet.
+
+    Raises:
+        TargetError: it is no device's name.
+    """
+    address = parse(device)
+    if address is None:
+        return RUNNERS[device]
+    return partial(run_there, TRANSPORTS[address.scheme](address=address))
 
 
 def entry(artifact: Artifact, runtime: str) -> dict[str, Any]:
@@ -71,19 +92,25 @@ def run(
     inputs at a time, so N must be a multiple of B.
 
     Raises:
-        MeasurementError: the artifact isn't there or has changed, or the runtime can't load or run it in ``timeout_s``.
+        MeasurementError: the artifact isn't there or has changed, the device can't be reached, or the runtime can't
+            load or run it in ``timeout_s``.
+        TargetError: ``runner`` is no device's name.
     """
     import numpy
     import torch
 
-    model = entry(artifact, runtime)
+    model, start = entry(artifact, runtime), reach(runner)
     with TemporaryDirectory() as folder:
         inputs = Path(folder) / "x.npy"
         numpy.save(inputs, (x.float() if x.is_floating_point() else x).detach().cpu().numpy())
         spec = {"mode": "run", "models": [model], "threads": threads, "inputs": str(inputs), "outputs": folder}
         try:
-            answer = RUNNERS[runner](SCRIPT, spec, timeout_s)
+            answer = start(SCRIPT, spec, timeout_s)
         except CommandError as error:
             message = f"{artifact.path} can't be run in {runtime}. {error}"
             raise MeasurementError(message) from error
-        return tuple(torch.from_numpy(numpy.load(path)) for path in answer["outputs"][0])
+        try:
+            return tuple(torch.from_numpy(numpy.load(path)) for path in answer["outputs"][0])
+        except (LookupError, OSError, TypeError, ValueError) as error:
+            message = f"{artifact.path} was run on {runner}, but its outputs can't be read: {error}."
+            raise MeasurementError(message) from error

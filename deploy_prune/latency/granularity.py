@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy_prune.cache import cached_json
+from deploy_prune.device import ABOUT, TIMEOUT_S, reach
+from deploy_prune.device.address import LOCAL
+from deploy_prune.errors import CommandError, MeasurementError
 from deploy_prune.latency.runners import measure
 from deploy_prune.types import Artifact, Target
 
@@ -39,7 +43,7 @@ def granularity(target: Target) -> int:
     """
     if target.granularity is not None:
         return target.granularity
-    key = {**machine(), "runtime": target.runtime, "threads": target.threads, "precision": target.precision}
+    key = {**machine(target), "runtime": target.runtime, "threads": target.threads, "precision": target.precision}
     return int(cached_json("granularity", key, lambda: smallest_paying(time_ratios(target))))
 
 
@@ -99,10 +103,30 @@ def _macs(width: int) -> int:
     return 9 * (3 * width + width * width + width + width * width)
 
 
-def machine() -> dict[str, Any]:
-    """What tells this machine's processor and runtime from another's."""
+def machine(target: Target) -> dict[str, Any]:
+    """What tells a target's processor and runtime from another's: a figure that was measured there holds only there.
+
+    Raises:
+        MeasurementError: the device can't be asked.
+    """
+    if target.runner in {None, LOCAL}:
+        return {**_this_machine(), "method": _METHOD}
+    return {"device": target.runner, "about": _told(str(target.runner)), "method": _METHOD}
+
+
+@cache
+def _told(device: str) -> dict[str, Any]:
+    """What a device tells of itself; asked once a process."""
+    try:
+        return dict(reach(device)(ABOUT, {}, TIMEOUT_S)["about"])
+    except (CommandError, LookupError, TypeError, ValueError) as error:
+        message = f"The device {device} can't be asked what it is. {error}"
+        raise MeasurementError(message) from error
+
+
+def _this_machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
     cpu = [platform.machine(), platform.processor(), *told]
-    return {"cpu": cpu, "onnxruntime": version("onnxruntime"), "method": _METHOD}
+    return {"cpu": cpu, "onnxruntime": version("onnxruntime")}

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from deploy_prune.device.address import parse
 from deploy_prune.errors import TargetError, perhaps
 from deploy_prune.recipe import EXPORT_FORMATS
 from deploy_prune.types import ErrorBand, Roofline, Target
@@ -27,6 +28,15 @@ def _known_format(name: str) -> str:
     return name
 
 
+def _reachable(runner: str) -> str:
+    if runner != "none":
+        try:
+            parse(runner)
+        except TargetError as error:
+            raise ValueError(str(error)) from error
+    return runner
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -35,6 +45,13 @@ class _Number(_Part):
     """A number and where it comes from."""
 
     value: Positive
+    source: Text
+
+
+class _Fact(_Part):
+    """What is known of a device, for the reader; nothing is computed from it."""
+
+    value: Annotated[float, Field(ge=0)] | Text
     source: Text
 
 
@@ -72,10 +89,11 @@ class _Target(_Part):
     precision: Literal["fp32", "fp16", "int8"]
     runtime: Text
     granularity: _Granularity
-    runner: Literal["local", "none"]
+    runner: Annotated[str, AfterValidator(_reachable)]
     threads: Annotated[int, Field(ge=1, le=1024)]
     roofline: _Roofline | None = None
     error: _Error | None = None
+    hardware: dict[str, _Fact] = {}
     notes: str = ""
 
 
