@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy_prune import device
-from deploy_prune.device import PAYLOAD, RUNTIMES, SCRIPT
+from deploy_prune.device import ABOUT, PAYLOAD, RUNTIMES, SCRIPT
 from deploy_prune.device.host import local
 from deploy_prune.errors import CommandError, MeasurementError
 from deploy_prune.export.artifact import describe
@@ -103,7 +103,8 @@ def test_no_file_and_no_runtime(tmp_path):
 def test_the_answer_has_versions_and_nothing_that_a_runtime_prints(tmp_path):
     folder = tmp_path / "payload"
     folder.mkdir()
-    (folder / "device.py").write_text(SCRIPT.read_text())
+    for path in (SCRIPT, ABOUT):
+        (folder / path.name).write_text(path.read_text())
     (folder / "loud.py").write_text(
         "import os\nos.system('echo loud')\nprint('loud')\n"
         "class Model:\n"
