@@ -52,14 +52,14 @@ exec 3<&0
 setsid {command} < {stdin} 3<&- &
 started=$!
 setsid sh -c '
-  (sleep "$0"; : > late; kill -KILL -- "-$1") &
-  (cat <&3; kill -KILL -- "-$1") &
-  wait' {seconds} $started >/dev/null 2>&1 &
+  (sleep "$0"; : > late; kill -s KILL -- "-$1") &
+  (cat <&3; kill -s KILL -- "-$1") &
+  wait' {seconds} $started 3<&3 >/dev/null 2>&1 &
 guards=$!
 exec 3<&-
 wait $started
 code=$?
-kill -KILL -- -$guards
+kill -s KILL -- -$guards || kill -s KILL $guards
 test -e late && code=124
 test $code = 255 && code=254
 exit $code

@@ -8,6 +8,7 @@ FELL: Final = 0.1
 """A clock that is lower by more than this share after the measurement than before it has fallen."""
 ROSE_C: Final = 15.0
 """A temperature has risen if it is higher by more than this, in degrees Celsius."""
+_CLOCKS: Final = {"clock_mhz": "the clock", "gpu_clock_mhz": "the GPU's clock"}
 
 
 def disturbance(conditions: Any) -> str | None:
@@ -15,17 +16,25 @@ def disturbance(conditions: Any) -> str | None:
 
     Args:
         conditions: {"before": told, "after": told}, where told may have "clock_mhz", "gpu_clock_mhz" and
-            "temperatures_c" (by name), as payload/about.py says.
+            "temperatures_c" (by name), as payload/about.py says. It comes from a device: anything may be in it.
     """
-    before, after = ((conditions or {}).get(key) or {} for key in ("before", "after"))
+    before, after = (_numbers(_part(conditions, key)) for key in ("before", "after"))
     found = [
-        f"the {name} fell from {before[key]:.0f} to {after[key]:.0f} MHz"
-        for key, name in (("clock_mhz", "clock"), ("gpu_clock_mhz", "GPU's clock"))
-        if key in before and key in after and after[key] < before[key] * (1 - FELL)
+        f"{name} fell from {before[key]:.0f} to {after[key]:.0f} MHz"
+        for key, name in _CLOCKS.items()
+        if after.get(key, before.get(key, 0.0)) < before.get(key, 0.0) * (1 - FELL)
     ]
-    start, end = (told.get("temperatures_c", {}) for told in (before, after))
-    rises = {name: end[name] - start[name] for name in start.keys() & end.keys()}
+    start, end = (_numbers(_part(_part(conditions, key), "temperatures_c")) for key in ("before", "after"))
+    rises = {name: end[name] - start[name] for name in sorted(start.keys() & end.keys())}
     if rises and max(rises.values()) > ROSE_C:
-        zone = max(sorted(rises), key=lambda name: rises[name])
+        zone = max(rises, key=lambda name: rises[name])
         found.append(f"{zone} rose from {start[zone]:.0f} to {end[zone]:.0f} degrees")
     return "; ".join(found) or None
+
+
+def _part(told: Any, key: str) -> Any:
+    return told.get(key) if isinstance(told, dict) else None
+
+
+def _numbers(told: Any) -> dict[str, float]:
+    return {k: float(v) for k, v in told.items() if isinstance(v, int | float)} if isinstance(told, dict) else {}

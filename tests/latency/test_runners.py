@@ -62,7 +62,9 @@ def test_damaged_artifact_is_an_error(device_name, pair, tmp_path):
     path = tmp_path / "bad.onnx"
     path.write_bytes(pair[1].path.read_bytes()[:100])
     with pytest.raises(MeasurementError) as caught:
-        measure(replace(HOST, runner=device_name), [replace(pair[1], path=path, sha256=digest(path))], runs=10, warmup=0)
+        measure(
+            replace(HOST, runner=device_name), [replace(pair[1], path=path, sha256=digest(path))], runs=10, warmup=0
+        )
     assert "bad.onnx" in str(caught.value)
     assert "\n" not in str(caught.value)
 
