@@ -199,13 +199,36 @@ def report(run: Path) -> None:
     click.echo(write_page(run))
 
 
-@main.command(epilog="Example: deploy-prune targets")
-def targets() -> None:
-    """List the devices, and whether latency is measured or predicted there."""
-    from deploy_prune.console import output, targets_table
-    from deploy_prune.latency.targets import list_targets
+@main.group(invoke_without_command=True, epilog="Example: deploy-prune targets")
+@click.pass_context
+def targets(context: click.Context) -> None:
+    """List the devices, and whether latency is measured or predicted there; or make a file for a new one."""
+    if context.invoked_subcommand is None:
+        from deploy_prune.console import output, targets_table
+        from deploy_prune.latency.targets import list_targets
 
-    output().print(targets_table(list_targets()))
+        output().print(targets_table(list_targets()))
+
+
+@targets.command(epilog="Example: deploy-prune targets new my-pi --ssh pi@raspberrypi.local")
+@click.argument("name")
+@click.option("--ssh", "host", metavar="[USER@]HOST[:PORT]", help="Reach it by ssh; a path to its python3 may follow.")
+@click.option("--adb", "serial", metavar="SERIAL", help="Reach it by adb; `adb devices` has serial numbers.")
+@click.option("--out", type=file_option, help="Write it to this file instead of NAME.yaml.")
+def new(name: str, host: str | None, serial: str | None, out: Path | None) -> None:
+    """Ask a device what it is and write its target file, NAME.yaml: use it as a target's name in recipes.
+
+    \b
+    deploy-prune targets new my-pi --ssh pi@raspberrypi.local
+    deploy-prune recipe mobilenet --set targets=[./my-pi.yaml]
+    """  # noqa: D301  (click's mark of lines that are kept)
+    if (host is None) == (serial is None):
+        message = "give either --ssh or --adb"
+        raise click.UsageError(message)
+    from deploy_prune.latency.probe import new_target
+
+    device = f"adb://{serial}" if host is None else f"ssh://{host}"
+    click.echo(new_target(name, device, out or Path(f"{name}.yaml")))
 
 
 @main.command(epilog="Example: deploy-prune schema --out recipe.schema.json")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from boards import Board, need, ssh_board
+from boards import Board, adb_board, need, ssh_board
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Before torch is imported, here and in what tests start: threads that wait for each other crawl on a busy machine."""
@@ -33,7 +33,18 @@ def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
         yield board
 
 
-REMOTE = [pytest.param("ssh_server", marks=pytest.mark.ssh, id="ssh")]
+@pytest.fixture(scope="session")
+def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    """A device that is reached by adb: the real client, and a stand-in for a phone."""
+    need("adb", "adb")
+    with adb_board(tmp_path_factory.mktemp("adb")) as board:
+        yield board
+
+
+REMOTE = [
+    pytest.param("ssh_server", marks=pytest.mark.ssh, id="ssh"),
+    pytest.param("adb_server", marks=pytest.mark.adb, id="adb"),
+]
 
 
 @pytest.fixture(params=REMOTE)

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from deploy_prune.device.adb import Adb
 from deploy_prune.device.address import LOCAL, parse
 from deploy_prune.device.host import local
 from deploy_prune.device.remote import Transport, run_there
@@ -42,6 +43,7 @@ RUNNERS: Final[dict[str, Runner]] = {
 """Devices with a name of their own ..."""
 TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {
     "ssh": Ssh,
+    "adb": Adb,
 }
 """... and the ways to reach all others, by the scheme of their addresses."""
 

@@ -22,6 +22,19 @@ HOSTILE = ["a b.onnx", "-n.onnx", "a;touch canary.onnx", "$(touch canary).onnx",
 HOSTILE += ["it's.onnx", '"quoted".onnx', "two\nlines.onnx", "back\\slash.onnx", "*.onnx", "~.onnx", "ünï.onnx"]
 
 
+def again(board):
+    """Whether a device that was unplugged can be reached, which may take adb a moment."""
+
+    def works():
+        try:
+            return bool(reach(board.name)(ABOUT, {}, 30))
+        except CommandError:
+            return False
+
+    until(works, 30)
+    return True
+
+
 @pytest.fixture(scope="module")
 def convolution(tmp_path_factory):
     return make(tmp_path_factory.mktemp("models") / "c.onnx")
@@ -164,8 +177,7 @@ def test_a_connection_that_is_lost_is_an_error_and_ends_the_payload(board, tmp_p
     assert board.name in one_sentence(caught)
     assert time.monotonic() - started < 20
     until(lambda: not is_running(int(pid.read_text())))
-    with workspace(transport(board), 60):
-        pass  # it can be reached again
+    assert again(board)
 
 
 def test_unplugged_while_a_file_is_sent(board, tmp_path):
@@ -183,6 +195,7 @@ def test_unplugged_while_a_file_is_sent(board, tmp_path):
         with pytest.raises(CommandError, match="the connection was lost"):
             push_path(there, path)
         thread.join()
+    assert again(board)
     with workspace(transport(board), 60) as there:
         assert Path(push_path(there, path)).stat().st_size == path.stat().st_size
 
@@ -254,6 +267,16 @@ def test_a_full_disk(board, tmp_path):
     with pytest.raises(CommandError, match="The disk of .* is full; free some space") as caught:
         reach(board.name)(ABOUT, {}, 60)
     one_sentence(caught)
+
+
+def test_a_disk_that_is_full_when_a_file_comes(board, tmp_path):
+    (tmp_path / "a").write_text("x" * 2**20)
+    with workspace(transport(board), 60) as there:
+        board.stub("cat", "exec /bin/cat >/dev/full")  # for ssh
+        (board.kept / "full").touch()  # for adb
+        with pytest.raises(CommandError, match="The disk of .* is full; free some space"):
+            push_path(there, tmp_path / "a")
+        (board.kept / "full").unlink()
 
 
 def test_a_device_tells_what_it_is(board):

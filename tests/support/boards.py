@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from adb_daemon import Daemon
 
 REQUIRED = "DEPLOY_PRUNE_REQUIRE"
 """An environment variable with the markers whose tests must not be skipped, as continuous integration sets it."""
@@ -113,6 +114,30 @@ SetEnv HOME={folder} XDG_CACHE_HOME={kept} PATH={programs}:{_PATH}
         finally:
             kill_children(server.pid)
             server.terminate()
+
+
+@contextmanager
+def adb_board(folder: Path) -> Iterator[Board]:
+    """The real adb client, with a server of its own, and a stand-in for the device's daemon that runs commands here."""
+    programs, kept = lay_out(folder), folder / "tmp"
+    kept.mkdir()
+    env = {"PATH": f"{programs}:{_PATH}", "TMPDIR": str(kept), "HOME": str(folder)}
+    daemon = Daemon(env, folder)
+    name = f"127.0.0.1:{daemon.port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANDROID_ADB_SERVER_PORT", str(free_port()))
+        patch.setenv("HOME", str(folder))  # the client keeps its key there
+
+        def adb(*words: str) -> str:
+            done = subprocess.run(["adb", *words], capture_output=True, text=True, check=False, timeout=60)
+            return done.stdout + done.stderr
+
+        assert "connected to" in adb("connect", name)
+        try:
+            yield Board(name=f"adb://{name}", kept=kept / "deploy-prune", bin=programs, unplug=daemon.unplug)
+        finally:
+            adb("kill-server")
+            daemon.close()
 
 
 def kill_children(pid: int) -> None:
