@@ -214,12 +214,14 @@ def targets(context: click.Context) -> None:
 @click.argument("name")
 @click.option("--ssh", "host", metavar="[USER@]HOST[:PORT]", help="Reach it by ssh; a path to its python3 may follow.")
 @click.option("--adb", "serial", metavar="SERIAL", help="Reach it by adb; `adb devices` has serial numbers.")
+@click.option("--program", type=file_option, help="A benchmark program to start there, if it has no Python.")
 @click.option("--out", type=file_option, help="Write it to this file instead of NAME.yaml.")
-def new(name: str, host: str | None, serial: str | None, out: Path | None) -> None:
+def new(name: str, host: str | None, serial: str | None, program: Path | None, out: Path | None) -> None:
     """Ask a device what it is and write its target file, NAME.yaml: use it as a target's name in recipes.
 
     \b
     deploy-prune targets new my-pi --ssh pi@raspberrypi.local
+    deploy-prune targets new my-phone --adb R58M12ABCDE --program ./benchmark_model
     deploy-prune recipe mobilenet --set targets=[./my-pi.yaml]
     """  # noqa: D301  (click's mark of lines that are kept)
     if (host is None) == (serial is None):
@@ -228,7 +230,7 @@ def new(name: str, host: str | None, serial: str | None, out: Path | None) -> No
     from deploy_prune.latency.probe import new_target
 
     device = f"adb://{serial}" if host is None else f"ssh://{host}"
-    click.echo(new_target(name, device, out or Path(f"{name}.yaml")))
+    click.echo(new_target(name, device, out or Path(f"{name}.yaml"), program))
 
 
 @main.command(epilog="Example: deploy-prune schema --out recipe.schema.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import Final
 
 from deploy_prune.errors import MeasurementError
 from deploy_prune.latency.steady import measure_steadily
@@ -10,6 +11,8 @@ from deploy_prune.road import Road, place_of
 from deploy_prune.runfolder import RunFolder
 from deploy_prune.types import Artifact, Budget, Latency, Row, Target
 from deploy_prune.workbench import Timed, Workbench
+
+_RECORDED: Final = ("warmup", "threads", "device", "measured_on", "disturbed", "runs_per_sample")
 
 
 class BudgetMissedError(MeasurementError):
@@ -97,8 +100,7 @@ def write_latency(folder: RunFolder, place: str, latency: Latency, dense: Latenc
 def read_latency(folder: RunFolder, place: str) -> tuple[Latency, Latency | None]:
     """(slim, dense) of a place's latency.json."""
     record = folder.read_json(f"{place}/latency.json")
-    common = {k: record[k] for k in ("warmup", "threads", "device", "measured_on", "conditions", "disturbed")}
-    common["conditions"] = tuple(common["conditions"])
+    common = {k: record[k] for k in _RECORDED} | {"conditions": tuple(record["conditions"])}
     slim = Latency(samples_ms=tuple(record["samples_ms"]), **common)
     dense = record["dense_samples_ms"]
     return slim, None if dense is None else Latency(samples_ms=tuple(dense), **common)

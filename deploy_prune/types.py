@@ -197,7 +197,8 @@ class Target:
     ``granularity``: channel counts are chosen in multiples of this; None = find it by measurement.
     ``runner``: the device's name: ``local``, ``ssh://...`` or ``adb://...`` (device/address.py); None = no device
     attached, latency is predicted from ``roofline``.
-    ``error``: of those predictions, where it is known.
+    ``error``: of those predictions, where it is known. ``program``: the path, on this machine, of the runtime's own
+    benchmark program, for a device without Python (device/programs.py).
     """
 
     name: str
@@ -211,6 +212,7 @@ class Target:
     roofline: Roofline | None
     notes: str = ""
     error: ErrorBand | None = None
+    program: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +238,7 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Measured: raw samples in ms, one per inference.
+    """Measured: raw samples in ms, one per inference, or each a figure over ``runs_per_sample`` inferences.
 
     ``conditions``: clocks and temperatures before and after each measurement, as far as the device tells them.
     ``disturbed``: what moved meanwhile, further than is good for a figure; None if nothing is known to have.
@@ -249,6 +251,7 @@ class Latency:
     measured_on: str
     conditions: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     disturbed: str | None = None
+    runs_per_sample: int = 1
 
     @property
     def p50_ms(self) -> float:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from deploy_prune.device.adb import Adb
 from deploy_prune.device.address import LOCAL, parse
 from deploy_prune.device.host import local
+from deploy_prune.device.programs import run_program
 from deploy_prune.device.remote import Transport, run_there
 from deploy_prune.device.ssh import Ssh
-from deploy_prune.errors import CommandError, MeasurementError
+from deploy_prune.errors import CommandError, MeasurementError, TargetError
 from deploy_prune.shell import digest
 from deploy_prune.types import Artifact
 
@@ -48,16 +49,22 @@ TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {
 """... and the ways to reach all others, by the scheme of their addresses."""
 
 
-def reach(device: str) -> Runner:
+def reach(device: str, program: str | None = None) -> Runner:
     """The runner of a device: ``local``, ``ssh://...`` or ``adb://...``; connects to nothing yet.
 
+    ``program``: a benchmark program (device/programs.py) to start there, for a device without Python.
+
     Raises:
-        TargetError: it is no device's name.
+        TargetError: it is no device's name, or it is this machine, which has Python.
     """
     address = parse(device)
+    if address is None and program is not None:
+        message = f"{program} is for devices without Python, which are reached by ssh or adb, not for {device}."
+        raise TargetError(message)
     if address is None:
         return RUNNERS[device]
-    return partial(run_there, TRANSPORTS[address.scheme](address=address))
+    transport = TRANSPORTS[address.scheme](address=address)
+    return partial(run_there, transport) if program is None else partial(run_program, transport, Path(program))
 
 
 def entry(artifact: Artifact, runtime: str) -> dict[str, Any]:

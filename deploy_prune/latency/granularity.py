@@ -111,14 +111,14 @@ def machine(target: Target) -> dict[str, Any]:
     """
     if target.runner in {None, LOCAL}:
         return {**_this_machine(), "method": _METHOD}
-    return {"device": target.runner, "about": _told(str(target.runner)), "method": _METHOD}
+    return {"device": target.runner, "about": _told(str(target.runner), target.program), "method": _METHOD}
 
 
 @cache
-def _told(device: str) -> dict[str, Any]:
+def _told(device: str, program: str | None) -> dict[str, Any]:
     """What a device tells of itself; asked once a process."""
     try:
-        return dict(reach(device)(ABOUT, {}, TIMEOUT_S)["about"])
+        return dict(reach(device, program)(ABOUT, {}, TIMEOUT_S)["about"])
     except (CommandError, LookupError, TypeError, ValueError) as error:
         message = f"The device {device} can't be asked what it is. {error}"
         raise MeasurementError(message) from error

@@ -50,7 +50,8 @@ def measure(
     spec = {"mode": "bench", "runs": runs, "warmup": warmup, "min_s": min_s, "max_runs": MAX_RUNS}
     answer = _run(target, artifacts, spec, timeout_s)
     samples = _samples(target, answer)
-    if len(samples) != len(artifacts) or any(len(one) < runs for one in samples):
+    each = int(answer.get("runs_per_sample", 1))
+    if len(samples) != len(artifacts) or any(len(one) * each < runs for one in samples):
         message = f"The measurement on {target.name} came back with too few samples."
         raise MeasurementError(message)
     conditions = answer.get("conditions")
@@ -63,6 +64,7 @@ def measure(
             measured_on=_MEASURED_ON.get(str(target.runner), str(target.runner)),
             conditions=(conditions,) if conditions else (),
             disturbed=disturbance(conditions),
+            runs_per_sample=each,
         )
         for one in samples
     )
@@ -110,8 +112,9 @@ def _run(target: Target, artifacts: Sequence[Artifact], spec: Mapping[str, Any],
         message = f"{target.name} can't be measured: its runtime '{target.runtime}' is none of {', '.join(RUNTIMES)}."
         raise MeasurementError(message)
     models = [entry(artifact, target.runtime) for artifact in artifacts]
+    start = reach(target.runner, target.program)
     try:
-        return reach(target.runner)(SCRIPT, {**spec, "models": models, "threads": target.threads}, timeout_s)
+        return start(SCRIPT, {**spec, "models": models, "threads": target.threads}, timeout_s)
     except CommandError as error:
         message = f"The measurement on {target.name} failed. {error}"
         raise MeasurementError(message) from error

@@ -93,6 +93,7 @@ class _Target(_Part):
     threads: Annotated[int, Field(ge=1, le=1024)]
     roofline: _Roofline | None = None
     error: _Error | None = None
+    program: Text | None = None
     hardware: dict[str, _Fact] = {}
     notes: str = ""
 
@@ -152,7 +153,7 @@ def _read(path: Path) -> Target:
     if part.runner == "none" and part.roofline is None:
         message = f"{path}: a target with 'runner: none' needs a 'roofline:' to predict its latency from."
         raise TargetError(message)
-    return _target(part)
+    return _target(part, path.parent)
 
 
 def _parse(path: Path) -> CommentedMap:
@@ -171,7 +172,7 @@ def _parse(path: Path) -> CommentedMap:
     return raw
 
 
-def _target(part: _Target) -> Target:
+def _target(part: _Target, folder: Path) -> Target:
     step = part.granularity.value
     return Target(
         name=part.name,
@@ -185,6 +186,7 @@ def _target(part: _Target) -> Target:
         roofline=None if part.roofline is None else _roofline(part.roofline),
         error=None if part.error is None else ErrorBand(**part.error.model_dump()),
         notes=part.notes.strip(),
+        program=None if part.program is None else str(folder / Path(part.program).expanduser()),
     )
 
 
