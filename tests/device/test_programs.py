@@ -17,8 +17,8 @@ from deploy_prune.latency.targets import load_target
 ASKED = Asked(path="/p/model", shape=[1, 3, 8, 6], threads=2, runs=20, warmup=5)
 PRINTED = {
     "litert": (
-        "INFO: count=20 first=412 curr=398 min=390 max=431 avg=401.5 std=9\n"
-        "INFO: Inference timings in us: Init: 1021, First inference: 812, Warmup (avg): 640.2, Inference (avg): 401.5\n",
+        "INFO: count=20 first=412 curr=398 min=390 max=431 avg=401.5 std=9\nINFO: Inference timings in us: "
+        "Init: 1021, First inference: 812, Warmup (avg): 640.2, Inference (avg): 401.5\n",
         0.4015,
     ),
     "ncnn": ("loop_count = 20\n         model.param  min =    1.20  max =    1.44  avg =    1.31\n", 1.31),
