@@ -114,12 +114,19 @@ def check(name: str, settings: Sequence[str]) -> None:
 @main.command(epilog="Example: deploy-prune bench runs/mobilenet --runs 1000 --json again.json")
 @run_folder
 @click.option("--runs", type=click.IntRange(min=10), default=300, show_default=True, help="Inferences per artifact.")
+@click.option("--device", help="Measure there: local, ssh://USER@HOST[:PORT] or adb://SERIAL.")
 @click.option("--json", "json_file", type=file_option, help="Write the rows to this file too.")
-def bench(run: Path, runs: int, json_file: Path | None) -> None:
-    """Measure latency again, per target and budget of the run folder RUN."""
+def bench(run: Path, runs: int, device: str | None, json_file: Path | None) -> None:
+    """Measure latency again, per target and budget of the run folder RUN.
+
+    \b
+    deploy-prune bench runs/mobilenet
+    deploy-prune bench runs/mobilenet --device ssh://pi@raspberrypi.local
+    deploy-prune bench runs/mobilenet --device ssh://pi@10.0.0.7:2222/home/pi/env/bin/python3
+    """  # noqa: D301  (click's mark of lines that are kept)
     from deploy_prune import reuse
 
-    rows = reuse.bench(run, runs)
+    rows = reuse.bench(run, runs, device)
     _show(rows)
     if json_file:
         write_text(json_file, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
@@ -226,13 +233,38 @@ def report(run: Path) -> None:
     click.echo(write_page(run))
 
 
-@main.command(epilog="Example: deploy-prune targets")
-def targets() -> None:
-    """List the devices, and whether latency is measured or predicted there."""
-    from deploy_prune.console import output, targets_table
-    from deploy_prune.latency.targets import list_targets
+@main.group(invoke_without_command=True, epilog="Example: deploy-prune targets")
+@click.pass_context
+def targets(context: click.Context) -> None:
+    """List the devices, and whether latency is measured or predicted there; or make a file for a new one."""
+    if context.invoked_subcommand is None:
+        from deploy_prune.console import output, targets_table
+        from deploy_prune.latency.targets import list_targets
 
-    output().print(targets_table(list_targets()))
+        output().print(targets_table(list_targets()))
+
+
+@targets.command(epilog="Example: deploy-prune targets new my-pi --ssh pi@raspberrypi.local")
+@click.argument("name")
+@click.option("--ssh", "host", metavar="[USER@]HOST[:PORT]", help="Reach it by ssh; a path to its python3 may follow.")
+@click.option("--adb", "serial", metavar="SERIAL", help="Reach it by adb; `adb devices` has serial numbers.")
+@click.option("--program", type=file_option, help="A benchmark program to start there, if it has no Python.")
+@click.option("--out", type=file_option, help="Write it to this file instead of NAME.yaml.")
+def new(name: str, host: str | None, serial: str | None, program: Path | None, out: Path | None) -> None:
+    """Ask a device what it is and write its target file, NAME.yaml: use it as a target's name in recipes.
+
+    \b
+    deploy-prune targets new my-pi --ssh pi@raspberrypi.local
+    deploy-prune targets new my-phone --adb R58M12ABCDE --program ./benchmark_model
+    deploy-prune recipe mobilenet --set targets=[./my-pi.yaml]
+    """  # noqa: D301  (click's mark of lines that are kept)
+    if (host is None) == (serial is None):
+        message = "give either --ssh or --adb"
+        raise click.UsageError(message)
+    from deploy_prune.latency.probe import new_target
+
+    device = f"adb://{serial}" if host is None else f"ssh://{host}"
+    click.echo(new_target(name, device, out or Path(f"{name}.yaml"), program))
 
 
 @main.command(epilog="Example: deploy-prune schema --out recipe.schema.json")

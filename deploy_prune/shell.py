@@ -9,8 +9,10 @@ import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryFile, mkdtemp
+from typing import IO
 
 from deploy_prune.errors import CommandError
 
@@ -27,7 +29,7 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = folder / path.name
     try:
         yield temporary
-        for written in _files(temporary):
+        for written in files_of(temporary):
             with written.open("rb") as file:
                 os.fsync(file.fileno())
         if path.is_dir() or (temporary.is_dir() and path.exists()):
@@ -39,7 +41,7 @@ def atomic(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def _files(path: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
     """The file itself (even if it isn't there), or all files of a folder, by their names in it."""
     if not path.is_dir():
         return [path]
@@ -51,13 +53,13 @@ def digest(path: Path) -> str:
     if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    lines = (f"{digest(file)}  {file.relative_to(path).as_posix()}\n" for file in _files(path))
+    lines = (f"{digest(file)}  {file.relative_to(path).as_posix()}\n" for file in files_of(path))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def size_bytes(path: Path) -> int:
     """A file's size, or that of all files in a folder."""
-    return sum(file.stat().st_size for file in _files(path))
+    return sum(file.stat().st_size for file in files_of(path))
 
 
 def remove(path: Path) -> None:
@@ -74,6 +76,15 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A command that came to its end: exit code, standard output (empty if it went to a file), standard error."""
+
+    code: int
+    output: str
+    errors: str
+
+
 def run_command(
     args: Sequence[str], timeout_s: float, stdin: str | None = None, env: Mapping[str, str] | None = None
 ) -> str:
@@ -82,8 +93,28 @@ def run_command(
     Raises:
         CommandError: it is not there, exits non-zero, or outlasts ``timeout_s``; with the end of its standard error.
     """
+    done = run_to_end(args, timeout_s, stdin=stdin, env=env)
+    if done.code:
+        message = f"The command {args[0]!r} failed with exit code {done.code}: {tail(done.errors)}"
+        raise CommandError(message)
+    return done.output
+
+
+def run_to_end(
+    args: Sequence[str],
+    timeout_s: float,
+    *,
+    stdin: str | IO[bytes] | None = None,
+    stdout: IO[bytes] | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Finished:
+    """Run a command, whatever its exit code; standard input is a text, an open file, or empty.
+
+    Raises:
+        CommandError: it is not there, or outlasts ``timeout_s``: then it and everything that it started is stopped.
+    """
     try:
-        code, output, errors = _communicate(args, timeout_s, stdin, env)
+        return _communicate(args, timeout_s, stdin, stdout, env)
     except (FileNotFoundError, PermissionError) as error:
         reason = "is not on this machine" if isinstance(error, FileNotFoundError) else "can't be started"
         message = f"The command {args[0]!r} {reason}."
@@ -91,33 +122,52 @@ def run_command(
     except subprocess.TimeoutExpired as error:
         message = f"The command {args[0]!r} was stopped after {timeout_s:g} s without an end."
         raise CommandError(message) from error
-    if code:
-        message = f"The command {args[0]!r} failed with exit code {code}: {_tail(errors)}"
-        raise CommandError(message)
-    return output
+
+
+@contextmanager
+def held_open() -> Iterator[IO[bytes]]:
+    """Yield a file that gives nothing, and ends only when this context does: it tells a reader that we still live."""
+    reading, writing = os.pipe()
+    try:
+        with os.fdopen(reading, "rb") as file:
+            yield file
+    finally:
+        os.close(writing)
+
+
+def tail(text: str, lines: int = 5) -> str:
+    """The last lines of what a command printed, as one."""
+    return " | ".join(text.strip().splitlines()[-lines:]) or "no message"
 
 
 def _communicate(
-    args: Sequence[str], timeout_s: float, stdin: str | None, env: Mapping[str, str] | None
-) -> tuple[int, str, str]:
-    """Run to the end; if that does not come, stop the command and everything that it started."""
-    with subprocess.Popen(  # noqa: S603
-        list(args),
-        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=env,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,
-    ) as process:
+    args: Sequence[str],
+    timeout_s: float,
+    stdin: str | IO[bytes] | None,
+    stdout: IO[bytes] | None,
+    env: Mapping[str, str] | None,
+) -> Finished:
+    """Standard error goes to a file: a pipe would be waited for as long as anything left in the background has it."""
+    text = stdin if isinstance(stdin, str) else None
+    given = subprocess.DEVNULL if stdin is None else subprocess.PIPE if isinstance(stdin, str) else stdin
+    with (
+        TemporaryFile() as errors,
+        subprocess.Popen(  # noqa: S603
+            list(args),
+            stdin=given,
+            stdout=subprocess.PIPE if stdout is None else stdout,
+            stderr=errors,
+            env=env,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        ) as process,
+    ):
         try:
-            output, errors = process.communicate(stdin, timeout=timeout_s)
+            output, _ = process.communicate(text, timeout=timeout_s)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-    return process.returncode, output, errors
-
-
-def _tail(text: str, lines: int = 5) -> str:
-    return " | ".join(text.strip().splitlines()[-lines:]) or "no message"
+        errors.seek(0)
+        told = errors.read().decode("utf-8", errors="replace")
+    return Finished(code=process.returncode, output=output or "", errors=told)

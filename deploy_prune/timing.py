@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import Final
 
 from deploy_prune.errors import MeasurementError
 from deploy_prune.latency.steady import measure_steadily
@@ -10,6 +11,8 @@ from deploy_prune.road import Road, place_of
 from deploy_prune.runfolder import RunFolder
 from deploy_prune.types import Artifact, Budget, Latency, Row, Target
 from deploy_prune.workbench import Timed, Workbench
+
+_RECORDED: Final = ("warmup", "threads", "device", "measured_on", "disturbed", "runs_per_sample")
 
 
 class BudgetMissedError(MeasurementError):
@@ -83,6 +86,7 @@ def with_latency(row: Row, budget: Budget | None, slim: Latency, dense: Latency)
     return replace(
         row, asked=budget.absolute(dense.p50_ms) if budget and is_asked else row.asked, measured_p50_ms=slim.p50_ms,
         measured_p90_ms=slim.p90_ms, dense_p50_ms=dense.p50_ms, measured_on=slim.measured_on,
+        disturbed=slim.disturbed,
     )  # fmt: skip
 
 
@@ -96,7 +100,7 @@ def write_latency(folder: RunFolder, place: str, latency: Latency, dense: Latenc
 def read_latency(folder: RunFolder, place: str) -> tuple[Latency, Latency | None]:
     """(slim, dense) of a place's latency.json."""
     record = folder.read_json(f"{place}/latency.json")
-    common = {k: record[k] for k in ("warmup", "threads", "device", "measured_on")}
+    common = {k: record[k] for k in _RECORDED} | {"conditions": tuple(record["conditions"])}
     slim = Latency(samples_ms=tuple(record["samples_ms"]), **common)
     dense = record["dense_samples_ms"]
     return slim, None if dense is None else Latency(samples_ms=tuple(dense), **common)

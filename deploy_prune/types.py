@@ -195,8 +195,10 @@ class Target:
     """A device with its runtime, from edge_targets/*.yaml.
 
     ``granularity``: channel counts are chosen in multiples of this; None = find it by measurement.
-    ``runner``: how artifacts are measured there; None = no device attached, latency is predicted from ``roofline``.
-    ``error``: of those predictions, where it is known.
+    ``runner``: the device's name: ``local``, ``ssh://...`` or ``adb://...`` (device/address.py); None = no device
+    attached, latency is predicted from ``roofline``.
+    ``error``: of those predictions, where it is known. ``program``: the path, on this machine, of the runtime's own
+    benchmark program, for a device without Python (device/programs.py).
     """
 
     name: str
@@ -205,11 +207,12 @@ class Target:
     precision: Literal["fp32", "fp16", "int8"]
     runtime: str
     granularity: int | None
-    runner: Literal["local"] | None
+    runner: str | None
     threads: int
     roofline: Roofline | None
     notes: str = ""
     error: ErrorBand | None = None
+    program: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,13 +238,20 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Measured: raw samples in ms, one per inference."""
+    """Measured: raw samples in ms, one per inference, or each a figure over ``runs_per_sample`` inferences.
+
+    ``conditions``: clocks and temperatures before and after each measurement, as far as the device tells them.
+    ``disturbed``: what moved meanwhile, further than is good for a figure; None if nothing is known to have.
+    """
 
     samples_ms: tuple[float, ...] = field(repr=False)
     warmup: int
     threads: int
     device: str
     measured_on: str
+    conditions: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    disturbed: str | None = None
+    runs_per_sample: int = 1
 
     @property
     def p50_ms(self) -> float:
@@ -289,7 +299,7 @@ class Row:
     ``asked`` and ``predicted`` are in the metric's unit (ms for latency). ``accuracy`` is on the target task's test
     examples, 0 to 1; ``accuracy_artifact`` is that of the file, in its runtime (None in fp32, where it is the
     network's). ``measured_*`` and ``measured_on`` are None where no device is attached. ``dense_p50_ms`` is the
-    dense artifact's p50 in the same interleaved run.
+    dense artifact's p50 in the same interleaved run. ``disturbed``: as ``Latency`` has it.
     """
 
     target: str
@@ -313,3 +323,4 @@ class Row:
     parity_max_abs: float | None
     status: Literal["ok", "failed"]
     error: str | None
+    disturbed: str | None = None

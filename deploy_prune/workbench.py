@@ -186,7 +186,7 @@ class Workbench:
                 artifacts.append(self._artifact(target, counts, Path(folder) / str(i)))
             part = self.recipe.measure
             timed = measure(target, artifacts, part.runs, part.warmup)
-            told = (target.format, target.runtime) == PROFILED
+            told = (target.format, target.runtime) == PROFILED and target.program is None
             profiles = profile(target, artifacts) if told else [None] * len(artifacts)
             for counts, artifact, latency, nodes in zip(variants, artifacts, timed, profiles, strict=True):
                 per_layer = None if nodes is None else by_layer(artifact, self.structure, nodes, latency.p50_ms)
@@ -208,7 +208,7 @@ class Workbench:
             "opset": self.recipe.export.opset,
             "dynamic_batch": self.recipe.export.dynamic_batch,
             "target": [target.name, target.format, target.precision, target.runtime, target.threads],
-            "machine": machine(),
+            "machine": machine(target),
         }
 
 

@@ -19,6 +19,12 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 COMMANDS = cli.main.commands
+ALL_COMMANDS = COMMANDS | {
+    f"{name} {below}": command
+    for name, group in COMMANDS.items()
+    if isinstance(group, click.Group)
+    for below, command in group.commands.items()
+}
 ERRORS = [
     kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.DeployPruneError)
 ]
@@ -45,9 +51,10 @@ def test_there_is_something_to_check():
 @pytest.mark.parametrize("line", SHOWN)
 def test_a_shown_command_can_be_parsed(line):
     words = shlex.split(line)[1:]
-    command = COMMANDS[words[0]]
-    context = click.Context(command, info_name=words[0])
-    values, left_over, _ = command.make_parser(context).parse_args(words[1:])
+    name = next(name for name in (" ".join(words[:2]), words[0]) if name in ALL_COMMANDS)
+    command = ALL_COMMANDS[name]
+    context = click.Context(command, info_name=name)
+    values, left_over, _ = command.make_parser(context).parse_args(words[len(name.split()) :])
     assert left_over == []
     missing = [p.name for p in command.params if p.required and values.get(p.name) in (None, click.core.UNSET)]
     assert missing == []
@@ -55,14 +62,15 @@ def test_a_shown_command_can_be_parsed(line):
 
 def test_every_command_is_shown():
     assert {line.split()[1] for line in SHOWN} == set(COMMANDS)
+    assert all(any(line.startswith(f"deploy-prune {name}") for line in SHOWN) for name in ALL_COMMANDS)
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS))
+@pytest.mark.parametrize("name", sorted(ALL_COMMANDS))
 def test_every_command_and_option_has_help(name):
-    done = CliRunner().invoke(cli.main, [name, "--help"])
+    done = CliRunner().invoke(cli.main, [*name.split(), "--help"])
     assert done.exit_code == 0
-    assert COMMANDS[name].help
-    options = [parameter for parameter in COMMANDS[name].params if isinstance(parameter, click.Option)]
+    assert ALL_COMMANDS[name].help
+    options = [parameter for parameter in ALL_COMMANDS[name].params if isinstance(parameter, click.Option)]
     assert [option.name for option in options if not option.help] == []
 
 

@@ -107,7 +107,7 @@ def test_another_network_or_way_to_measure_is_measured_anew(bench, ratios, chang
 def test_another_machine_is_measured_anew(bench, ratios, monkeypatch):
     ratios += [0.5, 0.6]
     bench.timed(HOST, half(bench))
-    monkeypatch.setattr(workbench, "machine", lambda: {"cpu": "another"})
+    monkeypatch.setattr(workbench, "machine", lambda target: {"cpu": "another"})
     assert bench.timed(HOST, half(bench)).slim_ms == pytest.approx(0.6 * DENSE_MS)
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from deploy_prune.device.adb import Adb
+from deploy_prune.device.address import LOCAL, parse
 from deploy_prune.device.host import local
-from deploy_prune.errors import CommandError, MeasurementError
+from deploy_prune.device.programs import run_program
+from deploy_prune.device.remote import Transport, run_there
+from deploy_prune.device.ssh import Ssh
+from deploy_prune.errors import CommandError, MeasurementError, TargetError
 from deploy_prune.shell import digest
 from deploy_prune.types import Artifact
 
@@ -17,7 +23,8 @@ if TYPE_CHECKING:
 
 PAYLOAD: Final = Path(__file__).parent / "payload"
 SCRIPT: Final = PAYLOAD / "device.py"
-SCRIPTS: Final = ("build_engine", "device", "run", "verify")
+ABOUT: Final = PAYLOAD / "about.py"
+SCRIPTS: Final = ("about", "build_engine", "device", "run", "verify")
 RUNTIMES: Final = tuple(sorted(p.stem for p in PAYLOAD.glob("*.py") if p.stem not in {*SCRIPTS, "__init__"}))
 """Every runtime that artifacts can be run in: the payload's files that are no scripts."""
 TIMEOUT_S: Final = 600.0
@@ -31,9 +38,32 @@ class Runner(Protocol):
 
 
 RUNNERS: Final[dict[str, Runner]] = {
-    "local": local,
+    LOCAL: local,
 }
-"""Every way to reach a device: its name in edge_targets/*.yaml, and its function."""
+"""Devices with a name of their own ..."""
+TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {
+    "ssh": Ssh,
+    "adb": Adb,
+}
+"""... and the ways to reach all others, by the scheme of their addresses."""
+
+
+def reach(device: str, program: str | None = None) -> Runner:
+    """The runner of a device: ``local``, ``ssh://...`` or ``adb://...``; connects to nothing yet.
+
+    ``program``: a benchmark program (device/programs.py) to start there, for a device without Python.
+
+    Raises:
+        TargetError: it is no device's name, or it is this machine, which has Python.
+    """
+    address = parse(device)
+    if address is None and program is not None:
+        message = f"{program} is for devices without Python, which are reached by ssh or adb, not for {device}."
+        raise TargetError(message)
+    if address is None:
+        return RUNNERS[device]
+    transport = TRANSPORTS[address.scheme](address=address)
+    return partial(run_there, transport) if program is None else partial(run_program, transport, Path(program))
 
 
 def entry(artifact: Artifact, runtime: str) -> dict[str, Any]:
@@ -70,19 +100,25 @@ def run(
     inputs at a time, so N must be a multiple of B.
 
     Raises:
-        MeasurementError: the artifact isn't there or has changed, or the runtime can't load or run it in ``timeout_s``.
+        MeasurementError: the artifact isn't there or has changed, the device can't be reached, or the runtime can't
+            load or run it in ``timeout_s``.
+        TargetError: ``runner`` is no device's name.
     """
     import numpy
     import torch
 
-    model = entry(artifact, runtime)
+    model, start = entry(artifact, runtime), reach(runner)
     with TemporaryDirectory() as folder:
         inputs = Path(folder) / "x.npy"
         numpy.save(inputs, (x.float() if x.is_floating_point() else x).detach().cpu().numpy())
         spec = {"mode": "run", "models": [model], "threads": threads, "inputs": str(inputs), "outputs": folder}
         try:
-            answer = RUNNERS[runner](SCRIPT, spec, timeout_s)
+            answer = start(SCRIPT, spec, timeout_s)
         except CommandError as error:
             message = f"{artifact.path} can't be run in {runtime}. {error}"
             raise MeasurementError(message) from error
-        return tuple(torch.from_numpy(numpy.load(path)) for path in answer["outputs"][0])
+        try:
+            return tuple(torch.from_numpy(numpy.load(path)) for path in answer["outputs"][0])
+        except (LookupError, OSError, TypeError, ValueError) as error:
+            message = f"{artifact.path} was run on {runner}, but its outputs can't be read: {error}."
+            raise MeasurementError(message) from error

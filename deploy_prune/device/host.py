@@ -21,12 +21,22 @@ def local(payload: Path, spec: Mapping[str, Any], timeout_s: float) -> dict[str,
     """
     env = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "KMP_", "PYTHON"))}
     text = run_command([sys.executable, "-I", str(payload)], timeout_s, stdin=json.dumps(dict(spec)), env=env)
+    return as_object(text, payload.name)
+
+
+def as_object(text: str, name: str) -> dict[str, Any]:
+    """The JSON object in the last line of what a payload printed: a login shell may have said something before it.
+
+    Raises:
+        CommandError: there is none.
+    """
+    last = text.strip().rpartition("\n")[2]
     try:
-        answer = json.loads(text)
+        answer = json.loads(last)
     except ValueError as error:
-        message = f"{payload.name} answered with something that is not JSON: {text[:80]!r}"
+        message = f"{name} answered with something that is not JSON: {last[:80]!r}"
         raise CommandError(message) from error
     if not isinstance(answer, dict):
-        message = f"{payload.name} answered with something that is not a JSON object: {text[:80]!r}"
+        message = f"{name} answered with something that is not a JSON object: {last[:80]!r}"
         raise CommandError(message)
     return answer

@@ -228,7 +228,7 @@ def _write_code(folder: Path, contents: Contents, words: Mapping[str, Any]) -> N
     """python/, the same files that run here, and the templates, filled in."""
     runtimes = {contents.runtime, "onnxruntime"} if contents.runtime == "tensorrt" else {contents.runtime}
     (folder / "python").mkdir()
-    for name in sorted({"device", "run", "verify"} | runtimes):
+    for name in sorted({"about", "device", "run", "verify"} | runtimes):
         shutil.copyfile(PAYLOAD / f"{name}.py", folder / "python" / f"{name}.py")
     for template, place in {"README.md": "README.md", **places(contents.artifact.format)}.items():
         text = Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(words)

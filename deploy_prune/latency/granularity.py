@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.cache import cached_json
+from deploy_prune.device import ABOUT, TIMEOUT_S, reach
+from deploy_prune.device.address import LOCAL
+from deploy_prune.errors import CommandError, MeasurementError
 from deploy_prune.latency.runners import measure
 from deploy_prune.types import Artifact, Target
 
@@ -45,7 +49,7 @@ def granularity(target: Target, write: Write) -> int:
     if target.granularity is not None:
         return target.granularity
     key = {
-        **machine(), "format": target.format, "runtime": target.runtime, "threads": target.threads,
+        **machine(target), "format": target.format, "runtime": target.runtime, "threads": target.threads,
         "precision": target.precision,
     }  # fmt: skip
     return int(cached_json("granularity", key, lambda: smallest_paying(time_ratios(target, write))))
@@ -89,10 +93,30 @@ def _macs(width: int) -> int:
     return 9 * (3 * width + width * width + width + width * width)
 
 
-def machine() -> dict[str, Any]:
-    """What tells this machine's processor and runtime from another's."""
+def machine(target: Target) -> dict[str, Any]:
+    """What tells a target's processor and runtime from another's: a figure that was measured there holds only there.
+
+    Raises:
+        MeasurementError: the device can't be asked.
+    """
+    if target.runner in {None, LOCAL}:
+        return {**_this_machine(), "method": _METHOD}
+    return {"device": target.runner, "about": _told(str(target.runner), target.program), "method": _METHOD}
+
+
+@cache
+def _told(device: str, program: str | None) -> dict[str, Any]:
+    """What a device tells of itself; asked once a process."""
+    try:
+        return dict(reach(device, program)(ABOUT, {}, TIMEOUT_S)["about"])
+    except (CommandError, LookupError, TypeError, ValueError) as error:
+        message = f"The device {device} can't be asked what it is. {error}"
+        raise MeasurementError(message) from error
+
+
+def _this_machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
     cpu = [platform.machine(), platform.processor(), *told]
-    return {"cpu": cpu, "onnxruntime": version("onnxruntime"), "method": _METHOD}
+    return {"cpu": cpu, "onnxruntime": version("onnxruntime")}

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any, Final
 
-from deploy_prune.device import RUNNERS, RUNTIMES, SCRIPT, TIMEOUT_S, entry
+from deploy_prune.device import RUNTIMES, SCRIPT, TIMEOUT_S, entry, reach
+from deploy_prune.device.address import LOCAL
 from deploy_prune.errors import CommandError, MeasurementError
+from deploy_prune.latency.conditions import disturbance
 from deploy_prune.types import Artifact, Latency, Target
 
 MIN_S: Final = 1.0
 """Artifacts are timed for about this long each ..."""
 MAX_RUNS: Final = 3000
 """... but not more often than this."""
-_MEASURED_ON: Final = {"local": "host"}
+_MEASURED_ON: Final = {LOCAL: "host"}
 
 
 def measure(
@@ -46,17 +49,22 @@ def measure(
     """
     spec = {"mode": "bench", "runs": runs, "warmup": warmup, "min_s": min_s, "max_runs": MAX_RUNS}
     answer = _run(target, artifacts, spec, timeout_s)
-    samples = answer["samples_ms"]
-    if len(samples) != len(artifacts) or any(len(one) < runs for one in samples):
+    samples = _samples(target, answer)
+    each = int(answer.get("runs_per_sample", 1))
+    if len(samples) != len(artifacts) or any(len(one) * each < runs for one in samples):
         message = f"The measurement on {target.name} came back with too few samples."
         raise MeasurementError(message)
+    conditions = answer.get("conditions")
     return tuple(
         Latency(
-            samples_ms=tuple(one),
+            samples_ms=one,
             warmup=warmup,
             threads=target.threads,
-            device=answer["device"],
-            measured_on=_MEASURED_ON[str(target.runner)],
+            device=str(answer.get("device")),
+            measured_on=_MEASURED_ON.get(str(target.runner), str(target.runner)),
+            conditions=(conditions,) if conditions else (),
+            disturbed=disturbance(conditions),
+            runs_per_sample=each,
         )
         for one in samples
     )
@@ -74,7 +82,23 @@ def profile(
         MeasurementError: as ``measure``, or the runtime has no profiler.
     """
     answer = _run(target, artifacts, {"mode": "profile", "runs": runs, "warmup": warmup}, timeout_s)
-    return tuple({str(name): float(ms) for name, ms in nodes.items()} for nodes in answer["nodes"])
+    try:
+        return tuple({str(name): float(ms) for name, ms in nodes.items()} for nodes in answer["nodes"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        message = f"The profile from {target.name} can't be read: {str(answer)[:80]!r}."
+        raise MeasurementError(message) from error
+
+
+def _samples(target: Target, answer: Mapping[str, Any]) -> list[tuple[float, ...]]:
+    try:
+        samples = [tuple(float(ms) for ms in one) for one in answer["samples_ms"]]
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"The measurement on {target.name} came back without its samples: {str(answer)[:80]!r}."
+        raise MeasurementError(message) from error
+    if not all(0 < ms < inf for one in samples for ms in one):
+        message = f"The measurement on {target.name} came back with times that are no times."
+        raise MeasurementError(message)
+    return samples
 
 
 def _run(target: Target, artifacts: Sequence[Artifact], spec: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
@@ -88,8 +112,9 @@ def _run(target: Target, artifacts: Sequence[Artifact], spec: Mapping[str, Any],
         message = f"{target.name} can't be measured: its runtime '{target.runtime}' is none of {', '.join(RUNTIMES)}."
         raise MeasurementError(message)
     models = [entry(artifact, target.runtime) for artifact in artifacts]
+    start = reach(target.runner, target.program)
     try:
-        return RUNNERS[target.runner](SCRIPT, {**spec, "models": models, "threads": target.threads}, timeout_s)
+        return start(SCRIPT, {**spec, "models": models, "threads": target.threads}, timeout_s)
     except CommandError as error:
         message = f"The measurement on {target.name} failed. {error}"
         raise MeasurementError(message) from error

@@ -34,7 +34,12 @@ def measure_steadily(target: Target, artifacts: Sequence[Artifact], runs: int, w
     while len(rounds) < 2 or (not _agree(*rounds[-2:]) and len(rounds) < MEASUREMENTS):
         rounds.append(measure(target, artifacts, runs, warmup))
     pooled = ([sample for one in each for sample in one.samples_ms] for each in zip(*rounds, strict=True))
-    return tuple(replace(one, samples_ms=tuple(samples)) for one, samples in zip(rounds[0], pooled, strict=True))
+    conditions = tuple(told for each in rounds for told in each[0].conditions)
+    disturbed = next((each[0].disturbed for each in rounds if each[0].disturbed), None)
+    return tuple(
+        replace(one, samples_ms=tuple(samples), conditions=conditions, disturbed=disturbed)
+        for one, samples in zip(rounds[0], pooled, strict=True)
+    )
 
 
 def _agree(before: tuple[Latency, ...], after: tuple[Latency, ...]) -> bool:

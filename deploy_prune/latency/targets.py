@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from deploy_prune.device.address import parse
 from deploy_prune.errors import TargetError, perhaps
 from deploy_prune.recipe import EXPORT_FORMATS
 from deploy_prune.types import ErrorBand, Roofline, Target
@@ -27,6 +28,15 @@ def _known_format(name: str) -> str:
     return name
 
 
+def _reachable(runner: str) -> str:
+    if runner != "none":
+        try:
+            parse(runner)
+        except TargetError as error:
+            raise ValueError(str(error)) from error
+    return runner
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -35,6 +45,13 @@ class _Number(_Part):
     """A number and where it comes from."""
 
     value: Positive
+    source: Text
+
+
+class _Fact(_Part):
+    """What is known of a device, for the reader; nothing is computed from it."""
+
+    value: Annotated[float, Field(ge=0)] | Text
     source: Text
 
 
@@ -72,10 +89,12 @@ class _Target(_Part):
     precision: Literal["fp32", "fp16", "int8"]
     runtime: Text
     granularity: _Granularity
-    runner: Literal["local", "none"]
+    runner: Annotated[str, AfterValidator(_reachable)]
     threads: Annotated[int, Field(ge=1, le=1024)]
     roofline: _Roofline | None = None
     error: _Error | None = None
+    program: Text | None = None
+    hardware: dict[str, _Fact] = {}
     notes: str = ""
 
 
@@ -134,7 +153,7 @@ def _read(path: Path) -> Target:
     if part.runner == "none" and part.roofline is None:
         message = f"{path}: a target with 'runner: none' needs a 'roofline:' to predict its latency from."
         raise TargetError(message)
-    return _target(part)
+    return _target(part, path.parent)
 
 
 def _parse(path: Path) -> CommentedMap:
@@ -153,7 +172,7 @@ def _parse(path: Path) -> CommentedMap:
     return raw
 
 
-def _target(part: _Target) -> Target:
+def _target(part: _Target, folder: Path) -> Target:
     step = part.granularity.value
     return Target(
         name=part.name,
@@ -167,6 +186,7 @@ def _target(part: _Target) -> Target:
         roofline=None if part.roofline is None else _roofline(part.roofline),
         error=None if part.error is None else ErrorBand(**part.error.model_dump()),
         notes=part.notes.strip(),
+        program=None if part.program is None else str(folder / Path(part.program).expanduser()),
     )
 
 

@@ -161,7 +161,9 @@ def _measured(latency: Any) -> str:
         return f"predicted by {latency['method']}, not measured"
     threads = f"{latency['threads']} thread" + ("s" if latency["threads"] != 1 else "")
     runs = f"{len(latency['samples_ms'])} runs after {latency['warmup']} to warm up"
-    return f"measured on {latency['measured_on']} ({latency['device']}), {threads}, {runs}, interleaved with dense"
+    moved = f"; disturbed: {latency['disturbed']}" if latency.get("disturbed") else ""
+    device = f"measured on {latency['measured_on']} ({latency['device']})"
+    return f"{device}, {threads}, {runs}, interleaved with dense{moved}"
 
 
 def _read(path: Path, convert: Callable[[Any], T]) -> T | None:

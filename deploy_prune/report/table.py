@@ -148,10 +148,11 @@ def predicted(row: Row) -> str:
 
 
 def measured(row: Row) -> str:
-    """Measured p50 and p90 in ms, or that there is none."""
+    """Measured p50 and p90 in ms, and whether the device was disturbed meanwhile; or that there is none."""
     if row.measured_on is None:
         return NONE if row.status == "failed" else "not measured"
-    return f"{plain(row.measured_p50_ms, 'latency')} / {plain(row.measured_p90_ms, 'latency')}"
+    found = f"{plain(row.measured_p50_ms, 'latency')} / {plain(row.measured_p90_ms, 'latency')}"
+    return f"{found} (disturbed)" if row.disturbed else found
 
 
 def _result(row: Row) -> tuple[str | Text, ...]:

@@ -9,40 +9,14 @@ import numpy
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from small_models import WEIGHT, convolution
 
 from deploy_prune import device
-from deploy_prune.device import PAYLOAD, RUNTIMES, SCRIPT
+from deploy_prune.device import ABOUT, PAYLOAD, RUNTIMES, SCRIPT
 from deploy_prune.device.host import local
 from deploy_prune.errors import CommandError, MeasurementError
 from deploy_prune.export.artifact import describe
-
-WEIGHT = numpy.random.default_rng(0).standard_normal((5, 3, 3, 3)).astype("float32")
-
-
-def convolution(path, batch=2, channels_last=False):
-    """An ONNX file: a 3x3 convolution 3 -> 5, and the mean of its input."""
-    x = "x" if not channels_last else "t"
-    nodes = [helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2])] if channels_last else []
-    nodes += [
-        helper.make_node("Conv", [x, "w"], ["y"], name="conv", pads=[1, 1, 1, 1]),
-        helper.make_node("ReduceMean", [x], ["m"], keepdims=0, axes=[1, 2, 3]),
-    ]
-    shape = [batch, 8, 6, 3] if channels_last else [batch, 3, 8, 6]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [
-            helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 5, 8, 6]),
-            helper.make_tensor_value_info("m", TensorProto.FLOAT, [batch]),
-        ],
-        [numpy_helper.from_array(WEIGHT, "w")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
-    size = batch if isinstance(batch, int) else 1
-    layout = "NHWC" if channels_last else "NCHW"
-    return describe(path, format="onnx", precision="fp32", input_shape=(size, 3, 8, 6), versions={}, layout=layout)
 
 
 def expected(x):
@@ -103,7 +77,8 @@ def test_no_file_and_no_runtime(tmp_path):
 def test_the_answer_has_versions_and_nothing_that_a_runtime_prints(tmp_path):
     folder = tmp_path / "payload"
     folder.mkdir()
-    (folder / "device.py").write_text(SCRIPT.read_text())
+    for path in (SCRIPT, ABOUT):
+        (folder / path.name).write_text(path.read_text())
     (folder / "loud.py").write_text(
         "import os\nos.system('echo loud')\nprint('loud')\n"
         "class Model:\n"

@@ -28,7 +28,7 @@ from deploy_prune.export.bundle import SNIPPETS, TEMPLATES, Bundle, places
 ALWAYS = {
     "README.md", "bundle.json", "preprocessing.json", "labels.json", "parity.json", "latency.json", "provenance.json",
     "sample/images.npy", "sample/input.npy", "sample/expected_0.npy", "python/run.py", "python/verify.py",
-    "python/device.py",
+    "python/about.py", "python/device.py",
 }  # fmt: skip
 
 

@@ -16,7 +16,6 @@ from deploy_prune.latency.targets import load_target
 from deploy_prune.shell import digest
 
 HOST = load_target("host")
-RUNNER_NAMES = sorted(RUNNERS)
 
 
 def convolution(path, width, size=12):
@@ -35,44 +34,43 @@ def pair(tmp_path_factory):
     return convolution(folder / "wide.onnx", 128), convolution(folder / "narrow.onnx", 16)
 
 
-@pytest.mark.parametrize("name", RUNNER_NAMES)
-def test_samples(name, pair):
-    latencies = measure(replace(HOST, runner=name), pair, runs=25, warmup=3, min_s=0)
+def test_samples(device_name, pair):
+    latencies = measure(replace(HOST, runner=device_name), pair, runs=25, warmup=3, min_s=0)
     assert [len(x.samples_ms) for x in latencies] == [25, 25]
     for latency in latencies:
         assert all(ms > 0 for ms in latency.samples_ms)
-        assert (latency.warmup, latency.threads, latency.measured_on) == (3, 1, "host")
+        place = "host" if device_name == "local" else device_name
+        assert (latency.warmup, latency.threads, latency.measured_on) == (3, 1, place)
+        assert set(latency.conditions[0]) == {"before", "after"}
         assert latency.device
         assert latency.p50_ms <= latency.p90_ms
     assert latencies[0].p50_ms > 5 * latencies[1].p50_ms
 
 
-@pytest.mark.parametrize("name", RUNNER_NAMES)
-def test_small_networks_are_timed_longer(name, pair):
-    (latency,) = measure(replace(HOST, runner=name), pair[1:], runs=10, warmup=3, min_s=0.05)
+def test_small_networks_are_timed_longer(device_name, pair):
+    (latency,) = measure(replace(HOST, runner=device_name), pair[1:], runs=10, warmup=3, min_s=0.05)
     assert len(latency.samples_ms) > 50
     assert len(latency.samples_ms) <= runners.MAX_RUNS
 
 
-@pytest.mark.parametrize("name", RUNNER_NAMES)
-def test_timeout_is_an_error(name, pair):
+def test_timeout_is_an_error(device_name, pair):
     with pytest.raises(MeasurementError, match="stopped after 0.01 s"):
-        measure(replace(HOST, runner=name), pair, runs=25, warmup=3, timeout_s=0.01)
+        measure(replace(HOST, runner=device_name), pair, runs=25, warmup=3, timeout_s=0.01)
 
 
-@pytest.mark.parametrize("name", RUNNER_NAMES)
-def test_damaged_artifact_is_an_error(name, pair, tmp_path):
+def test_damaged_artifact_is_an_error(device_name, pair, tmp_path):
     path = tmp_path / "bad.onnx"
     path.write_bytes(pair[1].path.read_bytes()[:100])
     with pytest.raises(MeasurementError) as caught:
-        measure(replace(HOST, runner=name), [replace(pair[1], path=path, sha256=digest(path))], runs=10, warmup=0)
+        measure(
+            replace(HOST, runner=device_name), [replace(pair[1], path=path, sha256=digest(path))], runs=10, warmup=0
+        )
     assert "bad.onnx" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", RUNNER_NAMES)
-def test_profile_names_the_nodes(name, pair):
-    wide, narrow = profile(replace(HOST, runner=name), pair, runs=20, warmup=3)
+def test_profile_names_the_nodes(device_name, pair):
+    wide, narrow = profile(replace(HOST, runner=device_name), pair, runs=20, warmup=3)
     assert any("conv" in node or "y" in node for node in wide)
     assert sum(wide.values()) > sum(narrow.values()) > 0
 

@@ -13,7 +13,8 @@ A model is {"runtime": "onnxruntime", "path": ..., "layout": "NCHW", "input_shap
 answers {"outputs": [[path, ...], ...]}. In "bench", every round runs each model twice and times the second run, and
 every other round goes backwards (aA bB, bB aA, ...): a disturbance meets all models alike, and each is timed with its
 own weights in the caches, as where it runs alone: {"samples_ms": [[...], ...]}. In "profile", the same rounds run with
-the runtime's profiler on: {"nodes": [{name: ms of one run}, ...]}. Every answer has "device" and "versions", too.
+the runtime's profiler on: {"nodes": [{name: ms of one run}, ...]}. Every answer has "device" and "versions", too, and
+that of "bench" the "conditions" {"before": ..., "after": ...} that about.py tells of.
 
 A runtime is the file of its name beside this one. It is loaded by its path, as the module ``runtime_NAME``, and this
 folder is never on the path where modules are looked for: so ``onnxruntime.py`` here doesn't hide the package. It has
@@ -34,7 +35,6 @@ import gc
 import importlib.util
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -57,17 +57,17 @@ def main() -> None:
     spec = json.load(sys.stdin)
     try:
         answer = {"run": run, "bench": bench, "profile": profile}[spec["mode"]](spec)
-        answer["versions"] = {k: v for m in spec["models"] for k, v in runtime(m["runtime"]).versions().items()}
+        answer["versions"] = {k: v for m in spec["models"] for k, v in beside(m["runtime"]).versions().items()}
+        answer["device"] = beside("about").cpu_name()
     except Exception as error:  # runtimes' exceptions have no common base but Exception
         sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
-    answer["device"] = cpu_name()
     with answers:
         json.dump(answer, answers)
 
 
 @cache
-def runtime(name: str) -> Any:
-    """The runtime's file beside this one, loaded.
+def beside(name: str) -> Any:
+    """A file beside this one, loaded.
 
     Raises:
         ValueError: there is no such file.
@@ -90,7 +90,7 @@ def load(model: Mapping[str, Any], threads: int, kind: str = "Model") -> Any:
     Raises:
         ValueError: the runtime has no profiler.
     """
-    made = getattr(runtime(model["runtime"]), kind, None)
+    made = getattr(beside(model["runtime"]), kind, None)
     if made is None:
         message = f"the runtime {model['runtime']!r} can't tell the time of its nodes"
         raise ValueError(message)
@@ -127,12 +127,14 @@ def outputs(model: Any, batch: int, x: numpy.ndarray) -> list[numpy.ndarray]:
 
 
 def bench(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Raw samples in ms, one list per model, all of one length."""
+    """Raw samples in ms, one list per model, all of one length; and the conditions before and after them."""
     runs = [runner(load(model, spec["threads"]), model["input_shape"]) for model in spec["models"]]
     warm = rounds(runs, max(spec["warmup"], 3))
     fastest_s = max(min(min(samples) for samples in warm) / 1e3, 1e-6)
     wanted = min(int(spec["min_s"] / (2 * fastest_s)), spec["max_runs"])
-    return {"samples_ms": rounds(runs, max(spec["runs"], wanted))}
+    conditions = beside("about").conditions
+    before, samples, after = conditions(), rounds(runs, max(spec["runs"], wanted)), conditions()
+    return {"samples_ms": samples, "conditions": {"before": before, "after": after}}
 
 
 def profile(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,14 +168,6 @@ def rounds(runs: Sequence[Run], count: int) -> list[list[float]]:
             samples[index].append(runs[index]())
     gc.enable()
     return samples
-
-
-def cpu_name() -> str:
-    """The processor's name, as /proc/cpuinfo or the platform gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
