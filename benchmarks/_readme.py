@@ -118,8 +118,16 @@ def cifar(figures: dict[str, Any]) -> str:
     columns = ("cut", "10 a class", "50 a class", "all")
     found = {tuple(name.split(" ")): row for name, row in figures["figures"].items()}
     points = sorted({point for _, point in found})
+    timed = any("latency" in row for row in found.values())
+    share = ["latency"] if timed else []
     rows = [
-        [point, method, *(f"{100 * row[c]:.1f} ± {100 * row['standard_error'][c]:.1f}" for c in columns), str(row["n"])]
+        [
+            point,
+            method,
+            *(f"{row[c]:.1%}" for c in share),
+            *(f"{100 * row[c]:.1f} ± {100 * row['standard_error'][c]:.1f}" for c in columns),
+            str(row["n"]),
+        ]
         for point in points
         for (method, at), row in found.items()
         if at == point
@@ -133,7 +141,8 @@ def cifar(figures: dict[str, Any]) -> str:
     if figures["inner"]:
         head += "Channels that skip connections share are left as they are. "
     head += "Speed-ups are of MACs, shares of measured latency (`benchmarks/cifar_resnet.py`):"
-    return f"{head}\n\n{table(['point', 'method', 'after the cut', '10 a class', '50 a class', 'all', 'seeds'], rows)}"
+    titles = ["point", "method", *share, "after the cut", "10 a class", "50 a class", "all", "seeds"]
+    return f"{head}\n\n{table(titles, rows)}"
 
 
 def aslp(figures: dict[str, Any]) -> str:
@@ -147,11 +156,53 @@ def aslp(figures: dict[str, Any]) -> str:
     return f"{head}\n\n{table(['masks', *map(str, shown)], rows)}"
 
 
+def formats(figures: dict[str, Any]) -> str:
+    """Latency and size per runtime, dense and slim."""
+    rows = [
+        [
+            row["network"].rpartition(":")[2], f"{row['image_size']} px", row["format"], f"{row['dense_ms']:.3f}",
+            f"{row['slim_ms']:.3f}", f"{row['speed_up']:.2f}x", f"{row['dense_bytes'] / 1e6:.2f}",
+            f"{row['slim_bytes'] / 1e6:.2f}",
+        ]
+        for row in figures["rows"]
+    ]  # fmt: skip
+    head = f"Cut to {figures['budget']} of the dense latency for each runtime on this CPU (1 thread, "
+    head += f"{figures['precision']}), then all runtimes, dense and slim, in one interleaved run "
+    head += "(`benchmarks/formats.py`; random weights):"
+    titles = ["network", "input", "format", "dense ms", "slim ms", "faster", "dense MB", "slim MB"]
+    return f"{head}\n\n{table(titles, rows)}"
+
+
+def parity(figures: dict[str, Any]) -> str:
+    """Per format and precision, the worst of all networks, dense and slim."""
+    by_kind: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for name, row in figures["rows"].items():
+        *_, format, precision = name.split(" ")
+        by_kind.setdefault((format, precision), []).append(row)
+    rows = []
+    for (format, precision), found in by_kind.items():
+        compared = [row for row in found if "max_rel" in row]
+        refused = sum("error" in row for row in found)
+        off = f"{max(row['max_rel'] for row in compared):.1e}" if compared else "contents compared"
+        agree = f"{min(row['agreement'] for row in compared):.1%}" if compared else ""
+        rows.append([format, precision, f"{len(found) - refused} of {len(found)}", off, agree])
+    networks = {name.split(" ")[0] for name in figures["rows"]}
+    head = (
+        f"Artifacts of {len(networks)} networks trained on digits, dense and cut to half of their MACs, in their own "
+    )
+    head += f"runtimes against torch on {figures['n']} test images: how many pass the checks, the largest difference "
+    head += "relative to the largest output, and the smallest share of images with the same first answer "
+    head += "(`benchmarks/parity.py`):"
+    return f"{head}\n\n{table(['format', 'precision', 'pass', 'off by', 'agree'], rows)}"
+
+
 TEXTS = {
     "cifar_resnet20.json": cifar,
     "cifar_resnet56.json": cifar,
     "cifar_resnet18.json": cifar,
     "aslp_conv2.json": aslp,
+    "formats.json": formats,
+    "parity.json": parity,
     "digits_transfer.json": transfer,
     "search_step.json": step,
     "kill_resume.json": resume,

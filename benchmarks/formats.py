@@ -11,6 +11,7 @@ random: latency doesn't depend on them. A runtime whose package isn't installed 
 from __future__ import annotations
 
 import argparse
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -70,7 +71,10 @@ def network_rows(source: str, size: int, arguments: argparse.Namespace, folder: 
     pairs = {}
     for format in arguments.formats.split(","):
         try:
+            started = time.perf_counter()
             pairs[format] = pair(bench, target_of(format, arguments.precision), arguments.budget, scores, folder)
+            took = time.perf_counter() - started
+            print(f"{source} {format}: {pairs[format].found:.3f} of the asked latency, {took:.0f} s", flush=True)
         except DeployPruneError as error:
             print(f"{source} {format}: {error}", flush=True)
     samples = interleaved(list(pairs.values()), [str(FORMATS[format].runtime) for format in pairs])
