@@ -100,6 +100,26 @@ def require(name: str, kind: Format, precision: str) -> None:
         kind.extra.require()
 
 
+def require_fixed(
+    what: str, precisions: Sequence[str], precision: str, part: ExportPart, example: Tensor, calibration: Tensor | None
+) -> None:
+    """Raise if a file of a fixed batch size can't be written so: precision, open batch, or calibration inputs for int8.
+
+    Raises:
+        ExportError: with what there is instead.
+    """
+    if precision not in precisions:
+        message = f"{what} can't be written in {precision}, only in {', '.join(precisions)}."
+        raise ExportError(message)
+    if part.dynamic_batch:
+        message = f"{what} has a fixed batch size: set export.dynamic_batch to false."
+        raise ExportError(message)
+    if precision == "int8" and (calibration is None or len(calibration) < len(example)):
+        found = "none were given" if calibration is None else f"{len(calibration)} were given"
+        message = f"An int8 file needs at least {len(example)} calibration inputs (real training inputs); {found}."
+        raise ExportError(message)
+
+
 def describe(
     path: Path,
     *,

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.metadata import version
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.errors import ExportError
-from deploy_prune.export.artifact import Extra, describe, eval_mode, flatten
+from deploy_prune.export.artifact import Extra, describe, eval_mode, first_line, flatten, quiet
 from deploy_prune.export.mil import compare
 from deploy_prune.recipe import ExportPart
 from deploy_prune.shell import atomic
@@ -74,7 +72,7 @@ def write(
         message = "A Core ML package is written for one batch size: set 'dynamic_batch: false' under export."
         raise ExportError(message)
     extra.require()
-    with eval_mode(network), torch.no_grad(), _quiet():
+    with eval_mode(network), torch.no_grad(), _silent():
         traced, num_outputs = _trace(network, example)
         model = _convert(traced, example, num_outputs, precision)
         with atomic(path) as temporary:
@@ -101,7 +99,7 @@ def _trace(network: nn.Module, example: Tensor) -> tuple[Any, int]:
         program = torch.export.export(_Outputs(network), (example,))
         traced = torch.jit.trace(_Outputs(program.module(check_guards=False)), example, check_trace=False)
     except Exception as error:  # whatever the network's own code raises
-        message = f"torch can't export the network for Core ML: {_first_line(error)}"
+        message = f"torch can't export the network for Core ML: {first_line(error)}"
         raise ExportError(message) from error
     return traced, len(program.graph_signature.user_outputs)
 
@@ -128,7 +126,7 @@ def _convert(traced: Any, example: Tensor, num_outputs: int, precision: str) -> 
             each = coreml.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", granularity="per_channel")
             model = coreml.linear_quantize_weights(model, coreml.OptimizationConfig(global_config=each))
     except Exception as error:  # coremltools' errors have no common base but Exception
-        message = f"coremltools can't convert the network: {_first_line(error)}"
+        message = f"coremltools can't convert the network: {first_line(error)}"
         raise ExportError(message) from error
     return model
 
@@ -150,18 +148,7 @@ def _settle(package: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep progress bars and warnings, which no user can act on, off the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+def _silent() -> Iterator[None]:
+    """Keep progress bars off the terminal, too."""
+    with quiet(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+        yield

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.errors import ExportError
-from deploy_prune.export.artifact import Extra, describe, eval_mode, flatten
+from deploy_prune.export.artifact import Extra, describe, eval_mode, first_line, flatten, quiet, require_fixed
 from deploy_prune.recipe import ExportPart
 from deploy_prune.shell import atomic
 from deploy_prune.types import Artifact
@@ -70,9 +66,9 @@ def write(
         ExportError: another precision, an open batch size, no calibration for int8, or it can't be lowered.
     """
     extra.require()
-    _refuse(precision, part, example, calibration)
+    require_fixed("An ExecuTorch file", precisions, precision, part, example, calibration)
     example = torch.zeros_like(example, dtype=torch.float32, memory_format=torch.contiguous_format)
-    with eval_mode(network), _quiet(), torch.no_grad():
+    with eval_mode(network), quiet(), torch.no_grad():
         try:
             program = _export(network, example, precision)
             if precision == "int8":
@@ -80,7 +76,7 @@ def write(
                 program = _quantize(program, example, calibration)
             content = _lower(program)
         except Exception as error:  # the exporter's exceptions have no common base but Exception
-            message = f"ExecuTorch can't lower the network in {precision}: {_first_line(error)}"
+            message = f"ExecuTorch can't lower the network in {precision}: {first_line(error)}"
             raise ExportError(message) from error
     with atomic(path) as temporary:
         temporary.write_bytes(content)
@@ -156,34 +152,3 @@ def _lower(program: Any) -> bytes:
 
     lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     return bytes(lowered.to_executorch().buffer)
-
-
-def _refuse(precision: str, part: ExportPart, example: Tensor, calibration: Tensor | None) -> None:
-    if precision not in precisions:
-        message = f"An ExecuTorch file can't be written in {precision}, only in {', '.join(precisions)}."
-        raise ExportError(message)
-    if part.dynamic_batch:
-        message = "An ExecuTorch file has a fixed batch size: set export.dynamic_batch to false."
-        raise ExportError(message)
-    if precision == "int8" and (calibration is None or len(calibration) < len(example)):
-        found = "none were given" if calibration is None else f"{len(calibration)} were given"
-        message = f"An int8 file needs at least {len(example)} calibration inputs (real training inputs); {found}."
-        raise ExportError(message)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's own warnings, which no user can act on, off the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -5,10 +5,8 @@ The file's input is [B, H, W, C], as the kernels of phones have it. Its outputs 
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from importlib.metadata import version
@@ -20,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.errors import ExportError
-from deploy_prune.export.artifact import Extra, describe, eval_mode, flatten
+from deploy_prune.export.artifact import Extra, describe, eval_mode, first_line, flatten, quiet, require_fixed
 from deploy_prune.recipe import ExportPart
 from deploy_prune.shell import atomic
 from deploy_prune.types import Artifact
@@ -75,8 +73,8 @@ def write(
         ExportError: another precision, an open batch size, no calibration for int8, or it can't be converted.
     """
     extra.require()
-    _refuse(precision, part, example, calibration)
-    with eval_mode(network), _quiet():
+    require_fixed("A LiteRT file", precisions, precision, part, example, calibration)
+    with eval_mode(network), _silent():
         content = _convert(network, example)
         if precision == "fp16":
             content = _halve(content)
@@ -107,7 +105,7 @@ def _convert(network: nn.Module, example: Tensor) -> bytes:
             converted = litert_torch.convert(wrapped, (example_BHWC,))
         return bytes(converted.model_content())
     except Exception as error:  # the converter's exceptions have no common base but Exception
-        message = f"litert-torch can't convert the network: {_first_line(error)}"
+        message = f"litert-torch can't convert the network: {first_line(error)}"
         raise ExportError(message) from error
 
 
@@ -147,7 +145,7 @@ def _quantize(content: bytes, calibration: Tensor, batch: int) -> bytes:
             calibrator = Calibrator(content, num_threads=1, qsv_update_func=min_max_update)
             calibrator.calibrate({_SIGNATURE: [{_INPUT: inputs_BHWC[i : i + batch]} for i in starts]}, recipe)
     except Exception as error:  # as above
-        message = f"ai-edge-quantizer can't calibrate the network: {_first_line(error)}"
+        message = f"ai-edge-quantizer can't calibrate the network: {first_line(error)}"
         raise ExportError(message) from error
     return _quantized(quantizer, calibrator.get_model_qsvs())
 
@@ -203,36 +201,20 @@ def _quantized(quantizer: Any, ranges: Any) -> bytes:
         with redirect_stderr(StringIO()):  # a progress bar that enable_progress_bar leaves on
             done = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     except Exception as error:  # as above
-        message = f"ai-edge-quantizer can't quantize the network: {_first_line(error)}"
+        message = f"ai-edge-quantizer can't quantize the network: {first_line(error)}"
         raise ExportError(message) from error
     return bytes(done.quantized_model)
 
 
-def _refuse(precision: str, part: ExportPart, example: Tensor, calibration: Tensor | None) -> None:
-    if precision not in precisions:
-        message = f"A LiteRT file can't be written in {precision}, only in {', '.join(precisions)}."
-        raise ExportError(message)
-    if part.dynamic_batch:
-        message = "A LiteRT file has a fixed batch size: set export.dynamic_batch to false."
-        raise ExportError(message)
-    if precision == "int8" and (calibration is None or len(calibration) < len(example)):
-        found = "none were given" if calibration is None else f"{len(calibration)} were given"
-        message = f"An int8 file needs at least {len(example)} calibration inputs (real training inputs); {found}."
-        raise ExportError(message)
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the converter's progress and warnings, which no user can act on, off the terminal."""
-    before, shown = logging.root.manager.disable, os.environ.get(_PROGRESS)
-    logging.disable(logging.WARNING)
+def _silent() -> Iterator[None]:
+    """Keep the converter's progress bars off the terminal, too."""
+    shown = os.environ.get(_PROGRESS)
     os.environ[_PROGRESS] = "n"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             yield
     finally:
-        logging.disable(before)
         if shown is None:
             del os.environ[_PROGRESS]
         else:
@@ -240,8 +222,3 @@ def _quiet() -> Iterator[None]:
 
 
 _PROGRESS: Final = "LITERT_TORCH_SHOW_PROGRESS"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

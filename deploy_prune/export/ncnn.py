@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from deploy_prune.errors import CommandError, ExportError
-from deploy_prune.export.artifact import Extra, describe, eval_mode, flatten
+from deploy_prune.export.artifact import Extra, describe, eval_mode, first_line, flatten, quiet
 from deploy_prune.recipe import ExportPart
 from deploy_prune.shell import atomic, run_command
 from deploy_prune.types import Artifact
@@ -92,13 +90,13 @@ class _Outputs(nn.Module):
 def _trace(network: nn.Module, example: Tensor) -> tuple[Any, list[list[int]]]:
     """The traced network, and the shapes of its outputs."""
     try:
-        with eval_mode(network), torch.no_grad(), _quiet():
+        with eval_mode(network), torch.no_grad(), quiet():
             program = torch.export.export(_Outputs(network), (example,))
             graph = rewrite(program.module(check_guards=False))
             shapes = [list(y.shape) for y in flatten(graph(example))]
             return torch.jit.trace(_Outputs(graph), example, check_trace=False), shapes
     except Exception as error:  # whatever the network's own code raises
-        message = f"torch can't export the network for ncnn: {_first_line(error)}"
+        message = f"torch can't export the network for ncnn: {first_line(error)}"
         raise ExportError(message) from error
 
 
@@ -243,16 +241,3 @@ def _call(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
     node = graph.call_function(target, args)
     node.meta["val"] = target(*(a.meta["val"] if isinstance(a, fx.Node) else a for a in args))
     return node
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's own warnings, which no user can act on, off the terminal."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__

@@ -55,8 +55,7 @@ def write(
     model = made(network, example, precision, part, calibration)
     with atomic(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
-    versions = {"torch": torch.__version__, "onnx": onnx.__version__, "opset": str(part.opset)}
-    return describe(path, format="onnx", precision=precision, input_shape=example.shape, versions=versions)
+    return describe(path, format="onnx", precision=precision, input_shape=example.shape, versions=versions(part))
 
 
 def made(
@@ -82,6 +81,11 @@ def made(
         model = _clean(in_precision(model, precision, calibration, symmetric=symmetric))
     _check(model, part.opset)
     return model
+
+
+def versions(part: ExportPart) -> dict[str, str]:
+    """What a file is written with."""
+    return {"torch": torch.__version__, "onnx": onnx.__version__, "opset": str(part.opset)}
 
 
 def _export(network: nn.Module, example: Tensor, part: ExportPart) -> onnx.ModelProto:

@@ -5,9 +5,6 @@ There is no int8: it takes the package nncf, which is not among this format's.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.errors import ExportError
-from deploy_prune.export.artifact import Extra, describe, eval_mode, flatten
+from deploy_prune.export.artifact import Extra, describe, eval_mode, first_line, flatten, quiet
 from deploy_prune.recipe import ExportPart
 from deploy_prune.shell import atomic
 from deploy_prune.types import Artifact
@@ -56,7 +53,7 @@ def write(
     extra.require()
     import openvino
 
-    with eval_mode(network), torch.no_grad(), _quiet():
+    with eval_mode(network), torch.no_grad(), quiet():
         model = _convert(_export(network, example, part), example, part)
     with atomic(path) as temporary:
         temporary.mkdir()
@@ -85,7 +82,7 @@ def _export(network: nn.Module, example: Tensor, part: ExportPart) -> torch.expo
     try:
         return torch.export.export(_Outputs(network), (example,), dynamic_shapes=shapes)
     except Exception as error:  # whatever the network's own code raises
-        message = f"torch can't export the network for OpenVINO: {_first_line(error)}"
+        message = f"torch can't export the network for OpenVINO: {first_line(error)}"
         raise ExportError(message) from error
 
 
@@ -97,22 +94,9 @@ def _convert(program: torch.export.ExportedProgram, example: Tensor, part: Expor
         model = openvino.convert_model(program)
         model.reshape(openvino.PartialShape(shape))
     except Exception as error:  # OpenVINO's errors have no common base but Exception
-        message = f"OpenVINO can't convert the network: {_first_line(error)}"
+        message = f"OpenVINO can't convert the network: {first_line(error)}"
         raise ExportError(message) from error
     model.set_friendly_name("network")
     for number, node in enumerate(model.get_ordered_ops()):  # else their names count all nodes of this process
         node.set_friendly_name(f"{node.get_type_name()}_{number}")
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep warnings, which no user can act on, off the terminal."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__

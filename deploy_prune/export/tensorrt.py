@@ -72,16 +72,14 @@ def write(
         raise ExportError(message)
     with atomic(path) as folder:
         folder.mkdir()
-        source = folder / "model.onnx"
-        written = onnx_format.write(network, example, source, precision, part, calibration)
-        model = onnx.load(source)
+        model = onnx_format.made(network, example, precision, part, calibration, symmetric=True)
         if precision == "int8":
             make_symmetric(model)
-            source.write_bytes(model.SerializeToString(deterministic=True))
+        (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
         about = _about(model.graph, example, precision, part)
         (folder / "model.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         shutil.copyfile(_DEVICE_SCRIPT, folder / _DEVICE_SCRIPT.name)
-        versions = {**written.versions, "engine": _build(folder, about, part.timeout_s)}
+        versions = {**onnx_format.versions(part), "engine": _build(folder, about, part.timeout_s)}
     return describe(path, format="tensorrt", precision=precision, input_shape=example.shape, versions=versions)
 
 

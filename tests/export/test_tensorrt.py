@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from deploy_prune.errors import ExportError
 from deploy_prune.export import _tensorrt_build, tensorrt
 from deploy_prune.export import onnx as onnx_format
 from deploy_prune.export._tensorrt_qdq import make_symmetric
-from deploy_prune.export.artifact import describe, flatten
+from deploy_prune.export.artifact import flatten
 from deploy_prune.recipe import ExportPart
 
 PAYLOAD = Path(deploy_prune.__file__).parent / "device" / "payload"
@@ -89,7 +88,7 @@ def quantise(source: Path, target: Path, x: Tensor, activations: QuantType = Qua
     quantize_static(source, target, Reader(name, x), weight_type=QuantType.QInt8, **options)
 
 
-REAL_WRITE = onnx_format.write
+REAL_MADE = onnx_format.made
 
 
 @pytest.fixture(scope="session")
@@ -99,37 +98,38 @@ def written(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _each_network_is_exported_once(written, monkeypatch):
-    """The ONNX format's ``write`` takes seconds, and the tests are about what follows."""
+    """The ONNX format's ``made`` takes seconds, and the tests are about what follows."""
 
-    def write(network, example, path, precision, part, calibration=None):
+    def made(network, example, precision, part, calibration=None, *, symmetric=False):
         weights = b"".join(t.numpy().tobytes() for t in network.state_dict().values())
         data = None if calibration is None else calibration.numpy().tobytes()
-        key = (type(network).__name__, tuple(example.shape), precision, part.dynamic_batch, weights, data)
+        key = (type(network).__name__, tuple(example.shape), precision, symmetric, part.dynamic_batch, weights, data)
         kept = written / hashlib.sha256(repr(key).encode()).hexdigest()
         if not kept.exists():
-            REAL_WRITE(network, example, kept, precision, part, calibration)
-        shutil.copyfile(kept, path)
-        return describe(path, format="onnx", precision=precision, input_shape=example.shape, versions={"opset": "18"})
+            onnx.save(REAL_MADE(network, example, precision, part, calibration, symmetric=symmetric), kept)
+        return onnx.load(kept)
 
-    monkeypatch.setattr(onnx_format, "write", write)
+    monkeypatch.setattr(onnx_format, "made", made)
 
 
 @pytest.fixture
-def each_precision(monkeypatch):
-    """ONNX files of each precision, independent of how the project's own ONNX format writes fp16 and int8."""
-    real = onnx_format.write
+def each_precision(monkeypatch, tmp_path):
+    """ONNX models of each precision, independent of how the project's own ONNX format makes fp16 and int8."""
+    real = onnx_format.made
     seen = []
 
-    def write(network, example, path, precision, part, calibration=None):
-        artifact = real(network, example, path, "fp32", part)
-        seen.append((precision, calibration))
+    def made(network, example, precision, part, calibration=None, *, symmetric=False):
+        model = real(network, example, "fp32", part)
+        seen.append((precision, calibration, symmetric))
         if precision == "fp16":
-            onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
-        elif precision == "int8":
-            quantise(path, path, calibration)
-        return artifact
+            return convert_float_to_float16(model, keep_io_types=True)
+        if precision == "int8":
+            onnx.save(model, tmp_path / "own.onnx")
+            quantise(tmp_path / "own.onnx", tmp_path / "own.onnx", calibration)
+            return onnx.load(tmp_path / "own.onnx")
+        return model
 
-    monkeypatch.setattr(onnx_format, "write", write)
+    monkeypatch.setattr(onnx_format, "made", made)
     return seen
 
 
@@ -225,7 +225,7 @@ def test_the_folder_without_tensorrt(nothing_here, tmp_path):
 
 
 def test_the_same_weights_give_the_same_folder(nothing_here, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_format, "write", REAL_WRITE)
+    monkeypatch.setattr(onnx_format, "made", REAL_MADE)
     one, two = (tensorrt.write(network(), EXAMPLE, tmp_path / n, "fp32", ExportPart()).sha256 for n in "ab")
     other = network()
     other.head.bias.data[0] += 1
@@ -367,7 +367,7 @@ def test_a_build_without_an_end(machine, tmp_path, monkeypatch):
 def test_precision_and_calibration_reach_the_onnx_format(nothing_here, each_precision, tmp_path):
     x = images(8)
     tensorrt.write(network(), EXAMPLE, tmp_path / "m", "int8", ExportPart(), calibration=x)
-    assert each_precision == [("int8", x)]
+    assert each_precision == [("int8", x, True)]
 
 
 @pytest.mark.parametrize("precision", onnx_format.precisions)
