@@ -17,6 +17,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.graph_module import reduce_graph_module
+from torch.utils._pytree import treespec_dumps, treespec_loads
 
 from deploy_prune.errors import SurgeryError
 from deploy_prune.surgery.trace import trace
@@ -24,6 +26,8 @@ from deploy_prune.types import Keep
 
 _BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _NORM: Final = 5
+_SPECS: Final = ("_in_spec", "_out_spec")
+"""How inputs and outputs are nested; torch warns when it unpickles them."""
 DENSE_NAME: Final = "deploy_prune.dense_name"
 """In a node's meta data: the name that its value has in the blueprint."""
 _MODES: Final = {
@@ -62,12 +66,31 @@ class GraphNetwork(fx.GraphModule):
                 copied.get_submodule(path)._non_persistent_buffers_set |= module._non_persistent_buffers_set
         return copied
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For torch.save of the whole network: the generated code, as torch has it, traced anew by its plain tracer."""
+        with _quietly():
+            _, (body, imports) = super().__reduce__()
+        specs = {name: treespec_dumps(body.pop(name)) for name in _SPECS if name in body}
+        unsaved = {path: module._non_persistent_buffers_set for path, module in self.named_modules()}
+        return _unpickled, ({**body, "_tracer_cls": None}, specs, imports, unsaved)
+
     def save_only(self, names: Collection[str]) -> None:
         """Leave all other tensors (constants of the graph) out of the state dict."""
         for path, module in self.named_modules():
             for local in module._buffers:
                 if (f"{path}.{local}" if path else local) not in names:
                     module._non_persistent_buffers_set.add(local)
+
+
+def _unpickled(body: dict[str, Any], specs: dict[str, str], imports: str, unsaved: dict[str, set[str]]) -> GraphNetwork:
+    with _quietly():
+        shapes = {name: treespec_loads(text) for name, text in specs.items()}
+        traced: Any = reduce_graph_module({**body, **shapes}, imports)
+        loaded = GraphNetwork(traced, traced.graph)
+    for path, names in unsaved.items():
+        loaded.get_submodule(path)._non_persistent_buffers_set |= names
+    loaded.training = traced.training
+    return loaded
 
 
 @contextmanager
