@@ -27,12 +27,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A test that was skipped has failed where one of its markers is required."""
+    """A test that was skipped because something isn't installed has failed where one of its markers is required."""
     report = yield
     required = {mark.name for mark in item.iter_markers()} & set(os.environ.get(REQUIRED, "").split())
-    if report.skipped and required and not hasattr(report, "wasxfail"):
+    why = str(report.longrepr)
+    if report.skipped and required and ("not installed" in why or "could not import" in why):
         report.outcome = "failed"
-        report.longrepr = f"{REQUIRED} has {', '.join(sorted(required))}, but this was skipped: {report.longrepr}"
+        report.longrepr = f"{REQUIRED} has {', '.join(sorted(required))}, but this was skipped: {why}"
     return report
 
 

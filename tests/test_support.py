@@ -14,6 +14,10 @@ import pytest
 def test_of_a_device():
     pytest.skip("no-such-program is not installed")
 
+@pytest.mark.adb
+def test_of_a_device_that_has_nothing_to_test():
+    pytest.skip("it needs none")
+
 def test_of_something_else():
     pytest.skip("not today")
 """
@@ -34,4 +38,4 @@ def test_what_is_required_must_not_be_skipped(pytester, monkeypatch, required, f
     pytester.makeini("[pytest]\nmarkers =\n adb: x\n ssh: x\n")
     pytester.makepyfile(TESTS)
     result = pytester.runpytest_subprocess()
-    result.assert_outcomes(failed=failed, skipped=2 - failed)
+    result.assert_outcomes(failed=failed, skipped=3 - failed)

@@ -42,15 +42,18 @@ class Model:
         self.images: list[Any] = []
 
     def feed(self, x: Array) -> None:
-        """Take float32 inputs [B, C, H, W]; ncnn gets them one at a time."""
-        self.images = [numpy.ascontiguousarray(one, dtype=numpy.float32) for one in x]
+        """Take float32 inputs [B, C, H, W]; ncnn gets them one at a time.
+
+        Copied: a Mat that only points into an array crashes where the first layer works in place.
+        """
+        self.images = [ncnn.Mat(numpy.ascontiguousarray(one, dtype=numpy.float32)).clone() for one in x]
 
     def run(self) -> list[Array]:
         """All outputs, float32 [B, ...], in the network's order."""
         results: list[list[Array]] = [[] for _ in self.outputs]
         for image in self.images:
             extractor = self.net.create_extractor()
-            extractor.input(self.input, ncnn.Mat(image))  # it only points into the image
+            extractor.input(self.input, image)
             for name, column in zip(self.outputs, results, strict=True):
                 code, found = extractor.extract(name)
                 if code != 0:
