@@ -39,6 +39,8 @@ VARIANTS: Final = 3
 """Random variants of a recipe's latency table, beside the dense and the smallest network."""
 TABLE_RUNS, TABLE_S = 60, 0.3
 """Every network of a table is timed so often, and for about so many seconds if that takes less."""
+ATTEMPTS: Final = 10
+"""Random variants are drawn so often, if some are the same."""
 PROFILE_S: Final = 2.0
 """Its nodes are timed for about so many seconds."""
 CANDIDATE_INPUTS: Final = 16
@@ -124,9 +126,8 @@ class Workbench:
         kept = kept_json("table", key)
         if kept is None or kept["variants"] < variants or kept["held_out"] < held_out:
             started = time.perf_counter()
-            fixed = [self.structure.dense_counts, self.smallest(target)]
-            known = _distinct(fixed + list(variant_counts(self.structure, granule, variants, seed=0)))
-            others = _distinct(known + list(variant_counts(self.structure, granule, held_out, seed=1)))[len(known) :]
+            known = self._variants([self.structure.dense_counts, self.smallest(target)], granule, variants, 0)
+            others = self._variants(known, granule, held_out, 1)[len(known) :]
             rows = self._measure_variants(target, known, others)
             kept = {
                 "variants": variants, "held_out": held_out, "samples": rows[: len(known)], "others": rows[len(known) :],
@@ -212,6 +213,15 @@ class Workbench:
         width = {"fp32": 4, "fp16": 2, "int8": 1}[target.precision]
         return model.scaled(width, "size", exact=(self.structure.dense_counts, self._dense_artifact(target).size_bytes))
 
+    def _variants(self, known: list[Counts], granule: int, num: int, seed: int) -> list[Counts]:
+        """The known ones and ``num`` random ones beside them, all different; fewer, if a network hasn't so many."""
+        found = {_hashable(counts): counts for counts in known}
+        for attempt in range(ATTEMPTS):
+            for counts in variant_counts(self.structure, granule, num, seed + 2 * attempt):
+                if len(found) < len(known) + num:
+                    found.setdefault(_hashable(counts), counts)
+        return list(found.values())
+
     def _measure_variants(self, target: Target, known: Sequence[Counts], others: Sequence[Counts]) -> list[_Record]:
         """All in one interleaved measurement; those of ``known`` are profiled, where the runtime can."""
         variants, work = [*known, *others], f"{target.name}: latency table"
@@ -268,11 +278,6 @@ def profilable(target: Target) -> bool:
 def _sample(record: _Record) -> Sample:
     """What was kept of one variant; lists are tuples again."""
     return Sample(**{**record, "widths": tuple((i, o) for i, o in record["widths"])})
-
-
-def _distinct(variants: Sequence[Counts]) -> list[Counts]:
-    """Each choice of counts once, in order."""
-    return list({_hashable(counts): counts for counts in variants}.values())
 
 
 def _hashable(counts: Counts) -> tuple[tuple[str, int], ...]:

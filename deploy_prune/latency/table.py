@@ -11,8 +11,9 @@ and what belongs to no layer (reorders, poolings, elementwise nodes, the runtime
 
 The constants add up to one. A profiler disturbs short nodes more than long ones, so that the sum is off by more the
 narrower the network is: last, the three sums (products, linear terms, constants) are each scaled by a factor near 1
-such that they add up to the whole networks' times, which were measured without it. The result is of the form that
-``cost.CostModel`` evaluates.
+such that they add up to the whole networks' times, which were measured without it. Where the runtime has no profiler,
+a few rates that all layers share are fitted to the whole networks. The result is of the form that ``cost.CostModel``
+evaluates.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ def widths_of(structure: Structure, counts: Counts) -> Widths:
 
 
 def fit_table(structure: Structure, samples: Sequence[Sample], granule: int) -> CostModel:
-    """The latency model in ms: exact on the dense variant, least squares on the others.
+    """The latency model in ms: least squares of relative errors, of every layer first and then of whole networks.
+
+    It isn't exact on the dense network either: widths off the staircase, which dense ones can be, have costs of their
+    own, and forcing the sum through one measurement would carry its error to all others.
 
     Args:
         structure: the network's groups and layers.
@@ -74,16 +78,19 @@ def fit_table(structure: Structure, samples: Sequence[Sample], granule: int) -> 
     Raises:
         MeasurementError: too few samples, or the dense network is not among them.
     """
-    dense = _dense(structure, samples)
+    _require_dense(structure, samples)
     layers = [x for x in structure.layers if x.taps]
     stairs = _stairs(samples, granule)
+    totals = numpy.array([s.total_ms for s in samples])
+    groups = tuple(g.name for g in structure.groups)
+    if any(sample.per_layer_ms is None for sample in samples):
+        costs, rest = _fit_whole(layers, stairs, totals)
+        return CostModel(metric="latency", layers=costs, groups=groups, constant=rest, granule=granule)
     times = _layer_times(layers, samples)
     fitted = [_fit_layer(x, stairs[:, i], times[:, i]) for i, x in enumerate(layers)]
-    costs, rest = _with_rest([cost for cost, _ in fitted], sum(c for _, c in fitted), stairs, samples)
-    groups = tuple(g.name for g in structure.groups)
+    costs, rest = _with_rest([cost for cost, _ in fitted], sum(c for _, c in fitted), stairs, totals)
     model = CostModel(metric="latency", layers=costs, groups=groups, constant=rest, granule=granule)
-    model = _scaled(model, *_factors(model, stairs, numpy.array([s.total_ms for s in samples])))
-    return _scaled(model, *[dense.total_ms / model(structure.dense_counts)] * 3)
+    return _balanced(model, stairs, totals)
 
 
 def variant_counts(structure: Structure, granule: int, num: int, seed: int) -> tuple[Counts, ...]:
@@ -107,15 +114,13 @@ def _aligned(channels: int, granule: int, share: float) -> int:
     return min(channels, steps * granule)
 
 
-def _dense(structure: Structure, samples: Sequence[Sample]) -> Sample:
+def _require_dense(structure: Structure, samples: Sequence[Sample]) -> None:
     widths = widths_of(structure, structure.dense_counts)
-    found = [sample for sample in samples if sample.widths == widths]
-    if len(samples) < MIN_SAMPLES or not found:
+    if len(samples) < MIN_SAMPLES or all(sample.widths != widths for sample in samples):
         message = (
             f"A latency table needs the dense network and {MIN_SAMPLES - 1} variants; {len(samples)} were measured."
         )
         raise MeasurementError(message)
-    return found[0]
 
 
 def _stairs(samples: Sequence[Sample], granule: int) -> Array:
@@ -124,18 +129,27 @@ def _stairs(samples: Sequence[Sample], granule: int) -> Array:
 
 
 def _layer_times(layers: Sequence[Layer], samples: Sequence[Sample]) -> Array:
-    """The ms of each layer, [samples, layers]; NaN where it isn't known.
+    """The ms of each layer, [samples, layers]; NaN where it isn't known."""
+    return numpy.array([[(s.per_layer_ms or {}).get(x.name, numpy.nan) for x in layers] for s in samples])
 
-    Without a profile, the whole time is shared out by multiply-accumulates.
+
+def _fit_whole(layers: Sequence[Layer], stairs: Array, totals: Array) -> tuple[tuple[LayerCost, ...], float]:
+    """Costs and constant where only whole networks were timed: a rate for each kind of work, the same for all layers.
+
+    Time goes with MACs, with those of depthwise layers, with elements written, with weights, and a constant.
     """
-    rows = []
-    for sample in samples:
-        if sample.per_layer_ms is None:
-            macs = [x.positions * x.taps * i * o for x, (i, o) in zip(layers, sample.widths, strict=True)]
-            rows.append([sample.total_ms * m / sum(macs) for m in macs])
-        else:
-            rows.append([sample.per_layer_ms.get(x.name, numpy.nan) for x in layers])
-    return numpy.array(rows)
+    deep = numpy.array([x.kind == "depthwise" for x in layers])
+    positions, taps = (numpy.array([getattr(x, key) for x in layers], dtype=float) for key in ("positions", "taps"))
+    products, outputs = stairs.prod(2), stairs[:, :, 1]
+    per_product = numpy.stack([positions * taps * ~deep, 0 * taps, 0 * taps, taps * ~deep])
+    per_output = numpy.stack([0 * taps, positions * taps * deep, positions, 0 * taps])
+    work = products @ per_product.T + outputs @ per_output.T
+    features = numpy.hstack([work, numpy.ones((len(totals), 1))])
+    scale = numpy.maximum(features.max(0), 1e-9)
+    rates = nnls(features / scale / totals[:, None], numpy.ones(len(totals)))[0] / scale
+    product, linear = rates[:-1] @ per_product, rates[:-1] @ per_output
+    costs = [LayerCost(layer=x, product=float(product[i]), linear=float(linear[i])) for i, x in enumerate(layers)]
+    return tuple(costs), float(rates[-1])
 
 
 def _fit_layer(layer: Layer, widths: Array, times: Array) -> tuple[LayerCost, float]:
@@ -157,33 +171,27 @@ def _fit_layer(layer: Layer, widths: Array, times: Array) -> tuple[LayerCost, fl
 
 
 def _with_rest(
-    costs: Sequence[LayerCost], constant: float, stairs: Array, samples: Sequence[Sample]
+    costs: Sequence[LayerCost], constant: float, stairs: Array, totals: Array
 ) -> tuple[tuple[LayerCost, ...], float]:
     """Costs and constant with what no layer explains: a constant, and a time per output element."""
     product, linear = (numpy.array([getattr(c, key) for c in costs]) for key in ("product", "linear"))
     positions = numpy.array([c.layer.positions for c in costs], dtype=float)
-    totals = numpy.array([s.total_ms for s in samples])
     rest = totals - constant - stairs.prod(2) @ product - stairs[:, :, 1] @ linear
     elements = stairs[:, :, 1] @ positions
     scale = numpy.array([1.0, elements.max()])
-    rows = numpy.stack([numpy.ones(len(samples)), elements], 1) / scale / totals[:, None]
+    rows = numpy.stack([numpy.ones(len(totals)), elements], 1) / scale / totals[:, None]
     more, per_element = nnls(rows, rest / totals)[0] / scale
     whole = tuple(replace(c, linear=c.linear + float(per_element) * c.layer.positions) for c in costs)
     return whole, constant + float(more)
 
 
-def _factors(model: CostModel, stairs: Array, totals: Array) -> tuple[float, float, float]:
-    """By what the products, the linear terms and the constant are to be multiplied, to add up to the totals."""
+def _balanced(model: CostModel, stairs: Array, totals: Array) -> CostModel:
+    """The model with its products, its linear terms and its constant each scaled, so that they add up to the totals."""
     product, linear = (numpy.array([getattr(c, key) for c in model.layers]) for key in ("product", "linear"))
     sums = numpy.stack([stairs.prod(2) @ product, stairs[:, :, 1] @ linear, numpy.full(len(totals), model.constant)], 1)
     shares = sums / totals[:, None]
     held = PULL * numpy.maximum(shares.max(0), 1e-6)
     rows = numpy.vstack([shares, numpy.diag(held)])
-    product_by, linear_by, constant_by = nnls(rows, numpy.concatenate([numpy.ones(len(totals)), held]))[0]
-    return float(product_by), float(linear_by), float(constant_by)
-
-
-def _scaled(model: CostModel, product: float, linear: float, constant: float) -> CostModel:
-    """The same model with its times multiplied."""
-    layers = tuple(replace(c, product=c.product * product, linear=c.linear * linear) for c in model.layers)
-    return replace(model, layers=layers, constant=model.constant * constant)
+    a, b, c = nnls(rows, numpy.concatenate([numpy.ones(len(totals)), held]))[0].tolist()
+    layers = tuple(replace(x, product=x.product * a, linear=x.linear * b) for x in model.layers)
+    return replace(model, layers=layers, constant=model.constant * c)

@@ -91,7 +91,7 @@ def test_table_recovers_a_machine_of_its_form():
     assert isinstance(model, CostModel)
     assert (model.metric, model.granule, model.groups) == ("latency", 16, ("a", "b"))
     assert max(errors(model, HELD_OUT)) < 0.03
-    assert model(CHAIN.dense_counts) == pytest.approx(sample(CHAIN.dense_counts).total_ms)
+    assert model(CHAIN.dense_counts) == pytest.approx(sample(CHAIN.dense_counts).total_ms, rel=0.01)
 
 
 def test_table_stands_noise_of_ten_percent_a_layer():
@@ -108,10 +108,17 @@ def test_a_profiler_that_slows_short_nodes_down_does_not_mislead_the_table():
     assert max(errors(model, HELD_OUT)) < 0.03
 
 
-def test_table_without_profile_is_still_exact_on_dense():
+def test_table_without_profile_is_near():
     model = fit_table(CHAIN, samples(profiled=False), 16)
-    assert model(CHAIN.dense_counts) == pytest.approx(sample(CHAIN.dense_counts).total_ms)
+    assert model(CHAIN.dense_counts) == pytest.approx(sample(CHAIN.dense_counts).total_ms, rel=0.1)
     assert max(errors(model, HELD_OUT)) < 0.3
+
+
+def test_one_odd_network_does_not_carry_its_error_to_the_others():
+    """The dense network takes a tenth more than its layers; the others don't."""
+    dense, *others = samples(8)
+    model = fit_table(CHAIN, [replace(dense, total_ms=1.1 * dense.total_ms), *others], 16)
+    assert max(errors(model, HELD_OUT)) < 0.06
 
 
 def test_table_never_rewards_more_channels():
