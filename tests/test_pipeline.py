@@ -42,8 +42,8 @@ OF_A_SLIM_NETWORK = OF_A_DENSE_NETWORK | {
     "architecture.json", "weights.safetensors", "loop.json", "verification.json", "retrain.json", "latency.json",
 }  # fmt: skip
 MEASURED = {
-    "asked", "predicted", "predicted_ms", "measured_p50_ms", "measured_p90_ms", "measured_p99_ms", "dense_p50_ms", "ratio",
-    "ratio_low", "ratio_high",
+    "asked", "predicted", "predicted_ms", "measured_p50_ms", "measured_p90_ms", "measured_p99_ms", "dense_p50_ms",
+    "ratio", "ratio_low", "ratio_high",
 }  # fmt: skip
 
 

@@ -2,11 +2,13 @@
 
 Read from the dense and the slim ONNX file and the runtime's profile of both. Had a layer's time followed its MACs, it
 would take m = dense ms * slim MACs / dense MACs; what it takes beyond that is lost. The reason is the first of these
-that explains at least half of what is lost:
+that holds:
 
-    granularity     widths are rounded up to the device's granularity, and these MACs fell less
+    granularity     widths are rounded up to the device's granularity, and these MACs explain at least half of what is
+                    lost; or a width is no multiple of it, and the layer takes longer than the dense one with more
+                    channels (runtimes have slower kernels for such widths)
     memory-bound    the slim layer has so little arithmetic per element that moving these takes longer (``BALANCE``;
-                    the roofline model, CACM 52(4), 2009), and the elements fell less
+                    the roofline model, CACM 52(4), 2009), and the elements explain at least half of what is lost
     overhead        neither: starting the operator, and kernels that need many channels to be fast
 """
 
@@ -28,6 +30,7 @@ MOST: Final = 5
 LEAST: Final = 0.01
 """Layers that lost less than this share of the slim network's time are not told of."""
 EXPLAINS: Final = 0.5
+SLOWER: Final = 1.1
 BALANCE: Final = 20
 """MACs per element below which traffic takes longer than arithmetic: 19 to 25 on the single cores of edge_targets
 (x86-avx2, pixel-6, pixel-8), as gmacs_per_s / (gbytes_per_s / 4). A rule of thumb on any other device."""
@@ -60,6 +63,10 @@ class _Cost:
         """With both widths rounded up; a depthwise layer's one input stays one."""
         outputs, inputs, *kernel = self.shape
         return self.positions * stair(outputs, granule) * stair(inputs, granule) * prod(kernel)
+
+    def is_off(self, granule: int) -> bool:
+        """Whether a width is no multiple of the granule."""
+        return any(stair(width, granule) != width for width in self.shape[:2])
 
 
 Profile = tuple[Mapping[str, float], float]
@@ -96,7 +103,7 @@ def _lost(name: str, dense: _Cost, slim: _Cost, granule: int, total_ms: float) -
     moved = dense.ms * (slim.elements / dense.elements - macs_share)
     is_bound = slim.macs(1) < BALANCE * slim.elements
     reason: Reason = "overhead"
-    if rounded >= EXPLAINS * gap:
+    if rounded >= EXPLAINS * gap or (slim.is_off(granule) and slim.ms > SLOWER * dense.ms):
         reason = "granularity"
     elif is_bound and moved >= EXPLAINS * gap:
         reason = "memory-bound"

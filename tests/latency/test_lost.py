@@ -60,6 +60,14 @@ def test_what_the_granularity_takes_is_told_apart_from_overhead(pair):
     assert [x.reason for x in lost(pair, (DENSE, slim), 1)] == ["overhead", "overhead"], "of single channels it's not"
 
 
+@pytest.mark.parametrize(("width", "reason"), [(31, "granularity"), (32, "overhead")])
+def test_a_smaller_layer_that_is_slower_has_the_wrong_width(tmp_path, width, reason):
+    """Rounding up explains next to nothing of a layer that takes five times as long with half the channels."""
+    dense, slim = (chain(tmp_path / f"{w}.onnx", [w, w]) for w in (64, width))
+    (only,) = lost((dense, slim), (times(1.0), times(5.0)), 16)
+    assert only.reason == reason
+
+
 def test_a_layer_of_little_arithmetic_is_bound_by_memory(tmp_path):
     """A pointwise layer that takes as long as its data says; a 3x3 layer of the same widths has 9 times the MACs."""
     reasons = []
