@@ -31,6 +31,7 @@ LEAST: Final = 0.01
 """Layers that lost less than this share of the slim network's time are not told of."""
 EXPLAINS: Final = 0.5
 SLOWER: Final = 1.1
+"""A layer got slower if it takes more than this many times the dense layer's ms."""
 BALANCE: Final = 20
 """MACs per element below which traffic takes longer than arithmetic: 19 to 25 on the single cores of edge_targets
 (x86-avx2, pixel-6, pixel-8), as gmacs_per_s / (gbytes_per_s / 4). A rule of thumb on any other device."""
