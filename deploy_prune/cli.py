@@ -7,7 +7,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,18 +118,23 @@ def check(name: str, settings: Sequence[str]) -> None:
 def bench(run: Path, runs: int, device: str | None, json_file: Path | None) -> None:
     """Measure latency again, per target and budget of the run folder RUN.
 
+    Shown are p50, p90 and p99, beside what was asked and predicted, and the share of dense latency with its 95%
+    interval. Where latency fell less than the multiply-accumulates did, the layers that lost most, and why.
+
     \b
     deploy-prune bench runs/mobilenet
     deploy-prune bench runs/mobilenet --device ssh://pi@raspberrypi.local
     deploy-prune bench runs/mobilenet --device ssh://pi@10.0.0.7:2222/home/pi/env/bin/python3
     """  # noqa: D301  (click's mark of lines that are kept)
-    from deploy_prune import reuse
+    from deploy_prune import benching
+    from deploy_prune.console import output
+    from deploy_prune.report.bench import bench_tables
 
-    rows = reuse.bench(run, runs, device)
-    _show(rows)
+    found = benching.bench(run, runs, device)
+    output().print(*bench_tables(found), sep="\n")
     if json_file:
-        write_text(json_file, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-    _fail_on_rows(rows)
+        write_text(json_file, json.dumps([one.as_json() for one in found], indent=2) + "\n")
+    _fail_on_rows([one.row for one in found])
 
 
 @main.command(
@@ -222,6 +226,40 @@ def predict(model: str, target: str, shape: str | None, trust: bool, as_json: bo
 
     found = predicting.predicted(model, target, predicting.parse_shape(shape) if shape else None, trust)
     click.echo(json.dumps(found.as_json(), indent=1) if as_json else str(found))
+
+
+@main.command(epilog="Example: deploy-prune profile torchvision:mobilenet_v2 --target host --input 3,224,224")
+@click.argument("model")
+@click.option("--target", required=True, help="A device's name, see `deploy-prune targets`.")
+@click.option("--device", help="Measure there: local, ssh://USER@HOST[:PORT] or adb://SERIAL.")
+@click.option("--input", "shape", help="Channels, height and width, as in 3,224,224; an architecture knows its own.")
+@click.option("--classes", type=click.IntRange(min=1), default=1000, show_default=True, help="Of a library's network.")
+@click.option("--variants", type=click.IntRange(min=1), default=8, show_default=True, help="Networks to make it of.")
+@click.option("--trust", is_flag=True, help="Run the code that an architecture of your own (module:callable) names.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--out", type=file_option, help="Write the JSON to this file too.")
+def profile(model: str, shape: str | None, as_json: bool, out: Path | None, **how: Any) -> None:
+    """Measure a network's latency table on a device, in minutes, and how well it predicts.
+
+    Whole networks of random widths are measured there, layer by layer where the runtime tells, and as many others to
+    check the table with. Recipes for the same network (its classes and input too) and device use it. MODEL is as for
+    predict.
+
+    \b
+    deploy-prune profile torchvision:mobilenet_v2 --target host --input 3,224,224
+    deploy-prune profile resnet20 --target ./my-pi.yaml --input 3,32,32 --classes 10 --out table.json
+    deploy-prune profile runs/mobilenet/host/50% --target host --device ssh://pi@raspberrypi.local --json
+    """  # noqa: D301  (click's mark of lines that are kept)
+    from deploy_prune import profiling
+    from deploy_prune.console import rich_progress
+    from deploy_prune.predicting import parse_shape
+
+    with rich_progress() as progress:
+        found = profiling.profile(shape=parse_shape(shape) if shape else None, model=model, progress=progress, **how)
+    text = json.dumps(found.as_json(), indent=1)
+    if out:
+        write_text(out, text + "\n")
+    click.echo(text if as_json else str(found))
 
 
 @main.command(epilog="Example: deploy-prune report runs/mobilenet")

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil
 from typing import TYPE_CHECKING
 
 from deploy_prune.types import Counts, Layer, Metric, Structure
@@ -117,6 +118,13 @@ def params(structure: Structure, total: int) -> CostModel:
 
 def _names(structure: Structure) -> tuple[str, ...]:
     return tuple(g.name for g in structure.groups)
+
+
+def at_widths(model: CostModel, widths: Sequence[tuple[int, int]]) -> float:
+    """The cost at these (inputs, outputs) of its layers, whatever the units are that lead to them."""
+    stairs = [[ceil(w / model.granule) * model.granule for w in pair] for pair in widths]
+    parts = (c.product * i * o + c.linear * o for c, (i, o) in zip(model.layers, stairs, strict=True))
+    return model.constant + sum(parts)
 
 
 def share_by_layer(model: CostModel, counts: Counts) -> Sequence[tuple[str, float]]:

@@ -68,7 +68,7 @@ def predicted(model: str, target: str, shape: tuple[int, ...] | None, trust: boo
         DeployPruneError: the target or the network is unknown, can't be traced, or the target can't be predicted for.
     """
     device = load_target(target)
-    network, shape = _network(model, shape, trust)
+    network, shape, _ = network_of(model, shape, trust)
     program = trace(network, [torch.zeros(1, *shape, device=_place(network))], TIMEOUT_S)
     ops = list_ops(program)
     macs = sum(op.macs() for op in ops)
@@ -88,12 +88,19 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
-def _network(model: str, shape: tuple[int, ...] | None, trust: bool) -> tuple[nn.Module, tuple[int, ...]]:
+def network_of(
+    model: str, shape: tuple[int, ...] | None, trust: bool, num_classes: int = CLASSES
+) -> tuple[nn.Module, tuple[int, ...], ModelPart]:
+    """The network that ``predicted`` means by these, in eval mode, its input's shape, and how it is built.
+
+    Raises:
+        DeployPruneError: it is unknown, or its input's shape is.
+    """
     path = Path(model)
     with torch.random.fork_rng(devices=[]):
         if path.exists():
             described = architecture.load(architecture_file(path))
-            return reuse.load(path, trust=trust), shape or described.input_shape[1:]
+            return reuse.load(path, trust=trust), shape or described.input_shape[1:], described.model
         if shape is None:
             message = f"{model} needs the size of its input: add --input, as in --input 3,224,224."
             raise ModelError(message)
@@ -103,7 +110,8 @@ def _network(model: str, shape: tuple[int, ...] | None, trust: bool) -> tuple[nn
         if ":" in model and model.partition(":")[0] not in {"torchvision", "timm"}:
             message = f"{model!r} is neither torchvision:NAME nor timm:NAME, and there is no such file or folder."
             raise ModelError(message)
-        return models.build(ModelPart(source=model), CLASSES), shape
+        part = ModelPart(source=model)
+        return models.build(part, num_classes).eval(), shape, part
 
 
 def _place(network: nn.Module) -> torch.device:

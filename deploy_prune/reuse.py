@@ -1,9 +1,7 @@
-"""What can be done with a finished run: load its networks, measure them again, export them for other targets."""
+"""What can be done with a finished run: load its networks, export them for other targets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,21 +9,16 @@ from torch import nn
 
 from deploy_prune import data, road
 from deploy_prune.checked import calibration_inputs
-from deploy_prune.device import RUNTIMES
-from deploy_prune.device.address import parse
-from deploy_prune.errors import DeployPruneError, RunFolderError, TargetError
+from deploy_prune.errors import DeployPruneError, RunFolderError
 from deploy_prune.export import isolated
 from deploy_prune.export.parity import can_run, check_parity
-from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe
 from deploy_prune.recipe_file import load as load_recipe
-from deploy_prune.road import place_of
-from deploy_prune.runfolder import RunFolder, load_tensors
+from deploy_prune.runfolder import load_tensors
 from deploy_prune.shell import remove
 from deploy_prune.surgery import architecture
-from deploy_prune.timing import with_latency
-from deploy_prune.types import Artifact, Row, Target
+from deploy_prune.types import Artifact
 
 
 def load(path: str | Path, *, trust: bool = False) -> nn.Module:
@@ -47,58 +40,6 @@ def load(path: str | Path, *, trust: bool = False) -> nn.Module:
     if path.is_dir():
         architecture.load_weights(slim, load_tensors(path / "weights.safetensors"), path)
     return slim.eval()
-
-
-def bench(run_folder: Path, runs: int, device: str | None = None) -> tuple[Row, ...]:
-    """Measure a run's artifacts again; rows of targets without a device come back as they were.
-
-    ``device``: measure there instead (``local``, ``ssh://...``, ``adb://...``), all targets that have a runtime for it.
-
-    Raises:
-        RunFolderError: there is no finished run.
-        TargetError: ``device`` is no device's name, or no target of the run can be measured there.
-        MeasurementError: an artifact can't be measured.
-    """
-    folder = RunFolder(path=run_folder)
-    rows = folder.read_results()
-    recipe = load_recipe(str(run_folder / "recipe.yaml"))
-    targets = {target.name: target for target in map(load_target, recipe.targets)}
-    if device is not None:
-        targets = _moved(targets, device)
-    return tuple(_measured_again(folder, rows, recipe, targets, runs))
-
-
-def _moved(targets: Mapping[str, Target], device: str) -> dict[str, Target]:
-    """The targets, on another device where their runtime is one that we can start there."""
-    parse(device)
-    if not any(target.runtime in RUNTIMES for target in targets.values()):
-        known = ", ".join(sorted({target.runtime for target in targets.values()}))
-        message = (
-            f"Nothing of this run can be measured on {device}: its runtimes are {known}, not {', '.join(RUNTIMES)}."
-        )
-        raise TargetError(message)
-    return {k: replace(t, runner=device) if t.runtime in RUNTIMES else t for k, t in targets.items()}
-
-
-def _measured_again(
-    folder: RunFolder, rows: Sequence[Row], recipe: Recipe, targets: Mapping[str, Target], runs: int
-) -> Iterator[Row]:
-    budgets = {b.text: b for b in recipe.parsed_budgets}
-    for row in rows:
-        if row.target not in targets or row.budget not in {"dense", *budgets}:
-            message = (
-                f"{folder.path} has no results of its recipe.yaml ({row.target} {row.budget}); run the recipe again."
-            )
-            raise RunFolderError(message)
-        target = targets[row.target]
-        if target.runner is None or row.status == "failed":
-            yield row
-            continue
-        dense = road.artifact_of(folder, f"dense/{target.name}")
-        budget = budgets.get(row.budget)
-        slim = dense if budget is None else road.artifact_of(folder, place_of(target, budget))
-        beside, latency = measure_steadily(target, [dense, slim], runs, recipe.measure.warmup)
-        yield with_latency(row, budget, latency, beside)
 
 
 def export(source: Path, target: str, out: Path, trust: bool = False) -> Artifact:

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import Final
 
 from deploy_prune.errors import MeasurementError
+from deploy_prune.latency.paired import paired_ratio
 from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.road import Road, place_of
 from deploy_prune.runfolder import RunFolder
@@ -83,10 +84,12 @@ def learn(road: Road, bench: Workbench, target: Target, budget: Budget, missed: 
 def with_latency(row: Row, budget: Budget | None, slim: Latency, dense: Latency) -> Row:
     """The row with what was measured; what a latency budget (None: no budget) asked for follows from ``dense``."""
     is_asked = budget is not None and budget.metric == "latency"
+    ratio = paired_ratio(slim, dense) if budget is not None else None
     return replace(
         row, asked=budget.absolute(dense.p50_ms) if budget and is_asked else row.asked, measured_p50_ms=slim.p50_ms,
-        measured_p90_ms=slim.p90_ms, dense_p50_ms=dense.p50_ms, measured_on=slim.measured_on,
-        disturbed=slim.disturbed,
+        measured_p90_ms=slim.p90_ms, measured_p99_ms=slim.p99_ms, dense_p50_ms=dense.p50_ms,
+        measured_on=slim.measured_on, disturbed=slim.disturbed, ratio=ratio.median if ratio else None,
+        ratio_low=ratio.low if ratio else None, ratio_high=ratio.high if ratio else None,
     )  # fmt: skip
 
 

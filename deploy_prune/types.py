@@ -299,7 +299,8 @@ class Row:
     ``asked`` and ``predicted`` are in the metric's unit (ms for latency). ``accuracy`` is on the target task's test
     examples, 0 to 1; ``accuracy_artifact`` is that of the file, in its runtime (None in fp32, where it is the
     network's). ``measured_*`` and ``measured_on`` are None where no device is attached. ``dense_p50_ms`` is the
-    dense artifact's p50 in the same interleaved run. ``disturbed``: as ``Latency`` has it.
+    dense artifact's p50 in the same interleaved run. ``disturbed``: as ``Latency`` has it. ``ratio``: the median of the
+    paired samples' ratios to dense, in the 95% interval from ``ratio_low`` to ``ratio_high`` (latency/paired.py).
     """
 
     target: str
@@ -324,3 +325,7 @@ class Row:
     status: Literal["ok", "failed"]
     error: str | None
     disturbed: str | None = None
+    measured_p99_ms: float | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,28 +19,36 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune import cost
-from deploy_prune.cache import cached_json
+from deploy_prune.cache import cached_json, kept_json, store_json
 from deploy_prune.cost import CostModel
 from deploy_prune.export import FORMATS, isolated
-from deploy_prune.latency.granularity import granularity, machine
+from deploy_prune.latency.granularity import Write, granularity, machine
 from deploy_prune.latency.nodes import by_layer
 from deploy_prune.latency.ops import Op, list_ops
 from deploy_prune.latency.predict import roofline
-from deploy_prune.latency.runners import measure, profile
+from deploy_prune.latency.runners import measure, profile_for
 from deploy_prune.latency.steady import measure_steadily
-from deploy_prune.latency.table import Sample, fit_table, variant_counts
-from deploy_prune.recipe import Recipe
+from deploy_prune.latency.table import Sample, fit_table, variant_counts, widths_of
+from deploy_prune.recipe import ExportPart, Recipe
 from deploy_prune.search import smallest_counts
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.trace import trace
 from deploy_prune.types import Artifact, Counts, Keep, Metric, Progress, Structure, Target, silent
 
 VARIANTS: Final = 3
-"""Random variants of a latency table, beside the dense and the smallest network."""
+"""Random variants of a recipe's latency table, beside the dense and the smallest network."""
+TABLE_RUNS, TABLE_S = 60, 0.3
+"""Every network of a table is timed so often, and for about so many seconds if that takes less."""
+ATTEMPTS: Final = 10
+"""Random variants are drawn so often, if some are the same."""
+PROFILE_S: Final = 2.0
+"""Its nodes are timed for about so many seconds."""
 CANDIDATE_INPUTS: Final = 16
 """A candidate in int8 is calibrated on so many: its ranges don't change how long it takes."""
 PROFILED: Final = ("onnx", "onnxruntime")
 """The format and the runtime of which the time of every layer can be told."""
+
+_Record = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +57,19 @@ class Timed:
 
     slim_ms: float
     dense_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tabled:
+    """What was measured for a latency table.
+
+    ``samples``: the dense network, the smallest, and random variants; ``held_out``: other random variants, which the
+    table is not made of, and which are not profiled. ``seconds``: how long that took.
+    """
+
+    samples: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,13 +92,7 @@ class Workbench:
 
     def granule(self, target: Target) -> int:
         """Channel counts on this target are multiples of this."""
-
-        def write(network: nn.Module, example: Tensor, name: str, folder: Path) -> Artifact:
-            path = folder / f"{name}{FORMATS[target.format].suffix}"
-            noise = torch.randn(CANDIDATE_INPUTS, *example.shape[1:], generator=torch.Generator().manual_seed(0))
-            return isolated.write(target.format, network, example, path, target.precision, self.recipe.export, noise)
-
-        return granularity(target, write)
+        return granularity(target, writer(target, self.recipe.export))
 
     def cost(self, target: Target, metric: Metric) -> CostModel:
         """The cost model of a metric on a target, in the metric's unit; it predicts, and ``observe`` looks."""
@@ -88,7 +104,38 @@ class Workbench:
             return self._size(target)
         if target.runner is None:
             return roofline(self.structure, target, self._operators())
-        return self._table(target)
+        samples = self.tabled(target, VARIANTS, 0).samples
+        return fit_table(self.structure, samples, self.granule(target))
+
+    def tabled(self, target: Target, variants: int, held_out: int) -> Tabled:
+        """What a latency table of an attached target is made of, and is checked with. Kept per machine.
+
+        A table that was made of more variants, or for a recipe that prunes other groups, serves too.
+
+        Args:
+            target: a target with a runner.
+            variants: random variants to make it of, beside the dense and the smallest network.
+            held_out: random variants to check it with.
+
+        Raises:
+            ExportError: a variant can't be written.
+            MeasurementError: a variant can't be measured.
+        """
+        granule = self.granule(target)
+        key = {**self._identity(target), "granule": granule}
+        kept = kept_json("table", key)
+        if kept is None or kept["variants"] < variants or kept["held_out"] < held_out:
+            started = time.perf_counter()
+            known = self._variants([self.structure.dense_counts, self.smallest(target)], granule, variants, 0)
+            others = self._variants(known, granule, held_out, 1)[len(known) :]
+            rows = self._measure_variants(target, known, others)
+            kept = {
+                "variants": variants, "held_out": held_out, "samples": rows[: len(known)], "others": rows[len(known) :],
+                "seconds": time.perf_counter() - started,
+            }  # fmt: skip
+            store_json("table", key, kept)
+        samples, rest = (tuple(map(_sample, kept[name])) for name in ("samples", "others"))
+        return Tabled(samples=samples, held_out=rest, seconds=kept["seconds"])
 
     def _operators(self) -> list[Op]:
         """What the dense network makes a runtime do; read once."""
@@ -118,7 +165,8 @@ class Workbench:
         self._anew[target.name] = {_hashable(counts): timed}
 
     def _key(self, target: Target, counts: Counts) -> dict[str, Any]:
-        return {**self._identity(target), "counts": counts, "runs": self.recipe.measure.runs}
+        groups = [(g.name, g.channels, g.period) for g in self.structure.groups]
+        return {**self._identity(target), "groups": groups, "counts": counts, "runs": self.recipe.measure.runs}
 
     def size_bytes(self, target: Target, counts: Counts) -> int:
         """The size of the artifact with these counts."""
@@ -165,51 +213,71 @@ class Workbench:
         width = {"fp32": 4, "fp16": 2, "int8": 1}[target.precision]
         return model.scaled(width, "size", exact=(self.structure.dense_counts, self._dense_artifact(target).size_bytes))
 
-    def _table(self, target: Target) -> CostModel:
-        """The fitted latency table of an attached target, from the dense, the smallest and some random variants."""
-        granule = self.granule(target)
-        variants: tuple[Counts, ...] = (
-            self.structure.dense_counts,
-            self.smallest(target),
-            *variant_counts(self.structure, granule, VARIANTS, seed=0),
-        )
-        key = {**self._identity(target), "variants": list(variants)}
-        rows = cached_json("table", key, lambda: self._measure_variants(target, variants))
-        return fit_table(self.structure, [Sample(**row) for row in rows], granule)
+    def _variants(self, known: list[Counts], granule: int, num: int, seed: int) -> list[Counts]:
+        """The known ones and ``num`` random ones beside them, all different; fewer, if a network hasn't so many."""
+        found = {_hashable(counts): counts for counts in known}
+        for attempt in range(ATTEMPTS):
+            for counts in variant_counts(self.structure, granule, num, seed + 2 * attempt):
+                if len(found) < len(known) + num:
+                    found.setdefault(_hashable(counts), counts)
+        return list(found.values())
 
-    def _measure_variants(self, target: Target, variants: Sequence[Counts]) -> list[dict[str, Any]]:
-        rows = []
+    def _measure_variants(self, target: Target, known: Sequence[Counts], others: Sequence[Counts]) -> list[_Record]:
+        """All in one interleaved measurement; those of ``known`` are profiled, where the runtime can."""
+        variants, work = [*known, *others], f"{target.name}: latency table"
         with TemporaryDirectory() as folder:
             artifacts = []
             for i, counts in enumerate(variants):
-                self.progress(f"{target.name}: latency table", i, len(variants) + 1)
+                self.progress(work, i, len(variants) + 1)
                 artifacts.append(self._artifact(target, counts, Path(folder) / str(i)))
-            part = self.recipe.measure
-            timed = measure(target, artifacts, part.runs, part.warmup)
-            told = (target.format, target.runtime) == PROFILED and target.program is None
-            profiles = profile(target, artifacts) if told else [None] * len(artifacts)
-            for counts, artifact, latency, nodes in zip(variants, artifacts, timed, profiles, strict=True):
-                per_layer = None if nodes is None else by_layer(artifact, self.structure, nodes, latency.p50_ms)
-                rows.append({"counts": counts, "total_ms": latency.p50_ms, "per_layer_ms": per_layer})
-        self.progress(f"{target.name}: latency table", len(variants) + 1, len(variants) + 1)
-        return rows
+            self.progress(work, len(variants), len(variants) + 1)
+            timed = measure(target, artifacts, TABLE_RUNS, self.recipe.measure.warmup, min_s=TABLE_S)
+            layers: list[dict[str, float] | None] = [None] * len(variants)
+            if profilable(target):
+                for i, nodes in enumerate(profile_for(target, artifacts[: len(known)], timed[0].p50_ms, PROFILE_S)):
+                    layers[i] = by_layer(artifacts[i], self.structure, nodes, timed[i].p50_ms)
+        self.progress(work, len(variants) + 1, len(variants) + 1)
+        return [
+            {"widths": widths_of(self.structure, counts), "total_ms": latency.p50_ms, "per_layer_ms": per_layer}
+            for counts, latency, per_layer in zip(variants, timed, layers, strict=True)
+        ]
 
     def _identity(self, target: Target) -> dict[str, Any]:
-        """What a latency depends on, but for the counts: the network's definition, its input, target and machine."""
+        """What a latency depends on, but for the widths: the network's definition, its input, runtime and machine."""
         shapes = [(name, list(t.shape)) for name, t in self.network.state_dict().items()]
-        groups = [(g.name, g.channels, g.period) for g in self.structure.groups]
         layers = [(x.name, x.kind, x.taps, x.positions, x.input_positions) for x in self.structure.layers]
         modules = re.sub(r" at 0x[0-9a-f]+", "", repr(self.network))
         return {
             "network": self.recipe.model.source,
             "args": repr(sorted(self.recipe.model.args.items())),
-            "definition": hashlib.sha256(repr((shapes, groups, layers, modules)).encode()).hexdigest(),
+            "definition": hashlib.sha256(repr((shapes, layers, modules)).encode()).hexdigest(),
             "input": list(self.example.shape),
             "opset": self.recipe.export.opset,
             "dynamic_batch": self.recipe.export.dynamic_batch,
-            "target": [target.name, target.format, target.precision, target.runtime, target.threads],
+            "target": [target.format, target.precision, target.runtime, target.threads, target.program],
             "machine": machine(target),
         }
+
+
+def writer(target: Target, part: ExportPart) -> Write:
+    """How the networks that a target's granularity is found with become its artifacts."""
+
+    def write(network: nn.Module, example: Tensor, name: str, folder: Path) -> Artifact:
+        path = folder / f"{name}{FORMATS[target.format].suffix}"
+        noise = torch.randn(CANDIDATE_INPUTS, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+        return isolated.write(target.format, network, example, path, target.precision, part, noise)
+
+    return write
+
+
+def profilable(target: Target) -> bool:
+    """Whether the target's runtime tells the time of every layer."""
+    return (target.format, target.runtime) == PROFILED and target.program is None
+
+
+def _sample(record: _Record) -> Sample:
+    """What was kept of one variant; lists are tuples again."""
+    return Sample(**{**record, "widths": tuple((i, o) for i, o in record["widths"])})
 
 
 def _hashable(counts: Counts) -> tuple[tuple[str, int], ...]:

@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_run import tiny_recipe
 
-from deploy_prune import pipeline, reuse
+from deploy_prune import benching, pipeline
 from deploy_prune.errors import TargetError
 from deploy_prune.latency.probe import new_target
 
@@ -21,7 +21,7 @@ def test_a_whole_run_on_a_device(board, tmp_path, monkeypatch):
     assert set(told["conditions"][0]) == {"before", "after"}
     (granularity,) = (tmp_path / "cache" / "granularity").iterdir()
     assert json.loads(granularity.read_text())["key"]["device"] == board.name
-    assert {row.measured_on for row in reuse.bench(run.folder, 20)} == {board.name}
-    assert {row.measured_on for row in reuse.bench(run.folder, 20, "local")} == {"host"}
+    assert {found.row.measured_on for found in benching.bench(run.folder, 20)} == {board.name}
+    assert {found.row.measured_on for found in benching.bench(run.folder, 20, "local")} == {"host"}
     with pytest.raises(TargetError, match="There is no way to reach the device 'telnet://x'"):
-        reuse.bench(run.folder, 20, "telnet://x")
+        benching.bench(run.folder, 20, "telnet://x")

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 import deploy_prune
 from deploy_prune import errors
+from deploy_prune.benching import Bench
 from deploy_prune.cli import main
 from deploy_prune.errors import BudgetError, DeployPruneError
 from deploy_prune.recipe_file import load
@@ -27,6 +28,10 @@ def row(budget: str = "50%", **changes) -> Row:
         "asked": 2.0, "predicted": 2.0, "macs": 10, "params": 10, "status": "ok",
     }  # fmt: skip
     return Row(**(values | changes))
+
+
+def benches(*rows: Row) -> tuple[Bench, ...]:
+    return tuple(Bench(row=one, macs_share=1.0) for one in rows)
 
 
 def check_report(*, met: bool = True) -> SimpleNamespace:
@@ -61,8 +66,8 @@ def pipeline(monkeypatch):
     fake.answer = note
     note("run", SimpleNamespace(folder=Path("runs/quickstart"), rows=(row("dense"), row())))
     note("check", check_report())
-    note("bench", (row("dense"), row()))
-    for name in ("pipeline", "check", "reuse"):
+    note("bench", benches(row("dense"), row()))
+    for name in ("pipeline", "check", "reuse", "benching"):
         monkeypatch.setitem(sys.modules, f"deploy_prune.{name}", fake)
         monkeypatch.setattr(deploy_prune, name, fake, raising=False)
     return fake
@@ -168,7 +173,7 @@ def test_recipe_shows_progress_unless_told_not_to(pipeline):
 def test_failed_rows_fail_the_command_after_the_table(command, pipeline):
     rows = (row("dense"), row("50%", status="failed", error="Off by 9%."), row("35%", status="failed", error="No."))
     pipeline.answer("run", SimpleNamespace(folder=Path("f"), rows=rows))
-    pipeline.answer("bench", rows)
+    pipeline.answer("bench", benches(*rows))
     result = call(*command)
     assert result.exit_code == 22
     assert "host 50%: Off by 9%." in result.stdout

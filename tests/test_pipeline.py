@@ -19,7 +19,7 @@ import torch
 from click.testing import CliRunner
 from tiny_run import arithmetic_device, tiny_recipe
 
-from deploy_prune import check, data, device, models, pipeline, reuse, road, timing
+from deploy_prune import benching, check, data, device, models, pipeline, reuse, road, timing
 from deploy_prune.cli import main
 from deploy_prune.errors import ArchitectureError, BudgetError, ParityError, RunFolderError, TrainingError
 from deploy_prune.latency.targets import load_target, targets_folder
@@ -41,7 +41,10 @@ OF_A_DENSE_NETWORK = {"model.onnx", "parity.json", "artifact.json"}
 OF_A_SLIM_NETWORK = OF_A_DENSE_NETWORK | {
     "architecture.json", "weights.safetensors", "loop.json", "verification.json", "retrain.json", "latency.json",
 }  # fmt: skip
-MEASURED = {"asked", "predicted", "predicted_ms", "measured_p50_ms", "measured_p90_ms", "dense_p50_ms"}
+MEASURED = {
+    "asked", "predicted", "predicted_ms", "measured_p50_ms", "measured_p90_ms", "measured_p99_ms", "dense_p50_ms",
+    "ratio", "ratio_low", "ratio_high",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -388,20 +391,20 @@ def test_a_check_says_what_can_be_reached_and_leaves_nothing(tmp_path, monkeypat
 
 
 def test_where_nothing_is_attached_a_bench_gives_the_rows_as_they_were(finished, monkeypatch):
-    monkeypatch.setattr(reuse, "measure_steadily", forbidden)
-    assert reuse.bench(finished.folder, runs=10) == finished.rows
+    monkeypatch.setattr(benching, "measure_steadily", forbidden)
+    assert tuple(found.row for found in benching.bench(finished.folder, runs=10)) == finished.rows
 
 
 def test_a_bench_of_no_run_is_told_with_its_path(tmp_path):
     with pytest.raises(RunFolderError) as raised:
-        reuse.bench(tmp_path / "nothing", runs=10)
+        benching.bench(tmp_path / "nothing", runs=10)
     assert str(tmp_path / "nothing") in str(raised.value)
 
 
 def test_a_bench_of_results_of_another_recipe_is_refused(again):
     (again / "recipe.yaml").write_text(dump(tiny_recipe(budgets=["40% macs"])))
     with pytest.raises(RunFolderError, match="50% macs"):
-        reuse.bench(again, runs=10)
+        benching.bench(again, runs=10)
 
 
 def test_a_bench_knows_the_users_own_targets(again):
@@ -411,7 +414,7 @@ def test_a_bench_knows_the_users_own_targets(again):
     folder = RunFolder(path=again)
     rows = tuple(replace(row, target="mine") for row in folder.read_results())
     folder.write_results(rows)
-    assert reuse.bench(again, runs=10) == rows
+    assert tuple(found.row for found in benching.bench(again, runs=10)) == rows
 
 
 def test_a_slim_network_is_exported_for_another_device(finished, tmp_path):
@@ -541,7 +544,7 @@ def test_a_bench_measures_what_is_attached_again(attached, monkeypatch):
     monkeypatch.setattr(tiny_run, "MS_PER_WEIGHT", 10 * tiny_run.MS_PER_WEIGHT)
     monkeypatch.setattr(tiny_run, "OVERHEAD_MS", 10 * tiny_run.OVERHEAD_MS)
     before = device.asked["bench"]
-    rows = reuse.bench(run.folder, runs=30)
+    rows = [found.row for found in benching.bench(run.folder, runs=30)]
     assert device.asked["bench"] == before + 6, "three artifacts, until two measurements agree"
     for old, new in zip(run.rows, rows, strict=True):
         if old.target == "pixel-8":

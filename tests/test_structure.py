@@ -39,6 +39,8 @@ LEVELS = (
         {
             "pipeline",
             "predicting",
+            "profiling",
+            "benching",
             "pruning",
             "check",
             "checked",

@@ -21,23 +21,30 @@ _DECORATION: Final = re.compile(r"^fused |_nchwc$|_token_\d+$")
 def by_layer(
     artifact: Artifact, structure: Structure, node_ms: Mapping[str, float], total_ms: float
 ) -> dict[str, float]:
-    """Layer name -> ms, such that all nodes together take ``total_ms``.
+    """Layer name -> ms, as ``by_weight`` finds them."""
+    waiting: dict[str, list[Layer]] = {}
+    for layer in structure.layers:
+        if layer.taps:
+            waiting.setdefault(layer.tensor, []).append(layer)
+    graph = onnx.load(artifact.path, load_external_data=False).graph
+    found = [(name, ms) for name, _, ms in by_weight(graph, node_ms, total_ms)]
+    return {waiting[name].pop(0).name: ms for name, ms in found if waiting.get(name)}
+
+
+def by_weight(
+    graph: onnx.GraphProto, node_ms: Mapping[str, float], total_ms: float
+) -> Iterator[tuple[str, onnx.NodeProto, float]]:
+    """(weight's name, node, ms) of every layer of a file, such that all nodes together take ``total_ms``.
 
     The profiler's own cost, the same for every node, is taken off first. A layer is found by its weight's name: ONNX
     Runtime names a fused convolution after its own node, its output, or the output of the activation that it took in.
     Layers whose node is not found are left out.
     """
     known = _without_profiler({_plain(name): ms for name, ms in node_ms.items()}, total_ms)
-    waiting: dict[str, list[Layer]] = {}
-    for layer in structure.layers:
-        if layer.taps:
-            waiting.setdefault(layer.tensor, []).append(layer)
-    found: dict[str, float] = {}
-    for weight, names in _weighted_nodes(onnx.load(artifact.path, load_external_data=False).graph):
+    for weight, node, names in _weighted_nodes(graph):
         hits = [name for name in names if name in known]
-        if hits and waiting.get(weight):
-            found[waiting[weight].pop(0).name] = known[hits[0]]
-    return found
+        if hits:
+            yield weight, node, known[hits[0]]
 
 
 def _without_profiler(node_ms: Mapping[str, float], total_ms: float) -> dict[str, float]:
@@ -54,8 +61,8 @@ def _plain(name: str) -> str:
     return name
 
 
-def _weighted_nodes(graph: onnx.GraphProto) -> Iterator[tuple[str, Sequence[str]]]:
-    """(weight's name, the names it may go by once optimised) of every layer's node, in the file's order."""
+def _weighted_nodes(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.NodeProto, Sequence[str]]]:
+    """(weight's name, node, the names it may go by once optimised) of every layer's node, in the file's order."""
     weights = {entry.name: entry.name for entry in graph.initializer}
     for node in graph.node:  # 8-bit weights go by their float32 name
         if node.op_type == "DequantizeLinear" and node.input[0] in weights:
@@ -71,4 +78,4 @@ def _weighted_nodes(graph: onnx.GraphProto) -> Iterator[tuple[str, Sequence[str]
             while len(after := readers.get(value, [])) == 1 and after[0].op_type in _ACTIVATIONS:
                 value = after[0].output[0]
                 names += [after[0].name, value]
-            yield weights[held[0]], names
+            yield weights[held[0]], node, names

@@ -89,6 +89,14 @@ def profile(
         raise MeasurementError(message) from error
 
 
+def profile_for(
+    target: Target, artifacts: Sequence[Artifact], slowest_ms: float, seconds: float
+) -> tuple[dict[str, float], ...]:
+    """``profile``, each artifact for about so many seconds: 20 to 300 runs. ``slowest_ms``: of the slowest artifact."""
+    runs = round(1e3 * seconds / (2 * slowest_ms))
+    return profile(target, artifacts, runs=min(max(runs, 20), 300), warmup=5)
+
+
 def _samples(target: Target, answer: Mapping[str, Any]) -> list[tuple[float, ...]]:
     try:
         samples = [tuple(float(ms) for ms in one) for one in answer["samples_ms"]]

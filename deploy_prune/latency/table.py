@@ -9,7 +9,11 @@ and what belongs to no layer (reorders, poolings, elementwise nodes, the runtime
 
     rest = constant + per_element * sum_l positions_l * o_l.
 
-The constants add up to one; the sum is of the form that ``cost.CostModel`` evaluates.
+The constants add up to one. A profiler disturbs short nodes more than long ones, so that the sum is off by more the
+narrower the network is: last, the three sums (products, linear terms, constants) are each scaled by a factor near 1
+such that they add up to the whole networks' times, which were measured without it. Where the runtime has no profiler,
+a few rates that all layers share are fitted to the whole networks. The result is of the form that ``cost.CostModel``
+evaluates.
 """
 
 from __future__ import annotations
@@ -17,38 +21,54 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
-from typing import Final
+from typing import Any, Final
 
 import numpy
+from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from deploy_prune.cost import CostModel, LayerCost
 from deploy_prune.errors import MeasurementError
 from deploy_prune.types import Counts, Layer, Structure
 
+Array = NDArray[Any]
 MIN_SAMPLES: Final = 3
 PRIOR_WEIGHT: Final = 0.1
 """Weight of the prior (time goes with the multiply-accumulates, from the dense layer's time) against one variant."""
 
+PULL: Final = 0.1
+"""Weight with which the factors of the three sums are held near 1, against one variant."""
 FLOOR: Final = 0.3
 """Errors count relative to a layer's time, but not to less than this share of its largest."""
 
 
+Widths = tuple[tuple[int, int], ...]
+"""(inputs, outputs) of every layer that multiplies, in order of execution."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One measured variant: kept units per group, its p50 in ms, and the ms of each layer (None: not profiled).
+    """One measured variant: its layers' widths, its p50 in ms, and the ms of each layer (None: not profiled).
 
-    Layers that are not in ``per_layer_ms`` (their nodes could not be told apart) count to the rest.
+    Widths, and not kept units: so the same samples serve whichever groups a recipe prunes. Layers that are not in
+    ``per_layer_ms`` (their nodes could not be told apart) count to the rest.
     """
 
-    counts: Counts
+    widths: Widths
     total_ms: float
     per_layer_ms: Mapping[str, float] | None
 
 
+def widths_of(structure: Structure, counts: Counts) -> Widths:
+    """The widths of a structure's layers at these counts."""
+    return tuple((x.inputs.at(counts), x.outputs.at(counts)) for x in structure.layers if x.taps)
+
+
 def fit_table(structure: Structure, samples: Sequence[Sample], granule: int) -> CostModel:
-    """The latency model in ms: exact on the dense variant, least squares on the others.
+    """The latency model in ms: least squares of relative errors, of every layer first and then of whole networks.
+
+    It isn't exact on the dense network either: widths off the staircase, which dense ones can be, have costs of their
+    own, and forcing the sum through one measurement would carry its error to all others.
 
     Args:
         structure: the network's groups and layers.
@@ -58,17 +78,19 @@ def fit_table(structure: Structure, samples: Sequence[Sample], granule: int) -> 
     Raises:
         MeasurementError: too few samples, or the dense network is not among them.
     """
-    dense = _dense(structure, samples)
+    _require_dense(structure, samples)
     layers = [x for x in structure.layers if x.taps]
-    shares = [_per_layer(layers, sample) for sample in samples]
-    fitted = [_fit_layer(x, samples, shares, dense, granule) for x in layers]
+    stairs = _stairs(samples, granule)
+    totals = numpy.array([s.total_ms for s in samples])
     groups = tuple(g.name for g in structure.groups)
-    constant = sum(constant for _, constant in fitted)
-    known = CostModel(
-        metric="latency", layers=tuple(c for c, _ in fitted), groups=groups, constant=constant, granule=granule
-    )
-    model = _with_rest(known, samples)
-    return _scaled(model, dense.total_ms / model(dense.counts))
+    if any(sample.per_layer_ms is None for sample in samples):
+        costs, rest = _fit_whole(layers, stairs, totals)
+        return CostModel(metric="latency", layers=costs, groups=groups, constant=rest, granule=granule)
+    times = _layer_times(layers, samples)
+    fitted = [_fit_layer(x, stairs[:, i], times[:, i]) for i, x in enumerate(layers)]
+    costs, rest = _with_rest([cost for cost, _ in fitted], sum(c for _, c in fitted), stairs, totals)
+    model = CostModel(metric="latency", layers=costs, groups=groups, constant=rest, granule=granule)
+    return _balanced(model, stairs, totals)
 
 
 def variant_counts(structure: Structure, granule: int, num: int, seed: int) -> tuple[Counts, ...]:
@@ -92,63 +114,84 @@ def _aligned(channels: int, granule: int, share: float) -> int:
     return min(channels, steps * granule)
 
 
-def _dense(structure: Structure, samples: Sequence[Sample]) -> Sample:
-    found = [sample for sample in samples if sample.counts == structure.dense_counts]
-    if len(samples) < MIN_SAMPLES or not found:
+def _require_dense(structure: Structure, samples: Sequence[Sample]) -> None:
+    widths = widths_of(structure, structure.dense_counts)
+    if len(samples) < MIN_SAMPLES or all(sample.widths != widths for sample in samples):
         message = (
             f"A latency table needs the dense network and {MIN_SAMPLES - 1} variants; {len(samples)} were measured."
         )
         raise MeasurementError(message)
-    return found[0]
 
 
-def _per_layer(layers: Sequence[Layer], sample: Sample) -> Mapping[str, float]:
-    """Layer -> ms. Without a profile, the whole time is shared out by multiply-accumulates."""
-    if sample.per_layer_ms is not None:
-        return sample.per_layer_ms
-    macs = {x.name: x.positions * x.taps * x.inputs.at(sample.counts) * x.outputs.at(sample.counts) for x in layers}
-    return {name: sample.total_ms * value / sum(macs.values()) for name, value in macs.items()}
+def _stairs(samples: Sequence[Sample], granule: int) -> Array:
+    """Widths on the staircase: [samples, layers, 2]."""
+    return numpy.ceil(numpy.array([s.widths for s in samples], dtype=float) / granule) * granule
 
 
-def _fit_layer(
-    layer: Layer, samples: Sequence[Sample], shares: Sequence[Mapping[str, float]], dense: Sample, granule: int
-) -> tuple[LayerCost, float]:
-    """A layer's cost and its constant ms: non-negative least squares, with the prior as weak rows."""
-    measured = [(s.counts, share[layer.name]) for s, share in zip(samples, shares, strict=True) if layer.name in share]
-    if not measured:
+def _layer_times(layers: Sequence[Layer], samples: Sequence[Sample]) -> Array:
+    """The ms of each layer, [samples, layers]; NaN where it isn't known."""
+    return numpy.array([[(s.per_layer_ms or {}).get(x.name, numpy.nan) for x in layers] for s in samples])
+
+
+def _fit_whole(layers: Sequence[Layer], stairs: Array, totals: Array) -> tuple[tuple[LayerCost, ...], float]:
+    """Costs and constant where only whole networks were timed: a rate for each kind of work, the same for all layers.
+
+    Time goes with MACs, with those of depthwise layers, with elements written, with weights, and a constant.
+    """
+    deep = numpy.array([x.kind == "depthwise" for x in layers])
+    positions, taps = (numpy.array([getattr(x, key) for x in layers], dtype=float) for key in ("positions", "taps"))
+    products, outputs = stairs.prod(2), stairs[:, :, 1]
+    per_product = numpy.stack([positions * taps * ~deep, 0 * taps, 0 * taps, taps * ~deep])
+    per_output = numpy.stack([0 * taps, positions * taps * deep, positions, 0 * taps])
+    work = products @ per_product.T + outputs @ per_output.T
+    features = numpy.hstack([work, numpy.ones((len(totals), 1))])
+    scale = numpy.maximum(features.max(0), 1e-9)
+    rates = nnls(features / scale / totals[:, None], numpy.ones(len(totals)))[0] / scale
+    product, linear = rates[:-1] @ per_product, rates[:-1] @ per_output
+    costs = [LayerCost(layer=x, product=float(product[i]), linear=float(linear[i])) for i, x in enumerate(layers)]
+    return tuple(costs), float(rates[-1])
+
+
+def _fit_layer(layer: Layer, widths: Array, times: Array) -> tuple[LayerCost, float]:
+    """A layer's cost and its constant ms: non-negative least squares, with the prior as weak rows.
+
+    ``widths``: [samples, 2], ``times``: [samples], the first of them the dense network's.
+    """
+    known = ~numpy.isnan(times)
+    if not known.any():
         return LayerCost(layer=layer, product=0.0), 0.0
-    inputs, outputs = _widths(layer, dense.counts, granule)
-    scale = numpy.array([inputs * outputs, outputs, 1.0])
-    widths = [_widths(layer, counts, granule) for counts, _ in measured]
-    features = numpy.array([[i * o, o, 1.0] for i, o in widths]) / scale
-    times = numpy.array([ms for _, ms in measured])
-    largest = max(float(times.max()), 1e-9)
-    weights = 1 / numpy.maximum(times, FLOOR * largest)
-    rows = numpy.vstack([features * weights[:, None], PRIOR_WEIGHT * numpy.eye(3) / largest])
-    values = numpy.concatenate([times * weights, [PRIOR_WEIGHT, 0.0, 0.0]])
+    features = numpy.stack([widths[:, 0] * widths[:, 1], widths[:, 1], numpy.ones(len(widths))], 1)
+    scale = features.max(0)
+    largest = max(float(times[known].max()), 1e-9)
+    weights = 1 / numpy.maximum(times[known], FLOOR * largest)
+    rows = numpy.vstack([(features / scale)[known] * weights[:, None], PRIOR_WEIGHT * numpy.eye(3) / largest])
+    values = numpy.concatenate([times[known] * weights, [PRIOR_WEIGHT, 0.0, 0.0]])
     product, linear, constant = nnls(rows, values)[0] / scale
     return LayerCost(layer=layer, product=float(product), linear=float(linear)), float(constant)
 
 
-def _with_rest(model: CostModel, samples: Sequence[Sample]) -> CostModel:
-    """Add what no layer explains: a constant, and a time per output element."""
-    layers = [c.layer for c in model.layers]
-    elements = [sum(x.positions * _widths(x, s.counts, model.granule)[1] for x in layers) for s in samples]
-    weights = numpy.array([1 / s.total_ms for s in samples])
-    rest = numpy.array([s.total_ms - model(s.counts) for s in samples])
-    scale = numpy.array([1.0, max(elements)])
-    rows = numpy.array([[1.0, e] for e in elements]) / scale * weights[:, None]
-    constant, per_element = nnls(rows, rest * weights)[0] / scale
-    costs = tuple(replace(c, linear=c.linear + float(per_element) * c.layer.positions) for c in model.layers)
-    return replace(model, layers=costs, constant=model.constant + float(constant))
+def _with_rest(
+    costs: Sequence[LayerCost], constant: float, stairs: Array, totals: Array
+) -> tuple[tuple[LayerCost, ...], float]:
+    """Costs and constant with what no layer explains: a constant, and a time per output element."""
+    product, linear = (numpy.array([getattr(c, key) for c in costs]) for key in ("product", "linear"))
+    positions = numpy.array([c.layer.positions for c in costs], dtype=float)
+    rest = totals - constant - stairs.prod(2) @ product - stairs[:, :, 1] @ linear
+    elements = stairs[:, :, 1] @ positions
+    scale = numpy.array([1.0, elements.max()])
+    rows = numpy.stack([numpy.ones(len(totals)), elements], 1) / scale / totals[:, None]
+    more, per_element = nnls(rows, rest / totals)[0] / scale
+    whole = tuple(replace(c, linear=c.linear + float(per_element) * c.layer.positions) for c in costs)
+    return whole, constant + float(more)
 
 
-def _widths(layer: Layer, counts: Counts, granule: int) -> tuple[int, int]:
-    """The layer's widths on the staircase."""
-    return tuple(ceil(w.at(counts) / granule) * granule for w in (layer.inputs, layer.outputs))  # type: ignore[return-value]
-
-
-def _scaled(model: CostModel, factor: float) -> CostModel:
-    """The same model with every time multiplied."""
-    layers = tuple(replace(c, product=c.product * factor, linear=c.linear * factor) for c in model.layers)
-    return replace(model, layers=layers, constant=model.constant * factor)
+def _balanced(model: CostModel, stairs: Array, totals: Array) -> CostModel:
+    """The model with its products, its linear terms and its constant each scaled, so that they add up to the totals."""
+    product, linear = (numpy.array([getattr(c, key) for c in model.layers]) for key in ("product", "linear"))
+    sums = numpy.stack([stairs.prod(2) @ product, stairs[:, :, 1] @ linear, numpy.full(len(totals), model.constant)], 1)
+    shares = sums / totals[:, None]
+    held = PULL * numpy.maximum(shares.max(0), 1e-6)
+    rows = numpy.vstack([shares, numpy.diag(held)])
+    a, b, c = nnls(rows, numpy.concatenate([numpy.ones(len(totals)), held]))[0].tolist()
+    layers = tuple(replace(x, product=x.product * a, linear=x.linear * b) for x in model.layers)
+    return replace(model, layers=layers, constant=model.constant * c)

@@ -8,7 +8,7 @@ import pytest
 from deploy_prune.cache import cached_json
 from deploy_prune.export import onnx
 from deploy_prune.latency import granularity as module
-from deploy_prune.latency.granularity import STEPS, WIDTH, granularity, smallest_paying, time_ratios
+from deploy_prune.latency.granularity import STEPS, WIDTH, granularity, kept_ratios, smallest_paying, time_ratios
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import ExportPart
 
@@ -59,6 +59,7 @@ def test_measured_once_per_machine(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(module, "time_ratios", lambda target, write: calls.append(target) or stair(8))
     assert [granularity(HOST, never), granularity(HOST, never)] == [8, 8]
+    assert kept_ratios(HOST, never) == stair(8), "what it is judged by is kept"
     assert len(calls) == 1
     granularity(replace(HOST, threads=2), never)
     granularity(replace(HOST, format="ncnn", runtime="ncnn"), never)

@@ -1,0 +1,116 @@
+"""A finished run's latency measured again, and why it didn't fall as the multiply-accumulates did, where it didn't."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from deploy_prune import road
+from deploy_prune.device import RUNTIMES
+from deploy_prune.device.address import parse
+from deploy_prune.errors import RunFolderError, TargetError
+from deploy_prune.latency.granularity import granularity
+from deploy_prune.latency.lost import Lost, lost
+from deploy_prune.latency.runners import profile_for
+from deploy_prune.latency.steady import measure_steadily
+from deploy_prune.latency.targets import load_target
+from deploy_prune.recipe import Recipe
+from deploy_prune.recipe_file import load as load_recipe
+from deploy_prune.road import place_of
+from deploy_prune.runfolder import RunFolder
+from deploy_prune.timing import with_latency
+from deploy_prune.types import Artifact, Row, Target
+from deploy_prune.workbench import PROFILE_S, profilable, writer
+
+LAGS: Final = 0.03
+"""Latency fell less than the MACs did if its share of dense is larger by this much, at the low end of its interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """A row, measured again. ``macs_share``: of the dense network's.
+
+    ``lost``: the layers that lost most time, if latency fell less than MACs and the runtime tells.
+    """
+
+    row: Row
+    macs_share: float
+    lost: tuple[Lost, ...] = ()
+
+    @property
+    def lags(self) -> bool:
+        """Whether latency fell less than the multiply-accumulates did."""
+        return self.row.ratio_low is not None and self.row.ratio_low > self.macs_share + LAGS
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as results.json has it, with what was found beside it."""
+        beside = {"macs_share": self.macs_share, "lags": self.lags, "lost": [asdict(x) for x in self.lost]}
+        return {**asdict(self.row), **beside}
+
+
+def bench(run_folder: Path, runs: int, device: str | None = None) -> tuple[Bench, ...]:
+    """Measure a run's artifacts again; rows of targets without a device come back as they were.
+
+    ``device``: measure there instead (``local``, ``ssh://...``, ``adb://...``), all targets that have a runtime for it.
+
+    Raises:
+        RunFolderError: there is no finished run.
+        TargetError: ``device`` is no device's name, or no target of the run can be measured there.
+        MeasurementError: an artifact can't be measured.
+    """
+    folder = RunFolder(path=run_folder)
+    rows = folder.read_results()
+    recipe = load_recipe(str(run_folder / "recipe.yaml"))
+    targets = {target.name: target for target in map(load_target, recipe.targets)}
+    if device is not None:
+        targets = _moved(targets, device)
+    return tuple(_measured_again(folder, rows, recipe, targets, runs))
+
+
+def _moved(targets: Mapping[str, Target], device: str) -> dict[str, Target]:
+    """The targets, on another device where their runtime is one that we can start there."""
+    parse(device)
+    if not any(target.runtime in RUNTIMES for target in targets.values()):
+        known = ", ".join(sorted({target.runtime for target in targets.values()}))
+        message = (
+            f"Nothing of this run can be measured on {device}: its runtimes are {known}, not {', '.join(RUNTIMES)}."
+        )
+        raise TargetError(message)
+    return {k: replace(t, runner=device) if t.runtime in RUNTIMES else t for k, t in targets.items()}
+
+
+def _measured_again(
+    folder: RunFolder, rows: Sequence[Row], recipe: Recipe, targets: Mapping[str, Target], runs: int
+) -> Iterator[Bench]:
+    budgets = {b.text: b for b in recipe.parsed_budgets}
+    macs = {row.target: row.macs for row in rows if row.budget == "dense"}
+    for row in rows:
+        if row.target not in targets or row.budget not in {"dense", *budgets}:
+            message = (
+                f"{folder.path} has no results of its recipe.yaml ({row.target} {row.budget}); run the recipe again."
+            )
+            raise RunFolderError(message)
+        target = targets[row.target]
+        found = Bench(row=row, macs_share=row.macs / macs.get(row.target, row.macs))
+        if target.runner is None or row.status == "failed":
+            yield found
+            continue
+        dense = road.artifact_of(folder, f"dense/{target.name}")
+        budget = budgets.get(row.budget)
+        slim = dense if budget is None else road.artifact_of(folder, place_of(target, budget))
+        beside, latency = measure_steadily(target, [dense, slim], runs, recipe.measure.warmup)
+        found = replace(found, row=with_latency(row, budget, latency, beside))
+        times = beside.p50_ms, latency.p50_ms
+        yield replace(found, lost=_why(target, (dense, slim), times, recipe)) if found.lags else found
+
+
+def _why(
+    target: Target, artifacts: tuple[Artifact, Artifact], times_ms: tuple[float, float], recipe: Recipe
+) -> tuple[Lost, ...]:
+    if not profilable(target):
+        return ()
+    dense, slim = profile_for(target, artifacts, times_ms[0], PROFILE_S)
+    granule = granularity(target, writer(target, recipe.export))
+    return lost(artifacts, ((dense, times_ms[0]), (slim, times_ms[1])), granule)

@@ -1,0 +1,117 @@
+"""A run measured again: what stands beside a row, and when layers are named."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from deploy_prune import benching
+from deploy_prune.benching import Bench
+from deploy_prune.latency.lost import Lost
+from deploy_prune.latency.targets import load_target
+from deploy_prune.recipe import parse_budget
+from deploy_prune.report.bench import bench_tables
+from deploy_prune.timing import with_latency
+from deploy_prune.types import Latency, Row
+
+HOST = replace(load_target("host"), granularity=4)
+LOST = Lost(layer="features.3", dense_ms=1.0, slim_ms=0.8, macs_share=0.25, share=0.4, reason="granularity")
+
+
+def row(budget="50%", **changes) -> Row:
+    values = dict.fromkeys(Row.__dataclass_fields__) | {
+        "target": "host", "runtime": "onnxruntime", "precision": "fp32", "budget": budget, "metric": "latency",
+        "asked": 2.0, "predicted": 1.9, "macs": 40, "params": 10, "status": "ok",
+    }  # fmt: skip
+    return Row(**(values | changes))
+
+
+def latency(ms, num=20):
+    samples = tuple(ms * (1 + i / 1000) for i in range(num))
+    return Latency(samples_ms=samples, warmup=0, threads=1, device="test", measured_on="host")
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """Measures a run of a dense and a slim artifact, of which the slim one takes the given share."""
+
+    def run(share, target=HOST):
+        monkeypatch.setattr(benching, "measure_steadily", lambda t, both, runs, warmup: (latency(4.0), slim(share)))
+        monkeypatch.setattr(benching.road, "artifact_of", lambda folder, place: SimpleNamespace(place=place))
+        monkeypatch.setattr(benching, "profile_for", lambda target, artifacts, ms, seconds: ({"a": 1.0}, {"a": 2.0}))
+        monkeypatch.setattr(benching, "lost", lambda artifacts, profiles, granule: (LOST,))
+        recipe = SimpleNamespace(
+            parsed_budgets=[parse_budget("50%", "latency")], measure=SimpleNamespace(warmup=3), export=None
+        )
+        rows = (row("dense", macs=100), row())
+        return tuple(benching._measured_again(tmp_path, rows, recipe, {"host": target}, 20))
+
+    def slim(share):
+        return latency(4.0 * share)
+
+    return run
+
+
+def test_a_row_has_percentiles_and_the_interval_of_its_ratio(measured):
+    dense, slim = measured(0.5)
+    assert dense.row.ratio is None, "a network isn't compared with itself"
+    assert slim.row.ratio == slim.row.ratio_low == slim.row.ratio_high == pytest.approx(0.5)
+    assert slim.row.measured_p50_ms < slim.row.measured_p90_ms < slim.row.measured_p99_ms
+    assert slim.row.asked == pytest.approx(0.5 * slim.row.dense_p50_ms)
+    assert (dense.macs_share, slim.macs_share) == (1.0, 0.4)
+
+
+def test_layers_are_named_where_latency_fell_less_than_macs(measured):
+    assert [found.lost for found in measured(0.5)] == [(), (LOST,)]
+    assert [found.lost for found in measured(0.42)] == [(), ()]
+
+
+def test_a_runtime_that_does_not_tell_names_none(measured):
+    _, slim = measured(0.5, replace(HOST, format="ncnn", runtime="ncnn"))
+    assert slim.lags
+    assert slim.lost == ()
+    assert "no single layer can be named" in shown(slim)
+
+
+def shown(*found: Bench) -> str:
+    console = Console(width=120, record=True, file=None, quiet=True)
+    with console.capture() as captured:
+        console.quiet = False
+        console.print(*bench_tables(found), sep="\n")
+    return captured.get()
+
+
+def test_the_tables_have_all_side_by_side(measured):
+    text = shown(*measured(0.5))
+    figures = ("2.02 ms", "1.90 ms", "2.02 / 2.03 / 2.04", "50.0%", "40.0%", "1.00 → 0.80")
+    for words in (*figures, "features.3", "granularity"):
+        assert words in text
+
+
+def test_a_failed_row_is_told_below():
+    failed = Bench(row=row(status="failed", error="Off by 9%."), macs_share=0.4)
+    assert "host 50%: Off by 9%." in shown(failed)
+
+
+def test_as_json_is_the_row_and_why(measured):
+    _, slim = measured(0.5)
+    told = slim.as_json()
+    assert told["budget"] == "50%"
+    assert told["lost"] == [
+        {
+            "layer": "features.3",
+            "dense_ms": 1.0,
+            "slim_ms": 0.8,
+            "macs_share": 0.25,
+            "share": 0.4,
+            "reason": "granularity",
+        }
+    ]
+    assert told["lags"] is True
+
+
+def test_a_budget_in_macs_keeps_what_it_asked_for():
+    budget = parse_budget("50% macs", "latency")
+    found = with_latency(row("50% macs", metric="macs", asked=50.0), budget, latency(2.0), latency(4.0))
+    assert (found.asked, found.ratio) == (50.0, pytest.approx(0.5))
