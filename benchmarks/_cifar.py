@@ -23,7 +23,7 @@ from deploy_prune.search import gates_of
 from deploy_prune.surgery.graph import find_groups
 from deploy_prune.surgery.settle import settle
 from deploy_prune.training import Session, accuracy, make_accelerator, train_classifier
-from deploy_prune.types import Structure, silent
+from deploy_prune.types import Keep, Structure, silent
 from deploy_prune.workbench import Workbench
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -35,8 +35,8 @@ PRUNERS = {
     "tp_bn_scale": ("BNScalePruner", "BNScaleImportance"),
 }
 
-Cutter = Callable[[str], nn.Module]
-"""The slim network at a point."""
+Cutter = Callable[[str], tuple[nn.Module, Keep]]
+"""The slim network at a point, and what it kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ def theirs(bench: Bench, pruner: str, importance: str) -> Cutter:
     cuttable = {axis.tensor.removesuffix(".weight") for axis in members}  # layers whose outputs a group has
 
     def stepped(steps: int, round_to: int | None) -> nn.Module:
-        network = copy.deepcopy(bench.network)
+        network = numbered(copy.deepcopy(bench.network))
         layers = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         kept = [m for name, m in layers if name not in cuttable]
         made = getattr(tp.pruner, pruner)(
@@ -176,7 +176,7 @@ def theirs(bench: Bench, pruner: str, importance: str) -> Cutter:
             return tp.utils.count_ops_and_params(network, example)[0] <= share(point) * dense_macs
         return measured(bench, network) <= share(point) * (1 + bench.workbench.recipe.measure.tolerance)
 
-    def at(point: str) -> nn.Module:
+    def at(point: str) -> tuple[nn.Module, Keep]:
         round_to = None if point.endswith("x") else bench.workbench.granule(target)
         low, high = 0, TRIES
         while high - low > 1:
@@ -186,6 +186,31 @@ def theirs(bench: Bench, pruner: str, importance: str) -> Cutter:
         if not within(network, point):
             message = f"{pruner} can't reach {point}."
             raise BudgetError(message)
-        return network
+        return network, read_numbers(network, bench)
 
     return at
+
+
+def numbered(network: nn.Module) -> nn.Module:
+    """Channels are numbered in batch norms' running means, so that it can be read afterwards which ones stayed."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.copy_(torch.arange(module.num_features))
+    return network
+
+
+def read_numbers(network: nn.Module, bench: Bench) -> Keep:
+    """What stayed of each group; the running means become the dense network's again."""
+    state = bench.network.state_dict()
+    kept: dict[str, torch.Tensor] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            tensor = f"{name}.running_mean"
+            kept[tensor] = module.running_mean.long()
+            module.running_mean.copy_(state[tensor][kept[tensor]])
+    keep: Keep = {}
+    for group in bench.structure.groups:
+        axis = next(a for a in group.members if a.tensor in kept)
+        keep[group.name] = torch.zeros(group.channels, dtype=torch.bool)
+        keep[group.name][axis.unit_of[kept[axis.tensor]]] = True
+    return keep

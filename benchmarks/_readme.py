@@ -196,6 +196,43 @@ def parity(figures: dict[str, Any]) -> str:
     return f"{head}\n\n{table(['format', 'precision', 'pass', 'off by', 'agree'], rows)}"
 
 
+def recovery(figures: dict[str, Any]) -> str:
+    """What comes back with few examples, and what each part of the retrainer adds."""
+    found = figures["figures"]
+    shots = list(dict.fromkeys(name.partition(", ")[0] for name in found))
+    variants = list(dict.fromkeys(name.partition(", ")[2] for name in found))
+    cells = [[found.get(f"{k}, {variant}") for k in shots] for variant in variants]
+    rows = [[v, *(interval_cell(c) for c in row)] for v, row in zip(variants, cells, strict=True)]
+    head = f"{figures['network']} on CIFAR-10, cut to {figures['point']} of its MACs by a search of "
+    head += f"{figures['search_steps']} steps, and retrained with so many images of each class of the same task "
+    head += f"(`benchmarks/recovery.py`). Test accuracy: dense {figures['dense']:.1%}, after the cut "
+    head += f"{figures['cut']:.1%}; then, with a recipe's defaults and with one of them changed:"
+    return f"{head}\n\n{table(['retraining', *(f'{k} a class' for k in shots)], rows)}"
+
+
+def carried(figures: dict[str, Any]) -> str:
+    """Architectures on new classes."""
+    found = figures["figures"]
+    shots = list(dict.fromkeys(name.partition(", ")[0] for name in found))
+    rows = []
+    for name in dict.fromkeys(name.partition(", ")[2] for name in found):
+        cells = [found.get(f"{k}, {name}") for k in shots]
+        rows.append([*name.split(", "), *(interval_cell(c) for c in cells)])
+    head = f"{figures['network']}'s channels, chosen on CIFAR-10 by searches of {figures['search_steps']} steps and "
+    head += f"carried to {figures['ways']} classes of CIFAR-100 with K images of each (`benchmarks/transfer.py`; mean "
+    head += f"of {figures['episodes']} draws of classes and images, and its 95% interval). Dense is fine-tuned "
+    head += "(inherit) or trained from scratch (fresh); all others have the fine-tuned one as teacher:"
+    return f"{head}\n\n{table(['MACs', 'method', 'weights', *(f'K = {k}' for k in shots)], rows)}"
+
+
+def interval_cell(found: dict[str, Any] | None) -> str:
+    """A mean and half its interval, in percent."""
+    if found is None:
+        return ""
+    half = "" if found["interval"] is None else f" ± {100 * found['interval']:.1f}"
+    return f"{100 * found['mean']:.1f}{half}"
+
+
 TEXTS = {
     "cifar_resnet20.json": cifar,
     "cifar_resnet56.json": cifar,
@@ -203,6 +240,8 @@ TEXTS = {
     "aslp_conv2.json": aslp,
     "formats.json": formats,
     "parity.json": parity,
+    "recovery.json": recovery,
+    "transfer.json": carried,
     "digits_transfer.json": transfer,
     "search_step.json": step,
     "kill_resume.json": resume,

@@ -41,11 +41,12 @@ from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import RetrainPart, SourceSearchPart, parse_budget
 from deploy_prune.retrain.batchnorm import reestimate
 from deploy_prune.retrain.distill import taught
+from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt
 from deploy_prune.search import METHODS, SearchGoal, SearchJob, choose
 from deploy_prune.shell import write_text
 from deploy_prune.surgery.cut import cut
-from deploy_prune.types import SearchResult, silent
+from deploy_prune.types import Keep, SearchResult, silent
 
 LEARNED = ("dap", "gate", "gumbel")
 SHOTS = (10, 50, None)
@@ -55,7 +56,7 @@ def ours(bench: Bench, method: str, seed: int, points: list[str]) -> Cutter:
     """One search for the smallest of the points of one metric, and what it keeps at each."""
     found: dict[str, SearchResult] = {}
 
-    def at(point: str) -> nn.Module:
+    def at(point: str) -> tuple[nn.Module, Keep]:
         metric = "macs" if point.endswith("x") else "latency"
         if metric not in found:
             alike = [p for p in points if p.endswith("x") == point.endswith("x")]
@@ -71,7 +72,7 @@ def ours(bench: Bench, method: str, seed: int, points: list[str]) -> Cutter:
         else:
             budget = parse_budget(point, "latency")
             keep = enforce(bench.workbench, load_target("host"), budget, result.scores, silent, point).keep
-        return cut(trained, bench.structure, keep)
+        return cut(trained, bench.structure, keep), keep
 
     return at
 
@@ -90,11 +91,14 @@ def search(bench: Bench, method: str, seed: int, metric: Any, limit: float) -> S
     return METHODS[method](job)
 
 
-def tuned(bench: Bench, slim: nn.Module, examples: Examples, steps: int, seed: int) -> float:
-    """Test accuracy after training with the dense network as teacher."""
+def tuned(bench: Bench, slim: nn.Module, matched: Match, examples: Examples, steps: int, seed: int) -> float:
+    """Test accuracy after training with the dense network as teacher, as a recipe does by default."""
     network = copy.deepcopy(slim)
-    part = RetrainPart(steps=steps, batch_size=min(bench.batch, len(examples)), lr=0.002)
-    adapt(network, examples, part, teacher=bench.network, session=bench.session(seed), augment="shift_flip")
+    part = RetrainPart(steps=steps, batch_size=min(bench.batch, len(examples)), hold_out=0.0)
+    adapt(
+        network, examples, part, teacher=bench.network, session=bench.session(seed), augment="shift_flip",
+        match=matched,
+    )  # fmt: skip
     return bench.accuracy(network)
 
 
@@ -108,10 +112,10 @@ def few(examples: Examples, shots: int | None, seed: int) -> Examples:
     return replace(examples, images=examples.images[chosen], labels=examples.labels[chosen])
 
 
-def row(bench: Bench, slim: nn.Module, seed: int, spent: int, point: str) -> dict[str, Any]:
+def row(bench: Bench, made: tuple[nn.Module, Keep], seed: int, spent: int, point: str) -> dict[str, Any]:
     """Straight after the cut (batch norm measured anew, for every method), and tuned with 10, 50 and all images."""
     stream = batches(bench.examples.source_train, bench.batch, seed, "none")
-    slim = slim.to(memory_format=torch.channels_last)
+    slim, matched = made[0].to(memory_format=torch.channels_last), match(bench.structure, made[1])
     reestimate(slim, stream, 8)
     found: dict[str, Any] = {"cut": bench.accuracy(slim)}
     found["params"] = sum(p.numel() for p in slim.parameters())
@@ -120,7 +124,7 @@ def row(bench: Bench, slim: nn.Module, seed: int, spent: int, point: str) -> dic
     for shots in SHOTS:
         steps = bench.steps - spent if shots is None else bench.steps // 5
         examples = few(bench.examples.source_train, shots, seed)
-        found["all" if shots is None else f"{shots} a class"] = tuned(bench, slim, examples, steps, seed)
+        found["all" if shots is None else f"{shots} a class"] = tuned(bench, slim, matched, examples, steps, seed)
     return found
 
 
@@ -181,13 +185,13 @@ def make(bench: Bench, arguments: argparse.Namespace) -> dict[str, dict[str, Any
                     continue
                 started = time.perf_counter()
                 try:
-                    slim = at(point)
+                    made = at(point)
                 except BudgetError as error:
                     print(name, error, flush=True)
                     continue
                 cut_s = round(time.perf_counter() - started, 1)
                 spent = bench.search_steps if method in LEARNED else 0
-                rows[name] = {**row(bench, slim, seed, spent, point), "cut_s": cut_s}
+                rows[name] = {**row(bench, made, seed, spent, point), "cut_s": cut_s}
                 write_text(arguments.rows, json.dumps(rows, indent=1) + "\n")
                 print(name, {k: round(v, 4) for k, v in rows[name].items()}, flush=True)
     return rows

@@ -184,6 +184,38 @@ def verify(bundle: Path, hashes_only: bool) -> None:
     click.echo("\n".join(check_bundle(bundle, hashes_only)))
 
 
+@main.command(epilog="Example: deploy-prune transfer slim.json --data photos --shots 10 --out slim-photos")
+@click.argument("source", metavar="ARCHITECTURE_OR_RUN_FOLDER", type=click.Path(path_type=Path))
+@click.option("--data", "collection", required=True, help="A folder with a folder of images per class, or a data set.")
+@click.option("--shots", type=click.IntRange(min=1), help="Training examples of each class. Default: 10.")
+@click.option("--init", type=click.Choice(["inherit", "fresh"]), help="Begin with the weights that are there, or anew.")
+@click.option("--episodes", type=click.IntRange(min=1), default=1, show_default=True, help="Draws of the examples.")
+@click.option("--teacher", type=file_option, help="The dense network's weights. Default: the run's.")
+@settings
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
+@click.option("--trust", is_flag=True, help="Run the code that an architecture of your own (module:callable) names.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def transfer(source: Path, settings: Sequence[str], quiet: bool, **how: Any) -> None:
+    """Adapt a slim architecture to new data, with a few examples of each class.
+
+    An architecture.json alone learns from scratch. A run's TARGET/BUDGET folder begins with its weights, but for the
+    classifier, and the run's dense network teaches it. Several episodes give the mean accuracy and its 95% interval;
+    OUT has the first one's network. --set takes a recipe's keys: data and retrain, seed, device, threads.
+
+    \b
+    deploy-prune transfer resnet20-slim.json --data cifar100 --set data.ways=10 --episodes 5 --out slim-cifar100
+    deploy-prune transfer runs/mobilenet/host/50% --data photos --set data.augment=crop_flip --out slim-photos
+    deploy-prune export slim-photos --target pixel-6 --out slim-photos.tflite
+    """  # noqa: D301  (click's mark of lines that are kept)
+    from deploy_prune import transferring
+    from deploy_prune.console import output, rich_progress
+    from deploy_prune.report.transfer import transfer_table
+
+    with nullcontext(silent) if quiet else rich_progress() as progress:
+        found = transferring.transfer(source, settings, progress=progress, **how)
+    output().print(transfer_table(found))
+
+
 @main.command(epilog="Example: deploy-prune show runs/mobilenet/host/50% --target pixel-8")
 @click.argument("source", metavar="ARCHITECTURE_OR_RUN_FOLDER", type=click.Path(path_type=Path))
 @click.option("--target", help="Predict latency there too; a device's name, see `deploy-prune targets`.")

@@ -83,11 +83,21 @@ def load_weights(network: nn.Module, path: Path) -> None:
     Raises:
         WeightsError: missing, damaged, pickled code, or not this network's; the first tensor that differs is named.
     """
+    state = read_state(path)
+    _require_fit(network.state_dict(), state, path)
+    load_state(network, state, strict=False)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, as `load_weights` reads it.
+
+    Raises:
+        WeightsError: missing, damaged, or pickled code.
+    """
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_state_dict(path)
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    _require_fit(network.state_dict(), state, path)
-    load_state(network, state, strict=False)
+    return state
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:

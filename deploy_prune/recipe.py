@@ -222,14 +222,38 @@ class SourceSearchPart(SearchPart):
 class RetrainPart(Part):
     """How the slim network is adapted to the target task."""
 
-    steps: Steps = 200
+    steps: Steps | None = Field(
+        default=None, description="none: 20 passes over the examples, but at least 200 steps and at most 4000"
+    )
     batch_size: Annotated[int, Field(ge=2)] = 64
-    lr: Rate = Field(default=0.005, description="peak learning rate of AdamW; 0.005 to 0.01 suits few steps")
+    lr: Rate | None = Field(
+        default=None,
+        description="peak learning rate of AdamW, of the last layer; none: 0.002 for inherited weights, 0.005 for fresh",
+    )
+    first_layer_lr: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="the first layer's learning rate as a share of the last's; from layer to layer it grows",
+    )
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    distill: Annotated[float, Field(ge=0, le=1)] = Field(default=0.5, description="share of the teacher in the loss")
+    distill: Annotated[float, Field(ge=0, le=1)] = Field(default=0.9, description="share of the teacher in the loss")
     temperature: Rate = 2.0
+    features: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        default=10.0, description="weight of the distance to the teacher's features, at the kept channels; 0: none"
+    )
     init: Literal["inherit", "fresh"] = Field(default="inherit", description="start from the kept weights, or new ones")
-    reestimate_batchnorm: bool = True
+    batchnorm: Literal["reestimate", "running", "freeze"] = Field(
+        default="reestimate",
+        description="statistics: taken anew at the end, the running ones of training, or those it came with",
+    )
+    mix: Literal["none", "mixup", "cutmix"] = Field(default="none", description="mix examples with each other")
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None,
+        description="decay of a moving average of the weights, which is what stays; none: the last weights",
+    )
+    hold_out: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None,
+        description="share of the examples that says when to stop; none: a tenth where every class has 100, else 0",
+    )
 
 
 class PrunePart(Part):

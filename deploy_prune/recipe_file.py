@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from math import isfinite
@@ -48,7 +49,7 @@ class _Source:
         for path, text in reversed(self.overrides.items()):
             if key[: len(path)] == path or (path[: len(key)] == key and not self._has(key)):
                 return f"--set {text}"
-        return f"{self.name}:{self.line(key)}"
+        return f"{self.name}:{self.line(key)}" if len(self.tree) else self.name
 
     def line(self, key: Key) -> int:
         """The key's line in the file, from 1; of the nearest key around it if the file does not have it."""
@@ -113,6 +114,18 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     for text in overrides:
         _override(values, text, source)
     return _validated(values, source)
+
+
+def resolve(values: Mapping[str, Any], overrides: Sequence[str] = (), name: str = "the recipe") -> Recipe:
+    """A recipe from plain values, as a file's would be read. ``overrides`` as for `load`; ``name``: for messages.
+
+    Raises:
+        RecipeError: a key or value is wrong.
+    """
+    source, changed = _Source(name=name, tree=CommentedMap()), copy.deepcopy(dict(values))
+    for text in overrides:
+        _override(changed, text, source)
+    return _validated(changed, source)
 
 
 def dump(recipe: Recipe) -> str:

@@ -57,8 +57,8 @@ def export(source: Path, target: str, out: Path, trust: bool = False) -> Artifac
     network = load(source, trust=trust)
     described = architecture.load(source / "architecture.json" if source.is_dir() else source)
     place = source.resolve() if source.is_dir() else source.resolve().parent
-    recipe_file = place.parent.parent / "recipe.yaml"
-    recipe = load_recipe(str(recipe_file)) if recipe_file.is_file() else None
+    files = [place.parent.parent / "recipe.yaml", place / "transfer.yaml"]
+    recipe = next((load_recipe(str(file)) for file in files if file.is_file()), None)
     part = Recipe.model_fields["export"].default if recipe is None else recipe.export
     inputs, calibration = torch.randn(road.PROOF_EXAMPLES, *described.input_shape[1:]), None
     if chosen.precision != "fp32" and recipe is not None:

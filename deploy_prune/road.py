@@ -25,6 +25,7 @@ from deploy_prune.export.artifact import require
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe
 from deploy_prune.retrain.distill import taught
+from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt
 from deploy_prune.runfolder import RunFolder, sha256
 from deploy_prune.search import METHODS, SearchGoal, SearchJob, check_options, gates_of
@@ -133,7 +134,8 @@ def train_dense(road: Road) -> str:
             )  # fmt: skip
         folder.write_tensors("dense/weights.safetensors", network.state_dict())
         score = accuracy(network, road.data.source_test, accelerator=road.session.accelerator)
-        folder.write_json("dense/training.json", {"loss": losses, "source_accuracy": score})
+        norm = {"mean": road.data.source_train.mean.tolist(), "std": road.data.source_train.std.tolist()}
+        folder.write_json("dense/training.json", {"loss": losses, "source_accuracy": score, **norm})
 
     key = {
         "version": __version__, "model": recipe.model.model_dump(), "data": recipe.data.model_dump(),
@@ -222,9 +224,9 @@ def adapt_dense(road: Road, dense: str) -> str:
 
     def compute() -> None:
         network = target_network(road, folder.read_tensors("dense/weights.safetensors"))
-        score = _adapt(road, network, None, "adapt the dense network")
+        told = _adapt(road, network, None, None, "adapt the dense network")
         folder.write_tensors("dense/adapted.safetensors", network.state_dict())
-        folder.write_json("dense/adapted.json", {"accuracy": score})
+        folder.write_json("dense/adapted.json", told)
 
     key = {"dense": dense, "retrain": recipe.retrain.model_dump(), "seed": recipe.seed, **_precision(recipe)}
     return folder.stage("adapt", key, ["dense/adapted.safetensors", "dense/adapted.json"], compute)
@@ -237,12 +239,15 @@ def teacher_of(road: Road) -> nn.Module:
     return network
 
 
-def _adapt(road: Road, network: nn.Module, teacher: nn.Module | None, work: str) -> float:
-    adapt(
+def _adapt(road: Road, network: nn.Module, teacher: nn.Module | None, match: Match | None, work: str) -> dict[str, Any]:
+    """Train in place on the target task; what there is to tell of it."""
+    done = adapt(
         network, road.data.target_train, road.recipe.retrain, teacher=teacher, session=road.session,
-        augment=road.recipe.data.augment, work=work,
+        augment=road.recipe.data.augment, match=match, work=work,
     )  # fmt: skip
-    return accuracy(network, road.data.target_test, accelerator=road.session.accelerator)
+    score = accuracy(network, road.data.target_test, accelerator=road.session.accelerator)
+    told = {"steps": len(done.losses), "chosen_step": done.chosen_step, "held_out": done.num_held_out}
+    return {"accuracy": score, **told, "seconds": round(done.seconds, 1)}
 
 
 def plan(road: Road, bench: Workbench, found: tuple[str, SearchResult], target: Target, budget: Budget) -> str:
@@ -285,9 +290,9 @@ def retrain(road: Road, bench: Workbench, found: SearchResult, teacher: nn.Modul
         keep = architecture.load(folder.path / place / "architecture.json").keep
         dense = target_network(road, found.state if recipe.retrain.init == "inherit" else None)
         slim = cut(dense, bench.structure, keep)
-        score = _adapt(road, slim, teacher, f"{place.replace('/', ' ')}: retrain")
+        told = _adapt(road, slim, teacher, match(bench.structure, keep), f"{place.replace('/', ' ')}: retrain")
         folder.write_tensors(f"{place}/weights.safetensors", slim.state_dict())
-        folder.write_json(f"{place}/retrain.json", {"accuracy": score})
+        folder.write_json(f"{place}/retrain.json", told)
 
     files = [f"{place}/weights.safetensors", f"{place}/retrain.json"]
     depends = {

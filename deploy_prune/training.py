@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,13 @@ from deploy_prune.types import Forward, Progress, silent
 MOMENTUM = 0.9
 PRECISIONS = ("no", "bf16")
 WARMUP_SHARE = 0.2  # of the steps, in which the learning rate rises
+
+
+class Stepped(Protocol):
+    """What takes a step after every step of the optimizers: a schedule, an average of weights."""
+
+    def step(self) -> None:
+        """Take it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,11 +115,13 @@ def fit(
     steps: int,
     work: str,
     progress: Progress = silent,
-    schedulers: Sequence[LRScheduler] = (),
+    schedulers: Sequence[Stepped] = (),
+    enough: Callable[[int], bool] = lambda _: False,
 ) -> list[float]:
     """Take ``steps`` steps on ``step_loss(batch)`` (a scalar) with every optimizer; the losses, one a step.
 
-    What is trained must be on the accelerator's device already; batches (tensors, nested as they like) are moved.
+    Whatever is in ``schedulers`` takes a step after each; then, if ``enough(step)``, it is over early. What is trained
+    must be on the accelerator's device already; batches (tensors, nested as they like) are moved.
     A step takes as many batches as the accelerator accumulates gradients over, and their mean loss.
 
     Raises:
@@ -135,6 +144,8 @@ def fit(
         for scheduler in schedulers:
             scheduler.step()
         progress(work, step, steps, loss=losses[-1])
+        if enough(step):
+            break
     return losses
 
 
@@ -155,7 +166,7 @@ def train_classifier(
         TrainingError: the loss is not finite.
     """
     with placed(network, session.accelerator.device, training=True):
-        groups = decay_groups(network, part.weight_decay)
+        groups = decay_groups(network, part.weight_decay, part.lr)
         optimizer = SGD(groups, lr=part.lr, momentum=MOMENTUM, nesterov=True)
         return fit(
             lambda batch: classification(network, batch),
@@ -165,33 +176,50 @@ def train_classifier(
             steps=part.steps,
             work=work,
             progress=session.progress,
-            schedulers=one_cycle(optimizer, part.lr, part.steps),
+            schedulers=one_cycle(optimizer, part.steps),
         )
 
 
-def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def decay_groups(network: nn.Module, weight_decay: float, lr: float, first: float = 1.0) -> list[dict[str, Any]]:
     """What is trained, for an optimizer: only weights of two or more axes decay, not biases and norms.
 
-    He et al., arXiv 1812.01187, section 3.1.
+    He et al., arXiv 1812.01187, section 3.1. ``lr`` is the last layer's learning rate; the first one's is ``first``
+    times it, and between them it grows by the same factor from layer to layer (Howard and Ruder, arXiv 1801.06146,
+    section 3.2), layers in the order of their definition.
     """
-    trained = [p for p in network.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    layers = [[p for p in m.parameters(recurse=False) if p.requires_grad] for m in network.modules()]
+    layers = [layer for layer in layers if layer]
+    seen: set[int] = set()
+    groups: list[dict[str, Any]] = []
+    for depth, layer in enumerate(layers):
+        rate = lr * first ** (1 - depth / max(1, len(layers) - 1)) if first < 1 else lr
+        for decays in (True, False):
+            params = [p for p in layer if (p.ndim > 1) == decays and id(p) not in seen]
+            seen |= set(map(id, params))
+            if params:
+                groups.append({"params": params, "lr": rate, "weight_decay": weight_decay if decays else 0.0})
+    return groups if first < 1 else _joined(groups)
 
 
-def one_cycle(optimizer: Optimizer, lr: float, steps: int) -> list[LRScheduler]:
-    """The learning rate rises from a tenth of ``lr`` to it in a fifth of the steps, then falls to nearly 0 (cosine).
+def _joined(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of equal settings as one: optimizers take a group at a time."""
+    joined: dict[tuple[float, float], list[Any]] = {}
+    for group in groups:
+        joined.setdefault((group["lr"], group["weight_decay"]), []).extend(group["params"])
+    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in joined.items()]
 
-    After Smith and Topin, arXiv 1708.07120, with a constant momentum.
+
+def one_cycle(optimizer: Optimizer, steps: int) -> list[LRScheduler]:
+    """Each group's learning rate rises from a tenth to the whole in a fifth of the steps, then falls to nearly 0.
+
+    After Smith and Topin, arXiv 1708.07120 (cosine), with a constant momentum.
     """
     if steps < 2:
         return []
     return [
         OneCycleLR(
             optimizer,
-            max_lr=lr,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=steps + 1,
             pct_start=max(WARMUP_SHARE, 2 / (steps + 1)),  # one step at least
             cycle_momentum=False,

@@ -49,6 +49,7 @@ LEVELS = (
             "reuse",
             "road",
             "timing",
+            "transferring",
             "enforce",
             "runfolder",
             "workbench",

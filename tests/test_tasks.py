@@ -28,7 +28,7 @@ def train(network: nn.Module, example: Example, steps: int, seed: int) -> nn.Mod
     fit(
         lambda batch: example.loss(network, batch), example.batches(seed), [optimizer],
         accelerator=make_accelerator("cpu"), steps=steps, work="train",
-        schedulers=one_cycle(optimizer, example.lr, steps),
+        schedulers=one_cycle(optimizer, steps),
     )  # fmt: skip
     return network
 

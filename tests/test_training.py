@@ -166,7 +166,7 @@ def test_precisions_and_accumulation_that_there_are_not(precision, accumulate):
 
 def test_learning_rate_makes_one_cycle():
     optimizer = torch.optim.SGD(small().parameters(), lr=0.1)
-    (scheduler,) = one_cycle(optimizer, lr=0.1, steps=100)
+    (scheduler,) = one_cycle(optimizer, steps=100)
     rates = []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -179,7 +179,7 @@ def test_learning_rate_makes_one_cycle():
 
 
 def test_biases_and_norms_do_not_decay():
-    groups = decay_groups(small(), 0.5)
+    groups = decay_groups(small(), 0.5, 0.1)
     assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.5, 2), (0, 4)]
 
 
@@ -244,7 +244,7 @@ def test_devices_that_are_not_there(device):
 @pytest.mark.parametrize("steps", range(2, 12))
 def test_the_learning_rate_rises_and_falls_however_few_the_steps(steps):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    (schedule,) = one_cycle(optimizer, 1.0, steps)
+    (schedule,) = one_cycle(optimizer, steps)
     rates = []
     for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deploy_prune.data import Batch
+from deploy_prune.retrain.features import Match, Watch, feature_loss
 from deploy_prune.training import classification
 from deploy_prune.types import Forward, Task
 
@@ -14,7 +15,8 @@ from deploy_prune.types import Forward, Task
 def distillation(student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, share: float, temperature: float) -> Tensor:
     """(1 - share) CE(student, labels) + share T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over B.
 
-    Logits float [B, C], labels int64 [B]; T^2 keeps the gradients' size apart from T (section 2 of the paper).
+    Logits float [B, C], labels int64 [B], or shares of classes float [B, C]. T^2 keeps the gradients' size apart from T
+    (section 2 of the paper).
     """
     # L = (1 - d) H(y, s) + d T^2 KL(t_T || s_T)
     hard = F.cross_entropy(student_BC, labels_B)
@@ -27,18 +29,30 @@ def distillation(student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, share
     return (1 - share) * hard + share * temperature**2 * soft
 
 
-def taught(teacher: nn.Module | None, share: float, temperature: float) -> Task:
+def taught(
+    teacher: nn.Module | None, share: float, temperature: float, *, features: float = 0.0, match: Match | None = None
+) -> Task:
     """Classification with a teacher, which must be on the batches' device and is called as it is: a `types.Task`.
 
-    Without a teacher, or with no share of it, it is `classification`.
+    With a weight for ``features`` and a ``match``, the forward is the slim network itself, and the loss has their
+    distance, too: see `feature_loss`. Without a teacher, or with no share of it at all, it is `classification`.
     """
-    if teacher is None or share == 0:
+    compared = match if features > 0 else None
+    if teacher is None or (share == 0 and compared is None):
         return classification
 
     def loss(forward: Forward, batch: Batch) -> Tensor:
         x, y = batch
-        with torch.no_grad():
+        if compared is None:
+            with torch.no_grad():
+                target = teacher(x)
+            return distillation(forward(x), target, y, share, temperature)
+        assert isinstance(forward, nn.Module)
+        with torch.no_grad(), Watch(teacher, compared.kept) as told:
             target = teacher(x)
-        return distillation(forward(x), target, y, share, temperature)
+        with Watch(forward, compared.kept) as found:
+            logits = forward(x)
+        close = feature_loss(found.read, told.read, compared)
+        return distillation(logits, target, y, share, temperature) + features * close
 
     return loss

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
 
+import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW
 
-from deploy_prune.data import Augment, Examples, batches
+from deploy_prune.data import Augment, Batch, Examples, batches
 from deploy_prune.recipe import RetrainPart
 from deploy_prune.retrain.batchnorm import reestimate
 from deploy_prune.retrain.distill import taught
-from deploy_prune.training import Session, decay_groups, fit, one_cycle, placed
+from deploy_prune.retrain.features import Match
+from deploy_prune.retrain.stopping import Average, BestSoFar, hold_out
+from deploy_prune.training import Session, Stepped, decay_groups, fit, one_cycle, placed
 
-BATCHNORM_EXAMPLES = 1000  # examples, augmented anew each time, that batch-norm statistics are averaged over
-BETAS = (0.9, 0.99)  # the second moment's memory (100 steps) must not outlast the training
+BATCHNORM_EXAMPLES: Final = 1000  # examples, augmented anew each time, that batch-norm statistics are averaged over
+BETAS: Final = (0.9, 0.99)  # the second moment's memory (100 steps) must not outlast the training
+RATES: Final = {"inherit": 0.002, "fresh": 0.005}
+"""Learning rates if the recipe gives none. From inherited weights 0.0005 to 0.002 came out alike, 0.005 lower."""
+PASSES, FEWEST, MOST = 20, 200, 4000
+"""Steps if the recipe gives none: so many passes over the examples, within these bounds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapted:
+    """What came of it: the loss of every step, how many examples were held out to stop by, whose weights stayed."""
+
+    losses: tuple[float, ...]
+    num_held_out: int
+    chosen_step: int
+    seconds: float
 
 
 def adapt(
@@ -25,36 +47,80 @@ def adapt(
     teacher: nn.Module | None,
     session: Session,
     augment: Augment,
+    match: Match | None = None,
     work: str = "retrain",
-) -> list[float]:
-    """Train in place on ``examples`` (K shots a class), also towards the teacher's logits; the loss of each step.
+) -> Adapted:
+    """Train in place on ``examples`` (K shots a class), also towards the teacher's logits and (``match``) features.
 
     AdamW (Loshchilov and Hutter, arXiv 1711.05101) with one cycle of the learning rate: in the few steps that few
-    examples need, it comes much further than SGD. The batch is at most the whole set. In the end batch-norm statistics
-    are taken anew from the (augmented) examples, with the weights as they are then; the old ones would tell of another
-    task and of wider layers, and while training the batch's own are used. Both networks come back on the device and in
-    the mode they were in; the teacher's forward is in evaluation mode.
+    examples need, it comes much further than SGD. The batch is at most the whole set. Where examples are held out
+    (``part.hold_out``), the weights that did best on them stay; without, all steps are taken and the last weights stay.
+    With ``batchnorm: reestimate`` statistics are taken anew in the end from the (augmented) examples, with the weights
+    as they are then; the old ones would tell of another task and of wider layers, and while training the batch's own
+    are used. Both networks come back on the device and in the mode they were in; the teacher's forward is in
+    evaluation mode.
 
     Raises:
         TrainingError: the loss is not finite.
     """
+    started, device = time.perf_counter(), session.accelerator.device
+    examples, held = hold_out(examples, part.hold_out, session.seed)
+    steps = num_steps(part, len(examples))
     stream = batches(examples, part.batch_size, session.seed, augment)
     with ExitStack() as stack:
-        stack.enter_context(placed(network, session.accelerator.device, training=True))
+        stack.enter_context(placed(network, device, training=True))
         if teacher is not None:
-            stack.enter_context(placed(teacher, session.accelerator.device, training=False))
-        optimizer = AdamW(decay_groups(network, part.weight_decay), lr=part.lr, betas=BETAS)
-        task = taught(teacher, part.distill, part.temperature)
+            stack.enter_context(placed(teacher, device, training=False))
+        if part.batchnorm == "freeze":
+            freeze_statistics(network)
+        optimizer = AdamW(decay_groups(network, part.weight_decay, peak_rate(part), part.first_layer_lr), betas=BETAS)
+        average = Average(network, part.ema) if part.ema is not None else None
+        schedulers: list[Stepped] = [*one_cycle(optimizer, steps), *([average] if average else [])]
+        candidate = average.network if average else network
+        best = BestSoFar(candidate, held, steps, session) if held is not None else None
+        task = taught(teacher, part.distill, part.temperature, features=part.features, match=match)
         losses = fit(
-            lambda batch: task(network, batch),
-            stream,
-            [optimizer],
-            accelerator=session.accelerator,
-            steps=part.steps,
-            work=work,
-            progress=session.progress,
-            schedulers=one_cycle(optimizer, part.lr, part.steps),
-        )
-        if part.reestimate_batchnorm:
+            lambda batch: task(network, batch), mixed_batches(stream, part, examples, session.seed), [optimizer],
+            accelerator=session.accelerator, steps=steps, work=work, progress=session.progress,
+            schedulers=schedulers, enough=best or (lambda _: False),
+        )  # fmt: skip
+        if best is not None and best.state:
+            network.load_state_dict(best.state)
+        elif average is not None:
+            network.load_state_dict(average.network.state_dict())
+        if part.batchnorm == "reestimate":
             reestimate(network, stream, -(-BATCHNORM_EXAMPLES // min(part.batch_size, len(examples))))
-    return losses
+    return Adapted(
+        losses=tuple(losses), num_held_out=0 if held is None else len(held),
+        chosen_step=best.step if best is not None and best.state else len(losses),
+        seconds=time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def num_steps(part: RetrainPart, num_examples: int) -> int:
+    """As the recipe says, or by the number of examples."""
+    if part.steps is not None:
+        return part.steps
+    return min(MOST, max(FEWEST, PASSES * num_examples // min(part.batch_size, num_examples)))
+
+
+def peak_rate(part: RetrainPart) -> float:
+    """The last layer's, as the recipe says, or by where the weights come from."""
+    return part.lr if part.lr is not None else RATES[part.init]
+
+
+def freeze_statistics(network: nn.Module) -> None:
+    """Batch norms use the statistics that they have, also while they are trained."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+def mixed_batches(stream: Iterator[Batch], part: RetrainPart, examples: Examples, seed: int) -> Iterator[Batch]:
+    """The stream, its examples mixed with each other as the recipe says; labels are then shares, float [B, classes]."""
+    if part.mix == "none":
+        return stream
+    from deploy_prune.augment import mixed
+
+    generator, num_classes = torch.Generator().manual_seed(seed), int(examples.labels.max()) + 1
+    return (mixed(x, y, num_classes, part.mix, generator) for x, y in stream)

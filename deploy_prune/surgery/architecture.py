@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -129,6 +129,31 @@ def dense_network(architecture: Architecture, trust: bool = False) -> nn.Module:
         else:
             _same_definition(architecture, trial)
         return models.build(part, num_classes)
+
+
+def retarget(
+    architecture: Architecture, num_classes: int, input_shape: Sequence[int], trust: bool = False
+) -> tuple[Architecture, nn.Module]:
+    """The same structure for another task, and its dense network with fresh weights from torch's global generator.
+
+    ``input_shape``: [B, ...] of the other task's inputs. Tensors whose shape depends on the number of classes change,
+    and nothing else: the channels that stay are the architecture's.
+
+    Raises:
+        ArchitectureError: as ``dense_network``.
+        ModelError: the network can't be built with so many classes.
+    """
+    dense = dense_network(architecture, trust)
+    if num_classes != architecture.num_classes:
+        dense = models.build(architecture.model, num_classes)
+    shapes = dict(architecture.shapes)
+    for name, tensor in dense.state_dict().items():
+        before, slim = shapes[name]
+        after = tuple(tensor.shape)
+        cut_to = tuple(s if b == a else a for b, s, a in zip(before, slim, after, strict=True))
+        shapes[name] = (after, cut_to)
+    told = replace(architecture, num_classes=num_classes, input_shape=tuple(input_shape), shapes=shapes)
+    return told, dense
 
 
 @contextmanager

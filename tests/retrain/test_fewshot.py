@@ -48,7 +48,7 @@ def taught():
 def test_few_examples_are_enough_for_something(taught):
     network = small()
     losses = retrain(network)
-    assert len(losses) == 60
+    assert len(losses.losses) == 60
     assert accuracy(network, bars(200, 9)) > 0.85
 
 
@@ -88,12 +88,12 @@ def test_same_seed_same_weights():
     assert all(torch.equal(t, second.state_dict()[name]) for name, t in first.state_dict().items())
 
 
-@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("asked", ["reestimate", "running", "freeze"])
 def test_batchnorm_is_reestimated_if_asked(asked):
     network = small()
     network[1].running_mean.fill_(1e4)
-    retrain(network, steps=0, reestimate_batchnorm=asked)
-    assert (network[1].running_mean.abs().max() < 10) == asked
+    retrain(network, steps=0, batchnorm=asked)
+    assert (network[1].running_mean.abs().max() < 10) == (asked == "reestimate")
 
 
 def test_loss_that_is_not_finite_stops():

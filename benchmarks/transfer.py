@@ -1,0 +1,226 @@
+"""Architectures found on plenty of source data, carried to new classes with K examples each.
+
+    python benchmarks/transfer.py --data ROOT [--source NPZ] [--target NPZ] [--network resnet20] [--points 50%,25%]
+                                  [--shots 1,5,10,50] [--ways 10] [--episodes 5] [--search-steps 300] [--inner] [--full]
+
+The source (default: ROOT's CIFAR-10) is what masks are learned on. An episode draws WAYS classes of the target
+(default: ROOT's CIFAR-100) and K training images of each, the same for every method. Networks cut to POINT of MACs are
+adapted to them with a recipe's defaults, from inherited weights or fresh ones, with the dense network, fine-tuned on
+the same images, as teacher; all test images of the classes are the test. `magnitude, fresh` is the magnitude mask
+re-initialised. Mean accuracy and 95% interval over episodes. Searches and rows that --rows has are not made again.
+--full: 20 passes of search and 20 episodes, for a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import _results
+import torch
+from _cifar import Bench, load
+from cifar_resnet import LEARNED, search
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from deploy_prune import cost, data, models
+from deploy_prune.data import TransferData
+from deploy_prune.recipe import DataPart, ModelPart, RetrainPart
+from deploy_prune.retrain.episodes import interval
+from deploy_prune.retrain.features import Match, match
+from deploy_prune.retrain.fewshot import adapt
+from deploy_prune.search import choose
+from deploy_prune.shell import write_text
+from deploy_prune.surgery.cut import cut
+from deploy_prune.training import accuracy, make_accelerator, set_seed
+from deploy_prune.types import Keep
+
+METHODS: Final = (*LEARNED, "magnitude", "random", "uniform")
+FULL_EPISODES: Final = 20
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Found:
+    """What a method found on the source: masks per point, and the dense network's weights when it ended."""
+
+    keep: Mapping[str, Keep]
+    state: Mapping[str, Tensor]
+
+
+def main() -> None:
+    """Search once per method, adapt to every episode, and write benchmarks/results/transfer.json."""
+    arguments = parse()
+    if arguments.data is None and (arguments.source is None or arguments.target is None):
+        print("skipped: say where CIFAR-10 and CIFAR-100 are, with --data ROOT or DEPLOY_PRUNE_DATA")
+        return
+    with TemporaryDirectory() as scratch:
+        bench = load(arguments, Path(scratch))
+        methods = arguments.methods.split(",")
+        found = {method: searched(bench, method, arguments) for method in methods}
+        rows = make(bench, found, arguments)
+    figures = summarise(rows)
+    show(figures, arguments)
+    _results.write(
+        "transfer", {"network": arguments.network, "figures": figures}, search_steps=bench.search_steps,
+        episodes=arguments.episodes, ways=arguments.ways, inner=arguments.inner, precision=bench.precision,
+    )  # fmt: skip
+
+
+def searched(bench: Bench, method: str, arguments: argparse.Namespace) -> Found:
+    """One search for the smallest point, kept beside the rows, and what it keeps at each."""
+    points = arguments.points.split(",")
+    kept = arguments.rows.with_name(f"{arguments.rows.stem}_{method}.pt")
+    shares, model = [float(p.rstrip("%")) / 100 for p in points], cost.macs(bench.structure)
+    if not kept.exists():
+        result = search(bench, method, 0, "macs", min(shares))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"state": result.state, "scores": result.scores}, kept)
+    result = torch.load(kept, weights_only=True)
+    dense = model(bench.structure.dense_counts)
+    keep = {
+        point: choose(result["scores"], bench.structure, model, share * dense, 1, 2)
+        for point, share in zip(points, shares, strict=True)
+    }
+    return Found(keep=keep, state=result["state"])
+
+
+def make(bench: Bench, found: Mapping[str, Found], arguments: argparse.Namespace) -> dict[str, float]:
+    """Every row that --rows doesn't have, keyed "K, EPISODE, POINT, METHOD, INIT"."""
+    rows: dict[str, float] = json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {}
+    for episode in range(arguments.episodes):
+        for shots in map(int, arguments.shots.split(",")):
+            missing = [row for row in wanted(found, arguments) if f"{shots}, {episode}, {', '.join(row)}" not in rows]
+            if not missing:
+                continue
+            task = Task(bench, data.load(target_part(bench, shots, arguments), episode), episode, arguments)
+            for row in missing:
+                name = f"{shots}, {episode}, {', '.join(row)}"
+                rows[name] = task.score(found, *row)
+                print(name, f"{rows[name]:.1%}", flush=True)
+                write_text(arguments.rows, json.dumps(rows, indent=1) + "\n")
+    return rows
+
+
+def wanted(found: Mapping[str, Found], arguments: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
+    """Point, method and init of an episode's rows."""
+    for init in ("inherit", "fresh"):
+        yield "100%", "dense", init
+        for point in arguments.points.split(","):
+            for method in found:
+                yield point, method, init
+
+
+def target_part(bench: Bench, shots: int, arguments: argparse.Namespace) -> DataPart:
+    """The target's examples: normalised as the source's, as its weights expect."""
+    example = bench.examples.source_train
+    where = {"source": "npz", "root": str(arguments.target)} if arguments.target else {"source": "cifar100"}
+    return DataPart(
+        **{"root": str(arguments.data), **where}, image_size=arguments.image_size, shots=shots, ways=arguments.ways,
+        augment="shift_flip", mean=example.mean.tolist(), std=example.std.tolist(),
+    )  # fmt: skip
+
+
+class Task:
+    """One episode with K shots: its examples and its teacher."""
+
+    def __init__(self, bench: Bench, examples: TransferData, episode: int, arguments: argparse.Namespace) -> None:
+        self.bench, self.examples, self.episode = bench, examples, episode
+        self.part = RetrainPart().model_copy(update=json.loads(arguments.retrain))
+        self.model = ModelPart(source=arguments.network)
+        self.head = models.head_tensors(self.model, examples.num_target)
+        self.dense = self.adapted(self.network(bench.network.state_dict()), None, None, "inherit")
+
+    def network(self, state: Mapping[str, Tensor] | None) -> nn.Module:
+        """The dense network for the episode's classes: a new classifier, all else as in ``state``, or new, too."""
+        set_seed(self.episode)
+        network = models.build(self.model, self.examples.num_target)
+        if state is not None:
+            body = {name: tensor for name, tensor in state.items() if name not in self.head}
+            models.load_state(network, body, strict=False)
+        return network
+
+    def adapted(self, network: nn.Module, teacher: nn.Module | None, matched: Match | None, init: str) -> nn.Module:
+        """Trained on the shots."""
+        adapt(
+            network.to(memory_format=torch.channels_last), self.examples.target_train,
+            self.part.model_copy(update={"init": init}), teacher=teacher, session=self.bench.session(self.episode),
+            augment="shift_flip", match=matched,
+        )  # fmt: skip
+        return network
+
+    def score(self, found: Mapping[str, Found], point: str, method: str, init: str) -> float:
+        """Test accuracy of one row."""
+        if method == "dense":
+            dense = self.dense if init == "inherit" else self.adapted(self.network(None), None, None, init)
+            return self.accuracy(dense)
+        keep = found[method].keep[point]
+        slim = cut(self.network(found[method].state if init == "inherit" else None), self.bench.structure, keep)
+        teacher = copy.deepcopy(self.dense)
+        return self.accuracy(self.adapted(slim, teacher, match(self.bench.structure, keep), init))
+
+    def accuracy(self, network: nn.Module) -> float:
+        """On the episode's test images, in the precision of training."""
+        accelerator = make_accelerator(self.bench.device, self.bench.precision)
+        with accelerator.autocast():
+            return accuracy(network, self.examples.target_test, accelerator=accelerator)
+
+
+def summarise(rows: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Mean, half its 95% interval and number of episodes, keyed "K, POINT, METHOD, INIT"."""
+    gathered: dict[str, list[float]] = {}
+    for name, value in rows.items():
+        shots, _, *rest = name.split(", ")
+        gathered.setdefault(", ".join([shots, *rest]), []).append(value)
+    return {
+        name: dict(zip(("mean", "interval"), interval(values), strict=True)) | {"n": len(values)}
+        for name, values in gathered.items()
+    }
+
+
+def show(figures: Mapping[str, Mapping[str, Any]], arguments: argparse.Namespace) -> None:
+    shots = arguments.shots.split(",")
+    table = Table("MACs, method, weights", *(f"K = {k}" for k in shots))
+    for name in dict.fromkeys(name.partition(", ")[2] for name in figures):
+        cells = [figures.get(f"{k}, {name}") for k in shots]
+        table.add_row(name, *("" if c is None else f"{c['mean']:.1%} ± {c['interval'] or 0:.1%}" for c in cells))
+    Console().print(table)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("DEPLOY_PRUNE_DATA"))
+    parser.add_argument("--source", type=Path, help="x_train, y_train, x_test, y_test; default: ROOT's CIFAR-10")
+    parser.add_argument("--target", type=Path, help="the same; default: ROOT's CIFAR-100")
+    parser.add_argument("--weights", type=Path, help="default: ROOT/weights/cifar10_NETWORK.safetensors")
+    parser.add_argument("--train-steps", type=int, default=0, help="train the dense network; default: don't")
+    parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--points", default="50%,25%")
+    parser.add_argument("--shots", default="1,5,10,50")
+    parser.add_argument("--ways", type=int, default=10)
+    parser.add_argument("--episodes", type=int, default=5)
+    parser.add_argument("--search-steps", type=int, default=300)
+    parser.add_argument("--inner", action="store_true", help="keep the channels that skip connections share")
+    parser.add_argument("--retrain", default="{}", help="changes to a recipe's defaults, as JSON")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="bf16", choices=["no", "bf16"])
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--rows", type=Path, default=Path("runs/transfer.json"))
+    arguments = parser.parse_args()
+    arguments.steps = 0
+    arguments.episodes = FULL_EPISODES if arguments.full else arguments.episodes
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What a layer reads, in the slim network as in its teacher: the hints of Romero et al., arXiv 1412.6550.
+
+A slim network's channels are channels of the dense one, so the kept channels select the teacher's, and the two can be
+compared as they are, without the paper's regressor. They are compared where a weight reads them, as gates act on
+consumers: after norm and activation.
+
+B batch, L channels that a weight reads in the dense network, K those of them that the slim network has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from deploy_prune.types import Axis, Keep, Structure
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Match:
+    """Where a slim network's features can be compared with its teacher's: a weight's name -> bool[L], what it kept."""
+
+    kept: Mapping[str, Tensor]
+
+
+def match(structure: Structure, keep: Keep) -> Match:
+    """One place for each group: the first weight that reads its channels. Groups that aren't in ``keep`` are whole."""
+    first: dict[tuple[str, int], Axis] = {}
+    for group in structure.groups:
+        axis = group.consumers[0]
+        first.setdefault((axis.tensor, axis.axis), axis)
+    kept = {tensor: torch.ones(len(axis.unit_of), dtype=torch.bool) for (tensor, _), axis in first.items()}
+    for group in structure.groups:
+        for axis in group.consumers:
+            if (axis.tensor, axis.axis) in first and group.name in keep:
+                mine = axis.unit_of >= 0
+                kept[axis.tensor][mine] &= keep[group.name][axis.unit_of[mine]]
+    return Match(kept=kept)
+
+
+class Watch(TorchFunctionMode):
+    """While it is entered, remembers what convolutions and linear layers of these names read, the last time."""
+
+    def __init__(self, network: nn.Module, names: Iterable[str]) -> None:
+        super().__init__()
+        parameters = dict(network.named_parameters(remove_duplicate=False))
+        self.names = {id(parameters[name]): name for name in names if name in parameters}
+        self.read: dict[str, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Every call of torch, also those of an exported graph."""
+        if len(args) > 1 and (name := self.names.get(id(args[1]))) is not None:
+            self.read[name] = args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def feature_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], match: Match) -> Tensor:
+    """Mean over the places of |student - teacher's kept channels|^2 / |teacher's kept channels|^2, a scalar.
+
+    Both map a weight's name to what it read: [B, K, ...] and [B, L, ...] for convolutions, [..., K] and [..., L] for
+    linear layers. Relative, so that no layer counts more for having larger values. Places that a network didn't pass,
+    or where a convolution's groups read only a part each, are left out; 0 if none is left.
+    """
+    parts: list[Tensor] = []
+    for name, kept_L in match.kept.items():
+        if name not in student or name not in teacher:
+            continue
+        told, found = teacher[name].float(), student[name].float()
+        axis = 1 if told.dim() == 4 else told.dim() - 1
+        if told.shape[axis] != len(kept_L):
+            continue
+        told = told.index_select(axis, kept_L.nonzero().flatten().to(told.device))
+        if told.shape == found.shape:
+            parts.append((found - told).square().mean() / told.square().mean().clamp(min=1e-12))
+    return torch.stack(parts).mean() if parts else torch.zeros(())

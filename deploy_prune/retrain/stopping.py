@@ -1,0 +1,101 @@
+"""When to stop, and which weights to keep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from deploy_prune.data import Examples
+from deploy_prune.training import Session, device_of, placed
+
+ENOUGH: Final = 100
+"""Examples of every class from which on a tenth of them are held out, if the recipe doesn't say."""
+CHECKS: Final = 20
+"""How often the held-out examples are asked, in all steps."""
+PATIENCE: Final = 5
+"""After so many checks in a row without an improvement it is enough."""
+BATCH: Final = 256
+
+
+def hold_out(examples: Examples, share: float | None, seed: int) -> tuple[Examples, Examples | None]:
+    """(to train on, to stop by), the same for the same seed: ``share`` of every class, rounded down.
+
+    None: a tenth if every class has `ENOUGH` examples, else nothing: with fewer, they teach more than they tell.
+    """
+    counts = torch.bincount(examples.labels)
+    if share is None:
+        share = 0.1 if int(counts[counts > 0].min()) >= ENOUGH else 0.0
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
+    labels = examples.labels[order]
+    held = torch.cat([order[labels == c][: int(share * int(n))] for c, n in enumerate(counts.tolist())])
+    if not len(held):
+        return examples, None
+    is_held = torch.zeros(len(examples), dtype=torch.bool)
+    is_held[held] = True
+    return _picked(examples, ~is_held), _picked(examples, is_held)
+
+
+def _picked(examples: Examples, mask: Tensor) -> Examples:
+    return replace(examples, images=examples.images[mask], labels=examples.labels[mask])
+
+
+class Average:
+    """An exponential moving average of a network's parameters; ``decay`` grows to its value in the first steps.
+
+    Tarvainen and Valpola, arXiv 1703.01780: min(decay, 1 - 1 / (step + 1)), so that the first weights don't linger.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.source, self.decay, self.steps = network, decay, 0
+        self.averaged = AveragedModel(network)
+
+    def step(self) -> None:
+        """Take the weights in as they are now."""
+        self.steps += 1
+        decay = min(self.decay, 1 - 1 / (self.steps + 1))
+        self.averaged.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        self.averaged.update_parameters(self.source)
+        for ours, theirs in zip(self.averaged.module.buffers(), self.source.buffers(), strict=True):
+            ours.copy_(theirs)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network with averaged weights, and its source's buffers."""
+        module: nn.Module = self.averaged.module
+        return module
+
+
+class BestSoFar:
+    """Remembers the weights with the lowest loss on held-out examples: Prechelt, "Early stopping - but when?", 1998."""
+
+    def __init__(self, network: nn.Module, held: Examples, steps: int, session: Session) -> None:
+        self.network, self.held, self.session = network, held, session
+        self.every = max(1, steps // CHECKS)
+        self.loss, self.step, self.checks_since = float("inf"), 0, 0
+        self.state: dict[str, Tensor] = {}
+
+    def __call__(self, step: int) -> bool:
+        """After a step: whether it is enough."""
+        if step % self.every:
+            return False
+        loss = self._held_out_loss()
+        if loss < self.loss:
+            self.loss, self.step, self.checks_since = loss, step, 0
+            self.state = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+        else:
+            self.checks_since += 1
+        return self.checks_since >= PATIENCE
+
+    @torch.no_grad()
+    def _held_out_loss(self) -> float:
+        total, device = 0.0, device_of(self.network)
+        with placed(self.network, device, training=False):
+            for start in range(0, len(self.held), BATCH):
+                x, y = self.held.take(torch.arange(start, min(start + BATCH, len(self.held))))
+                total += float(F.cross_entropy(self.network(x.to(device)), y.to(device), reduction="sum"))
+        return total / len(self.held)

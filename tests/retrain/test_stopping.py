@@ -1,0 +1,75 @@
+import torch
+from torch import nn
+
+from deploy_prune.data import Examples
+from deploy_prune.retrain.stopping import CHECKS, PATIENCE, Average, BestSoFar, hold_out
+from deploy_prune.training import Session, make_accelerator
+
+
+def examples(*counts):
+    labels = torch.cat([torch.full((n,), c) for c, n in enumerate(counts)])
+    images = torch.arange(len(labels)).view(-1, 1, 1, 1) / 1000
+    return Examples(images=images, labels=labels, mean=torch.zeros(1), std=torch.ones(1))
+
+
+def test_few_examples_are_all_trained_on():
+    given = examples(99, 200)
+    train, held = hold_out(given, None, 0)
+    assert train is given
+    assert held is None
+
+
+def test_a_tenth_of_every_class_is_held_out_where_there_are_many():
+    train, held = hold_out(examples(100, 250), None, 0)
+    assert torch.bincount(held.labels).tolist() == [10, 25]
+    assert torch.bincount(train.labels).tolist() == [90, 225]
+    assert not set(train.images.flatten().tolist()) & set(held.images.flatten().tolist())
+
+
+def test_the_share_is_the_recipes_and_the_draw_the_seeds():
+    given = examples(10, 10)
+    first, again, other = (hold_out(given, 0.5, seed)[1].images.flatten().tolist() for seed in (0, 0, 1))
+    assert len(first) == 10
+    assert first == again != other
+    assert hold_out(examples(200, 200), 0.0, 0)[1] is None
+
+
+def test_the_average_is_the_recursion():
+    network = nn.Linear(1, 1, bias=False)
+    average = Average(network, 0.6)
+    expected = None
+    for step, value in enumerate([1.0, 5.0, 2.0, 8.0], 1):
+        with torch.no_grad():
+            network.weight.fill_(value)
+        average.step()
+        decay = min(0.6, 1 - 1 / (step + 1))
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+    assert torch.allclose(average.network.weight, torch.tensor([[expected]]))
+
+
+def test_the_average_has_its_networks_statistics():
+    network = nn.BatchNorm1d(2)
+    average = Average(network, 0.9)
+    network(torch.randn(8, 2) + 5)
+    average.step()
+    assert torch.equal(average.network.running_mean, network.running_mean)
+
+
+def test_the_best_weights_stay_and_patience_ends():
+    """A bias that moves towards the right answer and past it."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
+    with torch.no_grad():
+        network[1].weight.zero_()
+    held = examples(10, 0)
+    session = Session(accelerator=make_accelerator("cpu"), seed=0)
+    best = BestSoFar(network, held, CHECKS, session)
+    ended = None
+    for step in range(1, CHECKS + 1):
+        with torch.no_grad():
+            network[1].bias.copy_(torch.tensor([-abs(step - 4.0), 0.0]))
+        if best(step):
+            ended = step
+            break
+    assert best.step == 4
+    assert best.state["1.bias"].tolist() == [0.0, 0.0]
+    assert ended == 4 + PATIENCE

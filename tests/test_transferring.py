@@ -1,0 +1,136 @@
+"""An architecture, with and without weights, on new data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny_run import tiny_recipe
+
+from deploy_prune import pipeline, reuse
+from deploy_prune.cli import main
+from deploy_prune.errors import ArchitectureError, DataError, RecipeError, RunFolderError
+from deploy_prune.pipeline import Run
+from deploy_prune.runfolder import load_tensors
+from deploy_prune.surgery import architecture
+from deploy_prune.transferring import transfer
+
+SETTINGS = ("data.target_classes=[5, 6, 7, 8]", "retrain.steps=6", "device=cpu")
+PLACE = "pixel-8/50% macs"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on digits, from classes 0 to 2 to classes 3 to 5. Not to be changed."""
+    return pipeline.run(tiny_recipe(), tmp_path_factory.mktemp("finished"))
+
+
+def move(source: Path, out: Path, *settings: str, **how: Any) -> Any:
+    given = {"collection": "digits", "out": out, "shots": 3, "trust": True} | how
+    return transfer(source, [*SETTINGS, *settings], **given)
+
+
+def test_an_architecture_without_weights_learns_from_scratch(finished, tmp_path):
+    file = finished.folder / PLACE / "architecture.json"
+    found = move(file, tmp_path / "new")
+    assert found.init == "fresh"
+    assert found.episodes[0].accuracy_teacher is None
+    before, after = architecture.load(file), architecture.load(tmp_path / "new" / "architecture.json")
+    assert after.num_classes == 4
+    assert all(torch.equal(mask, before.keep[name]) for name, mask in after.keep.items())
+    assert reuse.load(tmp_path / "new", trust=True)(torch.zeros(2, 1, 16, 16)).shape == (2, 4)
+
+
+def test_a_slim_run_hands_on_its_weights_but_not_its_classifier(finished, tmp_path):
+    found = move(finished.folder / PLACE, tmp_path / "new", "retrain.steps=0", "retrain.batchnorm=running")
+    assert found.init == "inherit"
+    assert found.episodes[0].accuracy_teacher is not None
+    old, new = (load_tensors(f / "weights.safetensors") for f in (finished.folder / PLACE, tmp_path / "new"))
+    changed = {name for name in old if old[name].shape != new[name].shape or not torch.equal(old[name], new[name])}
+    assert changed == {"11.weight", "11.bias"}
+    assert new["11.weight"].shape[0] == 4
+
+
+def test_fresh_weights_are_new(finished, tmp_path):
+    move(finished.folder / PLACE, tmp_path / "new", "retrain.steps=0", init="fresh")
+    old, new = (load_tensors(f / "weights.safetensors") for f in (finished.folder / PLACE, tmp_path / "new"))
+    assert not torch.equal(old["0.weight"], new["0.weight"])
+
+
+def test_inherited_weights_keep_their_normalisation(finished, tmp_path):
+    move(finished.folder / PLACE, tmp_path / "new")
+    told = json.loads((finished.folder / "dense" / "training.json").read_text())
+    text = (tmp_path / "new" / "transfer.yaml").read_text()
+    assert f"- {told['mean'][0]}" in text
+    move(finished.folder / PLACE, tmp_path / "own", "data.mean=[0.25]", "data.std=[0.5]")
+    assert "- 0.25" in (tmp_path / "own" / "transfer.yaml").read_text()
+
+
+def test_episodes_draw_other_examples_and_have_an_interval(finished, tmp_path):
+    file = finished.folder / PLACE / "architecture.json"
+    found = move(file, tmp_path / "a", episodes=3)
+    assert len({one.split for one in found.episodes}) == 3
+    assert [one.seed for one in found.episodes] == [0, 1, 2]
+    assert found.accuracy == pytest.approx(sum(one.accuracy for one in found.episodes) / 3)
+    assert found.interval > 0
+    told = json.loads((tmp_path / "a" / "transfer.json").read_text())
+    assert [one["split"] for one in told["episodes"]] == [one.split for one in found.episodes]
+    again = move(file, tmp_path / "b", episodes=3)
+    assert [one.accuracy for one in again.episodes] == [one.accuracy for one in found.episodes]
+
+
+def test_splits_are_the_same_whatever_is_adapted(finished, tmp_path):
+    with_weights = move(finished.folder / PLACE, tmp_path / "a")
+    without = move(finished.folder / PLACE / "architecture.json", tmp_path / "b")
+    assert with_weights.episodes[0].split == without.episodes[0].split
+
+
+def test_ways_draw_the_classes(finished, tmp_path):
+    file = finished.folder / PLACE / "architecture.json"
+    found = move(file, tmp_path / "new", "data.target_classes=null", "data.ways=5", episodes=2)
+    assert [len(one.classes) for one in found.episodes] == [5, 5]
+    assert found.episodes[0].classes != found.episodes[1].classes
+
+
+def test_another_size_of_input_is_allowed(finished, tmp_path):
+    move(finished.folder / PLACE, tmp_path / "new", "data.image_size=24")
+    assert architecture.load(tmp_path / "new" / "architecture.json").input_shape == (1, 1, 24, 24)
+
+
+def test_what_came_of_it_can_be_moved_on_and_exported(finished, tmp_path):
+    move(finished.folder / PLACE, tmp_path / "a")
+    move(tmp_path / "a", tmp_path / "b", "data.target_classes=[0, 1]")
+    made = reuse.export(tmp_path / "b", "pixel-8", tmp_path / "slim.onnx", trust=True)
+    assert made.path.is_file()
+
+
+def test_faults_are_named(finished, tmp_path):
+    place = finished.folder / PLACE
+    for error, words, source, settings in (
+        (DataError, "data.channels: 3 are given", place, ["data.channels=3"]),
+        (RunFolderError, "There is no", tmp_path / "nowhere", []),
+        (RecipeError, "--set retrain.stesp=1", place, ["retrain.stesp=1"]),
+        (DataError, "1000 are asked for", place, ["data.shots=1000"]),
+        (DataError, "at least 2 classes", place, ["data.target_classes=[1]"]),
+    ):
+        with pytest.raises(error, match=words):
+            move(source, tmp_path / "new", *settings)
+    with pytest.raises(ArchitectureError, match="trust"):
+        move(place, tmp_path / "new", trust=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_shows_every_episode(finished, tmp_path):
+    arguments = [finished.folder / PLACE, "--data", "digits", "--shots", 2, "--episodes", 2, "--out", tmp_path / "new"]
+    sets = [part for text in SETTINGS for part in ("--set", text)]
+    result = CliRunner().invoke(main, ["transfer", *map(str, arguments), *sets, "--trust", "--quiet"])
+    assert result.exit_code == 0, result.stderr
+    assert "mean" in result.stdout
+    assert "±" in result.stdout
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == [
+        "architecture.json", "transfer.json", "transfer.yaml", "weights.safetensors",
+    ]  # fmt: skip
