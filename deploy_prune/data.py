@@ -5,6 +5,7 @@ B batch, N examples, C channels, S the side of the (square) input image, K shots
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ Augment = Literal["none", "shift", "shift_flip", "affine"]
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _TEST_SHARE = 0.2  # of each class, where a data set has no test set of its own
 _SPLIT_SEED = 0
+_DIGITS = 16
 
 # "affine": the strongest distortions, at which handwriting stays the same character to the eye
 MAX_TURN = 0.26  # radians, 15 degrees
@@ -75,7 +77,9 @@ class TransferData:
     """The source task's examples, K shots of each target class, and what the target task is scored on.
 
     Labels are renumbered 0..n-1 in the order of ``source_classes`` and ``target_classes``. ``target_names``: what the
-    data set calls the target classes; None where it only numbers them.
+    data set calls the target classes; None where it only numbers them. ``shots``: which examples of the data set's
+    training part (of the 80% that trains, where it has no test set) were drawn for ``target_train``, class by class in
+    the order of ``target_classes``, ascending; () where all are taken (``data.shots: null``).
     """
 
     source_train: Examples
@@ -85,6 +89,7 @@ class TransferData:
     source_classes: tuple[int, ...]
     target_classes: tuple[int, ...]
     target_names: tuple[str, ...] | None = None
+    shots: tuple[int, ...] = ()
 
     @property
     def num_source(self) -> int:
@@ -96,22 +101,32 @@ class TransferData:
         """Number of target classes."""
         return len(self.target_classes)
 
+    @property
+    def digest(self) -> str:
+        """16 hex digits of the SHA-256 of the target task's training examples: classes, labels and stored images."""
+        drawn = self.target_train
+        found = hashlib.sha256(repr((self.target_classes, drawn.labels.tolist(), [*drawn.images.shape])).encode())
+        for images in drawn.images.split(1024):
+            found.update(images.numpy().tobytes())
+        return found.hexdigest()[:_DIGITS]
+
 
 def load(part: DataPart, seed: int) -> TransferData:
-    """Read the data set and split it; ``seed`` draws the shots.
+    """Read the data set and split it; ``seed`` draws the target classes (N ways) and the shots, and nothing else does.
 
     A data set without a test set of its own is split 80/20 within each class, always in the same way; its target task
     is scored on that test set and on every other example of the classes that the source task does not have. No
     example is ever both trained on and scored on.
 
     Raises:
-        DataError: missing, damaged or empty data; a class that does not exist or has too few examples.
+        DataError: missing, damaged or empty data; a class that does not exist or has too few examples; more ways than
+            classes.
     """
     collection = read(part)
     train, test = (collection.train, collection.test) if collection.test else _split(collection.train)
     known = set(train.labels.tolist())
     source = _classes(part.source_classes, known, "data.source_classes")
-    target = _classes(part.target_classes, known, "data.target_classes")
+    target = _draw_ways(_classes(part.target_classes, known, "data.target_classes"), part.ways, seed)
     source_train, pool, target_test = _select(train, source), _select(train, target), _select(test, target)
     is_shot = _draw_shots(pool, target, part.shots, seed)
     if collection.test is None:
@@ -127,6 +142,7 @@ def load(part: DataPart, seed: int) -> TransferData:
         source_classes=source,
         target_classes=target,
         target_names=_names(collection.names, target),
+        shots=() if part.shots is None else _places(train, target, is_shot),
     )
 
 
@@ -192,6 +208,18 @@ def _split(everything: Labelled) -> tuple[Labelled, Labelled]:
     return _pick(everything, ~is_test), _pick(everything, is_test)
 
 
+def _draw_ways(classes: tuple[int, ...], ways: int | None, seed: int) -> tuple[int, ...]:
+    """N of the classes, in their order, or all."""
+    if ways is None:
+        return classes
+    if not 2 <= ways <= len(classes):
+        message = f"data.ways: {ways} classes are to be drawn of the target task's {len(classes)}; "
+        message += f"write 2 to {len(classes)}."
+        raise DataError(message)
+    drawn = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))[:ways]
+    return tuple(classes[i] for i in sorted(drawn.tolist()))
+
+
 def _draw_shots(pool: Labelled, classes: Sequence[int], shots: int | None, seed: int) -> Tensor:
     """bool[N]: K examples of each class, or all."""
     if shots is None:
@@ -205,6 +233,13 @@ def _draw_shots(pool: Labelled, classes: Sequence[int], shots: int | None, seed:
             raise DataError(message)
         is_shot[members[torch.randperm(len(members), generator=generator)[:shots]]] = True
     return is_shot
+
+
+def _places(train: Labelled, classes: Sequence[int], is_shot: Tensor) -> tuple[int, ...]:
+    """Where in ``train`` the shots are, class by class; ``is_shot``: bool, one for each example of these classes."""
+    places = torch.isin(train.labels, torch.tensor(classes)).nonzero().flatten()[is_shot]
+    labels = train.labels[places]
+    return tuple(place for name in classes for place in places[labels == name].tolist())
 
 
 def _classes(asked: list[int] | None, known: set[int], key: str) -> tuple[int, ...]:

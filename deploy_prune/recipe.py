@@ -154,6 +154,9 @@ class DataPart(Part):
     shots: Annotated[int, Field(ge=1)] | None = Field(default=10, description="K target examples a class; none: all")
     source_classes: Classes | None = Field(default=None, description="classes of the source task; none: all")
     target_classes: Classes | None = Field(default=None, description="classes of the target task; none: all")
+    ways: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="N of the target classes, drawn with the seed; none: all of them"
+    )
     augment: Literal["none", "shift", "shift_flip", "affine"] = "shift"
 
     @field_validator("source")
@@ -181,6 +184,18 @@ class DataPart(Part):
             message += "take it out of one list, or write data.shots: null"
             raise ValueError(message)
         return target
+
+    @field_validator("ways")
+    @classmethod
+    def _few_ways_are_new(cls, ways: int | None, info: ValidationInfo) -> int | None:
+        """Some classes of the source task would be no few-shot classes either."""
+        source, target = (info.data.get(key) or [] for key in ("source_classes", "target_classes"))
+        same = bool(source) and set(source) == set(target)
+        if ways is not None and info.data.get("shots") is not None and same and ways < len(source):
+            message = "the classes drawn would be source classes too, where they have all their examples; "
+            message += "give target_classes of their own, or write data.shots: null"
+            raise ValueError(message)
+        return ways
 
 
 class TrainPart(Part):

@@ -64,6 +64,60 @@ def test_seed_draws_the_shots_and_nothing_else():
     assert torch.equal(first.source_train.images, other.source_train.images)
 
 
+# --- ways and shots ---
+
+
+def test_ways_are_drawn_with_the_seed_and_nothing_else(stored):
+    stored(labelled(dict.fromkeys(range(12), 10)))
+    drawn = {seed: load(part(source_classes=[0, 1], ways=3), seed=seed).target_classes for seed in range(20)}
+    assert all(len(set(ways)) == 3 and list(ways) == sorted(ways) for ways in drawn.values())
+    assert set().union(*drawn.values()) == set(range(12))
+    torch.manual_seed(5)
+    again = load(part(source_classes=[5, 6], ways=3, augment="none", image_size=16, shots=None), seed=7)
+    assert again.target_classes == drawn[7]
+
+
+def test_ways_are_drawn_of_the_target_classes_in_their_order(stored):
+    stored(labelled(dict.fromkeys(range(12), 10)))
+    asked = [9, 2, 7, 4]
+    for seed in range(5):
+        data = load(part(source_classes=[0, 1], target_classes=asked, ways=2), seed=seed)
+        assert [c for c in asked if c in data.target_classes] == list(data.target_classes)
+        assert data.num_target == 2
+        assert set(data.target_test.labels.tolist()) == {0, 1}
+    assert load(part(source_classes=[0, 1], target_classes=asked, ways=4), seed=0).target_classes == tuple(asked)
+
+
+@pytest.mark.parametrize("ways", [1, 5])
+def test_ways_that_there_are_not(stored, ways):
+    stored(labelled(dict.fromkeys(range(4), 10)))
+    with pytest.raises(DataError, match=rf"data\.ways: {ways} classes are to be drawn of .* 4; write 2 to 4\."):
+        load(part(source_classes=[0, 1], ways=ways), seed=0)
+
+
+@pytest.mark.parametrize("own_test", [True, False])
+def test_a_split_can_be_made_again_from_its_shots(stored, own_test):
+    everything = labelled(dict.fromkeys(range(6), 10))
+    stored(everything, labelled(dict.fromkeys(range(6), 2), offset=100) if own_test else None)
+    data = load(part(source_classes=[0, 1], target_classes=[5, 3, 4], ways=2, shots=3), seed=1)
+    train = everything if own_test else data_module._split(everything)[0]
+    again = train.labels[list(data.shots)].tolist()
+    assert again == [c for c in data.target_classes for _ in range(3)]
+    assert set(train.images[list(data.shots)][:, 0, 0, 0].tolist()) == values(data.target_train)
+    assert load(part(source_classes=[0, 1], shots=None), seed=1).shots == ()
+
+
+def test_digest_is_of_the_drawn_examples(stored):
+    stored(labelled(dict.fromkeys(range(6), 10)))
+
+    def digest(seed=0, **changes):
+        return load(part(source_classes=[0, 1], **changes), seed=seed).digest
+
+    assert digest() == digest(augment="none", image_size=16)
+    assert len(digest()) == 16
+    assert len({digest(), digest(seed=1), digest(shots=3), digest(shots=None), digest(ways=3)}) == 5
+
+
 # --- splits ---
 
 
