@@ -9,29 +9,22 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deploy_prune.augment import LUMA, augmented
 from deploy_prune.errors import DataError
 from deploy_prune.readers import Labelled, read
+from deploy_prune.recipe import Augment as Augment
 from deploy_prune.recipe import DataPart
 
 Batch = tuple[Tensor, Tensor]
-Augment = Literal["none", "shift", "shift_flip", "affine"]
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _TEST_SHARE = 0.2  # of each class, where a data set has no test set of its own
 _SPLIT_SEED = 0
 _DIGITS = 16
-
-# "affine": the strongest distortions, at which handwriting stays the same character to the eye
-MAX_TURN = 0.26  # radians, 15 degrees
-MAX_SCALE = 0.2
-MAX_SLANT = 0.2
-MAX_MOVE = 0.2  # of half the size: up to a tenth of the image
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -150,9 +143,7 @@ def batches(examples: Examples, batch_size: int, seed: int, augment: Augment) ->
     """Endless batches, the same for the same seed; every example once per epoch, in a new order.
 
     Epochs follow each other without a gap, so every batch is full; a ``batch_size`` above the number of examples is
-    taken as that number. ``augment``: "shift" moves each image by up to an eighth of its size (He et al.,
-    arXiv 1512.03385, section 4.2: 4 of 32 pixels), zeros coming in; "shift_flip" also mirrors
-    about every second one; "affine" turns, scales, slants and moves it a little, which suits handwriting.
+    taken as that number. ``augment``: see `augment.AUGMENTS`.
     """
     generator = torch.Generator().manual_seed(seed)
     size = min(batch_size, len(examples))
@@ -161,40 +152,8 @@ def batches(examples: Examples, batch_size: int, seed: int, augment: Augment) ->
         if len(queue) < size:
             queue = torch.cat([queue, torch.randperm(len(examples), generator=generator)])
         indices, queue = queue[:size], queue[size:]
-        x = _augmented(examples.pixels(indices), augment, generator)
+        x = augmented(examples.pixels(indices), augment, generator)
         yield examples.normalise(x), examples.labels[indices]
-
-
-def _augmented(x_BCSS: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
-    if augment == "none":
-        return x_BCSS
-    if augment == "affine":
-        return _affine(x_BCSS, generator)
-    batch, _, height, width = x_BCSS.shape
-    reach = max(1, height // 8)
-    padded = F.pad(x_BCSS, (reach, reach, reach, reach))
-    moves = torch.randint(2 * reach + 1, (batch, 2), generator=generator).tolist()
-    x = torch.stack(
-        [image[:, dy : dy + height, dx : dx + width] for image, (dy, dx) in zip(padded, moves, strict=True)]
-    )
-    if augment == "shift_flip":
-        mirrored = torch.rand(batch, generator=generator) < 0.5
-        x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
-    return x
-
-
-def _affine(x_BCSS: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image turned, scaled, slanted and moved on its own; bilinear, zeros coming in."""
-    turn, slant, wide, high, right, down = (torch.rand(6, len(x_BCSS), generator=generator) * 2 - 1).unbind()
-    cos, sin = (turn * MAX_TURN).cos(), (turn * MAX_TURN).sin()
-    wide, high, slant = 1 + MAX_SCALE * wide, 1 + MAX_SCALE * high, MAX_SLANT * slant
-    # output position -> input position, in -1..1:  R(turn) [[wide, slant], [0, high]] p + move
-    theta_B23 = torch.stack([
-        torch.stack([cos * wide, cos * slant - sin * high, MAX_MOVE * right], 1),
-        torch.stack([sin * wide, sin * slant + cos * high, MAX_MOVE * down], 1),
-    ], 1)  # fmt: skip
-    grid = F.affine_grid(theta_B23, list(x_BCSS.shape), align_corners=False)
-    return F.grid_sample(x_BCSS, grid, align_corners=False)
 
 
 def _split(everything: Labelled) -> tuple[Labelled, Labelled]:
@@ -299,7 +258,7 @@ def _with_channels(images: Tensor, channels: int) -> Tensor:
         return images
     if channels == 3:
         return images.expand(-1, 3, -1, -1)
-    grey = torch.einsum("nchw,c->nhw", images.float(), torch.tensor(_LUMA))[:, None]
+    grey = torch.einsum("nchw,c->nhw", images.float(), torch.tensor(LUMA))[:, None]
     return grey.round().to(torch.uint8) if images.dtype == torch.uint8 else grey
 
 

@@ -16,6 +16,8 @@ DATA_SETS: Final = ("digits", "cifar10", "cifar100", "idx", "folder")
 SEARCH_METHODS: Final = ("dap", "gate", "gumbel", "uniform", "random", "magnitude", "bn_scale", "taylor")
 EXPORT_FORMATS: Final = ("onnx", "ort", "tensorrt", "litert", "executorch", "ncnn", "coreml", "openvino")
 
+Augment = Literal["none", "shift", "shift_flip", "affine", "crop_flip", "crop_flip_colour"]
+
 _UNITS: Final[dict[str, tuple[Metric, float]]] = {
     "us": ("latency", 1e-3), "ms": ("latency", 1.0), "s": ("latency", 1e3),
     "macs": ("macs", 1.0), "kmacs": ("macs", 1e3), "mmacs": ("macs", 1e6), "gmacs": ("macs", 1e9),
@@ -157,7 +159,7 @@ class DataPart(Part):
     ways: Annotated[int, Field(ge=2)] | None = Field(
         default=None, description="N of the target classes, drawn with the seed; none: all of them"
     )
-    augment: Literal["none", "shift", "shift_flip", "affine"] = "shift"
+    augment: Augment = Field(default="shift", description="how training images are varied")
 
     @field_validator("source")
     @classmethod
