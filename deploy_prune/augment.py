@@ -1,4 +1,4 @@
-"""How training images are varied: one function a kind, all listed in AUGMENTS.
+"""How training images are varied: one function a kind, all listed in AUGMENTS; and how examples are mixed.
 
 B batch, C channels, H W height and width. Images are float [B, C, H, W] in 0..1 and stay so. All that is random comes
 from the generator (of the CPU) and is drawn for each image on its own: the same generator, the same images.
@@ -7,14 +7,16 @@ from the generator (of the CPU) and is drawn for each image on its own: the same
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from deploy_prune.recipe import Augment
 
+Mix = Literal["mixup", "cutmix"]
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 LUMA: Final = (0.299, 0.587, 0.114)
@@ -30,6 +32,10 @@ MAX_MOVE = 0.2  # of half the size: up to a tenth of the image
 MIN_AREA = 0.6  # of the image
 MAX_ASPECT = 4 / 3  # of the crop's aspect to the image's, and one over it
 MAX_JITTER = 0.4
+
+# Both parameters of the beta distribution that shares are drawn from
+MIXUP_ALPHA = 0.2  # arXiv 1710.09412, section 3.1: 0.1 to 0.4 on ImageNet
+CUTMIX_ALPHA = 1.0  # arXiv 1905.04899, section 3.1: uniform
 
 
 def augmented(x_BCHW: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
@@ -140,3 +146,53 @@ AUGMENTS: Final[dict[Augment, Augmentation]] = {
     "crop_flip": _crop_flip,
     "crop_flip_colour": _crop_flip_colour,
 }
+
+
+def mixed(
+    x_BCHW: Tensor, labels_B: Tensor, num_classes: int, kind: Mix, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Each example mixed with another one of the batch, in shares that all of the batch have.
+
+    "mixup" (Zhang et al., arXiv 1710.09412): x = share x_i + (1 - share) x_j, share ~ Beta(0.2, 0.2).
+    "cutmix" (Yun et al., arXiv 1905.04899): a box of x_j in x_i, of 1 - share of the area before it is cut off at the
+    image's edges, share ~ Beta(1, 1); the share is then taken anew, from the area that is left of x_i.
+    Both: label = share y_i + (1 - share) y_j. j is a random order of the batch.
+
+    Args:
+        x_BCHW: float [B, C, H, W], normalised or not; it stays as it is.
+        labels_B: int64 [B], 0 to num_classes - 1.
+        num_classes: how many there are.
+        kind: "mixup" or "cutmix".
+        generator: of the CPU.
+
+    Returns:
+        The images [B, C, H, W] and soft labels, float32 [B, num_classes], which sum up to 1 for each example.
+    """
+    order = torch.randperm(len(x_BCHW), generator=generator)
+    if kind == "mixup":
+        share = _beta(MIXUP_ALPHA, generator)
+        x = share * x_BCHW + (1 - share) * x_BCHW[order]
+    else:
+        height, width = x_BCHW.shape[2:]
+        rows, columns = _box(height, width, _beta(CUTMIX_ALPHA, generator), generator)
+        x = x_BCHW.clone()
+        x[:, :, rows, columns] = x_BCHW[order, :, rows, columns]
+        share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+    y = F.one_hot(labels_B, num_classes).float()
+    return x, share * y + (1 - share) * y[order]
+
+
+def _beta(alpha: float, generator: torch.Generator) -> float:
+    """A number of Beta(alpha, alpha). Torch's generators have none, so numpy's draws it, seeded by the generator."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return float(np.random.default_rng(seed).beta(alpha, alpha))
+
+
+def _box(height: int, width: int, share: float, generator: torch.Generator) -> tuple[slice, slice]:
+    """Rows and columns of a box: sqrt(1 - share) of each side, about a uniform place, cut off at the edges."""
+    found = []
+    for side in (height, width):
+        size = int(side * (1 - share) ** 0.5)
+        start = int(torch.randint(side, (), generator=generator)) - size // 2
+        found.append(slice(max(start, 0), min(start + size, side)))
+    return found[0], found[1]

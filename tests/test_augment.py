@@ -1,10 +1,11 @@
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
 from deploy_prune import augment as augment_module
-from deploy_prune.augment import AUGMENTS, augmented
+from deploy_prune.augment import AUGMENTS, augmented, mixed
 from deploy_prune.recipe import Augment
 from deploy_prune.vision import import_torchvision
 
@@ -159,3 +160,99 @@ def test_saturation_leaves_grey_as_it_is(monkeypatch):
     grey = noise(20, 1)
     one, three = (augmented(x, "crop_flip_colour", seeded()) for x in (grey, grey.expand(-1, 3, -1, -1)))
     assert torch.allclose(one.expand(-1, 3, -1, -1), three, atol=1e-5)
+
+
+# --- mixed examples ---
+
+MIXES = ("mixup", "cutmix")
+
+
+def numbered(num=8, side=10):
+    """Image i has the value 2^i everywhere, and class i."""
+    values = 2.0 ** torch.arange(num)
+    return values.view(-1, 1, 1, 1).expand(-1, 3, side, side).clone(), torch.arange(num)
+
+
+def partner(soft, own):
+    """The other class of a row of soft labels, and the share of its own."""
+    share = soft[own].item()
+    others = [c for c in soft.nonzero().flatten().tolist() if c != own]
+    return (others[0] if others else own), share
+
+
+@pytest.mark.parametrize("kind", MIXES)
+def test_soft_labels_are_shares(kind):
+    x, labels = noise(16), torch.arange(16) % 5
+    for seed in range(30):
+        mixture, soft = mixed(x, labels, 7, kind, seeded(seed))
+        assert (mixture.shape, soft.shape, soft.dtype) == (x.shape, (16, 7), torch.float32)
+        assert torch.allclose(soft.sum(1), torch.ones(16))
+        assert soft.min() >= 0
+        assert not soft[:, 5:].any()  # classes of no example
+
+
+@pytest.mark.parametrize("kind", MIXES)
+def test_mixing_is_repeatable_and_leaves_the_batch_and_other_generators_alone(kind):
+    x, labels = noise(16), torch.arange(16)
+    before, state, numpy_state = x.clone(), torch.get_rng_state(), np.random.get_state()[1].tolist()
+    first, again, other = (mixed(x, labels, 16, kind, seeded(seed)) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[1], other[1])
+    assert torch.equal(x, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.random.get_state()[1].tolist() == numpy_state
+    generator = seeded(1)
+    mixed(x, labels, 16, kind, generator)
+    assert not torch.equal(mixed(x, labels, 16, kind, generator)[1], first[1])  # the next batch is mixed otherwise
+
+
+def test_mixup_mixes_pixels_as_labels():
+    x, labels = numbered()
+    for seed in range(10):
+        mixture, soft = mixed(x, labels, 8, "mixup", seeded(seed))
+        assert torch.allclose(mixture, (soft @ x[:, 0, 0, 0]).view(-1, 1, 1, 1).expand_as(x), rtol=1e-5)
+
+
+def test_cutmix_takes_each_pixel_from_one_of_two_and_labels_by_area():
+    x, labels = numbered()
+    for seed in range(30):
+        mixture, soft = mixed(x, labels, 8, "cutmix", seeded(seed))
+        boxes = []
+        for i in range(8):
+            other, share = partner(soft[i], i)
+            from_self = mixture[i] == x[i]
+            assert (from_self | (mixture[i] == x[other])).all()
+            if other != i:
+                assert from_self.float().mean().item() == pytest.approx(share, abs=1e-6)
+                boxes.append(~from_self)
+        if not boxes or not boxes[0].any():
+            continue
+        assert all(torch.equal(box, boxes[0]) for box in boxes)  # of one batch
+        _, rows, columns = (found.unique() for found in boxes[0].nonzero(as_tuple=True))
+        assert boxes[0].sum() == 3 * len(rows) * len(columns)  # one whole box, in every channel
+        for line in (rows, columns):
+            assert line.tolist() == list(range(line[0], line[-1] + 1))
+
+
+def shares(kind, num=600):
+    x, labels = numbered(side=32)
+    softs = (mixed(x, labels, 8, kind, seeded(seed))[1] for seed in range(num))
+    return torch.tensor([min(soft[i, i].item() for i in range(8)) for soft in softs])
+
+
+def test_mixups_shares_are_mostly_near_0_or_1_and_cutmixs_keep_more_of_the_first():
+    found = shares("mixup")
+    assert found.mean() == pytest.approx(0.5, abs=0.06)
+    assert found.var() == pytest.approx(1 / (4 * (2 * 0.2 + 1)), abs=0.02)  # of Beta(0.2, 0.2)
+    cut = shares("cutmix")
+    assert cut.mean() == pytest.approx(0.679, abs=0.03)  # of a box of side s, s - s^2 / 4 is left in each direction
+    assert cut.min() < 0.15
+    assert cut.max() > 0.98
+
+
+def test_a_batch_of_one_is_mixed_with_itself():
+    x = noise(1)
+    for kind in MIXES:
+        mixture, soft = mixed(x, torch.tensor([2]), 4, kind, seeded())
+        assert torch.allclose(mixture, x)
+        assert torch.allclose(soft, torch.tensor([[0.0, 0, 1, 0]]))
