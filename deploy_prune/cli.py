@@ -186,7 +186,9 @@ def verify(bundle: Path, hashes_only: bool) -> None:
 
 @main.command(epilog="Example: deploy-prune transfer slim.json --data photos --shots 10 --out slim-photos")
 @click.argument("source", metavar="ARCHITECTURE_OR_RUN_FOLDER", type=click.Path(path_type=Path))
-@click.option("--data", "collection", required=True, help="A folder with a folder of images per class, or a data set.")
+@click.option(
+    "--data", "collection", required=True, help="A folder with a folder of images per class, an .npz, or a data set."
+)
 @click.option("--shots", type=click.IntRange(min=1), help="Training examples of each class. Default: 10.")
 @click.option("--init", type=click.Choice(["inherit", "fresh"]), help="Begin with the weights that are there, or anew.")
 @click.option("--episodes", type=click.IntRange(min=1), default=1, show_default=True, help="Draws of the examples.")
@@ -195,7 +197,9 @@ def verify(bundle: Path, hashes_only: bool) -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--trust", is_flag=True, help="Run the code that an architecture of your own (module:callable) names.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
-def transfer(source: Path, settings: Sequence[str], quiet: bool, **how: Any) -> None:
+def transfer(
+    source: Path, collection: str, shots: int | None, init: str | None, settings: Sequence[str], quiet: bool, **how: Any
+) -> None:
     """Adapt a slim architecture to new data, with a few examples of each class.
 
     An architecture.json alone learns from scratch. A run's TARGET/BUDGET folder begins with its weights, but for the
@@ -212,7 +216,8 @@ def transfer(source: Path, settings: Sequence[str], quiet: bool, **how: Any) -> 
     from deploy_prune.report.transfer import transfer_table
 
     with nullcontext(silent) if quiet else rich_progress() as progress:
-        found = transferring.transfer(source, settings, progress=progress, **how)
+        given = transferring.as_settings(collection, shots, init)
+        found = transferring.transfer(source, [*given, *settings], progress=progress, **how)
     output().print(transfer_table(found))
 
 

@@ -5,31 +5,26 @@ B batch, N examples, C channels, S the side of the (square) input image, K shots
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deploy_prune.augment import LUMA, augmented
 from deploy_prune.errors import DataError
 from deploy_prune.readers import Labelled, read
+from deploy_prune.recipe import Augment as Augment
 from deploy_prune.recipe import DataPart
 
 Batch = tuple[Tensor, Tensor]
-Augment = Literal["none", "shift", "shift_flip", "affine"]
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _TEST_SHARE = 0.2  # of each class, where a data set has no test set of its own
 _SPLIT_SEED = 0
-
-# "affine": the strongest distortions, at which handwriting stays the same character to the eye
-MAX_TURN = 0.26  # radians, 15 degrees
-MAX_SCALE = 0.2
-MAX_SLANT = 0.2
-MAX_MOVE = 0.2  # of half the size: up to a tenth of the image
+_DIGITS = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,7 +70,9 @@ class TransferData:
     """The source task's examples, K shots of each target class, and what the target task is scored on.
 
     Labels are renumbered 0..n-1 in the order of ``source_classes`` and ``target_classes``. ``target_names``: what the
-    data set calls the target classes; None where it only numbers them.
+    data set calls the target classes; None where it only numbers them. ``shots``: which examples of the data set's
+    training part (of the 80% that trains, where it has no test set) were drawn for ``target_train``, class by class in
+    the order of ``target_classes``, ascending; () where all are taken (``data.shots: null``).
     """
 
     source_train: Examples
@@ -85,6 +82,7 @@ class TransferData:
     source_classes: tuple[int, ...]
     target_classes: tuple[int, ...]
     target_names: tuple[str, ...] | None = None
+    shots: tuple[int, ...] = ()
 
     @property
     def num_source(self) -> int:
@@ -96,22 +94,32 @@ class TransferData:
         """Number of target classes."""
         return len(self.target_classes)
 
+    @property
+    def digest(self) -> str:
+        """16 hex digits of the SHA-256 of the target task's training examples: classes, labels and stored images."""
+        drawn = self.target_train
+        found = hashlib.sha256(repr((self.target_classes, drawn.labels.tolist(), [*drawn.images.shape])).encode())
+        for images in drawn.images.split(1024):
+            found.update(images.numpy().tobytes())
+        return found.hexdigest()[:_DIGITS]
+
 
 def load(part: DataPart, seed: int) -> TransferData:
-    """Read the data set and split it; ``seed`` draws the shots.
+    """Read the data set and split it; ``seed`` draws the target classes (N ways) and the shots, and nothing else does.
 
     A data set without a test set of its own is split 80/20 within each class, always in the same way; its target task
     is scored on that test set and on every other example of the classes that the source task does not have. No
     example is ever both trained on and scored on.
 
     Raises:
-        DataError: missing, damaged or empty data; a class that does not exist or has too few examples.
+        DataError: missing, damaged or empty data; a class that does not exist or has too few examples; more ways than
+            classes.
     """
     collection = read(part)
     train, test = (collection.train, collection.test) if collection.test else _split(collection.train)
     known = set(train.labels.tolist())
     source = _classes(part.source_classes, known, "data.source_classes")
-    target = _classes(part.target_classes, known, "data.target_classes")
+    target = _draw_ways(_classes(part.target_classes, known, "data.target_classes"), part.ways, seed)
     source_train, pool, target_test = _select(train, source), _select(train, target), _select(test, target)
     is_shot = _draw_shots(pool, target, part.shots, seed)
     if collection.test is None:
@@ -127,6 +135,7 @@ def load(part: DataPart, seed: int) -> TransferData:
         source_classes=source,
         target_classes=target,
         target_names=_names(collection.names, target),
+        shots=() if part.shots is None else _places(train, target, is_shot),
     )
 
 
@@ -134,9 +143,7 @@ def batches(examples: Examples, batch_size: int, seed: int, augment: Augment) ->
     """Endless batches, the same for the same seed; every example once per epoch, in a new order.
 
     Epochs follow each other without a gap, so every batch is full; a ``batch_size`` above the number of examples is
-    taken as that number. ``augment``: "shift" moves each image by up to an eighth of its size (He et al.,
-    arXiv 1512.03385, section 4.2: 4 of 32 pixels), zeros coming in; "shift_flip" also mirrors
-    about every second one; "affine" turns, scales, slants and moves it a little, which suits handwriting.
+    taken as that number. ``augment``: see `augment.AUGMENTS`.
     """
     generator = torch.Generator().manual_seed(seed)
     size = min(batch_size, len(examples))
@@ -145,40 +152,8 @@ def batches(examples: Examples, batch_size: int, seed: int, augment: Augment) ->
         if len(queue) < size:
             queue = torch.cat([queue, torch.randperm(len(examples), generator=generator)])
         indices, queue = queue[:size], queue[size:]
-        x = _augmented(examples.pixels(indices), augment, generator)
+        x = augmented(examples.pixels(indices), augment, generator)
         yield examples.normalise(x), examples.labels[indices]
-
-
-def _augmented(x_BCSS: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
-    if augment == "none":
-        return x_BCSS
-    if augment == "affine":
-        return _affine(x_BCSS, generator)
-    batch, _, height, width = x_BCSS.shape
-    reach = max(1, height // 8)
-    padded = F.pad(x_BCSS, (reach, reach, reach, reach))
-    moves = torch.randint(2 * reach + 1, (batch, 2), generator=generator).tolist()
-    x = torch.stack(
-        [image[:, dy : dy + height, dx : dx + width] for image, (dy, dx) in zip(padded, moves, strict=True)]
-    )
-    if augment == "shift_flip":
-        mirrored = torch.rand(batch, generator=generator) < 0.5
-        x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
-    return x
-
-
-def _affine(x_BCSS: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image turned, scaled, slanted and moved on its own; bilinear, zeros coming in."""
-    turn, slant, wide, high, right, down = (torch.rand(6, len(x_BCSS), generator=generator) * 2 - 1).unbind()
-    cos, sin = (turn * MAX_TURN).cos(), (turn * MAX_TURN).sin()
-    wide, high, slant = 1 + MAX_SCALE * wide, 1 + MAX_SCALE * high, MAX_SLANT * slant
-    # output position -> input position, in -1..1:  R(turn) [[wide, slant], [0, high]] p + move
-    theta_B23 = torch.stack([
-        torch.stack([cos * wide, cos * slant - sin * high, MAX_MOVE * right], 1),
-        torch.stack([sin * wide, sin * slant + cos * high, MAX_MOVE * down], 1),
-    ], 1)  # fmt: skip
-    grid = F.affine_grid(theta_B23, list(x_BCSS.shape), align_corners=False)
-    return F.grid_sample(x_BCSS, grid, align_corners=False)
 
 
 def _split(everything: Labelled) -> tuple[Labelled, Labelled]:
@@ -190,6 +165,18 @@ def _split(everything: Labelled) -> tuple[Labelled, Labelled]:
         members = members[torch.randperm(len(members), generator=generator)]
         is_test[members[: max(round(_TEST_SHARE * len(members)), int(len(members) > 1))]] = True
     return _pick(everything, ~is_test), _pick(everything, is_test)
+
+
+def _draw_ways(classes: tuple[int, ...], ways: int | None, seed: int) -> tuple[int, ...]:
+    """N of the classes, in their order, or all."""
+    if ways is None:
+        return classes
+    if not 2 <= ways <= len(classes):
+        message = f"data.ways: {ways} classes are to be drawn of the target task's {len(classes)}; "
+        message += f"write 2 to {len(classes)}."
+        raise DataError(message)
+    drawn = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))[:ways]
+    return tuple(classes[i] for i in sorted(drawn.tolist()))
 
 
 def _draw_shots(pool: Labelled, classes: Sequence[int], shots: int | None, seed: int) -> Tensor:
@@ -205,6 +192,13 @@ def _draw_shots(pool: Labelled, classes: Sequence[int], shots: int | None, seed:
             raise DataError(message)
         is_shot[members[torch.randperm(len(members), generator=generator)[:shots]]] = True
     return is_shot
+
+
+def _places(train: Labelled, classes: Sequence[int], is_shot: Tensor) -> tuple[int, ...]:
+    """Where in ``train`` the shots are, class by class; ``is_shot``: bool, one for each example of these classes."""
+    places = torch.isin(train.labels, torch.tensor(classes)).nonzero().flatten()[is_shot]
+    labels = train.labels[places]
+    return tuple(place for name in classes for place in places[labels == name].tolist())
 
 
 def _classes(asked: list[int] | None, known: set[int], key: str) -> tuple[int, ...]:
@@ -264,7 +258,7 @@ def _with_channels(images: Tensor, channels: int) -> Tensor:
         return images
     if channels == 3:
         return images.expand(-1, 3, -1, -1)
-    grey = torch.einsum("nchw,c->nhw", images.float(), torch.tensor(_LUMA))[:, None]
+    grey = torch.einsum("nchw,c->nhw", images.float(), torch.tensor(LUMA))[:, None]
     return grey.round().to(torch.uint8) if images.dtype == torch.uint8 else grey
 
 

@@ -104,6 +104,15 @@ def _read_cifar100(part: DataPart) -> Collection:
     return Collection(train=train, test=test, names=_read_names(folder / "meta"))
 
 
+def _read_arrays(part: DataPart) -> Collection:
+    path = Path(part.root or "").expanduser()
+    if not path.is_file():
+        message = "data.root: npz needs a file with x_train, y_train, x_test and y_test; "
+        message += f"there is no file {path}." if part.root else "set data.root to it."
+        raise DataError(message)
+    return _read_npz(path)
+
+
 def _read_npz(path: Path) -> Collection:
     """An .npz with x_train uint8 [N, H, W, C], y_train, x_test, y_test; "classes" has their names, if it is there."""
     try:
@@ -302,6 +311,7 @@ READERS: Final[dict[str, Reader]] = {
     "digits": _read_digits,
     "cifar10": _read_cifar10,
     "cifar100": _read_cifar100,
+    "npz": _read_arrays,
     "idx": _read_idx,
     "folder": _read_folder,
 }

@@ -12,9 +12,11 @@ from deploy_prune.errors import BudgetError, perhaps
 from deploy_prune.types import Budget, Metric
 
 BUILT_IN_NETWORKS: Final = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "conv2", "conv4", "conv6")
-DATA_SETS: Final = ("digits", "cifar10", "cifar100", "idx", "folder")
+DATA_SETS: Final = ("digits", "cifar10", "cifar100", "npz", "idx", "folder")
 SEARCH_METHODS: Final = ("dap", "gate", "gumbel", "uniform", "random", "magnitude", "bn_scale", "taylor")
 EXPORT_FORMATS: Final = ("onnx", "ort", "tensorrt", "litert", "executorch", "ncnn", "coreml", "openvino")
+
+Augment = Literal["none", "shift", "shift_flip", "affine", "crop_flip", "crop_flip_colour"]
 
 _UNITS: Final[dict[str, tuple[Metric, float]]] = {
     "us": ("latency", 1e-3), "ms": ("latency", 1.0), "s": ("latency", 1e3),
@@ -143,7 +145,7 @@ class ModelPart(Part):
 class DataPart(Part):
     """Which examples: the source task to search on, the target task to adapt to."""
 
-    source: str = Field(default="digits", description="digits, cifar10, cifar100, idx, folder or module:callable")
+    source: str = Field(default="digits", description="digits, cifar10, cifar100, npz, idx, folder or module:callable")
     root: str | None = Field(default=None, description="where the files are (not for digits); or set DEPLOY_PRUNE_DATA")
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32
     channels: Literal[1, 3] = 3
@@ -154,7 +156,10 @@ class DataPart(Part):
     shots: Annotated[int, Field(ge=1)] | None = Field(default=10, description="K target examples a class; none: all")
     source_classes: Classes | None = Field(default=None, description="classes of the source task; none: all")
     target_classes: Classes | None = Field(default=None, description="classes of the target task; none: all")
-    augment: Literal["none", "shift", "shift_flip", "affine"] = "shift"
+    ways: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="N of the target classes, drawn with the seed; none: all of them"
+    )
+    augment: Augment = Field(default="shift", description="how training images are varied")
 
     @field_validator("source")
     @classmethod
@@ -181,6 +186,18 @@ class DataPart(Part):
             message += "take it out of one list, or write data.shots: null"
             raise ValueError(message)
         return target
+
+    @field_validator("ways")
+    @classmethod
+    def _few_ways_are_new(cls, ways: int | None, info: ValidationInfo) -> int | None:
+        """Some classes of the source task would be no few-shot classes either."""
+        source, target = (info.data.get(key) or [] for key in ("source_classes", "target_classes"))
+        same = bool(source) and set(source) == set(target)
+        if ways is not None and info.data.get("shots") is not None and same and ways < len(source):
+            message = "the classes drawn would be source classes too, where they have all their examples; "
+            message += "give target_classes of their own, or write data.shots: null"
+            raise ValueError(message)
+        return ways
 
 
 class TrainPart(Part):
@@ -228,7 +245,7 @@ class RetrainPart(Part):
     batch_size: Annotated[int, Field(ge=2)] = 64
     lr: Rate | None = Field(
         default=None,
-        description="peak learning rate of AdamW, of the last layer; none: 0.002 for inherited weights, 0.005 for fresh",
+        description="peak learning rate of AdamW, of the last layer; none: 0.002 from inherited weights, else 0.005",
     )
     first_layer_lr: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,

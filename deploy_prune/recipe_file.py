@@ -63,7 +63,7 @@ class _Source:
             else:
                 break
             node = node[part]
-        return int(line) + 1
+        return int(line or 0) + 1
 
     def _has(self, key: Key) -> bool:
         node: Any = self.tree
@@ -133,7 +133,7 @@ def dump(recipe: Recipe) -> str:
     stream = StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False  # type: ignore[assignment]
-    yaml.allow_unicode, yaml.width = False, 120  # escaped, as some characters would come back as line ends
+    yaml.allow_unicode, yaml.width = False, 2**31  # escaped and unfolded: some characters come back as line ends
     yaml.representer.ignore_aliases = lambda value: True
     yaml.dump(recipe.model_dump(), stream)
     return stream.getvalue()

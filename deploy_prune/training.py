@@ -33,8 +33,8 @@ WARMUP_SHARE = 0.2  # of the steps, in which the learning rate rises
 class Stepped(Protocol):
     """What takes a step after every step of the optimizers: a schedule, an average of weights."""
 
-    def step(self) -> None:
-        """Take it."""
+    def step(self) -> bool | None:
+        """Take it; True if that was enough."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,13 +116,12 @@ def fit(
     work: str,
     progress: Progress = silent,
     schedulers: Sequence[Stepped] = (),
-    enough: Callable[[int], bool] = lambda _: False,
 ) -> list[float]:
     """Take ``steps`` steps on ``step_loss(batch)`` (a scalar) with every optimizer; the losses, one a step.
 
-    Whatever is in ``schedulers`` takes a step after each; then, if ``enough(step)``, it is over early. What is trained
-    must be on the accelerator's device already; batches (tensors, nested as they like) are moved.
-    A step takes as many batches as the accelerator accumulates gradients over, and their mean loss.
+    Whatever is in ``schedulers`` takes a step after each, and may say that it is enough. What is trained must be on the
+    accelerator's device already; batches (tensors, nested as they like) are moved. A step takes as many batches as the
+    accelerator accumulates gradients over, and their mean loss.
 
     Raises:
         TrainingError: the loss is not finite; with the work, the step and the learning rate. Nothing is updated then.
@@ -141,10 +140,9 @@ def fit(
             accelerator.backward(loss)  # of the loss over parts
         for optimizer in optimizers:
             optimizer.step()
-        for scheduler in schedulers:
-            scheduler.step()
+        enough = [scheduler.step() for scheduler in schedulers]
         progress(work, step, steps, loss=losses[-1])
-        if enough(step):
+        if True in enough:
             break
     return losses
 

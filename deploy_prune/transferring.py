@@ -78,12 +78,9 @@ class Transfer:
 
 def transfer(
     source: Path,
-    settings: Sequence[str] = (),
+    settings: Sequence[str],
     *,
-    collection: str,
     out: Path,
-    shots: int | None = None,
-    init: str | None = None,
     episodes: int = 1,
     teacher: Path | None = None,
     trust: bool = False,
@@ -93,12 +90,9 @@ def transfer(
 
     Args:
         source: an architecture.json (fresh weights), or a folder that has one, as a run's TARGET/BUDGET (its weights,
-            but for the classifier, unless ``init`` is fresh).
-        settings: a recipe's, as in "retrain.steps=400"; they win over the others.
-        collection: a folder with a folder of images per class, or a data set's name.
+            but for the classifier, unless retrain.init is fresh).
+        settings: a recipe's, as in "data.source=cifar10" or "retrain.steps=400"; later ones win. See `as_settings`.
         out: the folder to write.
-        shots: training examples of each class; none: as ``settings`` say, or 10.
-        init: inherit or fresh.
         episodes: draws of classes and shots.
         teacher: the dense network's weights, which teach after they are adapted themselves; by default the run's.
         trust: build networks whose source is ``module:callable`` too. That imports and calls what the file names.
@@ -108,7 +102,7 @@ def transfer(
         DeployPruneError: the architecture, the data or a setting doesn't work, or the loss is not finite.
     """
     given = gather(source, teacher)
-    recipe = transfer_recipe(given, [*_as_settings(collection, shots, init), *settings])
+    recipe = transfer_recipe(given, settings)
     session = Session(
         accelerator=make_accelerator(recipe.device, recipe.mixed_precision, recipe.accumulate),
         seed=recipe.seed,
@@ -124,8 +118,15 @@ def transfer(
     return found
 
 
-def _as_settings(collection: str, shots: int | None, init: str | None) -> list[str]:
-    source = {"data.source": "folder", "data.root": collection} if Path(collection).is_dir() else {}
+def as_settings(collection: str, shots: int | None = None, init: str | None = None) -> list[str]:
+    """What is most often set, as settings.
+
+    ``collection``: a folder with a folder of images per class, an .npz of arrays, or a data set's name. ``shots``:
+    training examples of each class, 10 if not given. ``init``: inherit or fresh.
+    """
+    path = Path(collection)
+    kind = "folder" if path.is_dir() else "npz" if path.suffix == ".npz" else None
+    source = {} if kind is None else {"data.source": kind, "data.root": collection}
     given = {"data.source": collection, "data.shots": shots, "retrain.init": init} | source
     return [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
 
@@ -174,7 +175,8 @@ def transfer_recipe(given: Given, settings: Sequence[str]) -> Recipe:
         values["data"] = {key: getattr(made_by.data, key) for key in kept}
         values["retrain"] = made_by.retrain.model_dump()
     recipe = resolve(values, settings, "transfer")
-    if recipe.retrain.init == "inherit" and given.normalisation is not None and recipe.data.mean is None:
+    unset = recipe.data.mean is None and recipe.data.channels == examples.get("channels")
+    if recipe.retrain.init == "inherit" and given.normalisation is not None and unset:
         recipe = resolve({**values, "data": {**values["data"], **given.normalisation}}, settings, "transfer")
     if given.weights is None and recipe.retrain.init == "inherit":
         recipe = recipe.model_copy(update={"retrain": recipe.retrain.model_copy(update={"init": "fresh"})})

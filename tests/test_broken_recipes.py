@@ -65,6 +65,7 @@ UNREADABLE = {
     "negative steps": (HEAD + "search: {steps: -1}\n", "r.yaml:4: search.steps: ", "not -1"),
     "batch of one": (HEAD + "train: {batch_size: 1}\n", "r.yaml:4: train.batch_size: ", "greater than or equal to 2"),
     "no shots": (HEAD + "data: {shots: 0}\n", "r.yaml:4: data.shots: ", "not 0"),
+    "one way": (HEAD + "data: {ways: 1}\n", "r.yaml:4: data.ways: ", "greater than or equal to 2, not 1"),
     "two channels": (HEAD + "data: {channels: 2}\n", "r.yaml:4: data.channels: ", "1 or 3, not 2"),
     "tiny image": (HEAD + "data: {image_size: 4}\n", "r.yaml:4: data.image_size: ", "not 4"),
     "opset too new": (HEAD + "export: {opset: 99}\n", "r.yaml:4: export.opset: ", "not 99"),
@@ -126,6 +127,7 @@ UNUSABLE = {
     "one class only": ("data: {source_classes: [3]}", 13, "data.source_classes", "at least 2 classes"),
     "class that is not there": ("data: {target_classes: [5, 12]}", 13, "data.target_classes", "no class 12"),
     "more shots than examples": ("data: {shots: 1000}", 13, "data.shots", "1000"),
+    "more ways than classes": ("data: {ways: 11}", 13, "data.ways", "11 classes", "write 2 to 10"),
     # targets and budgets
     "unknown target": ("targets: [hots]", 14, "'hots'", "'host'"),
     "target file that is not there": ("targets: [./far.yaml]", 14, "far.yaml"),

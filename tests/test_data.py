@@ -1,11 +1,12 @@
 from itertools import islice
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from deploy_prune import data as data_module
-from deploy_prune.data import Examples, batches, load
+from deploy_prune.data import Augment, Examples, batches, load
 from deploy_prune.errors import DataError
 from deploy_prune.readers import Collection, Labelled
 from deploy_prune.recipe import DataPart
@@ -62,6 +63,60 @@ def test_seed_draws_the_shots_and_nothing_else():
     assert torch.equal(first.target_train.images, again.target_train.images)
     assert not torch.equal(first.target_train.images, other.target_train.images)
     assert torch.equal(first.source_train.images, other.source_train.images)
+
+
+# --- ways and shots ---
+
+
+def test_ways_are_drawn_with_the_seed_and_nothing_else(stored):
+    stored(labelled(dict.fromkeys(range(12), 10)))
+    drawn = {seed: load(part(source_classes=[0, 1], ways=3), seed=seed).target_classes for seed in range(20)}
+    assert all(len(set(ways)) == 3 and list(ways) == sorted(ways) for ways in drawn.values())
+    assert set().union(*drawn.values()) == set(range(12))
+    torch.manual_seed(5)
+    again = load(part(source_classes=[5, 6], ways=3, augment="none", image_size=16, shots=None), seed=7)
+    assert again.target_classes == drawn[7]
+
+
+def test_ways_are_drawn_of_the_target_classes_in_their_order(stored):
+    stored(labelled(dict.fromkeys(range(12), 10)))
+    asked = [9, 2, 7, 4]
+    for seed in range(5):
+        data = load(part(source_classes=[0, 1], target_classes=asked, ways=2), seed=seed)
+        assert [c for c in asked if c in data.target_classes] == list(data.target_classes)
+        assert data.num_target == 2
+        assert set(data.target_test.labels.tolist()) == {0, 1}
+    assert load(part(source_classes=[0, 1], target_classes=asked, ways=4), seed=0).target_classes == tuple(asked)
+
+
+@pytest.mark.parametrize("ways", [1, 5])
+def test_ways_that_there_are_not(stored, ways):
+    stored(labelled(dict.fromkeys(range(4), 10)))
+    with pytest.raises(DataError, match=rf"data\.ways: {ways} classes are to be drawn of .* 4; write 2 to 4\."):
+        load(part(source_classes=[0, 1], ways=ways), seed=0)
+
+
+@pytest.mark.parametrize("own_test", [True, False])
+def test_a_split_can_be_made_again_from_its_shots(stored, own_test):
+    everything = labelled(dict.fromkeys(range(6), 10))
+    stored(everything, labelled(dict.fromkeys(range(6), 2), offset=100) if own_test else None)
+    data = load(part(source_classes=[0, 1], target_classes=[5, 3, 4], ways=2, shots=3), seed=1)
+    train = everything if own_test else data_module._split(everything)[0]
+    again = train.labels[list(data.shots)].tolist()
+    assert again == [c for c in data.target_classes for _ in range(3)]
+    assert set(train.images[list(data.shots)][:, 0, 0, 0].tolist()) == values(data.target_train)
+    assert load(part(source_classes=[0, 1], shots=None), seed=1).shots == ()
+
+
+def test_digest_is_of_the_drawn_examples(stored):
+    stored(labelled(dict.fromkeys(range(6), 10)))
+
+    def digest(seed=0, **changes):
+        return load(part(source_classes=[0, 1], **changes), seed=seed).digest
+
+    assert digest() == digest(augment="none", image_size=16)
+    assert len(digest()) == 16
+    assert len({digest(), digest(seed=1), digest(shots=3), digest(shots=None), digest(ways=3)}) == 5
 
 
 # --- splits ---
@@ -182,7 +237,7 @@ def test_float_images_are_taken_as_they_are():
 # --- batches ---
 
 
-@pytest.mark.parametrize("augment", ["shift_flip", "affine"])
+@pytest.mark.parametrize("augment", get_args(Augment))
 def test_same_seed_same_batches(augment):
     def first(seed):
         return [x for x, _ in islice(batches(examples(), 4, seed, augment), 5)]
@@ -203,49 +258,6 @@ def test_batches_are_full_and_epochs_complete(asked, given):
 def test_epochs_are_shuffled_anew():
     orders = [tuple(y.tolist()) for _, y in islice(batches(examples(), 6, 0, "none"), 10)]
     assert len(set(orders)) > 5
-
-
-def test_shift_moves_each_image_on_black_by_an_eighth_at_most():
-    images = torch.zeros(40, 1, 16, 16)
-    images[:, :, 8, 8] = 1
-    dots = Examples(images=images, labels=torch.zeros(40).long(), mean=torch.tensor([0.5]), std=torch.ones(1))
-    x, _ = next(batches(dots, 40, 0, "shift"))
-    where = (x == 0.5).nonzero()[:, 2:]
-    assert len(where) == 40
-    assert (where - 8).abs().max() == 2
-    assert len({tuple(place) for place in where.tolist()}) > 10
-    assert ((x == 0.5) | (x == -0.5)).all()  # what comes in is black, not grey
-
-
-def test_affine_distorts_each_image_on_its_own_and_keeps_its_place_on_average():
-    images = torch.zeros(200, 1, 32, 32)
-    images[:, :, 12:20, 12:20] = 1
-    squares = Examples(images=images, labels=torch.zeros(200).long(), mean=torch.zeros(1), std=torch.ones(1))
-    x, _ = next(batches(squares, 200, 0, "affine"))
-    assert x.shape == images.shape
-    assert not torch.equal(x[0], x[1])
-    place = torch.arange(32) + 0.5
-    mass = x.sum((1, 2, 3))
-    centre = torch.stack([(x[:, 0].sum(2) * place).sum(1) / mass, (x[:, 0].sum(1) * place).sum(1) / mass])
-    assert (centre.mean(1) - 16).abs().max() < 0.5
-    assert 1 < (centre - 16).abs().max() < 5
-    assert 0.55 < (mass / 64).min() < (mass / 64).max() < 1.7  # 1 / 1.2^2 to 1 / 0.8^2
-
-
-def test_affine_without_distortion_is_the_image(monkeypatch):
-    for name in ("MAX_TURN", "MAX_SCALE", "MAX_SLANT", "MAX_MOVE"):
-        monkeypatch.setattr(data_module, name, 0.0)
-    x, y = next(batches(examples(), 6, 0, "affine"))
-    assert torch.allclose(x, examples().all()[0][y], atol=1e-5)
-
-
-def test_shift_flip_also_mirrors_about_half():
-    images = torch.zeros(200, 1, 16, 16)
-    images[:, :, :, 12:] = 1
-    sides = Examples(images=images, labels=torch.zeros(200).long(), mean=torch.zeros(1), std=torch.ones(1))
-    x, _ = next(batches(sides, 200, 0, "shift_flip"))
-    mirrored = (x[:, 0, :, :8].sum((1, 2)) > x[:, 0, :, 8:].sum((1, 2))).sum()
-    assert 60 < mirrored < 140
 
 
 def test_numpy_generator_is_left_alone():

@@ -115,6 +115,14 @@ def test_few_shot_classes_are_not_source_classes():
     DataPart(source_classes=[3, 4], target_classes=[5, 6], shots=10)
 
 
+def test_ways_of_the_source_classes_are_no_few_shot_classes():
+    same = {"source_classes": [3, 4, 5], "target_classes": [5, 4, 3]}
+    with pytest.raises(ValidationError, match="the classes drawn would be source classes too"):
+        DataPart(**same, ways=2, shots=10)
+    for changes in ({"ways": 2, "shots": None}, {"ways": 3}, {"ways": 2, "target_classes": [6, 7, 8]}):
+        DataPart(**same | changes)
+
+
 @pytest.mark.parametrize(
     "values", [{"mean": [0.5]}, {"std": [0.5] * 4}, {"std": [1, 0, 1]}, {"channels": 1, "mean": [0, 0, 0]}]
 )

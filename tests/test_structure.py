@@ -19,6 +19,7 @@ LEVELS = (
     frozenset({"errors", "types", "shell"}),
     frozenset(
         {
+            "augment",
             "cache",
             "cost",
             "data",

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from click.testing import CliRunner
@@ -17,10 +18,11 @@ from deploy_prune.errors import ArchitectureError, DataError, RecipeError, RunFo
 from deploy_prune.pipeline import Run
 from deploy_prune.runfolder import load_tensors
 from deploy_prune.surgery import architecture
-from deploy_prune.transferring import transfer
+from deploy_prune.transferring import as_settings, transfer
 
 SETTINGS = ("data.target_classes=[5, 6, 7, 8]", "retrain.steps=6", "device=cpu")
 PLACE = "pixel-8/50% macs"
+ASKED = ("collection", "shots", "init")
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +32,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def move(source: Path, out: Path, *settings: str, **how: Any) -> Any:
-    given = {"collection": "digits", "out": out, "shots": 3, "trust": True} | how
-    return transfer(source, [*SETTINGS, *settings], **given)
+    given = {"collection": "digits", "shots": 3, "init": None} | {k: how.pop(k) for k in list(how) if k in ASKED}
+    return transfer(source, [*as_settings(**given), *SETTINGS, *settings], **({"out": out, "trust": True} | how))
 
 
 def test_an_architecture_without_weights_learns_from_scratch(finished, tmp_path):
@@ -99,6 +101,18 @@ def test_ways_draw_the_classes(finished, tmp_path):
 def test_another_size_of_input_is_allowed(finished, tmp_path):
     move(finished.folder / PLACE, tmp_path / "new", "data.image_size=24")
     assert architecture.load(tmp_path / "new" / "architecture.json").input_shape == (1, 1, 24, 24)
+
+
+def test_an_npz_is_data_too(finished, tmp_path):
+    images = (torch.rand(40, 16, 16, 1, generator=torch.Generator().manual_seed(0)) * 255).byte().numpy()
+    labels = numpy.arange(40) % 2
+    numpy.savez(tmp_path / "mine.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    file = finished.folder / PLACE / "architecture.json"
+    settings = ["data.target_classes=null", "retrain.steps=2"]
+    found = move(file, tmp_path / "new", *settings, collection=str(tmp_path / "mine.npz"))
+    assert found.episodes[0].classes == (0, 1)
+    with pytest.raises(DataError, match="there is no file"):
+        move(file, tmp_path / "other", *settings, collection=str(tmp_path / "nowhere.npz"))
 
 
 def test_what_came_of_it_can_be_moved_on_and_exported(finished, tmp_path):

@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW
 
-from deploy_prune.data import Augment, Batch, Examples, batches
-from deploy_prune.recipe import RetrainPart
+from deploy_prune.augment import mixed
+from deploy_prune.data import Batch, Examples, batches
+from deploy_prune.recipe import Augment, RetrainPart
 from deploy_prune.retrain.batchnorm import reestimate
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match
@@ -77,12 +78,13 @@ def adapt(
         average = Average(network, part.ema) if part.ema is not None else None
         schedulers: list[Stepped] = [*one_cycle(optimizer, steps), *([average] if average else [])]
         candidate = average.network if average else network
-        best = BestSoFar(candidate, held, steps, session) if held is not None else None
+        best = BestSoFar(candidate, held, steps) if held is not None else None
+        schedulers += [best] if best else []
         task = taught(teacher, part.distill, part.temperature, features=part.features, match=match)
         losses = fit(
             lambda batch: task(network, batch), mixed_batches(stream, part, examples, session.seed), [optimizer],
             accelerator=session.accelerator, steps=steps, work=work, progress=session.progress,
-            schedulers=schedulers, enough=best or (lambda _: False),
+            schedulers=schedulers,
         )  # fmt: skip
         if best is not None and best.state:
             network.load_state_dict(best.state)
@@ -92,7 +94,7 @@ def adapt(
             reestimate(network, stream, -(-BATCHNORM_EXAMPLES // min(part.batch_size, len(examples))))
     return Adapted(
         losses=tuple(losses), num_held_out=0 if held is None else len(held),
-        chosen_step=best.step if best is not None and best.state else len(losses),
+        chosen_step=best.chosen if best is not None and best.state else len(losses),
         seconds=time.perf_counter() - started,
     )  # fmt: skip
 
@@ -120,7 +122,6 @@ def mixed_batches(stream: Iterator[Batch], part: RetrainPart, examples: Examples
     """The stream, its examples mixed with each other as the recipe says; labels are then shares, float [B, classes]."""
     if part.mix == "none":
         return stream
-    from deploy_prune.augment import mixed
-
-    generator, num_classes = torch.Generator().manual_seed(seed), int(examples.labels.max()) + 1
-    return (mixed(x, y, num_classes, part.mix, generator) for x, y in stream)
+    kind, num_classes = part.mix, int(examples.labels.max()) + 1
+    generator = torch.Generator().manual_seed(seed)
+    return (mixed(x, y, num_classes, kind, generator) for x, y in stream)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deploy_prune.data import Examples
-from deploy_prune.training import Session, device_of, placed
+from deploy_prune.training import device_of, placed
 
 ENOUGH: Final = 100
 """Examples of every class from which on a tenth of them are held out, if the recipe doesn't say."""
@@ -73,19 +73,20 @@ class Average:
 class BestSoFar:
     """Remembers the weights with the lowest loss on held-out examples: Prechelt, "Early stopping - but when?", 1998."""
 
-    def __init__(self, network: nn.Module, held: Examples, steps: int, session: Session) -> None:
-        self.network, self.held, self.session = network, held, session
+    def __init__(self, network: nn.Module, held: Examples, steps: int) -> None:
+        self.network, self.held = network, held
         self.every = max(1, steps // CHECKS)
-        self.loss, self.step, self.checks_since = float("inf"), 0, 0
+        self.loss, self.steps, self.chosen, self.checks_since = float("inf"), 0, 0, 0
         self.state: dict[str, Tensor] = {}
 
-    def __call__(self, step: int) -> bool:
-        """After a step: whether it is enough."""
-        if step % self.every:
+    def step(self) -> bool:
+        """After a step of the optimizer: whether it is enough."""
+        self.steps += 1
+        if self.steps % self.every:
             return False
         loss = self._held_out_loss()
         if loss < self.loss:
-            self.loss, self.step, self.checks_since = loss, step, 0
+            self.loss, self.chosen, self.checks_since = loss, self.steps, 0
             self.state = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
         else:
             self.checks_since += 1

@@ -3,7 +3,6 @@ from torch import nn
 
 from deploy_prune.data import Examples
 from deploy_prune.retrain.stopping import CHECKS, PATIENCE, Average, BestSoFar, hold_out
-from deploy_prune.training import Session, make_accelerator
 
 
 def examples(*counts):
@@ -61,15 +60,14 @@ def test_the_best_weights_stay_and_patience_ends():
     with torch.no_grad():
         network[1].weight.zero_()
     held = examples(10, 0)
-    session = Session(accelerator=make_accelerator("cpu"), seed=0)
-    best = BestSoFar(network, held, CHECKS, session)
+    best = BestSoFar(network, held, CHECKS)
     ended = None
     for step in range(1, CHECKS + 1):
         with torch.no_grad():
             network[1].bias.copy_(torch.tensor([-abs(step - 4.0), 0.0]))
-        if best(step):
+        if best.step():
             ended = step
             break
-    assert best.step == 4
+    assert best.chosen == 4
     assert best.state["1.bias"].tolist() == [0.0, 0.0]
     assert ended == 4 + PATIENCE
