@@ -247,7 +247,7 @@ def _adapt(road: Road, network: nn.Module, teacher: nn.Module | None, match: Mat
     )  # fmt: skip
     score = accuracy(network, road.data.target_test, accelerator=road.session.accelerator)
     told = {"steps": len(done.losses), "chosen_step": done.chosen_step, "held_out": done.num_held_out}
-    return {"accuracy": score, **told, "seconds": round(done.seconds, 1)}
+    return {"accuracy": score, **told}
 
 
 def plan(road: Road, bench: Workbench, found: tuple[str, SearchResult], target: Target, budget: Budget) -> str:

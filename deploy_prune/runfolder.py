@@ -11,6 +11,7 @@ import platform
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -77,14 +78,22 @@ class RunFolder:
         mark = self._mark(name)
         if not self._finished(mark, digest, files):
             mark.unlink(missing_ok=True)
+            started = time.perf_counter()
             compute()
             sums = {file: sha256(self.path / file) for file in files}
-            write_text(mark, json.dumps({"digest": digest, "files": sums}, indent=1) + "\n")
+            told = {"digest": digest, "files": sums, "stage": name, "seconds": round(time.perf_counter() - started, 1)}
+            write_text(mark, json.dumps(told, indent=1) + "\n")
         return digest
 
     def forget(self, name: str) -> None:
         """The stage has to be done again."""
         self._mark(name).unlink(missing_ok=True)
+
+    def seconds(self) -> dict[str, float]:
+        """How long each finished stage took, when it was computed; in the order in which they were."""
+        marks = sorted(self._marks.glob("*.json"), key=lambda mark: mark.stat().st_mtime_ns)
+        told = [read_json(mark) for mark in marks]
+        return {one["stage"]: one["seconds"] for one in told if "seconds" in one}
 
     def _mark(self, name: str) -> Path:
         return self._marks / f"{name.replace('/', '__')}.json"
@@ -158,6 +167,7 @@ class RunFolder:
                 "seed": seed,
                 "command": shlex.join(["deploy-prune", *sys.argv[1:]]),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": self.seconds(),
                 "recipe_sha256": hashlib.sha256(recipe_text.encode()).hexdigest(),
                 "files": {p.relative_to(self.path).as_posix(): sha256(p) for p in files},
             },

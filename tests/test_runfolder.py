@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import time
 from dataclasses import asdict, fields, replace
 
 import pytest
@@ -251,3 +252,11 @@ def test_provenance_has_every_file_that_lasts(folder):
     assert told["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     assert {"python", "platform", "cpu", "command", "finished"} <= told.keys()
     assert json.dumps(told)
+
+
+def test_it_knows_how_long_stages_took(folder):
+    folder.stage("first", {}, [], lambda: time.sleep(0.2))
+    folder.stage("a/b", {}, [], lambda: None)
+    folder.stage("first", {}, [], lambda: time.sleep(5))
+    assert list(folder.seconds()) == ["first", "a/b"]
+    assert 0.2 <= folder.seconds()["first"] < 2
