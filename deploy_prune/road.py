@@ -241,8 +241,9 @@ def teacher_of(road: Road) -> nn.Module:
 
 def _adapt(road: Road, network: nn.Module, teacher: nn.Module | None, match: Match | None, work: str) -> dict[str, Any]:
     """Train in place on the target task; what there is to tell of it."""
+    part = road.recipe.retrain if teacher else road.recipe.retrain.model_copy(update={"init": "inherit"})
     done = adapt(
-        network, road.data.target_train, road.recipe.retrain, teacher=teacher, session=road.session,
+        network, road.data.target_train, part, teacher=teacher, session=road.session,
         augment=road.recipe.data.augment, match=match, work=work,
     )  # fmt: skip
     score = accuracy(network, road.data.target_test, accelerator=road.session.accelerator)

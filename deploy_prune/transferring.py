@@ -228,7 +228,7 @@ class _Task:
 
     def taught_teacher(self) -> tuple[nn.Module | None, float | None]:
         """The dense network, adapted to the task with the same examples, and its accuracy."""
-        part = self.recipe.retrain
+        part = self.recipe.retrain.model_copy(update={"init": "inherit"})
         if self.given.teacher is None or (part.distill == 0 and part.features == 0):
             return None, None
         _, teacher = self._dense()

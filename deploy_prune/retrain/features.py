@@ -43,7 +43,10 @@ def match(structure: Structure, keep: Keep) -> Match:
 
 
 class Watch(TorchFunctionMode):
-    """While it is entered, remembers what convolutions and linear layers of these names read, the last time."""
+    """While it is entered, remembers what convolutions and linear layers of these weights read, the last time.
+
+    ``read``: a weight's name -> [B, ..., L], channels last.
+    """
 
     def __init__(self, network: nn.Module, names: Iterable[str]) -> None:
         super().__init__()
@@ -56,26 +59,25 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         """Every call of torch, also those of an exported graph."""
         if len(args) > 1 and (name := self.names.get(id(args[1]))) is not None:
-            self.read[name] = args[0]
+            self.read[name] = args[0] if args[1].dim() == 2 else args[0].movedim(1, -1)
         return func(*args, **(kwargs or {}))
 
 
 def feature_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], match: Match) -> Tensor:
     """Mean over the places of |student - teacher's kept channels|^2 / |teacher's kept channels|^2, a scalar.
 
-    Both map a weight's name to what it read: [B, K, ...] and [B, L, ...] for convolutions, [..., K] and [..., L] for
-    linear layers. Relative, so that no layer counts more for having larger values. Places that a network didn't pass,
-    or where a convolution's groups read only a part each, are left out; 0 if none is left.
+    Both map a weight's name to what it read: [B, ..., K] and [B, ..., L]. Relative, so that no layer counts more for
+    having larger values. Places that a network didn't pass, or where a convolution's groups read only a part each, are
+    left out; 0 if none is left.
     """
     parts: list[Tensor] = []
     for name, kept_L in match.kept.items():
         if name not in student or name not in teacher:
             continue
         told, found = teacher[name].float(), student[name].float()
-        axis = 1 if told.dim() == 4 else told.dim() - 1
-        if told.shape[axis] != len(kept_L):
+        if told.shape[-1] != len(kept_L):
             continue
-        told = told.index_select(axis, kept_L.nonzero().flatten().to(told.device))
+        told = told[..., kept_L.to(told.device)]
         if told.shape == found.shape:
             parts.append((found - told).square().mean() / told.square().mean().clamp(min=1e-12))
     return torch.stack(parts).mean() if parts else torch.zeros(())

@@ -31,7 +31,7 @@ def test_a_watch_sees_what_each_weight_reads():
     dense = network()
     with torch.no_grad(), Watch(dense, ["3.weight", "7.weight"]) as seen:
         dense(X)
-    assert torch.equal(seen.read["3.weight"], dense[:3](X))
+    assert torch.equal(seen.read["3.weight"], dense[:3](X).movedim(1, -1))
     assert torch.equal(seen.read["7.weight"], dense[:7](X))
 
 
@@ -40,7 +40,7 @@ def test_a_watch_sees_into_an_exported_graph():
     graph = torch.export.export(dense, (X,)).module()
     with torch.no_grad(), Watch(graph, ["3.weight"]) as seen:
         graph(X)
-    assert torch.allclose(seen.read["3.weight"], dense[:3](X))
+    assert torch.allclose(seen.read["3.weight"], dense[:3](X).movedim(1, -1))
 
 
 def test_every_group_has_a_place_and_the_kept_channels():
