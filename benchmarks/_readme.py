@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +19,9 @@ from deploy_prune.shell import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+
+Text = Callable[[dict[str, Any]], str]
+"""What a benchmark's JSON file becomes in the README."""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -43,9 +46,9 @@ def run_table(folder: Path) -> str:
     return f"{table(header, rows)}\n\n{where}"
 
 
-def benchmark_table() -> str:
-    """Every benchmark's figures that a sentence can hold."""
-    parts = [text(json.loads(path.read_text())) for name, text in TEXTS.items() if (path := RESULTS / name).is_file()]
+def block(texts: Mapping[str, Text]) -> str:
+    """The benchmarks' figures that are there, as texts and tables; empty without any."""
+    parts = [text(json.loads(path.read_text())) for name, text in texts.items() if (path := RESULTS / name).is_file()]
     return "\n\n".join(parts)
 
 
@@ -233,7 +236,50 @@ def interval_cell(found: dict[str, Any] | None) -> str:
     return f"{100 * found['mean']:.1f}{half}"
 
 
-TEXTS = {
+def latency_table(figures: dict[str, Any]) -> str:
+    """How far latency tables go wrong on networks that they weren't made of."""
+    rows = [
+        [
+            *parted(name), str(row["granularity"]), f"{row['median_error']:.1%}", f"{row['p90_error']:.1%}",
+            f"{row['wall_s']:.0f}",
+        ]
+        for name, row in figures["rows"].items()
+    ]  # fmt: skip
+    head = f"Tables of {figures['n']} random networks on {figures['target']} ({figures['device']}, one thread), each "
+    head += "checked with as many others; the seconds are those of the whole command (`benchmarks/latency_table.py`):"
+    titles = ["network", "input", "granularity", "median error", "p90 error", "seconds"]
+    return f"{head}\n\n{table(titles, rows)}"
+
+
+def budgets(figures: dict[str, Any]) -> str:
+    """Measured latency over what was asked, and uniform pruning's to the same MACs."""
+    found, rows = figures["summary"], []
+    for name, row in figures["rows"].items():
+        cells = [*parted(name), f"{row['asked']:.0%}"]
+        if row["status"] == "ok":
+            shares = [f"{row['share'] / row['asked']:.3f}", f"{row['macs']:.1%}", f"{row['uniform_over_ours']:.2f}x"]
+        elif row["status"] == "failed":
+            shares = ["not met", "", ""]
+        else:
+            shares = [f"out of reach: at least {row['smallest']:.0%}", "", ""]
+        rows.append([*cells, *shares])
+    head = f"Budgets of shares of the dense latency on {figures['target']} ({figures['device']}, one thread): the "
+    head += "finished artifact's latency, measured once more after the loop, over what was asked; its MACs; and how "
+    head += "long uniform pruning to as many MACs takes in the same run, in multiples of that. "
+    head += f"{found['within_3_percent']:.0%} of {found['counted']} budgets within reach are met to 3%"
+    head += "" if found["worst"] is None else f", the worst to {found['worst']:.1%}"
+    head += " (`benchmarks/budgets.py`; random weights):"
+    titles = ["network", "input", "budget", "measured / asked", "MACs", "uniform at equal MACs"]
+    return f"{head}\n\n{table(titles, rows)}"
+
+
+def parted(key: str) -> tuple[str, str]:
+    """Network and input of a row that is called "torchvision:resnet18:3,224,224:1000 ..."."""
+    name, shape, _ = key.split(" ")[0].rsplit(":", 2)
+    return name.rpartition(":")[2], f"{shape.rpartition(',')[2]} px"
+
+
+TEXTS: dict[str, Text] = {
     "cifar_resnet20.json": cifar,
     "cifar_resnet56.json": cifar,
     "cifar_resnet18.json": cifar,
@@ -248,6 +294,12 @@ TEXTS = {
     "zoo.json": zoo,
     "cut_speed.json": cut_speed,
 }
+BLOCKS: dict[str, dict[str, Text]] = {
+    "benchmarks": TEXTS,
+    "latency-table": {"latency_table.json": latency_table},
+    "budgets": {"budgets.json": budgets},
+}
+"""Marker in the README -> what stands there. Without any figures it stays as it is."""
 
 
 def put(text: str, name: str, content: str) -> str:
@@ -260,7 +312,10 @@ def put(text: str, name: str, content: str) -> str:
 def main() -> None:
     """Rewrite README.md."""
     readme, run = ROOT / "README.md", Path(sys.argv[1] if len(sys.argv) > 1 else "runs/mobilenet")
-    text = put(readme.read_text(), "benchmarks", benchmark_table())
+    text = readme.read_text()
+    for name, texts in BLOCKS.items():
+        if content := block(texts):
+            text = put(text, name, content)
     if run.is_dir():
         text = put(text, "results", run_table(run))
     write_text(readme, text)

@@ -20,6 +20,7 @@ from typing import Any
 
 import _results
 import torch
+from _scores import magnitude
 from rich.console import Console
 from rich.table import Table
 
@@ -29,13 +30,12 @@ from deploy_prune.enforce import enforce
 from deploy_prune.errors import BudgetError, DeployPruneError
 from deploy_prune.export import FORMATS, isolated
 from deploy_prune.latency.targets import load_target
-from deploy_prune.recipe import DataPart, ModelPart, Recipe, SearchPart, parse_budget
-from deploy_prune.search import METHODS, SearchGoal, SearchJob, gates_of
+from deploy_prune.recipe import DataPart, ModelPart, Recipe, parse_budget
+from deploy_prune.search import gates_of
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.graph import find_groups
 from deploy_prune.surgery.settle import settle
-from deploy_prune.training import Session, make_accelerator
-from deploy_prune.types import Artifact, Scores, Structure, Target, silent
+from deploy_prune.types import Artifact, Scores, Target, silent
 from deploy_prune.workbench import Workbench
 
 NETWORKS = "torchvision:mobilenet_v2:96,torchvision:mobilenet_v3_small:96,torchvision:resnet18:64"
@@ -104,18 +104,6 @@ def workbench(source: str, size: int, folder: Path) -> Workbench:
         network=network, structure=structure, example=example[:1], recipe=recipe, scratch=folder,
         calibration=torch.randn(32, 3, size, size),
     )  # fmt: skip
-
-
-def magnitude(bench: Workbench) -> Scores:
-    """Which channels go first; any ranking would do."""
-    structure: Structure = bench.structure
-    host = bench.cost(load_target("host"), "macs")
-    job = SearchJob(
-        network=bench.network, structure=structure, task=lambda forward, batch: torch.zeros(()), batches=iter(()),
-        goal=SearchGoal(cost=host, limit=0.5 * host(structure.dense_counts)), config=SearchPart(method="magnitude"),
-        session=Session(accelerator=make_accelerator("cpu", "no"), seed=0, progress=silent),
-    )  # fmt: skip
-    return METHODS["magnitude"](job).scores
 
 
 def target_of(format: str, precision: str) -> Target:

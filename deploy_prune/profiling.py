@@ -146,7 +146,7 @@ def profile(
     on = attached(load_target(target), device)
     network, shape, part = network_of(model, shape, trust, classes)
     with TemporaryDirectory() as scratch:
-        bench = _workbench(network, shape, part, Path(scratch), progress)
+        bench = workbench_for(network, shape, part, Path(scratch), progress)
         granule, tabled = bench.granule(on), bench.tabled(on, variants, variants)
         table = fit_table(bench.structure, tabled.samples, granule)
         return Profiled(
@@ -178,9 +178,21 @@ def attached(target: Target, device: str | None) -> Target:
     return target
 
 
-def _workbench(
-    network: torch.nn.Module, shape: tuple[int, ...], part: ModelPart, scratch: Path, progress: Progress
+def workbench_for(
+    network: torch.nn.Module, shape: tuple[int, ...], part: ModelPart, scratch: Path, progress: Progress = silent
 ) -> Workbench:
+    """What ``predicting.network_of`` gives, on a workbench; a recipe's for the same network finds the same figures.
+
+    Args:
+        network: with initial weights, which are made as different as a trained network's.
+        shape: channels, height, width of the input.
+        part: how the network is built.
+        scratch: a folder for artifacts.
+        progress: is told of every network that is measured.
+
+    Raises:
+        SurgeryError: the network can't be traced, or no channel of it can be cut.
+    """
     example = torch.zeros(1, *shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from deploy_prune import benching
 from deploy_prune.benching import Bench
+from deploy_prune.errors import TargetError
 from deploy_prune.latency.lost import Lost
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import parse_budget
@@ -87,6 +88,17 @@ def test_the_tables_have_all_side_by_side(measured):
     figures = ("2.02 ms", "1.90 ms", "2.02 / 2.03 / 2.04", "50.0%", "40.0%", "1.00 → 0.80")
     for words in (*figures, "features.3", "granularity"):
         assert words in text
+
+
+def test_a_device_measures_the_targets_whose_runtime_it_can_start():
+    targets = {name: load_target(name) for name in ("raspberry-pi-4", "raspberry-pi-5", "galaxy-s24")}
+    moved = benching._moved(targets, "ssh://pi@board")
+    assert {name: target.runner for name, target in moved.items()} == {
+        "raspberry-pi-4": "ssh://pi@board", "raspberry-pi-5": "ssh://pi@board", "galaxy-s24": None,
+    }  # fmt: skip
+    assert {moved[name].runtime for name in ("raspberry-pi-4", "raspberry-pi-5")} == {"ncnn"}
+    with pytest.raises(TargetError, match="can be measured on ssh://pi@board: its runtimes are litert-npu, not"):
+        benching._moved({"galaxy-s24": targets["galaxy-s24"]}, "ssh://pi@board")
 
 
 def test_a_failed_row_is_told_below():

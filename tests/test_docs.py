@@ -94,6 +94,13 @@ def test_the_results_have_their_place():
     assert README.index("<!-- results:begin -->") < README.index("<!-- results:end -->")
 
 
+def test_markers_come_in_pairs():
+    found = re.findall(r"^<!-- ([a-z-]+):(begin|end) -->$", README, flags=re.MULTILINE)
+    names = list(dict.fromkeys(name for name, _ in found))
+    assert {"results", "benchmarks", "latency-table", "budgets"} == set(names)
+    assert found == [(name, kind) for name in names for kind in ("begin", "end")]
+
+
 @pytest.mark.parametrize("code", fenced("python"))
 def test_python_blocks_compile_and_use_names_that_exist(code):
     for node in ast.walk(ast.parse(code)):

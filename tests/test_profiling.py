@@ -142,6 +142,12 @@ def test_there_must_be_a_device(target, device, words):
         profile("conv4", target, SHAPE, device=device)
 
 
+@pytest.mark.parametrize("name", ["raspberry-pi-4", "raspberry-pi-5", "pixel-6", "jetson-orin-nano"])
+def test_a_shipped_target_is_measured_where_it_is_attached(name):
+    on = profiling.attached(load_target(name), "ssh://pi@board")
+    assert on == replace(load_target(name), runner="ssh://pi@board")
+
+
 def test_a_network_without_channels_to_cut_has_no_table(monkeypatch):
     whole = find_groups(torch.nn.Sequential(torch.nn.Linear(4, 4)), (torch.zeros(1, 4),), PrunePart())
     monkeypatch.setattr(profiling.analysis, "settled_groups", lambda *args: whole)

@@ -9,6 +9,8 @@ from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
 from deploy_prune.cli import main
+from deploy_prune.export import FORMATS
+from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import schema
 from deploy_prune.recipe_file import load, shipped
 
@@ -40,6 +42,13 @@ def test_it_begins_with_a_comment_and_the_command(name):
     text = Path(shipped()[name]).read_text(encoding="utf-8")
     assert text.startswith("# ")
     assert f"deploy-prune recipe {name}" in text
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_its_artifacts_need_no_extra(name):
+    formats = [FORMATS[load_target(target).format] for target in load(name).targets]
+    assert formats
+    assert [kind.extra for kind in formats] == [None] * len(formats)
 
 
 @pytest.mark.slow

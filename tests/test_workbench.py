@@ -8,6 +8,7 @@ from tiny_run import ArithmeticDevice, arithmetic_device, tiny_recipe
 
 from deploy_prune import models, workbench
 from deploy_prune.errors import MeasurementError
+from deploy_prune.latency.table import variant_counts
 from deploy_prune.latency.targets import load_target
 from deploy_prune.shell import write_text
 from deploy_prune.surgery.graph import find_groups
@@ -124,6 +125,36 @@ def test_a_measurement_that_fails_is_not_kept(bench, ratios, monkeypatch):
     monkeypatch.setattr(workbench, "measure_steadily", working)
     ratios += [0.5]
     assert bench.timed(HOST, half(bench)).slim_ms == pytest.approx(0.5 * DENSE_MS)
+
+
+@pytest.fixture
+def drawn(bench, monkeypatch):
+    """Rows of (counts of) every network that a table was made of and checked with, and each draw's seed."""
+    seeds: list[list[int]] = [[], []]
+
+    def counts(structure, granule, num, seed):
+        seeds[num - 5].append(seed)
+        return variant_counts(structure, granule, num, seed)
+
+    def rows(self, target, known, others):
+        return [
+            {"widths": workbench.widths_of(self.structure, c), "total_ms": 1.0, "per_layer_ms": None}
+            for c in (*known, *others)
+        ]
+
+    monkeypatch.setattr(workbench, "variant_counts", counts)
+    monkeypatch.setattr(Workbench, "_measure_variants", rows)
+    return bench.tabled(HOST, 5, 6), seeds
+
+
+def test_a_table_is_checked_with_networks_of_other_draws(drawn):
+    table, (made_of, checked_with) = drawn
+    assert (len(table.samples), len(table.held_out)) == (2 + 5, 6)
+    assert made_of
+    assert checked_with
+    assert not set(made_of) & set(checked_with), "no seed for both"
+    widths = [sample.widths for sample in (*table.samples, *table.held_out)]
+    assert len(set(widths)) == len(widths), "and none is the same network by chance"
 
 
 def test_counts_of_parameters_are_those_of_the_cut_network(tiny):

@@ -51,6 +51,19 @@ def test_every_shipped_file(path):
         assert target.runtime in RUNTIMES
 
 
+ACCELERATORS = {"litert-npu": "litert"}
+"""Runtimes on accelerators, which the payload of their format's runtime doesn't start."""
+
+
+@pytest.mark.parametrize("target", list_targets(), ids=lambda t: t.name)
+def test_every_shipped_target_can_be_written_for_and_run_where_it_is_attached(target):
+    kind = FORMATS[target.format]
+    own = kind.runtime or target.format
+    assert target.precision in kind.precisions
+    assert own in RUNTIMES
+    assert (target.runtime if target.runtime in RUNTIMES else ACCELERATORS[target.runtime]) == own
+
+
 def test_a_target_may_have_any_format_that_can_be_written():
     assert tuple(FORMATS) == EXPORT_FORMATS
 

@@ -1,0 +1,24 @@
+"""Scores that need no training, for benchmarks of what doesn't depend on the weights."""
+
+from __future__ import annotations
+
+import torch
+
+from deploy_prune.latency.targets import load_target
+from deploy_prune.recipe import SearchPart
+from deploy_prune.search import METHODS, SearchGoal, SearchJob
+from deploy_prune.training import Session, make_accelerator
+from deploy_prune.types import Scores, silent
+from deploy_prune.workbench import Workbench
+
+
+def magnitude(bench: Workbench) -> Scores:
+    """Which channels go first; any ranking would do."""
+    structure = bench.structure
+    host = bench.cost(load_target("host"), "macs")
+    job = SearchJob(
+        network=bench.network, structure=structure, task=lambda forward, batch: torch.zeros(()), batches=iter(()),
+        goal=SearchGoal(cost=host, limit=0.5 * host(structure.dense_counts)), config=SearchPart(method="magnitude"),
+        session=Session(accelerator=make_accelerator("cpu", "no"), seed=0, progress=silent),
+    )  # fmt: skip
+    return METHODS["magnitude"](job).scores

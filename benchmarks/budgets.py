@@ -1,0 +1,214 @@
+"""Asked for so many milliseconds: what is measured in the end, and what uniform pruning takes at the same MACs.
+
+    python benchmarks/budgets.py [NAME:CHANNELS,HEIGHT,WIDTH:CLASSES...] [--budgets 80%,65%,50%,35%] [--rows FILE]
+
+A NAME of torchvision or timm has its prefix: torchvision:mobilenet_v2:3,224,224:1000. Per network and budget, of the
+latency of this machine's `host` (ONNX Runtime, one thread), the closed loop is run as a recipe runs it: with a latency
+table of its own (an empty cache), the finished artifact measured beside the dense one, and planned again if that is
+over the budget, at most pipeline.PLANS times. `timing.learn` does the latter for a run folder; there is none here, so
+`Workbench.correct` is called as it does. Then all is measured once more, and no choice depends on that: it is the
+share in the rows. In the same interleaved run stands the network with the same share of every group, plain counts
+without granularity, that has most nearly the same MACs. Scores are magnitudes of initial weights: latency doesn't
+depend on weights.
+
+Rows that --rows has are not made again. The whole list goes into benchmarks/results/budgets.json. A budget that the
+smallest network can't meet, as `deploy-prune check` judges it, is listed and not counted; one that the loop fails to
+meet is counted as missed.
+
+Aims: measured within 3% of what was asked in 95% of the rows, and within 6% in all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import _results
+import torch
+from _scores import magnitude
+from latency_table import NETWORKS
+
+from deploy_prune import cost
+from deploy_prune.check import reaches
+from deploy_prune.enforce import Plan, enforce
+from deploy_prune.errors import BudgetError
+from deploy_prune.export import isolated
+from deploy_prune.latency.paired import paired_ratio
+from deploy_prune.latency.steady import measure_steadily
+from deploy_prune.latency.targets import load_target
+from deploy_prune.pipeline import PLANS
+from deploy_prune.predicting import network_of, parse_shape
+from deploy_prune.profiling import workbench_for
+from deploy_prune.recipe import parse_budget
+from deploy_prune.shell import write_text
+from deploy_prune.surgery.cut import cut
+from deploy_prune.types import Artifact, Budget, Counts, Keep, Scores, Target, silent
+from deploy_prune.workbench import Timed, Workbench
+
+BUDGETS: Final = "80%,65%,50%,35%"
+AIMS: Final = {"within_3_percent": 0.95, "worst": 0.06}
+SHARES: Final = 10_001
+"""Shares of every group, from none to all, of which uniform pruning takes the one with the nearest MACs."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivered:
+    """What a recipe hands over: its plan, its artifact, and the share of dense latency that it is reported with."""
+
+    plan: Plan
+    artifact: Artifact
+    share: float
+    plans: int
+
+
+def network_rows(network: str, budgets: Sequence[Budget]) -> Iterator[tuple[str, Row]]:
+    """(budget, row) for each budget of one network."""
+    name, shape, classes = network.rsplit(":", 2)
+    torch.manual_seed(0)
+    module, sizes, part = network_of(name, parse_shape(shape), False, int(classes))
+    target = load_target("host")
+    with TemporaryDirectory() as folder:
+        os.environ["DEPLOY_PRUNE_CACHE"] = str(Path(folder) / "cache")
+        bench = workbench_for(module, sizes, part, Path(folder))
+        dense = written(bench, target, first(bench, bench.structure.dense_counts), Path(folder) / "dense.onnx")
+        scores = magnitude(bench)
+        for budget in budgets:
+            started = time.perf_counter()
+            row = budget_row(bench, target, budget, scores, dense)
+            yield budget.text, {"asked": budget.limit, **row, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def budget_row(bench: Workbench, target: Target, budget: Budget, scores: Scores, dense: Artifact) -> Row:
+    """What became of one budget."""
+    recipe = bench.recipe.model_copy(update={"budgets": [budget.text]})
+    ((reach,), (met,)) = reaches(bench, (target,), recipe)
+    if not met.met:
+        return {"status": "out of reach", "smallest": reach.smallest / reach.dense, "reason": met.reason}
+    try:
+        made = deliver(bench, target, budget, scores, dense)
+    except BudgetError as error:
+        return {"status": "failed", "reason": str(error)}
+    return {"status": "ok", **looked_at(bench, target, budget, dense, made)}
+
+
+def deliver(bench: Workbench, target: Target, budget: Budget, scores: Scores, dense: Artifact) -> Delivered:
+    """Plan, cut, export and measure; planned again if the finished artifact is over the budget.
+
+    Raises:
+        BudgetError: no candidate is within the budget.
+    """
+    part = bench.recipe.measure
+    for plans in range(1, PLANS + 1):
+        plan = enforce(bench, target, budget, scores, silent, budget.text)
+        slim = written(bench, target, plan.keep, dense.path.with_stem("slim"))
+        beside, latency = measure_steadily(target, [dense, slim], part.runs, part.warmup)
+        share = latency.p50_ms / beside.p50_ms
+        made = Delivered(plan=plan, artifact=slim, share=share, plans=plans)
+        if share <= budget.limit * (1 + part.tolerance):
+            break
+        bench.correct(target, plan.chosen.counts, Timed(slim_ms=latency.p50_ms, dense_ms=beside.p50_ms))
+    return made
+
+
+def looked_at(bench: Workbench, target: Target, budget: Budget, dense: Artifact, made: Delivered) -> Row:
+    """Measured once more, beside uniform pruning to the same MACs."""
+    part, macs = bench.recipe.measure, cost.macs(bench.structure)
+    counts = made.plan.chosen.counts
+    even = uniform(bench, macs(counts))
+    beside = written(bench, target, first(bench, even), dense.path.with_stem("uniform"))
+    whole, slim, plain = measure_steadily(target, [dense, made.artifact, beside], part.runs, part.warmup)
+    ratio, all_macs, looks = paired_ratio(plain, slim), macs(bench.structure.dense_counts), made.plan.looks
+    share = slim.p50_ms / whole.p50_ms
+    return {
+        "share": share, "error": share / budget.limit - 1, "macs": macs(counts) / all_macs,
+        "uniform": plain.p50_ms / whole.p50_ms, "uniform_macs": macs(even) / all_macs,
+        "uniform_over_ours": ratio.median, "interval": [ratio.low, ratio.high], "dense_ms": whole.p50_ms,
+        "slim_ms": slim.p50_ms, "uniform_ms": plain.p50_ms, "samples": len(slim.samples_ms),
+        "in_the_loop": made.plan.chosen.observed / made.plan.chosen.dense, "reported": made.share,
+        "looks": len(looks), "plans": made.plans,
+    }  # fmt: skip
+
+
+def uniform(bench: Workbench, limit: float) -> Counts:
+    """The same share of every group, at least one unit, such that the MACs are nearest to the limit.
+
+    Groups of one size aren't all rounded at the same share, so that the MACs rise in small steps.
+    """
+    model, dense = cost.macs(bench.structure), bench.structure.dense_counts
+    channels_G = torch.tensor([dense[name] for name in model.groups], dtype=torch.float64)
+    shares_N1 = torch.linspace(0, 1, SHARES, dtype=torch.float64)[:, None]
+    rounding_G = (torch.arange(len(channels_G)) + 0.5) / len(channels_G)
+    counts_NG = (shares_N1 * channels_G + rounding_G).floor().clamp(min=1).minimum(channels_G)
+    nearest = int((model.batched(counts_NG) - limit).abs().argmin())
+    return dict(zip(model.groups, counts_NG[nearest].long().tolist(), strict=True))
+
+
+def first(bench: Workbench, counts: Counts) -> Keep:
+    """The first so many units of each group."""
+    return {group.name: torch.arange(group.channels) < counts[group.name] for group in bench.structure.groups}
+
+
+def written(bench: Workbench, target: Target, keep: Keep, path: Path) -> Artifact:
+    """The artifact of the network with these units."""
+    slim = cut(bench.network, bench.structure, keep)
+    return isolated.write(target.format, slim, bench.example, path, target.precision, bench.recipe.export)
+
+
+def summary(rows: Mapping[str, Row]) -> dict[str, Any]:
+    """How near the measured latencies are to what was asked, and uniform pruning's to ours."""
+    counted = [row for row in rows.values() if row["status"] != "out of reach"]
+    errors = [abs(row["error"]) for row in counted if row["status"] == "ok"]
+    ratios = [row["uniform_over_ours"] for row in counted if row["status"] == "ok"]
+    return {
+        "counted": len(counted), "out_of_reach": len(rows) - len(counted), "failed": len(counted) - len(errors),
+        "within_3_percent": sum(e <= 0.03 for e in errors) / max(1, len(counted)),
+        "worst": max(errors, default=None), "uniform_over_ours": median(ratios) if ratios else None,
+    }  # fmt: skip
+
+
+def told(row: Row) -> str:
+    """A row in a line."""
+    if row["status"] != "ok":
+        return f"{row['status']}: {row['reason']}"
+    return (
+        f"{row['share']:.1%} of dense measured, {row['error']:+.1%} off, {row['macs']:.1%} of the MACs; uniform with "
+        f"{row['uniform_macs']:.1%} takes {row['uniform_over_ours']:.2f} times as long; {row['plans']} plans, "
+        f"{row['seconds']:.0f} s"
+    )
+
+
+def main() -> None:
+    """Make the rows that --rows doesn't have, and write benchmarks/results/budgets.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--budgets", default=BUDGETS, help="shares of the dense latency")
+    parser.add_argument("--rows", type=Path, default=Path("runs/budgets.json"))
+    arguments = parser.parse_args()
+    budgets = [parse_budget(text, "latency") for text in arguments.budgets.split(",")]
+    if any(budget.metric != "latency" or not budget.relative for budget in budgets):
+        parser.error("--budgets are shares of the dense latency, as in 80%,50%")
+    rows: dict[str, Row] = json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {}
+    for network in arguments.networks:
+        missing = [budget for budget in budgets if f"{network} {budget.text}" not in rows]
+        for text, row in network_rows(network, missing) if missing else ():
+            rows[f"{network} {text}"] = row
+            write_text(arguments.rows, json.dumps(rows, indent=1) + "\n")
+            print(f"{network} {text}: {told(row)}", flush=True)
+    asked = {key: rows[key] for key in (f"{n} {b.text}" for n in arguments.networks for b in budgets)}
+    print(summary(asked))
+    if (tuple(arguments.networks), arguments.budgets) == (NETWORKS, BUDGETS):
+        _results.write("budgets", {"rows": asked, "summary": summary(asked), "aims": AIMS}, target="host")
+
+
+if __name__ == "__main__":
+    main()
