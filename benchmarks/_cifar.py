@@ -66,9 +66,10 @@ class Bench:
 
 def load(arguments: argparse.Namespace, scratch: Path) -> Bench:
     """The dense network and the data."""
+    given = getattr(arguments, "source", None)
     source = DataPart(
-        source="cifar10",
-        root=str(arguments.data),
+        source="npz" if given else "cifar10",
+        root=str(given or arguments.data),
         mean=MEAN,
         std=STD,
         augment="shift_flip",
@@ -76,12 +77,12 @@ def load(arguments: argparse.Namespace, scratch: Path) -> Bench:
     )
     examples = data.load(source, 0)
     torch.manual_seed(0)
-    network = models.build(ModelPart(source=arguments.network), 10)
-    weights = arguments.weights or Path(arguments.data) / "weights" / f"cifar10_{arguments.network}.safetensors"
+    network = models.build(ModelPart(source=arguments.network), examples.num_source)
     if arguments.train_steps:
         train(network, examples, arguments)
     else:
-        models.load_weights(network, weights)
+        name = f"cifar10_{arguments.network}.safetensors"
+        models.load_weights(network, arguments.weights or Path(arguments.data) / "weights" / name)
     example = models.example_input(source, 2)
     part = PrunePart()
     structure = find_groups(network, (example[:1],), part)

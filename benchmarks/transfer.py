@@ -121,9 +121,9 @@ def wanted(found: Mapping[str, Found], arguments: argparse.Namespace) -> Iterato
 def target_part(bench: Bench, shots: int, arguments: argparse.Namespace) -> DataPart:
     """The target's examples: normalised as the source's, as its weights expect."""
     example = bench.examples.source_train
-    where = {"source": "npz", "root": str(arguments.target)} if arguments.target else {"source": "cifar100"}
+    given = arguments.target
     return DataPart(
-        **{"root": str(arguments.data), **where}, image_size=arguments.image_size, shots=shots, ways=arguments.ways,
+        source="npz" if given else "cifar100", root=str(given or arguments.data), image_size=arguments.image_size, shots=shots, ways=arguments.ways,
         augment="shift_flip", mean=example.mean.tolist(), std=example.std.tolist(),
     )  # fmt: skip
 
