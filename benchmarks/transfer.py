@@ -123,8 +123,8 @@ def target_part(bench: Bench, shots: int, arguments: argparse.Namespace) -> Data
     example = bench.examples.source_train
     given = arguments.target
     return DataPart(
-        source="npz" if given else "cifar100", root=str(given or arguments.data), image_size=arguments.image_size, shots=shots, ways=arguments.ways,
-        augment="shift_flip", mean=example.mean.tolist(), std=example.std.tolist(),
+        source="npz" if given else "cifar100", root=str(given or arguments.data), image_size=arguments.image_size,
+        shots=shots, ways=arguments.ways, augment="shift_flip", mean=example.mean.tolist(), std=example.std.tolist(),
     )  # fmt: skip
 
 
