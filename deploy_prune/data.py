@@ -121,7 +121,7 @@ def load(part: DataPart, seed: int) -> TransferData:
     source = _classes(part.source_classes, known, "data.source_classes")
     target = _draw_ways(_classes(part.target_classes, known, "data.target_classes"), part.ways, seed)
     source_train, pool, target_test = _select(train, source), _select(train, target), _select(test, target)
-    is_shot = _draw_shots(pool, target, part.shots, seed)
+    is_shot = _draw_shots(pool, [_title(c, collection.names) for c in target], part, seed)
     if collection.test is None:
         is_new = torch.tensor([c not in source for c in target])[pool.labels]
         target_test = _join(target_test, _pick(pool, is_new & ~is_shot))
@@ -179,18 +179,19 @@ def _draw_ways(classes: tuple[int, ...], ways: int | None, seed: int) -> tuple[i
     return tuple(classes[i] for i in sorted(drawn.tolist()))
 
 
-def _draw_shots(pool: Labelled, classes: Sequence[int], shots: int | None, seed: int) -> Tensor:
-    """bool[N]: K examples of each class, or all."""
-    if shots is None:
+def _draw_shots(pool: Labelled, titles: Sequence[str], part: DataPart, seed: int) -> Tensor:
+    """bool[N]: K examples of each class (of a class with fewer, all, if it may be so), or all."""
+    if part.shots is None:
         return torch.ones(len(pool), dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
     is_shot = torch.zeros(len(pool), dtype=torch.bool)
-    for number, name in enumerate(classes):
+    for number, title in enumerate(titles):
         members = (pool.labels == number).nonzero().flatten()
-        if len(members) < shots:
-            message = f"data.shots: {shots} are asked for, but class {name} has {len(members)} training examples."
+        if len(members) < part.shots and part.short_classes == "fail":
+            message = f"data.shots: {part.shots} are asked for, but class {title} has {len(members)} training examples "
+            message += "(data.short_classes: use_all takes what a class has)."
             raise DataError(message)
-        is_shot[members[torch.randperm(len(members), generator=generator)[:shots]]] = True
+        is_shot[members[torch.randperm(len(members), generator=generator)[: part.shots]]] = True
     return is_shot
 
 
@@ -221,6 +222,12 @@ def _classes(asked: list[int] | None, known: set[int], key: str) -> tuple[int, .
 def _names(names: Sequence[str] | None, classes: Sequence[int]) -> tuple[str, ...] | None:
     """What the classes are called; None unless all of them have names."""
     return None if names is None or max(classes) >= len(names) else tuple(names[c] for c in classes)
+
+
+def _title(number: int, names: Sequence[str] | None) -> str:
+    """A class's number, and its name if that is another."""
+    name = str(number) if names is None or number >= len(names) else names[number]
+    return str(number) if name == str(number) else f"{number} ({name})"
 
 
 def _ranges(known: set[int]) -> str:
