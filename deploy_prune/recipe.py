@@ -157,6 +157,9 @@ class DataPart(Part):
     short_classes: Literal["fail", "use_all"] = Field(
         default="fail", description="where a target class has fewer than K examples"
     )
+    unreadable: Literal["fail", "skip"] = Field(
+        default="fail", description="where files of a folder can't be read as images"
+    )
     source_classes: Classes | None = Field(default=None, description="classes of the source task; none: all")
     target_classes: Classes | None = Field(default=None, description="classes of the target task; none: all")
     ways: Annotated[int, Field(ge=2)] | None = Field(

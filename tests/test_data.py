@@ -140,6 +140,18 @@ def test_use_all_changes_nothing_where_no_class_is_short(stored):
     assert one.shots == other.shots
 
 
+def test_skipped_files_are_recorded_and_named_in_one_line(monkeypatch, caplog):
+    for skipped in ((), ("train/a/1.png",), tuple(f"train/a/{i}.png" for i in range(13))):
+        caplog.clear()
+        collection = Collection(train=labelled({0: 9, 1: 9}), test=None, skipped=skipped)
+        monkeypatch.setattr(data_module, "read", lambda part, collection=collection: collection)
+        assert load(part(), seed=0).skipped == skipped
+        lines = [record.getMessage() for record in caplog.records]
+        assert len(lines) == bool(skipped)
+        assert all("data.unreadable" in line and "train/a/1.png" in line for line in lines)
+        assert all(line.endswith("train/a/9.png and 3 more") for line in lines if len(skipped) > 10)
+
+
 # --- splits ---
 
 
