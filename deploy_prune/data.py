@@ -6,6 +6,7 @@ B batch, N examples, C channels, S the side of the (square) input image, K shots
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,8 @@ Batch = tuple[Tensor, Tensor]
 _TEST_SHARE = 0.2  # of each class, where a data set has no test set of its own
 _SPLIT_SEED = 0
 _DIGITS = 16
+_MOST_NAMED = 10  # files in a warning
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,7 +75,8 @@ class TransferData:
     Labels are renumbered 0..n-1 in the order of ``source_classes`` and ``target_classes``. ``target_names``: what the
     data set calls the target classes; None where it only numbers them. ``shots``: which examples of the data set's
     training part (of the 80% that trains, where it has no test set) were drawn for ``target_train``, class by class in
-    the order of ``target_classes``, ascending; () where all are taken (``data.shots: null``).
+    the order of ``target_classes``, ascending; () where all are taken (``data.shots: null``). ``skipped``: files that
+    were left out for they can't be read (``data.unreadable: skip``), from the data set's root.
     """
 
     source_train: Examples
@@ -83,6 +87,7 @@ class TransferData:
     target_classes: tuple[int, ...]
     target_names: tuple[str, ...] | None = None
     shots: tuple[int, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     @property
     def num_source(self) -> int:
@@ -116,12 +121,13 @@ def load(part: DataPart, seed: int) -> TransferData:
             classes.
     """
     collection = read(part)
+    _warn_of(collection.skipped)
     train, test = (collection.train, collection.test) if collection.test else _split(collection.train)
     known = set(train.labels.tolist())
     source = _classes(part.source_classes, known, "data.source_classes")
     target = _draw_ways(_classes(part.target_classes, known, "data.target_classes"), part.ways, seed)
     source_train, pool, target_test = _select(train, source), _select(train, target), _select(test, target)
-    is_shot = _draw_shots(pool, target, part.shots, seed)
+    is_shot = _draw_shots(pool, [_title(c, collection.names) for c in target], part, seed)
     if collection.test is None:
         is_new = torch.tensor([c not in source for c in target])[pool.labels]
         target_test = _join(target_test, _pick(pool, is_new & ~is_shot))
@@ -136,6 +142,7 @@ def load(part: DataPart, seed: int) -> TransferData:
         target_classes=target,
         target_names=_names(collection.names, target),
         shots=() if part.shots is None else _places(train, target, is_shot),
+        skipped=collection.skipped,
     )
 
 
@@ -179,18 +186,19 @@ def _draw_ways(classes: tuple[int, ...], ways: int | None, seed: int) -> tuple[i
     return tuple(classes[i] for i in sorted(drawn.tolist()))
 
 
-def _draw_shots(pool: Labelled, classes: Sequence[int], shots: int | None, seed: int) -> Tensor:
-    """bool[N]: K examples of each class, or all."""
-    if shots is None:
+def _draw_shots(pool: Labelled, titles: Sequence[str], part: DataPart, seed: int) -> Tensor:
+    """bool[N]: K examples of each class (of a class with fewer, all, if it may be so), or all."""
+    if part.shots is None:
         return torch.ones(len(pool), dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
     is_shot = torch.zeros(len(pool), dtype=torch.bool)
-    for number, name in enumerate(classes):
+    for number, title in enumerate(titles):
         members = (pool.labels == number).nonzero().flatten()
-        if len(members) < shots:
-            message = f"data.shots: {shots} are asked for, but class {name} has {len(members)} training examples."
+        if len(members) < part.shots and part.short_classes == "fail":
+            message = f"data.shots: {part.shots} are asked for, but class {title} has {len(members)} training examples "
+            message += "(data.short_classes: use_all takes what a class has)."
             raise DataError(message)
-        is_shot[members[torch.randperm(len(members), generator=generator)[:shots]]] = True
+        is_shot[members[torch.randperm(len(members), generator=generator)[: part.shots]]] = True
     return is_shot
 
 
@@ -221,6 +229,20 @@ def _classes(asked: list[int] | None, known: set[int], key: str) -> tuple[int, .
 def _names(names: Sequence[str] | None, classes: Sequence[int]) -> tuple[str, ...] | None:
     """What the classes are called; None unless all of them have names."""
     return None if names is None or max(classes) >= len(names) else tuple(names[c] for c in classes)
+
+
+def _title(number: int, names: Sequence[str] | None) -> str:
+    """A class's number, and its name if that is another."""
+    name = str(number) if names is None or number >= len(names) else names[number]
+    return str(number) if name == str(number) else f"{number} ({name})"
+
+
+def _warn_of(skipped: Sequence[str]) -> None:
+    """One line of the files that were left out."""
+    if skipped:
+        more = f" and {len(skipped) - _MOST_NAMED} more" if len(skipped) > _MOST_NAMED else ""
+        named = ", ".join(skipped[:_MOST_NAMED])
+        _LOG.warning("data.unreadable: left out, for they can't be read as images: %s%s", named, more)
 
 
 def _ranges(known: set[int]) -> str:

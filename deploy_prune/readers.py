@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import math
 import os
 import pickle
-import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +21,13 @@ import torch
 from torch import Tensor
 
 from deploy_prune.errors import DataError
+from deploy_prune.images import SUFFIXES, read_image
 from deploy_prune.plugins import import_callable
 from deploy_prune.recipe import DataPart
 
 ROOT_VARIABLE = "DEPLOY_PRUNE_DATA"
+MAX_LABEL = 1_000_000
+"""No data set has as many classes: what is above is no class's number."""
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -42,12 +46,14 @@ class Labelled:
 class Collection:
     """A data set as it is stored. ``test`` is None where it has no test set of its own.
 
-    ``names``: the classes' names by their numbers; None where the data set has only the numbers.
+    ``names``: the classes' names by their numbers; None where the data set has only the numbers. ``skipped``: files
+    that were left out for they can't be read (``data.unreadable: skip``), from the data set's root.
     """
 
     train: Labelled
     test: Labelled | None
     names: tuple[str, ...] | None = None
+    skipped: tuple[str, ...] = ()
 
 
 Reader = Callable[[DataPart], Collection]
@@ -115,13 +121,15 @@ def _read_arrays(part: DataPart) -> Collection:
 
 def _read_npz(path: Path) -> Collection:
     """An .npz with x_train uint8 [N, H, W, C], y_train, x_test, y_test; "classes" has their names, if it is there."""
+    keys = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = _collection([arrays[key] for key in ("x_train", "y_train", "x_test", "y_test")], path)
-            return replace(found, names=tuple(map(str, arrays["classes"])) if "classes" in arrays else None)
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        message = f"data.root: {path} is not a whole .npz with x_train, y_train, x_test and y_test: {error}"
+        with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:
+            arrays = [file[key] for key in keys]
+            names = tuple(map(str, file["classes"])) if "classes" in file else None
+    except Exception as error:
+        message = f"data.root: {path} is not a whole .npz with {', '.join(keys)}: {error}"
         raise DataError(message) from error
+    return replace(_collection(arrays, path), names=names)
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -153,17 +161,18 @@ def _read_names(path: Path) -> tuple[str, ...] | None:
 
 def _read_batches(paths: list[Path], labels_key: str) -> Labelled:
     """CIFAR's python batches: a pickled dict of b"data" uint8 [N, 3072] (channel, row, column) and a list of labels."""
-    images, labels = [], []
+    found = []
     for path in paths:
         try:
             with path.open("rb") as file:
                 batch: Mapping[bytes, Any] = _ArraysOnly(file, encoding="bytes").load()
-            images.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32))
-            labels.append(np.asarray(batch[labels_key.encode()], np.int64))
+            images = np.asarray(batch[b"data"]).reshape(-1, 3, 32, 32)
+            labels = np.asarray(batch[labels_key.encode()])
         except Exception as error:
             message = f"data.root: {path} can't be read as a CIFAR batch: {error}"
             raise DataError(message) from error
-    return _labelled(np.concatenate(images), np.concatenate(labels), str(paths[0].parent))
+        found.append(_labelled(images, labels, path))
+    return Labelled(images=torch.cat([f.images for f in found]), labels=torch.cat([f.labels for f in found]))
 
 
 def _read_idx(part: DataPart) -> Collection:
@@ -184,14 +193,15 @@ def _idx(root: Path, stem: str, dims: int) -> np.ndarray[Any, Any]:
     try:
         with _opened(found[0]) as file:
             content = file.read()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         message = f"data.root: {found[0]} can't be read: {error}"
         raise DataError(message) from error
-    shape = np.frombuffer(content[4 : 4 + 4 * dims], ">u4")
-    if content[:4] != bytes((0, 0, 8, dims)) or len(content) != 4 + 4 * dims + int(shape.prod()):
+    header = 4 + 4 * dims
+    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]
+    if content[:4] != bytes((0, 0, 8, dims)) or len(content) != header + math.prod(shape):
         message = f"data.root: {found[0]} is not a whole idx{dims}-ubyte file."
         raise DataError(message)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(*shape).copy()
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -205,48 +215,69 @@ def _read_folder(part: DataPart) -> Collection:
         message = f"data.root: {root} has no folder train with a folder of images per class."
         raise DataError(message)
     classes = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
-    tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
-    test = _read_images(tests[0], classes, part) if tests else None
-    return Collection(train=_read_images(root / "train", classes, part), test=test, names=tuple(classes))
+    folders = [root / "train", *[root / name for name in ("test", "val") if (root / name).is_dir()][:1]]
+    files = [_image_files(folder, classes) for folder in folders]
+    without = set(classes) - {file.parent.name for file in files[0]}
+    problem = None
+    if without:
+        problem = f"has no images ({', '.join(sorted(SUFFIXES))}) of the class {min(without)!r}"
+    elif len(classes) < 2:
+        problem = f"has one class only, {classes[0]!r}; a task needs at least 2"
+    if problem:
+        message = f"data.root: {root / 'train'} {problem}."
+        raise DataError(message)
+    faults: dict[Path, DataError] = {}
+    found = [_read_images(each, classes, part, faults) for each in files]
+    return Collection(
+        train=found[0],
+        test=found[1] if len(found) > 1 else None,
+        names=tuple(classes),
+        skipped=tuple(path.relative_to(root).as_posix() for path in faults),
+    )
 
 
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
-
-
-def _read_images(folder: Path, classes: list[str], part: DataPart) -> Labelled:
+def _image_files(folder: Path, classes: list[str]) -> list[Path]:
+    """All images in folders of classes, class by class."""
     unknown = sorted({sub.name for sub in folder.iterdir() if sub.is_dir()} - set(classes))
     if unknown:
         message = f"data.root: {folder} has a class {unknown[0]!r} that the folder train has not."
         raise DataError(message)
-    files = [
-        (file, label)
-        for label, name in enumerate(classes)
-        for file in sorted((folder / name).glob("*"))
-        if file.suffix.lower() in _IMAGE_SUFFIXES
-    ]
+    files = [f for name in classes for f in sorted((folder / name).glob("*")) if f.suffix.lower() in SUFFIXES]
     if not files:
-        message = f"data.root: {folder} has no images ({', '.join(sorted(_IMAGE_SUFFIXES))}) in folders of classes."
+        message = f"data.root: {folder} has no images ({', '.join(sorted(SUFFIXES))}) in folders of classes."
         raise DataError(message)
-    images = np.stack([_read_image(file, part) for file, _ in files])
-    return _labelled(images.transpose(0, 3, 1, 2), np.array([label for _, label in files]), str(folder))
+    return files
 
 
-def _read_image(path: Path, part: DataPart) -> np.ndarray[Any, Any]:
-    """uint8 [S, S, C]: scaled so that the shorter side is S, cut in the middle."""
-    from PIL import Image, ImageOps
-
-    size = (part.image_size, part.image_size)
-    try:
-        with Image.open(path) as image:
-            fitted = ImageOps.fit(image.convert("L" if part.channels == 1 else "RGB"), size, Image.Resampling.BILINEAR)
-    except OSError as error:
-        message = f"data.root: {path} can't be read as an image: {error}"
-        raise DataError(message) from error
-    return np.asarray(fitted).reshape(*size, part.channels)
+def _read_images(files: list[Path], classes: list[str], part: DataPart, faults: dict[Path, DataError]) -> Labelled:
+    """The images, and, where these are to be skipped, the files that can't be read added to ``faults``."""
+    images: dict[Path, np.ndarray[Any, Any]] = {}
+    for path in files:
+        try:
+            images[path] = read_image(path, part.image_size, part.channels)
+        except DataError as error:
+            if part.unreadable == "fail":
+                message = f"{error} (data.unreadable: skip leaves such files out)."
+                raise DataError(message) from error
+            faults[path] = error
+    emptied = {path.parent for path in files} - {path.parent for path in images}
+    if emptied:
+        folder = min(emptied)
+        first = next(error for path, error in faults.items() if path.parent == folder)
+        message = f"data.unreadable: no image in {folder} is left when those that can't be read are skipped; {first}."
+        raise DataError(message)
+    number_of = {name: number for number, name in enumerate(classes)}
+    labels = np.array([number_of[path.parent.name] for path in images])
+    return _labelled(np.stack([*images.values()]).transpose(0, 3, 1, 2), labels, files[0].parent.parent)
 
 
 def _read_callable(part: DataPart) -> Collection:
-    found = import_callable(part.source, "data.source", DataError)()
+    make = import_callable(part.source, "data.source", DataError)
+    try:
+        found = make()
+    except Exception as error:
+        message = f"data.source: {part.source!r} failed: {type(error).__name__}: {error}"
+        raise DataError(message) from error
     if not isinstance(found, tuple) or len(found) != 4:
         message = f"data.source: {part.source!r} must return (x_train, y_train, x_test, y_test)."
         raise DataError(message)
@@ -254,7 +285,11 @@ def _read_callable(part: DataPart) -> Collection:
 
 
 def _collection(arrays: list[Any], where: Path | str) -> Collection:
-    x_train, y_train, x_test, y_test = (np.asarray(array) for array in arrays)
+    try:
+        x_train, y_train, x_test, y_test = (np.asarray(array) for array in arrays)
+    except Exception as error:
+        message = f"data: {where} has what can't be read as a numpy array: {error}"
+        raise DataError(message) from error
     return Collection(
         train=_labelled(_channels_first(x_train, where), y_train, where),
         test=_labelled(_channels_first(x_test, where), y_test, where),
@@ -274,23 +309,43 @@ def _channels_first(images: np.ndarray[Any, Any], where: Path | str) -> np.ndarr
 
 
 def _labelled(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], where: Path | str) -> Labelled:
-    problem = None
-    if labels.ndim != 1 or len(labels) != len(images):
-        problem = f"{len(images)} images and labels of shape {list(labels.shape)}"
-    elif labels.size and not np.issubdtype(labels.dtype, np.integer):
-        problem = f"labels of type {labels.dtype}, not integers"
-    elif labels.size and labels.min() < 0:
-        problem = f"a label below 0, {labels.min()}"
-    elif np.issubdtype(images.dtype, np.floating):
-        images = images.astype(np.float32)
-        if images.size and not (images.min() >= 0 and images.max() <= 1):
-            problem = f"float images from {images.min():g} to {images.max():g}, not from 0 to 1"
-    elif images.dtype != np.uint8:
-        problem = f"images of type {images.dtype}, not uint8 or float"
+    problem = _fault_of_labels(labels, len(images)) or _fault_of_images(images)
     if problem:
         message = f"data: {where} has {problem}."
         raise DataError(message)
-    return Labelled(images=torch.tensor(images), labels=torch.tensor(labels, dtype=torch.int64))
+    pixels = images if images.dtype == np.uint8 else images.astype(np.float32)
+    return Labelled(images=torch.tensor(pixels), labels=torch.tensor(labels.astype(np.int64)))
+
+
+def _fault_of_labels(labels: np.ndarray[Any, Any], num_images: int) -> str | None:
+    if labels.ndim != 1 or len(labels) != num_images:
+        return f"{num_images} images and labels of shape {list(labels.shape)}"
+    if not labels.size:
+        return None
+    if not np.issubdtype(labels.dtype, np.integer):
+        return f"labels of type {labels.dtype}, not integers"
+    if labels.min() < 0:
+        return f"a label below 0, {labels.min()}"
+    return f"a label above {MAX_LABEL}, {labels.max()}" if labels.max() > MAX_LABEL else None
+
+
+def _fault_of_images(images: np.ndarray[Any, Any]) -> str | None:
+    """Of [N, C, H, W]."""
+    is_float = np.issubdtype(images.dtype, np.floating)
+    if images.dtype != np.uint8 and not is_float:
+        return f"images of type {images.dtype}, not uint8 or float"
+    if not images.size:
+        return "images of {2}x{3} pixels".format(*images.shape) if len(images) else None
+    if not is_float:
+        return None
+    if not np.isfinite(images).all():
+        return f"pixels that are NaN or infinite, first in image {_first_not_finite(images)}"
+    low, high = images.min(), images.max()
+    return None if low >= 0 and high <= 1 else f"float images from {low:g} to {high:g}, not from 0 to 1"
+
+
+def _first_not_finite(images: np.ndarray[Any, Any]) -> int:
+    return int(np.argmin(np.isfinite(images).all((1, 2, 3))))
 
 
 def _root(part: DataPart) -> Path:

@@ -154,6 +154,12 @@ class DataPart(Part):
     )
     std: list[Annotated[float, Field(gt=0)]] | None = None
     shots: Annotated[int, Field(ge=1)] | None = Field(default=10, description="K target examples a class; none: all")
+    short_classes: Literal["fail", "use_all"] = Field(
+        default="fail", description="where a target class has fewer than K examples"
+    )
+    unreadable: Literal["fail", "skip"] = Field(
+        default="fail", description="where files of a folder can't be read as images"
+    )
     source_classes: Classes | None = Field(default=None, description="classes of the source task; none: all")
     target_classes: Classes | None = Field(default=None, description="classes of the target task; none: all")
     ways: Annotated[int, Field(ge=2)] | None = Field(

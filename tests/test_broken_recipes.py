@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import save_file
 
 from deploy_prune.cli import main
@@ -69,6 +70,7 @@ UNREADABLE = {
     "two channels": (HEAD + "data: {channels: 2}\n", "r.yaml:4: data.channels: ", "1 or 3, not 2"),
     "tiny image": (HEAD + "data: {image_size: 4}\n", "r.yaml:4: data.image_size: ", "not 4"),
     "opset too new": (HEAD + "export: {opset: 99}\n", "r.yaml:4: export.opset: ", "not 99"),
+    "unknown way out": (HEAD + "data: {unreadable: skp}\n", "r.yaml:4: data.unreadable: ", "Perhaps you meant 'skip'?"),
     "unknown choice": (HEAD + "data: {augment: shfit}\n", "r.yaml:4: data.augment: ", "Perhaps you meant 'shift'?"),
     "unknown metric": (HEAD + "metric: latancy\n", "r.yaml:4: metric: ", "Perhaps you meant 'latency'?"),
     "unknown method": (HEAD + "search:\n  method: gates\n", "r.yaml:5: search.method: ", "Perhaps you meant 'gate'?"),
@@ -128,6 +130,10 @@ UNUSABLE = {
     "class that is not there": ("data: {target_classes: [5, 12]}", 13, "data.target_classes", "no class 12"),
     "more shots than examples": ("data: {shots: 1000}", 13, "data.shots", "1000"),
     "more ways than classes": ("data: {ways: 11}", 13, "data.ways", "11 classes", "write 2 to 10"),
+    "image that can't be read": ("data: {source: folder, root: one_broken}", 13, "1.png", "data.unreadable"),
+    "folder of one class": ("data: {source: folder, root: one_class}", 13, "one class only, 'cat'"),
+    "NaN pixels": ("data: {source: 'broken_plugin:nan_pixels'}", 13, "broken_plugin:nan_pixels has pixels", "NaN"),
+    "data that fail": ("data: {source: 'broken_plugin:failing_data'}", 13, "out of film"),
     # targets and budgets
     "unknown target": ("targets: [hots]", 14, "'hots'", "'host'"),
     "target file that is not there": ("targets: [./far.yaml]", 14, "far.yaml"),
@@ -152,6 +158,12 @@ def failing(num_classes):
 
 def no_examples():
     return np.zeros((0, 8, 8), np.uint8), np.zeros(0, np.int64), np.zeros((0, 8, 8), np.uint8), np.zeros(0, np.int64)
+
+def nan_pixels():
+    return np.full((2, 8, 8), np.nan), np.array([0, 1]), np.zeros((2, 8, 8)), np.array([0, 1])
+
+def failing_data():
+    raise ValueError("out of film")
 
 def one_array():
     return np.zeros((4, 8, 8), np.uint8)
@@ -182,6 +194,11 @@ def material(folder, monkeypatch):
     (folder / "code.pt").write_bytes(pickle.dumps(_Code()))
     (folder / "empty_folder").mkdir()
     (folder / "empty_images" / "train" / "cat").mkdir(parents=True)
+    for root, classes in (("one_broken", ("ant", "cat")), ("one_class", ("cat",))):
+        for name in classes:
+            (folder / root / "train" / name).mkdir(parents=True)
+            Image.new("L", (8, 8)).save(folder / root / "train" / name / "0.png")
+    (folder / "one_broken" / "train" / "cat" / "1.png").write_bytes(b"GIF8")
     (folder / "damaged").mkdir()
     np.savez(folder / "damaged" / "cifar10.npz", x_train=np.zeros((1, 32, 32, 3), np.uint8))
     (folder / "odd.yaml").write_text("name: odd\n")

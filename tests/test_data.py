@@ -119,6 +119,39 @@ def test_digest_is_of_the_drawn_examples(stored):
     assert len({digest(), digest(seed=1), digest(shots=3), digest(shots=None), digest(ways=3)}) == 5
 
 
+def test_a_short_class_is_named_or_gives_what_it_has(stored, monkeypatch):
+    train, test = (labelled({0: 9, 1: 9, 2: 2, 3: 1, 4: 5}, offset=offset) for offset in (0, 100))
+    collection = Collection(train=train, test=test, names=("ant", "bee", "cat", "3", "dog"))
+    monkeypatch.setattr(data_module, "read", lambda part: collection)
+    asked = {"source_classes": [0, 1], "shots": 4}
+    with pytest.raises(DataError, match=r"data\.shots: 4 are asked for, but class 2 \(cat\) has 2 training"):
+        load(part(target_classes=[4, 2, 3], **asked), seed=0)
+    with pytest.raises(DataError, match=r"class 3 has 1 training examples \(data\.short_classes: use_all takes"):
+        load(part(target_classes=[4, 3], **asked), seed=0)
+    data = load(part(target_classes=[4, 2, 3], short_classes="use_all", **asked), seed=0)
+    assert data.target_train.labels.bincount().tolist() == [4, 2, 1]
+    assert train.labels[list(data.shots)].tolist() == [4, 4, 4, 4, 2, 2, 3]
+    load(part(target_classes=[4, 0], **asked), seed=0)  # counts that differ are no fault
+
+
+def test_use_all_changes_nothing_where_no_class_is_short(stored):
+    stored(labelled(dict.fromkeys(range(4), 10)))
+    one, other = (load(part(source_classes=[0, 1], short_classes=way), seed=3) for way in ("fail", "use_all"))
+    assert one.shots == other.shots
+
+
+def test_skipped_files_are_recorded_and_named_in_one_line(monkeypatch, caplog):
+    for skipped in ((), ("train/a/1.png",), tuple(f"train/a/{i}.png" for i in range(13))):
+        caplog.clear()
+        collection = Collection(train=labelled({0: 9, 1: 9}), test=None, skipped=skipped)
+        monkeypatch.setattr(data_module, "read", lambda part, collection=collection: collection)
+        assert load(part(), seed=0).skipped == skipped
+        lines = [record.getMessage() for record in caplog.records]
+        assert len(lines) == bool(skipped)
+        assert all("data.unreadable" in line and "train/a/1.png" in line for line in lines)
+        assert all(line.endswith("train/a/9.png and 3 more") for line in lines if len(skipped) > 10)
+
+
 # --- splits ---
 
 
@@ -169,7 +202,7 @@ def test_labels_follow_the_order_of_the_lists(stored):
         ({0: 9, 1: 9}, {"source_classes": [0, 7]}, "data.source_classes: the data set has no class 7, only 0 to 1."),
         ({0: 9, 4: 9}, {"source_classes": [0, 7]}, "only 0, 4."),
         ({0: 9, 1: 9}, {"source_classes": [1, 1]}, "a class is listed twice"),
-        ({0: 9, 1: 4}, {"shots": 5}, "data.shots: 5 are asked for, but class 1 has 3 training examples."),
+        ({0: 9, 1: 4}, {"shots": 5}, "data.shots: 5 are asked for, but class 1 has 3 training examples (data"),
         ({0: 1, 1: 1}, {"shots": None}, "nothing is left for the source test examples"),
         ({0: 9, 1: 9}, {"mean": [0.1, 0.2]}, "data.mean: 2 values are given for 1 channels."),
         ({0: 9, 1: 9}, {"std": [0.0]}, "data.std: must be above 0"),

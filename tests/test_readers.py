@@ -100,6 +100,47 @@ def test_code_in_an_npz_is_refused(tmp_path, monkeypatch):
     assert not Path("planted").exists()
 
 
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ([0, -1], "a label below 0, -1"),
+        ([0.0, 0.5], "labels of type float64, not integers"),
+        ([0], "2 images and labels of shape [1]"),
+        ([0, 10**9], "a label above 1000000, 1000000000"),
+    ],
+)
+def test_labels_are_checked_in_every_file(tmp_path, labels, says):
+    x = pixels(2, 32, 32, 3)
+    np.savez(tmp_path / "cifar10.npz", x_train=x, y_train=labels, x_test=x, y_test=[0, 1])
+    for name, found in (("train", [0, 1]), ("test", labels)):
+        write_batch(tmp_path / "cifar-100-python" / name, pixels(2, 3072), found, b"fine_labels")
+    for source, file in (("cifar10", "cifar10.npz"), ("cifar100", "test")):
+        with pytest.raises(DataError) as caught:
+            read(part(source, tmp_path))
+        assert f"{file} has {says}" in str(caught.value)
+
+
+def test_counts_that_are_wrong_in_two_batches_do_not_make_up_for_each_other(tmp_path):
+    for i in range(1, 6):
+        labels = [0] * {1: 1, 2: 3}.get(i, 2)
+        write_batch(tmp_path / "cifar-10-batches-py" / f"data_batch_{i}", pixels(2, 3072), labels, b"labels")
+    with pytest.raises(DataError, match=r"data_batch_1 has 2 images and labels of shape \[1\]"):
+        read(part("cifar10", tmp_path))
+
+
+@pytest.mark.parametrize("cut", [0, 10, 200, 1000])
+def test_a_cut_npz(tmp_path, cut):
+    x = pixels(4, 32, 32, 3)
+    np.savez_compressed(tmp_path / "cifar10.npz", x_train=x, y_train=[0, 1, 0, 1], x_test=x, y_test=[0, 1, 0, 1])
+    whole = (tmp_path / "cifar10.npz").read_bytes()
+    (tmp_path / "cifar10.npz").write_bytes(whole[:cut])
+    with pytest.raises(DataError, match=r"cifar10\.npz is not a whole \.npz"):
+        read(part("cifar10", tmp_path))
+    (tmp_path / "cifar10.npz").write_bytes(whole[:300] + bytes(50) + whole[350:])
+    with pytest.raises(DataError, match=r"cifar10\.npz is not a whole \.npz"):
+        read(part("cifar10", tmp_path))
+
+
 # --- idx ---
 
 
@@ -128,6 +169,9 @@ def test_idx(tmp_path, separator, compress):
     ("name", "content", "says"),
     [
         ("train-images-idx3-ubyte", b"", "is not a whole idx3-ubyte file"),
+        ("train-images-idx3-ubyte", idx(pixels(3, 6, 6))[:6], "is not a whole idx3-ubyte file"),
+        ("train-images-idx3-ubyte", idx(pixels(3, 0, 6)), "images of 0x6 pixels"),
+        ("train-images-idx3-ubyte", idx(pixels(3, 6, 6)).replace(b"\0\0\0\6", b"\xff" * 4), "is not a whole"),
         ("train-images-idx3-ubyte", idx(pixels(3, 6, 6))[:-1], "is not a whole idx3-ubyte file"),
         ("train-labels-idx1-ubyte", idx(pixels(4)), "3 images and labels of shape [4]"),
         ("t10k-labels-idx1-ubyte", None, "must have one file *t10k-labels-idx1-ubyte"),
@@ -145,9 +189,11 @@ def test_damaged_idx(tmp_path, name, content, says):
 def test_damaged_gz(tmp_path):
     write_mnist(tmp_path, compress=True)
     file = tmp_path / "train-images-idx3-ubyte.gz"
-    file.write_bytes(file.read_bytes()[:-12])
-    with pytest.raises(DataError, match="can't be read"):
-        read(part("idx", tmp_path))
+    whole = file.read_bytes()
+    for damaged in (whole[:-12], whole[:40] + bytes(20) + whole[60:], b"no gzip"):
+        file.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz can't be read"):
+            read(part("idx", tmp_path))
 
 
 # --- folders ---
@@ -177,11 +223,12 @@ def test_folder(tmp_path, test_name):
 
 def test_images_are_cut_in_the_middle_not_squeezed(tmp_path):
     write_images(tmp_path / "train", ["a"], num=0)
+    write_images(tmp_path / "train", ["b"])
     wide = np.zeros((8, 24), np.uint8)
     wide[:, 8:16] = 200
     Image.fromarray(wide).save(tmp_path / "train" / "a" / "wide.png")
     found = read(part("folder", tmp_path, image_size=8, channels=1))
-    assert found.train.images.unique().tolist() == [200]
+    assert found.train.images[0].unique().tolist() == [200]
 
 
 def test_damaged_folders(tmp_path):
@@ -199,6 +246,78 @@ def test_damaged_folders(tmp_path):
         read(part("folder", tmp_path))
 
 
+def test_a_folder_needs_two_classes_with_images(tmp_path):
+    write_images(tmp_path / "train", ["cat"])
+    with pytest.raises(DataError, match=r"train has one class only, 'cat'; a task needs at least 2\."):
+        read(part("folder", tmp_path))
+    (tmp_path / "train" / ".checkpoints").mkdir()
+    with pytest.raises(DataError, match=r"train has no images \(.*\) of the class '\.checkpoints'\."):
+        read(part("folder", tmp_path))
+
+
+def test_images_of_every_kind_and_size_go_into_one_folder(tmp_path):
+    (tmp_path / "train" / "b").mkdir(parents=True)
+    write_images(tmp_path / "train", ["a"])
+    kinds = {"grey": "L", "rgb": "RGB", "rgba": "RGBA", "grey_alpha": "LA", "palette": "P", "bit": "1", "cmyk": "CMYK"}
+    for size, (name, mode) in enumerate(kinds.items(), 5):
+        image = Image.new("RGB", (3 * size, 2 * size), (200, 200, 200)).convert(mode)
+        image.save(tmp_path / "train" / "b" / f"{name}.{'jpg' if mode == 'CMYK' else 'png'}")
+    for channels in (1, 3):
+        found = read(part("folder", tmp_path, image_size=8, channels=channels)).train
+        assert found.images.shape == (9, channels, 8, 8)
+        means = found.images[found.labels == 1].float().mean((1, 2, 3))
+        assert ((means - 200).abs() < 3).all()
+
+
+@pytest.mark.parametrize("damage", ["fail", "skip"])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "can't be read as an image"),
+        (b"no image at all", "can't be read as an image"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), "can't be read as an image"),
+        (None, "can't be read as an image: image file is truncated"),
+        ((1, 1), "is an image of 1x1 pixels; each side must have 4 or more"),
+        ((40, 2), "is an image of 40x2 pixels"),
+        ("a folder", "can't be read as an image"),
+    ],
+)
+def test_unreadable_files_are_named_or_skipped(tmp_path, content, says, damage):
+    write_images(tmp_path / "train", ["ant", "bee"], size=(60, 60))
+    path = tmp_path / "train" / "bee" / "0.png"
+    if content is None:
+        Image.fromarray(pixels(60, 60, 3)).save(path)
+        path.write_bytes(path.read_bytes()[:3000])
+    elif isinstance(content, tuple):
+        Image.new("L", content).save(path)
+    elif isinstance(content, str):
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    if damage == "skip":
+        found = read(part("folder", tmp_path, unreadable="skip"))
+        assert found.train.labels.tolist() == [0, 0, 1]
+        assert found.skipped == ("train/bee/0.png",)
+        return
+    with pytest.raises(DataError) as caught:
+        read(part("folder", tmp_path))
+    assert f"{path} {says}" in str(caught.value)
+    assert str(caught.value).endswith("(data.unreadable: skip leaves such files out).")
+
+
+@pytest.mark.parametrize("folder", ["train", "val"])
+def test_a_class_that_skipping_empties_is_a_fault(tmp_path, folder):
+    for name in ("train", "val"):
+        write_images(tmp_path / name, ["ant", "bee"])
+    for i in range(2):
+        (tmp_path / folder / "bee" / f"{i}.png").write_bytes(b"broken")
+    with pytest.raises(DataError) as caught:
+        read(part("folder", tmp_path, unreadable="skip"))
+    assert f"data.unreadable: no image in {tmp_path / folder / 'bee'} is left" in str(caught.value)
+    assert "0.png can't be read" in str(caught.value)
+
+
 # --- the user's own ---
 
 MINE = """
@@ -209,6 +328,17 @@ def standardised(): return -np.ones((2, 8, 8)), np.array([0, 1]), np.ones((2, 8,
 def labels(): return np.ones((2, 8, 8)), np.array([0.0, 1.0]), np.ones((2, 8, 8)), np.array([0, 1])
 def negative(): return np.ones((2, 8, 8)), np.array([0, -1]), np.ones((2, 8, 8)), np.array([0, 1])
 def integers(): return np.ones((2, 8, 8), int), np.array([0, 1]), np.ones((2, 8, 8)), np.array([0, 1])
+def large(): return np.ones((2, 8, 8)), np.array([0, 2**40]), np.ones((2, 8, 8)), np.array([0, 1])
+def pairs(): return np.ones((2, 8, 8)), np.eye(2, dtype=int), np.ones((2, 8, 8)), np.array([0, 1])
+def fewer(): return np.ones((2, 8, 8)), np.array([0, 1]), np.ones((2, 8, 8)), np.array([0])
+def words(): return np.ones((2, 8, 8)), np.array(["cat", "dog"]), np.ones((2, 8, 8)), np.array([0, 1])
+def ragged(): return [np.ones((8, 8)), np.ones((9, 9))], np.array([0, 1]), np.ones((2, 8, 8)), np.array([0, 1])
+def nan(): return np.ones((1, 8, 8)), np.array([0]), np.stack([np.ones((8, 8)), np.eye(8) * np.nan]), np.array([0, 1])
+def infinite(): return np.full((2, 8, 8), np.inf), np.array([0, 1]), np.ones((2, 8, 8)), np.array([0, 1])
+def huge(): return np.full((2, 8, 8), 1e300), np.array([0, 1]), np.ones((2, 8, 8)), np.array([0, 1])
+def bytes_as_floats(): return np.full((2, 8, 8), 255.0), np.array([0, 1]), np.ones((2, 8, 8)), np.array([0, 1])
+def sizeless(): return np.ones((2, 0, 8)), np.array([0, 1]), np.ones((2, 8, 8)), np.array([0, 1])
+def failing(): return {}["key"]
 def flat(): return np.ones((2, 64)), np.array([0, 1]), np.ones((2, 64)), np.array([0, 1])
 """
 
@@ -236,6 +366,17 @@ def test_users_own_data(mine):
         ("negative", "a label below 0, -1"),
         ("integers", "images of type int64, not uint8 or float"),
         ("flat", "images of shape [2, 64]"),
+        ("large", f"a label above 1000000, {2**40}"),
+        ("pairs", "2 images and labels of shape [2, 2]"),
+        ("fewer", "2 images and labels of shape [1]"),
+        ("words", "labels of type <U3, not integers"),
+        ("ragged", "can't be read as a numpy array"),
+        ("nan", "pixels that are NaN or infinite, first in image 1"),
+        ("infinite", "pixels that are NaN or infinite, first in image 0"),
+        ("huge", "float images from 1e+300 to 1e+300, not from 0 to 1"),
+        ("bytes_as_floats", "float images from 255 to 255, not from 0 to 1"),
+        ("sizeless", "images of 0x8 pixels"),
+        ("failing", "'mine_data:failing' failed: KeyError: 'key'"),
         ("missing", "can't be imported"),
     ],
 )

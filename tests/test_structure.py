@@ -24,6 +24,7 @@ LEVELS = (
             "cost",
             "data",
             "device",
+            "images",
             "models",
             "networks",
             "plugins",
