@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -52,6 +53,8 @@ class Bench:
     batch: int
     device: str
     precision: str
+    retrain: Mapping[str, Any]
+    """Changes to a recipe's defaults of retraining."""
 
     def session(self, seed: int) -> Session:
         """Where training runs, and its randomness."""
@@ -98,7 +101,7 @@ def load(arguments: argparse.Namespace, scratch: Path) -> Bench:
     return Bench(
         network=network.to(memory_format=torch.channels_last), structure=structure, examples=examples, workbench=bench,
         steps=steps, search_steps=search_steps, batch=arguments.batch, device=arguments.device,
-        precision=arguments.precision,
+        precision=arguments.precision, retrain=arguments.retrain,
     )  # fmt: skip
 
 

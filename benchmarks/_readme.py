@@ -141,6 +141,8 @@ def cifar(figures: dict[str, Any]) -> str:
     head += f"{figures['steps']} training steps of {figures['batch']} images in all for every method, of which "
     head += f"{figures['search_steps']} "
     head += "are the search's where there is one; of a single seed ± is the test set's standard error. "
+    if changed := figures.get("retrain"):
+        head += f"Retrained with {', '.join(f'{key} {value:g}' for key, value in changed.items())}. "
     if figures["inner"]:
         head += "Channels that skip connections share are left as they are. "
     head += "Speed-ups are of MACs, shares of measured latency (`benchmarks/cifar_resnet.py`):"

@@ -95,6 +95,7 @@ def tuned(bench: Bench, slim: nn.Module, matched: Match, examples: Examples, ste
     """Test accuracy after training with the dense network as teacher, as a recipe does by default."""
     network = copy.deepcopy(slim)
     part = RetrainPart(steps=steps, batch_size=min(bench.batch, len(examples)), hold_out=0.0)
+    part = part.model_copy(update=bench.retrain)
     adapt(
         network, examples, part, teacher=bench.network, session=bench.session(seed), augment="shift_flip",
         match=matched,
@@ -145,7 +146,7 @@ def main() -> None:
         f"cifar_{arguments.network.rpartition(':')[2]}",
         {"network": arguments.network, "dense": dense, "figures": figures}, steps=bench.steps,
         search_steps=bench.search_steps, test_images=len(bench.examples.source_test), precision=bench.precision,
-        batch=bench.batch, image_size=arguments.image_size, inner=arguments.inner,
+        batch=bench.batch, image_size=arguments.image_size, inner=arguments.inner, retrain=bench.retrain,
     )  # fmt: skip
 
 
@@ -165,6 +166,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--search-steps", type=int, default=250)
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--retrain", type=json.loads, default={}, help="changes to a recipe's defaults, as JSON")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="bf16", choices=["no", "bf16"])
     parser.add_argument("--full", action="store_true")

@@ -108,7 +108,7 @@ def make(bench: Bench, slim: nn.Module, matched: Match, arguments: argparse.Name
             for variant in variants:
                 name = f"{shots}, {variant}, {seed}"
                 if name not in rows:
-                    part = default.model_copy(update=WITHOUT[variant] | json.loads(arguments.retrain))
+                    part = default.model_copy(update=WITHOUT[variant] | arguments.retrain)
                     rows[name] = retrained(bench, slim, matched, shots, seed, part)
                     write_text(arguments.rows, json.dumps(rows, indent=1) + "\n")
                     print(name, f"{rows[name]:.2%}", flush=True)
@@ -158,7 +158,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--inner", action="store_true", help="keep the channels that skip connections share")
     parser.add_argument("--ablate", action="store_true", help="also without each default")
     parser.add_argument("--only", help="these variants alone, by name")
-    parser.add_argument("--retrain", default="{}", help="changes to the defaults, as JSON")
+    parser.add_argument("--retrain", type=json.loads, default={}, help="changes to the defaults, as JSON")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="bf16", choices=["no", "bf16"])

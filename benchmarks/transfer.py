@@ -133,7 +133,7 @@ class Task:
 
     def __init__(self, bench: Bench, examples: TransferData, episode: int, arguments: argparse.Namespace) -> None:
         self.bench, self.examples, self.episode = bench, examples, episode
-        self.part = RetrainPart().model_copy(update=json.loads(arguments.retrain))
+        self.part = RetrainPart().model_copy(update=arguments.retrain)
         self.model = ModelPart(source=arguments.network)
         self.head = models.head_tensors(self.model, examples.num_target)
         self.dense = self.adapted(self.network(bench.network.state_dict()), None, None, "inherit")
@@ -209,7 +209,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=5)
     parser.add_argument("--search-steps", type=int, default=300)
     parser.add_argument("--inner", action="store_true", help="keep the channels that skip connections share")
-    parser.add_argument("--retrain", default="{}", help="changes to a recipe's defaults, as JSON")
+    parser.add_argument("--retrain", type=json.loads, default={}, help="changes to a recipe's defaults, as JSON")
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--device", default="auto")
