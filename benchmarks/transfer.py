@@ -36,7 +36,7 @@ from deploy_prune.data import TransferData
 from deploy_prune.recipe import DataPart, ModelPart, RetrainPart
 from deploy_prune.retrain.episodes import interval
 from deploy_prune.retrain.features import Match, match
-from deploy_prune.retrain.fewshot import adapt
+from deploy_prune.retrain.fewshot import adapt, for_new_classes
 from deploy_prune.search import choose
 from deploy_prune.shell import write_text
 from deploy_prune.surgery.cut import cut
@@ -151,8 +151,8 @@ class Task:
         """Trained on the shots."""
         adapt(
             network.to(memory_format=torch.channels_last), self.examples.target_train,
-            self.part.model_copy(update={"init": init}), teacher=teacher, session=self.bench.session(self.episode),
-            augment="shift_flip", match=matched,
+            for_new_classes(self.part.model_copy(update={"init": init})), teacher=teacher,
+            session=self.bench.session(self.episode), augment="shift_flip", match=matched,
         )  # fmt: skip
         return network
 

@@ -251,7 +251,7 @@ class RetrainPart(Part):
     batch_size: Annotated[int, Field(ge=2)] = 64
     lr: Rate | None = Field(
         default=None,
-        description="peak learning rate of AdamW, of the last layer; none: 0.002 from inherited weights, else 0.005",
+        description="peak rate of AdamW, of the last layer; none: 0.002 if weights and classes are kept, else 0.005",
     )
     first_layer_lr: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,

@@ -26,7 +26,7 @@ from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match, match
-from deploy_prune.retrain.fewshot import adapt
+from deploy_prune.retrain.fewshot import adapt, for_new_classes
 from deploy_prune.runfolder import RunFolder, sha256
 from deploy_prune.search import METHODS, SearchGoal, SearchJob, check_options, gates_of
 from deploy_prune.surgery import analysis, architecture, verify
@@ -242,6 +242,7 @@ def teacher_of(road: Road) -> nn.Module:
 def _adapt(road: Road, network: nn.Module, teacher: nn.Module | None, match: Match | None, work: str) -> dict[str, Any]:
     """Train in place on the target task; what there is to tell of it."""
     part = road.recipe.retrain if teacher else road.recipe.retrain.model_copy(update={"init": "inherit"})
+    part = part if road.same_task else for_new_classes(part)
     done = adapt(
         network, road.data.target_train, part, teacher=teacher, session=road.session,
         augment=road.recipe.data.augment, match=match, work=work,

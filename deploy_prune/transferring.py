@@ -22,7 +22,7 @@ from deploy_prune.recipe import Recipe
 from deploy_prune.recipe_file import dump, load, resolve
 from deploy_prune.retrain.episodes import interval
 from deploy_prune.retrain.features import match
-from deploy_prune.retrain.fewshot import adapt
+from deploy_prune.retrain.fewshot import adapt, for_new_classes
 from deploy_prune.runfolder import load_tensors, read_json, save_tensors
 from deploy_prune.shell import write_text
 from deploy_prune.surgery import architecture
@@ -191,7 +191,7 @@ def _episode(given: Given, recipe: Recipe, session: Session, number: int, trust:
     teacher, score = task.taught_teacher()
     slim = task.slim()
     done = adapt(
-        slim, examples.target_train, recipe.retrain, teacher=teacher, session=task.session,
+        slim, examples.target_train, for_new_classes(recipe.retrain), teacher=teacher, session=task.session,
         augment=recipe.data.augment, match=match(task.structure, task.described.keep),
         work=f"episode {number + 1}: adapt the slim network",
     )  # fmt: skip
@@ -228,7 +228,7 @@ class _Task:
 
     def taught_teacher(self) -> tuple[nn.Module | None, float | None]:
         """The dense network, adapted to the task with the same examples, and its accuracy."""
-        part = self.recipe.retrain.model_copy(update={"init": "inherit"})
+        part = for_new_classes(self.recipe.retrain.model_copy(update={"init": "inherit"}))
         if self.given.teacher is None or (part.distill == 0 and part.features == 0):
             return None, None
         _, teacher = self._dense()

@@ -106,6 +106,11 @@ def num_steps(part: RetrainPart, num_examples: int) -> int:
     return min(MOST, max(FEWEST, PASSES * num_examples // min(part.batch_size, num_examples)))
 
 
+def for_new_classes(part: RetrainPart) -> RetrainPart:
+    """The part for a network whose classifier is new: that takes the higher learning rate, if the recipe gives none."""
+    return part if part.lr is not None else part.model_copy(update={"lr": RATES["fresh"]})
+
+
 def peak_rate(part: RetrainPart) -> float:
     """The last layer's, as the recipe says, or by where the weights come from."""
     return part.lr if part.lr is not None else RATES[part.init]
