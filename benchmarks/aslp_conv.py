@@ -78,8 +78,8 @@ class Contender:
     """A way to learn masks: the gates of a step, those of the extracted subnetwork, start and learning rates.
 
     ``glorot``: weights are drawn as Glorot and Bengio do (normal), half the variance of Kaiming's. Supermasks need it:
-    scaled up by the share that is on, Kaiming's weights give outputs so large that learning only silences them (with
-    learning rates from 0.1 to 200 it stayed at chance).
+    scaled up by the share that is on, Kaiming's weights give outputs so large that learning only silences them (at
+    rates of 1 and 50 it stayed at chance).
     """
 
     sample: Callable[[Tensor], Tensor]

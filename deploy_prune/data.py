@@ -18,8 +18,7 @@ from torch import Tensor
 from deploy_prune.augment import LUMA, augmented
 from deploy_prune.errors import DataError
 from deploy_prune.readers import Labelled, read
-from deploy_prune.recipe import Augment as Augment
-from deploy_prune.recipe import DataPart
+from deploy_prune.recipe import Augment, DataPart
 
 Batch = tuple[Tensor, Tensor]
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from deploy_prune.data import Augment, Batch, Examples, batches
+from deploy_prune.data import Batch, Examples, batches
 from deploy_prune.errors import TrainingError
-from deploy_prune.recipe import TrainPart
+from deploy_prune.recipe import Augment, TrainPart
 from deploy_prune.types import Forward, Progress, silent
 
 MOMENTUM = 0.9

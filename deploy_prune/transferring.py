@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deploy_prune import data, models
 from deploy_prune.data import TransferData
-from deploy_prune.errors import DataError, RunFolderError
+from deploy_prune.errors import DataError, RecipeError, RunFolderError, WeightsError
 from deploy_prune.recipe import Recipe
 from deploy_prune.recipe_file import dump, load, resolve
 from deploy_prune.retrain.episodes import interval
@@ -34,6 +34,7 @@ from deploy_prune.types import Progress, Structure, silent
 ARCHITECTURE: Final = "architecture.json"
 WEIGHTS: Final = "weights.safetensors"
 RECIPE: Final = "transfer.yaml"
+FIGURES: Final = "transfer.json"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,7 +63,10 @@ class Episode:
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """All episodes, their mean accuracy, half its 95% interval (None of one), and where the first one's network is."""
+    """All episodes, their mean accuracy, half its 95% interval (None of one), and where the first one's network is.
+
+    ``mean`` and ``std``: what that network's inputs are normalised with, per channel, of values in 0..1.
+    """
 
     folder: Path
     episodes: tuple[Episode, ...]
@@ -70,6 +74,8 @@ class Transfer:
     interval: float | None
     init: str
     params: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def as_json(self) -> dict[str, Any]:
         """For transfer.json."""
@@ -109,12 +115,24 @@ def transfer(
         progress=progress,
     )
     torch.set_num_threads(recipe.threads or torch.get_num_threads())
-    done = tuple(_episode(given, recipe, session, number, trust, out) for number in range(episodes))
+    task: _Task | None = None
+    done: list[Episode] = []
+    for seed in range(recipe.seed, recipe.seed + episodes):
+        examples = data.load(recipe.data, seed)
+        task = task or _Task(given, recipe, examples.num_target, trust)
+        slim, episode = task.episode(examples, replace(session, seed=seed))
+        if not done:
+            write_text(out / ARCHITECTURE, architecture.dumps(task.described))
+            save_tensors(out / WEIGHTS, slim.state_dict())
+        done.append(episode)
     mean, half = interval([one.accuracy for one in done])
-    params = sum(tensor.numel() for tensor in load_tensors(out / WEIGHTS).values())
-    found = Transfer(folder=out, episodes=done, accuracy=mean, interval=half, init=recipe.retrain.init, params=params)
+    norm = examples.target_train
+    found = Transfer(
+        folder=out, episodes=tuple(done), accuracy=mean, interval=half, init=recipe.retrain.init,
+        params=sum(p.numel() for p in slim.parameters()), mean=tuple(norm.mean.tolist()), std=tuple(norm.std.tolist()),
+    )  # fmt: skip
     write_text(out / RECIPE, dump(recipe))
-    write_text(out / "transfer.json", json.dumps(found.as_json(), indent=1) + "\n")
+    write_text(out / FIGURES, json.dumps(found.as_json(), indent=1) + "\n")
     return found
 
 
@@ -145,11 +163,15 @@ def gather(source: Path, teacher: Path | None) -> Given:
     described = architecture.load(source / ARCHITECTURE)
     run = source.resolve().parent.parent
     dense = run / "dense"
-    told = read_json(dense / "training.json") if (dense / "training.json").is_file() else {}
+    if (source / RECIPE).is_file():  # an earlier transfer, which belongs to no run
+        recipe_file, told_file, known = source / RECIPE, source / FIGURES, None
+    else:
+        recipe_file, told_file, known = run / "recipe.yaml", dense / "training.json", dense / WEIGHTS
+    told = read_json(told_file) if told_file.is_file() else {}
     return Given(
         architecture=described, weights=load_tensors(source / WEIGHTS),
-        teacher=_teacher(teacher or (dense / WEIGHTS if (dense / WEIGHTS).is_file() else None)),
-        recipe=load(str(run / "recipe.yaml")) if (run / "recipe.yaml").is_file() else None,
+        teacher=_teacher(teacher or (known if known is not None and known.is_file() else None)),
+        recipe=load(str(recipe_file)) if recipe_file.is_file() else None,
         normalisation={key: told[key] for key in ("mean", "std")} if "mean" in told else None,
     )  # fmt: skip
 
@@ -164,7 +186,7 @@ def transfer_recipe(given: Given, settings: Sequence[str]) -> Recipe:
     Inherited weights keep the normalisation that they were trained with.
 
     Raises:
-        RecipeError: a setting is wrong.
+        RecipeError: a setting is wrong, or weights are to be inherited where there are none.
     """
     made_by, described = given.recipe, given.architecture
     shape = described.input_shape
@@ -174,87 +196,77 @@ def transfer_recipe(given: Given, settings: Sequence[str]) -> Recipe:
         kept = ("image_size", "channels", "augment", "mean", "std")
         values["data"] = {key: getattr(made_by.data, key) for key in kept}
         values["retrain"] = made_by.retrain.model_dump()
+    if given.weights is None:
+        values["retrain"] = {"init": "fresh"}
     recipe = resolve(values, settings, "transfer")
     unset = recipe.data.mean is None and recipe.data.channels == examples.get("channels")
     if recipe.retrain.init == "inherit" and given.normalisation is not None and unset:
         recipe = resolve({**values, "data": {**values["data"], **given.normalisation}}, settings, "transfer")
     if given.weights is None and recipe.retrain.init == "inherit":
-        recipe = recipe.model_copy(update={"retrain": recipe.retrain.model_copy(update={"init": "fresh"})})
+        message = "retrain.init: there are no weights to inherit in an architecture.json alone; give the folder that "
+        message += "has them, or leave init out."
+        raise RecipeError(message)
     return recipe
 
 
-def _episode(given: Given, recipe: Recipe, session: Session, number: int, trust: bool, out: Path) -> Episode:
-    """Draw, adapt the teacher, adapt the slim network, score."""
-    seed = recipe.seed + number
-    examples = data.load(recipe.data, seed)
-    task = _Task(given, recipe, replace(session, seed=seed), examples, trust)
-    teacher, score = task.taught_teacher()
-    slim = task.slim()
-    done = adapt(
-        slim, examples.target_train, for_new_classes(recipe.retrain), teacher=teacher, session=task.session,
-        augment=recipe.data.augment, match=match(task.structure, task.described.keep),
-        work=f"episode {number + 1}: adapt the slim network",
-    )  # fmt: skip
-    if number == 0:
-        write_text(out / ARCHITECTURE, architecture.dumps(task.described))
-        save_tensors(out / WEIGHTS, slim.state_dict())
-    return Episode(
-        seed=seed, classes=examples.target_classes, split=examples.digest, accuracy=task.accuracy(slim),
-        accuracy_teacher=score, steps=len(done.losses), seconds=round(done.seconds, 1),
-    )  # fmt: skip
-
-
 class _Task:
-    """One episode's networks."""
+    """An architecture for so many classes, and the networks of its episodes."""
 
-    def __init__(self, given: Given, recipe: Recipe, session: Session, examples: TransferData, trust: bool) -> None:
-        self.given, self.recipe, self.session, self.examples, self.trust = given, recipe, session, examples, trust
-        self._require_channels()
-        self.described, dense = self._dense()
-        example = torch.zeros(self.described.input_shape)
-        self.structure: Structure = architecture.structure_of(self.described, dense, example=example)
-        self.head = models.head_tensors(self.described.model, examples.num_target)
-
-    def _dense(self) -> tuple[Architecture, nn.Module]:
-        set_seed(self.session.seed)
-        shape = (1, self.recipe.data.channels, self.recipe.data.image_size, self.recipe.data.image_size)
-        return architecture.retarget(self.given.architecture, self.examples.num_target, shape, self.trust)
-
-    def _require_channels(self) -> None:
-        shape = self.given.architecture.input_shape
-        if len(shape) != 4 or shape[1] != self.recipe.data.channels:
-            message = f"data.channels: {self.recipe.data.channels} are given, and the architecture reads {shape[1:]}."
+    def __init__(self, given: Given, recipe: Recipe, num_classes: int, trust: bool) -> None:
+        self.given, self.recipe, self.trust = given, recipe, trust
+        shape = given.architecture.input_shape
+        if len(shape) != 4 or shape[1] != recipe.data.channels:
+            message = f"data.channels: {recipe.data.channels} are given, and the architecture reads {shape[1:]}."
             raise DataError(message)
+        example = torch.zeros(1, recipe.data.channels, recipe.data.image_size, recipe.data.image_size)
+        self.described, dense = architecture.retarget(given.architecture, num_classes, example.shape, trust)
+        self.structure: Structure = architecture.structure_of(self.described, dense, example=example)
+        self.head = models.head_tensors(self.described.model, num_classes)
 
-    def taught_teacher(self) -> tuple[nn.Module | None, float | None]:
+    def episode(self, examples: TransferData, session: Session) -> tuple[nn.Module, Episode]:
+        """Adapt the teacher, adapt the slim network, score."""
+        teacher, score = self._teacher(examples, session)
+        slim = self._slim(session.seed)
+        done = adapt(
+            slim, examples.target_train, for_new_classes(self.recipe.retrain), teacher=teacher, session=session,
+            augment=self.recipe.data.augment, match=match(self.structure, self.described.keep),
+            work=f"seed {session.seed}: adapt the slim network",
+        )  # fmt: skip
+        return slim, Episode(
+            seed=session.seed, classes=examples.target_classes, split=examples.digest,
+            accuracy=accuracy(slim, examples.target_test, accelerator=session.accelerator), accuracy_teacher=score,
+            steps=len(done.losses), seconds=round(done.seconds, 1),
+        )  # fmt: skip
+
+    def _teacher(self, examples: TransferData, session: Session) -> tuple[nn.Module | None, float | None]:
         """The dense network, adapted to the task with the same examples, and its accuracy."""
         part = for_new_classes(self.recipe.retrain.model_copy(update={"init": "inherit"}))
         if self.given.teacher is None or (part.distill == 0 and part.features == 0):
             return None, None
-        _, teacher = self._dense()
+        teacher = self._dense(session.seed)
         models.load_state(teacher, self._body(self.given.teacher, teacher), strict=False)
         adapt(
-            teacher, self.examples.target_train, part, teacher=None, session=self.session,
-            augment=self.recipe.data.augment, work=f"seed {self.session.seed}: adapt the teacher",
+            teacher, examples.target_train, part, teacher=None, session=session, augment=self.recipe.data.augment,
+            work=f"seed {session.seed}: adapt the teacher",
         )  # fmt: skip
-        return teacher, self.accuracy(teacher)
+        return teacher, accuracy(teacher, examples.target_test, accelerator=session.accelerator)
 
-    def slim(self) -> nn.Module:
+    def _slim(self, seed: int) -> nn.Module:
         """The slim network: a new classifier, all else inherited or new."""
-        _, dense = self._dense()
-        slim = cut(dense, self.structure, self.described.keep)
+        slim = cut(self._dense(seed), self.structure, self.described.keep)
         if self.recipe.retrain.init == "inherit" and self.given.weights is not None:
             models.load_state(slim, self._body(self.given.weights, slim), strict=False)
         return slim
 
+    def _dense(self, seed: int) -> nn.Module:
+        set_seed(seed)
+        return architecture.dense_network(self.described, self.trust)
+
     def _body(self, state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
         body = {name: tensor for name, tensor in state.items() if name not in self.head}
-        missing = [n for n in network.state_dict() if n not in body and n not in self.head]
-        if missing:
-            message = f"The weights are another network's: they lack {missing[0]!r}."
-            raise RunFolderError(message)
+        for name, tensor in network.state_dict().items():
+            if name not in self.head and (name not in body or body[name].shape != tensor.shape):
+                found = [*body[name].shape] if name in body else "nothing"
+                message = f"The weights are another network's: {name} is {[*tensor.shape]}, and they have {found}."
+                raise WeightsError(message)
         return body
-
-    def accuracy(self, network: nn.Module) -> float:
-        """On the task's test examples."""
-        return accuracy(network, self.examples.target_test, accelerator=self.session.accelerator)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from deploy_prune import data as data_module
-from deploy_prune.data import Augment, Examples, batches, load
+from deploy_prune.data import Examples, batches, load
 from deploy_prune.errors import DataError
 from deploy_prune.readers import Collection, Labelled
-from deploy_prune.recipe import DataPart
+from deploy_prune.recipe import Augment, DataPart
 
 HALVES = {"source_classes": [0, 1, 2, 3, 4], "target_classes": [5, 6, 7, 8, 9]}
 

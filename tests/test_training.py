@@ -1,4 +1,5 @@
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -176,6 +177,16 @@ def test_learning_rate_makes_one_cycle():
     assert max(rates) == pytest.approx(0.1, rel=1e-3)
     assert 15 <= rates.index(max(rates)) <= 25
     assert 0 < rates[-1] < 1e-3
+
+
+def test_rates_grow_from_the_first_layer_to_the_last():
+    groups = decay_groups(small(), 0.5, 0.1, 0.01)
+    rates = sorted({group["lr"] for group in groups})
+    assert rates[0] == pytest.approx(0.001)
+    assert rates[-1] == pytest.approx(0.1)
+    steps = [after / before for before, after in pairwise(rates)]
+    assert steps == pytest.approx([steps[0]] * len(steps))
+    assert sum(len(group["params"]) for group in groups) == len([*small().parameters()])
 
 
 def test_biases_and_norms_do_not_decay():

@@ -10,11 +10,12 @@ import numpy
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 from tiny_run import tiny_recipe
 
 from deploy_prune import pipeline, reuse
 from deploy_prune.cli import main
-from deploy_prune.errors import ArchitectureError, DataError, RecipeError, RunFolderError
+from deploy_prune.errors import ArchitectureError, DataError, RecipeError, RunFolderError, WeightsError
 from deploy_prune.pipeline import Run
 from deploy_prune.runfolder import load_tensors
 from deploy_prune.surgery import architecture
@@ -68,6 +69,8 @@ def test_inherited_weights_keep_their_normalisation(finished, tmp_path):
     told = json.loads((finished.folder / "dense" / "training.json").read_text())
     text = (tmp_path / "new" / "transfer.yaml").read_text()
     assert f"- {told['mean'][0]}" in text
+    move(tmp_path / "new", tmp_path / "again", "data.target_classes=[0, 1]")
+    assert f"- {told['mean'][0]}" in (tmp_path / "again" / "transfer.yaml").read_text()
     move(finished.folder / PLACE, tmp_path / "own", "data.mean=[0.25]", "data.std=[0.5]")
     assert "- 0.25" in (tmp_path / "own" / "transfer.yaml").read_text()
 
@@ -130,6 +133,7 @@ def test_faults_are_named(finished, tmp_path):
         (RecipeError, "--set retrain.stesp=1", place, ["retrain.stesp=1"]),
         (DataError, "1000 are asked for", place, ["data.shots=1000"]),
         (DataError, "at least 2 classes", place, ["data.target_classes=[1]"]),
+        (RecipeError, "no weights to inherit", place / "architecture.json", ["retrain.init=inherit"]),
     ):
         with pytest.raises(error, match=words):
             move(source, tmp_path / "new", *settings)
@@ -148,3 +152,9 @@ def test_the_command_shows_every_episode(finished, tmp_path):
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == [
         "architecture.json", "transfer.json", "transfer.yaml", "weights.safetensors",
     ]  # fmt: skip
+
+
+def test_another_networks_teacher_is_refused(finished, tmp_path):
+    save_file({"0.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="another network's: 0.weight is"):
+        move(finished.folder / PLACE, tmp_path / "new", teacher=tmp_path / "other.safetensors")

@@ -7,7 +7,7 @@ from torch import nn
 from deploy_prune.data import Examples
 from deploy_prune.errors import TrainingError
 from deploy_prune.recipe import RetrainPart
-from deploy_prune.retrain.fewshot import adapt
+from deploy_prune.retrain.fewshot import adapt, for_new_classes, num_steps, peak_rate
 from deploy_prune.training import Session, accuracy, make_accelerator
 
 
@@ -108,3 +108,43 @@ def test_modes_are_restored():
     retrain(network, teacher=teacher, steps=1)
     assert not network.training
     assert teacher.training
+
+
+def weights_after(**part):
+    network = small()
+    retrain(network, steps=8, **part)
+    return network.state_dict()
+
+
+@pytest.mark.parametrize(
+    "option", [{"mix": "mixup"}, {"mix": "cutmix"}, {"ema": 0.9}, {"first_layer_lr": 0.01}, {"batchnorm": "freeze"}]
+)
+def test_every_option_reaches_the_training(option):
+    plain, changed = weights_after(), weights_after(**option)
+    assert any(not torch.equal(plain[name], changed[name]) for name in ("0.weight", "5.weight"))
+
+
+def test_the_first_layer_moves_less_if_asked():
+    before = small().state_dict()
+    moved = [(weights_after(**part)["0.weight"] - before["0.weight"]).norm() for part in ({}, {"first_layer_lr": 0.01})]
+    assert moved[1] < moved[0] / 10
+
+
+def test_held_out_examples_are_not_trained_on_and_choose_the_step():
+    network = small()
+    done = retrain(network, bars(40, 0), hold_out=0.25, steps=60)
+    assert done.num_held_out == 10
+    assert 0 < done.chosen_step <= len(done.losses) <= 60
+    assert retrain(small(), bars(40, 0), steps=3).num_held_out == 0
+
+
+@pytest.mark.parametrize(("num", "steps"), [(10, 200), (500, 200), (5000, 1562), (50000, 4000)])
+def test_steps_follow_the_number_of_examples(num, steps):
+    assert num_steps(RetrainPart(), num) == steps
+    assert num_steps(RetrainPart(steps=7), num) == 7
+
+
+def test_new_weights_and_new_classes_learn_faster():
+    assert peak_rate(RetrainPart()) < peak_rate(RetrainPart(init="fresh"))
+    assert peak_rate(for_new_classes(RetrainPart())) == peak_rate(RetrainPart(init="fresh"))
+    assert peak_rate(for_new_classes(RetrainPart(lr=0.1))) == 0.1
