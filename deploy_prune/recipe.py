@@ -246,12 +246,12 @@ class RetrainPart(Part):
     """How the slim network is adapted to the target task."""
 
     steps: Steps | None = Field(
-        default=None, description="none: 20 passes over the examples, but at least 200 steps and at most 4000"
+        default=None, description="none: 20 passes over the examples, but at least 400 steps and at most 4000"
     )
     batch_size: Annotated[int, Field(ge=2)] = 64
     lr: Rate | None = Field(
         default=None,
-        description="peak rate of AdamW, of the last layer; none: 0.002 if weights and classes are kept, else 0.005",
+        description="peak rate of AdamW, of the last layer; none: 0.001 if weights and classes are kept, else 0.005",
     )
     first_layer_lr: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,

@@ -28,7 +28,7 @@ def measure(
     min_s: float = MIN_S,
     timeout_s: float = TIMEOUT_S,
 ) -> tuple[Latency, ...]:
-    """Time artifacts on an attached target, interleaved (A B, B A, A B ...) in one process; one Latency each.
+    """Time artifacts on an attached target, interleaved in one process, in a random order a round; one Latency each.
 
     An untimed run of the same artifact goes before each timed one: its weights are in the caches, as they are where it
     runs alone.

@@ -24,9 +24,9 @@ from deploy_prune.training import Session, Stepped, decay_groups, fit, one_cycle
 
 BATCHNORM_EXAMPLES: Final = 1000  # examples, augmented anew each time, that batch-norm statistics are averaged over
 BETAS: Final = (0.9, 0.99)  # the second moment's memory (100 steps) must not outlast the training
-RATES: Final = {"inherit": 0.002, "fresh": 0.005}
+RATES: Final = {"inherit": 0.001, "fresh": 0.005}
 """Learning rates if the recipe gives none. From inherited weights 0.0005 to 0.002 came out alike, 0.005 lower."""
-PASSES, FEWEST, MOST = 20, 200, 4000
+PASSES, FEWEST, MOST = 20, 400, 4000
 """Steps if the recipe gives none: so many passes over the examples, within these bounds."""
 
 

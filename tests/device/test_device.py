@@ -135,15 +135,24 @@ def test_an_answer_that_is_not_an_object(monkeypatch, text, tmp_path):
         local(payload, {}, 30)
 
 
-def test_rounds_alternate():
+def test_in_rounds_every_model_is_timed_once_and_follows_every_other_alike():
     import runpy
+    from collections import Counter
 
     payload = runpy.run_path(str(SCRIPT))
-    order = []
-    calls = [lambda name=name: order.append(name) or len(order) for name in "AB"]
-    samples = payload["rounds"](calls, 3)
-    assert "".join(order) == "AABBBBAAAABB", "each twice"
-    assert samples == [[2, 8, 10], [4, 6, 12]], "the second time counts"
+    seen = []
+    calls = [lambda i=i: seen.append(i) or len(seen) for i in range(3)]
+    samples = payload["rounds"](calls, 600)
+    assert sorted(sum(samples, [])) == list(range(2, 3602, 2)), "the second time counts"
+    untimed, timed = seen[::2], seen[1::2]
+    assert untimed == timed
+    assert all(sorted(timed[at : at + 3]) == [0, 1, 2] for at in range(0, len(timed), 3))
+    follows = Counter(zip(timed[:-1], timed[1:], strict=True))
+    apart, itself = ([n for (a, b), n in follows.items() if (a == b) is same] for same in (False, True))
+    assert len(apart) == 6
+    assert max(apart) < 1.3 * min(apart)
+    assert len(itself) == 3
+    assert max(itself) < 1.6 * min(itself)
 
 
 def test_profile_events_are_averaged(tmp_path):

@@ -138,7 +138,7 @@ def test_held_out_examples_are_not_trained_on_and_choose_the_step():
     assert retrain(small(), bars(40, 0), steps=3).num_held_out == 0
 
 
-@pytest.mark.parametrize(("num", "steps"), [(10, 200), (500, 200), (5000, 1562), (50000, 4000)])
+@pytest.mark.parametrize(("num", "steps"), [(10, 400), (500, 400), (5000, 1562), (50000, 4000)])
 def test_steps_follow_the_number_of_examples(num, steps):
     assert num_steps(RetrainPart(), num) == steps
     assert num_steps(RetrainPart(steps=7), num) == 7

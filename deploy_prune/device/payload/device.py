@@ -10,11 +10,12 @@ A model is {"runtime": "onnxruntime", "path": ..., "layout": "NCHW", "input_shap
     {"mode": "profile", "warmup": 30, "runs": 150}
 
 "run" feeds B inputs at a time (all N, if the file's batch is open), writes each output [N, ...] as an .npy file and
-answers {"outputs": [[path, ...], ...]}. In "bench", every round runs each model twice and times the second run, and
-every other round goes backwards (aA bB, bB aA, ...): a disturbance meets all models alike, and each is timed with its
-own weights in the caches, as where it runs alone: {"samples_ms": [[...], ...]}. In "profile", the same rounds run with
-the runtime's profiler on: {"nodes": [{name: ms of one run}, ...]}. Every answer has "device" and "versions", too, and
-that of "bench" the "conditions" {"before": ..., "after": ...} that about.py tells of.
+answers {"outputs": [[path, ...], ...]}. In "bench", every round runs each model twice and times the second run, in an
+order drawn anew: {"samples_ms": [[...], ...]}. So a disturbance meets all models alike, each has its own weights in the
+caches, as where it runs alone, and none always comes after the same one. (In turns there and back, the middle one of
+three never follows itself: that alone made 3% of its latency.) In "profile", the same rounds run with the runtime's
+profiler on: {"nodes": [{name: ms of one run}, ...]}. Every answer has "device" and "versions", too, and that of "bench"
+the "conditions" {"before": ..., "after": ...} that about.py tells of.
 
 A runtime is the file of its name beside this one. It is loaded by its path, as the module ``runtime_NAME``, and this
 folder is never on the path where modules are looked for: so ``onnxruntime.py`` here doesn't hide the package. It has
@@ -158,12 +159,12 @@ def runner(model: Any, input_shape: Sequence[int]) -> Run:
 
 
 def rounds(runs: Sequence[Run], count: int) -> list[list[float]]:
-    """Time each ``count`` times, in turn, every other round backwards; an untimed run of the same goes before each."""
+    """Time each ``count`` times, once a round, in a random order; an untimed run of the same goes before each."""
     samples: list[list[float]] = [[] for _ in runs]
-    forwards = list(range(len(runs)))
+    order = numpy.random.default_rng(0)
     gc.disable()
-    for number in range(count):
-        for index in forwards if number % 2 == 0 else reversed(forwards):
+    for _ in range(count):
+        for index in order.permutation(len(runs)):
             runs[index]()
             samples[index].append(runs[index]())
     gc.enable()
