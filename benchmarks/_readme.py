@@ -267,7 +267,7 @@ def budgets(figures: dict[str, Any]) -> str:
         rows.append([*cells, *shares])
     head = f"Budgets of shares of the dense latency on {figures['target']} ({figures['device']}, one thread): the "
     head += "finished artifact's latency, measured once more after the loop, over what was asked; its MACs; and how "
-    head += "long uniform pruning to as many MACs takes in the same run, in multiples of that. "
+    head += "long uniform pruning to as many MACs takes beside it, in multiples of that. "
     head += f"{found['within_3_percent']:.0%} of {found['counted']} budgets within reach are met to 3%"
     head += "" if found["worst"] is None else f", the worst to {found['worst']:.1%}"
     head += " (`benchmarks/budgets.py`; random weights):"

@@ -6,9 +6,9 @@ A NAME of torchvision or timm has its prefix: torchvision:mobilenet_v2:3,224,224
 latency of this machine's `host` (ONNX Runtime, one thread), the closed loop is run as a recipe runs it: with a latency
 table of its own (an empty cache), the finished artifact measured beside the dense one, and planned again if that is
 over the budget, at most pipeline.PLANS times. `timing.learn` does the latter for a run folder; there is none here, so
-`Workbench.correct` is called as it does. Then all is measured once more, and no choice depends on that: it is the
-share in the rows. In the same interleaved run stands the network with the same share of every group, plain counts
-without granularity, that has most nearly the same MACs. Scores are magnitudes of initial weights: latency doesn't
+`Workbench.correct` is called as it does. Then both are measured once more, and no choice depends on that: it is the
+share in the rows. Then the slim network is timed beside another one that has the same share of every group, plain
+counts without granularity, and most nearly the same MACs. Scores are magnitudes of initial weights: latency doesn't
 depend on weights.
 
 Rows that --rows has are not made again. The whole list goes into benchmarks/results/budgets.json. A budget that the
@@ -121,21 +121,20 @@ def deliver(bench: Workbench, target: Target, budget: Budget, scores: Scores, de
 
 
 def looked_at(bench: Workbench, target: Target, budget: Budget, dense: Artifact, made: Delivered) -> Row:
-    """Measured once more, beside uniform pruning to the same MACs."""
+    """Measured once more beside the dense artifact, as `deploy-prune bench` does; then beside uniform pruning."""
     part, macs = bench.recipe.measure, cost.macs(bench.structure)
     counts = made.plan.chosen.counts
     even = uniform(bench, macs(counts))
-    beside = written(bench, target, first(bench, even), dense.path.with_stem("uniform"))
-    whole, slim, plain = measure_steadily(target, [dense, made.artifact, beside], part.runs, part.warmup)
-    ratio, all_macs, looks = paired_ratio(plain, slim), macs(bench.structure.dense_counts), made.plan.looks
-    share = slim.p50_ms / whole.p50_ms
+    plain = written(bench, target, first(bench, even), dense.path.with_stem("uniform"))
+    whole, slim = measure_steadily(target, [dense, made.artifact], part.runs, part.warmup)
+    ratio = paired_ratio(*reversed(measure_steadily(target, [made.artifact, plain], part.runs, part.warmup)))
+    all_macs, share = macs(bench.structure.dense_counts), slim.p50_ms / whole.p50_ms
     return {
         "share": share, "error": share / budget.limit - 1, "macs": macs(counts) / all_macs,
-        "uniform": plain.p50_ms / whole.p50_ms, "uniform_macs": macs(even) / all_macs,
-        "uniform_over_ours": ratio.median, "interval": [ratio.low, ratio.high], "dense_ms": whole.p50_ms,
-        "slim_ms": slim.p50_ms, "uniform_ms": plain.p50_ms, "samples": len(slim.samples_ms),
+        "uniform_macs": macs(even) / all_macs, "uniform_over_ours": ratio.median, "interval": [ratio.low, ratio.high],
+        "dense_ms": whole.p50_ms, "slim_ms": slim.p50_ms, "samples": len(slim.samples_ms),
         "in_the_loop": made.plan.chosen.observed / made.plan.chosen.dense, "reported": made.share,
-        "looks": len(looks), "plans": made.plans,
+        "looks": len(made.plan.looks), "plans": made.plans,
     }  # fmt: skip
 
 
