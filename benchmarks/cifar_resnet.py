@@ -34,12 +34,12 @@ from rich.table import Table
 from torch import nn
 
 from deploy_prune import cost
+from deploy_prune.batchnorm import reestimate
 from deploy_prune.data import Examples, batches
 from deploy_prune.enforce import enforce
 from deploy_prune.errors import BudgetError
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import RetrainPart, SourceSearchPart, parse_budget
-from deploy_prune.retrain.batchnorm import reestimate
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt
@@ -117,7 +117,7 @@ def row(bench: Bench, made: tuple[nn.Module, Keep], seed: int, spent: int, point
     """Straight after the cut (batch norm measured anew, for every method), and tuned with 10, 50 and all images."""
     stream = batches(bench.examples.source_train, bench.batch, seed, "none")
     slim, matched = made[0].to(memory_format=torch.channels_last), match(bench.structure, made[1])
-    reestimate(slim, stream, 8)
+    reestimate(slim, stream)
     found: dict[str, Any] = {"cut": bench.accuracy(slim)}
     found["params"] = sum(p.numel() for p in slim.parameters())
     if not point.endswith("x"):

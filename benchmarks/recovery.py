@@ -29,9 +29,9 @@ from rich.table import Table
 from torch import nn
 
 from deploy_prune import cost
+from deploy_prune.batchnorm import reestimate
 from deploy_prune.data import batches
 from deploy_prune.recipe import RetrainPart
-from deploy_prune.retrain.batchnorm import reestimate
 from deploy_prune.retrain.episodes import interval
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt
@@ -91,7 +91,7 @@ def slimmed(bench: Bench, arguments: argparse.Namespace) -> tuple[nn.Module, Mat
     trained = copy.deepcopy(bench.network)
     trained.load_state_dict(found_again["state"])
     slim = cut(trained, bench.structure, keep).to(memory_format=torch.channels_last)
-    reestimate(slim, batches(bench.examples.source_train, bench.batch, 0, "none"), 8)
+    reestimate(slim, batches(bench.examples.source_train, bench.batch, 0, "none"))
     return slim, match(bench.structure, keep)
 
 

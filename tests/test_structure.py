@@ -20,6 +20,7 @@ LEVELS = (
     frozenset(
         {
             "augment",
+            "batchnorm",
             "cache",
             "cost",
             "data",

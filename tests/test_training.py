@@ -72,6 +72,17 @@ def test_no_steps_change_nothing():
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
+def test_a_short_training_leaves_no_first_statistics_behind():
+    """torchvision's MobileNetV3 has this momentum: after 20 steps four fifths of its statistics are the first ones."""
+    network = small()
+    network[1].momentum = 0.01
+    train(network)
+    assert network[1].momentum == 0.01
+    assert accuracy(network, two_kinds()) == 1.0
+    x = two_kinds().all()[0]
+    assert torch.allclose(network[1].running_mean, network[0](x).mean((0, 2, 3)), atol=0.05)
+
+
 def test_loss_that_is_not_finite_stops_with_step_and_rate():
     network = small()
     network[0].weight.data[0, 0, 0, 0] = torch.nan

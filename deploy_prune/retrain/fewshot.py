@@ -14,15 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW
 
 from deploy_prune.augment import mixed
+from deploy_prune.batchnorm import reestimate
 from deploy_prune.data import Batch, Examples, batches
 from deploy_prune.recipe import Augment, RetrainPart
-from deploy_prune.retrain.batchnorm import reestimate
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match
 from deploy_prune.retrain.stopping import Average, BestSoFar, hold_out
 from deploy_prune.training import Session, Stepped, decay_groups, fit, one_cycle, placed
 
-BATCHNORM_EXAMPLES: Final = 1000  # examples, augmented anew each time, that batch-norm statistics are averaged over
 BETAS: Final = (0.9, 0.99)  # the second moment's memory (100 steps) must not outlast the training
 RATES: Final = {"inherit": 0.001, "fresh": 0.005}
 """Learning rates if the recipe gives none. From inherited weights 0.0005 to 0.002 came out alike, 0.005 lower."""
@@ -91,7 +90,7 @@ def adapt(
         elif average is not None:
             network.load_state_dict(average.network.state_dict())
         if part.batchnorm == "reestimate":
-            reestimate(network, stream, -(-BATCHNORM_EXAMPLES // min(part.batch_size, len(examples))))
+            reestimate(network, stream)
     return Adapted(
         losses=tuple(losses), num_held_out=0 if held is None else len(held),
         chosen_step=best.chosen if best is not None and best.state else len(losses),

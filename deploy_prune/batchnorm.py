@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 import torch
 from torch import nn
@@ -10,10 +11,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from deploy_prune.data import Batch
 
+EXAMPLES: Final = 1000  # that statistics are averaged over
+
 
 @torch.no_grad()
-def reestimate(network: nn.Module, batches: Iterator[Batch], num_batches: int) -> int:
-    """Replace running means and variances by their plain average over ``num_batches`` batches; returns how many norms.
+def reestimate(network: nn.Module, batches: Iterator[Batch], num_examples: int = EXAMPLES) -> int:
+    """Replace running means and variances by their plain average over batches; returns how many norms there are.
+
+    As many batches are read as have ``num_examples`` examples, or a little more.
 
     Only batch norms run in training mode (dropout stays off), nothing else changes, and modes are restored.
     """
@@ -28,8 +33,11 @@ def reestimate(network: nn.Module, batches: Iterator[Batch], num_batches: int) -
         norm.reset_running_stats()
         norm.train().momentum = None  # torch's way to ask for the cumulative average
     try:
-        for _ in range(num_batches):
-            network(next(batches)[0].to(device))
+        seen = 0
+        while seen < num_examples:
+            x = next(batches)[0].to(device)
+            network(x)
+            seen += len(x)
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum
