@@ -102,7 +102,7 @@ def subjects(source: str, size: int, arguments: argparse.Namespace) -> Iterator[
         found = accuracy(network, examples.source_test)
         return Subject(name=f"{name} {kind}", network=network, images=images, calibration=calibration, accuracy=found)
 
-    rate = 0.01 if source.startswith("timm:vit") else 0.05
+    rate = 0.01 if source.startswith("timm:vit") or "efficientnet" in source else 0.05
     yield trained("dense", network, arguments.steps, rate)
     slim = prune(network, images[:8], lambda forward, batch: forward(batch).sum(), [images[:8]], method="uniform")[0]
     yield trained("50%", slim.network, arguments.steps // 2, rate / 2)

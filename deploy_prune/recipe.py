@@ -273,9 +273,9 @@ class RetrainPart(Part):
         default=None,
         description="decay of a moving average of the weights, which is what stays; none: the last weights",
     )
-    hold_out: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        default=None,
-        description="share of the examples that says when to stop; none: a tenth where every class has 100, else 0",
+    hold_out: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="share of the examples whose loss says which step's weights stay, and when to stop; 0: the last's",
     )
 
 

@@ -13,23 +13,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from deploy_prune.data import Examples
 from deploy_prune.training import device_of, placed
 
-ENOUGH: Final = 100
-"""Examples of every class from which on a tenth of them are held out, if the recipe doesn't say."""
 CHECKS: Final = 20
 """How often the held-out examples are asked, in all steps."""
 PATIENCE: Final = 5
-"""After so many checks in a row without an improvement it is enough."""
+"""After so many checks in a row without an improvement, in the second half of the steps, it is enough."""
 BATCH: Final = 256
 
 
-def hold_out(examples: Examples, share: float | None, seed: int) -> tuple[Examples, Examples | None]:
-    """(to train on, to stop by), the same for the same seed: ``share`` of every class, rounded down.
-
-    None: a tenth if every class has `ENOUGH` examples, else nothing: with fewer, they teach more than they tell.
-    """
+def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples | None]:
+    """(to train on, to stop by), the same for the same seed: ``share`` of every class, rounded down."""
     counts = torch.bincount(examples.labels)
-    if share is None:
-        share = 0.1 if int(counts[counts > 0].min()) >= ENOUGH else 0.0
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
     labels = examples.labels[order]
     held = torch.cat([order[labels == c][: int(share * int(n))] for c, n in enumerate(counts.tolist())])
@@ -71,11 +64,15 @@ class Average:
 
 
 class BestSoFar:
-    """Remembers the weights with the lowest loss on held-out examples: Prechelt, "Early stopping - but when?", 1998."""
+    """Remembers the weights with the lowest loss on held-out examples: Prechelt, "Early stopping - but when?", 1998.
+
+    In the first half of the steps it never is enough: one cycle's learning rate is then so high that the loss goes up
+    on its way down.
+    """
 
     def __init__(self, network: nn.Module, held: Examples, steps: int) -> None:
         self.network, self.held = network, held
-        self.every = max(1, steps // CHECKS)
+        self.every, self.half = max(1, steps // CHECKS), steps / 2
         self.loss, self.steps, self.chosen, self.checks_since = float("inf"), 0, 0, 0
         self.state: dict[str, Tensor] = {}
 
@@ -88,7 +85,7 @@ class BestSoFar:
         if loss < self.loss:
             self.loss, self.chosen, self.checks_since = loss, self.steps, 0
             self.state = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
-        else:
+        elif self.steps > self.half:
             self.checks_since += 1
         return self.checks_since >= PATIENCE
 

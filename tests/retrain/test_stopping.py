@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -11,15 +12,15 @@ def examples(*counts):
     return Examples(images=images, labels=labels, mean=torch.zeros(1), std=torch.ones(1))
 
 
-def test_few_examples_are_all_trained_on():
-    given = examples(99, 200)
-    train, held = hold_out(given, None, 0)
+@pytest.mark.parametrize(("share", "given"), [(0.0, examples(200, 200)), (0.1, examples(9, 9))])
+def test_all_are_trained_on_where_none_can_be_held_out(share, given):
+    train, held = hold_out(given, share, 0)
     assert train is given
     assert held is None
 
 
-def test_a_tenth_of_every_class_is_held_out_where_there_are_many():
-    train, held = hold_out(examples(100, 250), None, 0)
+def test_as_large_a_part_of_every_class_is_held_out():
+    train, held = hold_out(examples(100, 250), 0.1, 0)
     assert torch.bincount(held.labels).tolist() == [10, 25]
     assert torch.bincount(train.labels).tolist() == [90, 225]
     assert not set(train.images.flatten().tolist()) & set(held.images.flatten().tolist())
@@ -30,7 +31,6 @@ def test_the_share_is_the_recipes_and_the_draw_the_seeds():
     first, again, other = (hold_out(given, 0.5, seed)[1].images.flatten().tolist() for seed in (0, 0, 1))
     assert len(first) == 10
     assert first == again != other
-    assert hold_out(examples(200, 200), 0.0, 0)[1] is None
 
 
 def test_the_average_is_the_recursion():
@@ -54,8 +54,9 @@ def test_the_average_has_its_networks_statistics():
     assert torch.equal(average.network.running_mean, network.running_mean)
 
 
-def test_the_best_weights_stay_and_patience_ends():
-    """A bias that moves towards the right answer and past it."""
+@pytest.mark.parametrize("right", [4, 13])
+def test_the_best_weights_stay_and_patience_ends(right):
+    """A bias that moves towards the right answer and past it, and no patience in the first half."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
     with torch.no_grad():
         network[1].weight.zero_()
@@ -64,10 +65,10 @@ def test_the_best_weights_stay_and_patience_ends():
     ended = None
     for step in range(1, CHECKS + 1):
         with torch.no_grad():
-            network[1].bias.copy_(torch.tensor([-abs(step - 4.0), 0.0]))
+            network[1].bias.copy_(torch.tensor([-abs(step - right), 0.0]))
         if best.step():
             ended = step
             break
-    assert best.chosen == 4
+    assert best.chosen == right
     assert best.state["1.bias"].tolist() == [0.0, 0.0]
-    assert ended == 4 + PATIENCE
+    assert ended == max(right, CHECKS // 2) + PATIENCE
