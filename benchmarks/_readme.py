@@ -141,10 +141,7 @@ def cifar(figures: dict[str, Any]) -> str:
     head += f"{figures['steps']} training steps of {figures['batch']} images in all for every method, of which "
     head += f"{figures['search_steps']} "
     head += "are the search's where there is one; of a single seed ± is the test set's standard error. "
-    if changed := figures.get("retrain"):
-        head += f"Retrained with {', '.join(f'{key} {value:g}' for key, value in changed.items())}. "
-    if figures["inner"]:
-        head += "Channels that skip connections share are left as they are. "
+    head += reductions(figures)
     head += "Speed-ups are of MACs, shares of measured latency (`benchmarks/cifar_resnet.py`):"
     titles = ["point", "method", *share, "after the cut", "10 a class", "50 a class", "all", "seeds"]
     return f"{head}\n\n{table(titles, rows)}"
@@ -201,6 +198,16 @@ def parity(figures: dict[str, Any]) -> str:
     return f"{head}\n\n{table(['format', 'precision', 'pass', 'off by', 'agree'], rows)}"
 
 
+def reductions(figures: dict[str, Any]) -> str:
+    """What a benchmark changed of a recipe's defaults, in sentences."""
+    told = ""
+    if changed := figures.get("retrain"):
+        told += f"Retrained with {', '.join(f'{key} {value:g}' for key, value in changed.items())}. "
+    if figures["inner"]:
+        told += "Channels that skip connections share are left as they are. "
+    return told
+
+
 def recovery(figures: dict[str, Any]) -> str:
     """What comes back with few examples, and what each part of the retrainer adds."""
     found = figures["figures"]
@@ -210,7 +217,9 @@ def recovery(figures: dict[str, Any]) -> str:
     rows = [[v, *(interval_cell(c) for c in row)] for v, row in zip(variants, cells, strict=True)]
     head = f"{figures['network']} on CIFAR-10, cut to {figures['point']} of its MACs by a search of "
     head += f"{figures['search_steps']} steps, and retrained with so many images of each class of the same task "
-    head += f"(`benchmarks/recovery.py`). Test accuracy: dense {figures['dense']:.1%}, after the cut "
+    head += (
+        f"(`benchmarks/recovery.py`). {reductions(figures)}Test accuracy: dense {figures['dense']:.1%}, after the cut "
+    )
     head += f"{figures['cut']:.1%}; then, with a recipe's defaults and with one of them changed:"
     return f"{head}\n\n{table(['retraining', *(f'{k} a class' for k in shots)], rows)}"
 
@@ -226,7 +235,8 @@ def carried(figures: dict[str, Any]) -> str:
     head = f"{figures['network']}'s channels, chosen on CIFAR-10 by searches of {figures['search_steps']} steps and "
     head += f"carried to {figures['ways']} classes of CIFAR-100 with K images of each (`benchmarks/transfer.py`; mean "
     head += f"of {figures['episodes']} draws of classes and images, and its 95% interval). Dense is fine-tuned "
-    head += "(inherit) or trained from scratch (fresh); all others have the fine-tuned one as teacher:"
+    head += "(inherit) or trained from scratch (fresh); all others have the fine-tuned one as teacher. "
+    head += reductions(figures).rstrip()
     return f"{head}\n\n{table(['MACs', 'method', 'weights', *(f'K = {k}' for k in shots)], rows)}"
 
 
@@ -288,7 +298,8 @@ TEXTS: dict[str, Text] = {
     "aslp_conv2.json": aslp,
     "formats.json": formats,
     "parity.json": parity,
-    "recovery.json": recovery,
+    "recovery_resnet56.json": recovery,
+    "recovery_resnet20.json": recovery,
     "transfer.json": carried,
     "digits_transfer.json": transfer,
     "search_step.json": step,

@@ -72,9 +72,9 @@ def main() -> None:
     figures = summarise(rows)
     show(figures, dense)
     _results.write(
-        "recovery", {"network": arguments.network, "point": arguments.point, "dense": dense, "cut": cut_accuracy,
-        "figures": figures}, search_steps=bench.search_steps, test_images=len(bench.examples.source_test),
-        precision=bench.precision, inner=arguments.inner,
+        f"recovery_{arguments.network}", {"network": arguments.network, "point": arguments.point, "dense": dense,
+        "cut": cut_accuracy, "figures": figures}, search_steps=bench.search_steps, precision=bench.precision,
+        test_images=len(bench.examples.source_test), inner=arguments.inner, retrain=arguments.retrain,
     )  # fmt: skip
 
 

@@ -71,6 +71,7 @@ def main() -> None:
     _results.write(
         "transfer", {"network": arguments.network, "figures": figures}, search_steps=bench.search_steps,
         episodes=arguments.episodes, ways=arguments.ways, inner=arguments.inner, precision=bench.precision,
+        retrain=arguments.retrain,
     )  # fmt: skip
 
 
