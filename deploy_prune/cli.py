@@ -187,9 +187,11 @@ def verify(bundle: Path, hashes_only: bool) -> None:
 @main.command(epilog="Example: deploy-prune transfer slim.json --data photos --shots 10 --out slim-photos")
 @click.argument("source", metavar="ARCHITECTURE_OR_RUN_FOLDER", type=click.Path(path_type=Path))
 @click.option(
-    "--data", "collection", required=True, help="A folder with a folder of images per class, an .npz, or a data set."
+    "--data",
+    "collection",
+    help="A folder of folders of images, an .npz, or a data set. Default: the run's.",
 )
-@click.option("--shots", type=click.IntRange(min=1), help="Training examples of each class. Default: 10.")
+@click.option("--shots", type=click.IntRange(min=1), help="Training examples of each class. Default: 10, or the run's.")
 @click.option("--init", type=click.Choice(["inherit", "fresh"]), help="Begin with the weights that are there, or anew.")
 @click.option("--episodes", type=click.IntRange(min=1), default=1, show_default=True, help="Draws of the examples.")
 @click.option("--teacher", type=file_option, help="The dense network's weights. Default: the run's.")
@@ -197,18 +199,18 @@ def verify(bundle: Path, hashes_only: bool) -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--trust", is_flag=True, help="Run the code that an architecture of your own (module:callable) names.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
-def transfer(
-    source: Path, collection: str, shots: int | None, init: str | None, settings: Sequence[str], quiet: bool, **how: Any
-) -> None:
+def transfer(source: Path, settings: Sequence[str], quiet: bool, **how: Any) -> None:
     """Adapt a slim architecture to new data, with a few examples of each class.
 
     An architecture.json alone learns from scratch. A run's TARGET/BUDGET folder begins with its weights, but for the
     classifier, and the run's dense network teaches it. Several episodes give the mean accuracy and its 95% interval;
-    OUT has the first one's network. --set takes a recipe's keys: data and retrain, seed, device, threads.
+    OUT has the first one's network. On a run's own data they tell how much of its accuracy is the draw's. --set takes
+    a recipe's keys: data and retrain, seed, device, threads.
 
     \b
     deploy-prune transfer resnet20-slim.json --data cifar100 --set data.ways=10 --episodes 5 --out slim-cifar100
     deploy-prune transfer runs/mobilenet/host/50% --data photos --set data.augment=crop_flip --out slim-photos
+    deploy-prune transfer runs/mobilenet/host/50% --episodes 5 --out how-sure
     deploy-prune export slim-photos --target pixel-6 --out slim-photos.tflite
     """  # noqa: D301  (click's mark of lines that are kept)
     from deploy_prune import transferring
@@ -216,7 +218,7 @@ def transfer(
     from deploy_prune.report.transfer import transfer_table
 
     with nullcontext(silent) if quiet else rich_progress() as progress:
-        given = transferring.as_settings(collection, shots, init)
+        given = transferring.as_settings(how.pop("collection"), how.pop("shots"), how.pop("init"))
         found = transferring.transfer(source, [*given, *settings], progress=progress, **how)
     output().print(transfer_table(found))
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from deploy_prune import data, models
 from deploy_prune.data import TransferData
 from deploy_prune.errors import DataError, RecipeError, RunFolderError, WeightsError
-from deploy_prune.recipe import Recipe
+from deploy_prune.recipe import DataPart, Recipe
 from deploy_prune.recipe_file import dump, load, resolve
 from deploy_prune.retrain.episodes import interval
 from deploy_prune.retrain.features import match
@@ -136,15 +136,15 @@ def transfer(
     return found
 
 
-def as_settings(collection: str, shots: int | None = None, init: str | None = None) -> list[str]:
+def as_settings(collection: str | None, shots: int | None = None, init: str | None = None) -> list[str]:
     """What is most often set, as settings.
 
-    ``collection``: a folder with a folder of images per class, an .npz of arrays, or a data set's name. ``shots``:
-    training examples of each class, 10 if not given. ``init``: inherit or fresh.
+    ``collection``: a folder with a folder of images per class, an .npz of arrays, or a data set's name; None: the
+    run's. ``shots``: training examples of each class, 10 or the run's if not given. ``init``: inherit or fresh.
     """
-    path = Path(collection)
+    path = Path(collection or "")
     kind = "folder" if path.is_dir() else "npz" if path.suffix == ".npz" else None
-    source = {} if kind is None else {"data.source": kind, "data.root": collection}
+    source = {} if kind is None or collection is None else {"data.source": kind, "data.root": collection}
     given = {"data.source": collection, "data.shots": shots, "retrain.init": init} | source
     return [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
 
@@ -183,17 +183,22 @@ def _teacher(path: Path | None) -> Mapping[str, Tensor] | None:
 def transfer_recipe(given: Given, settings: Sequence[str]) -> Recipe:
     """The settings as a whole recipe; what they leave open is the run's, or the architecture's, or the default.
 
-    Inherited weights keep the normalisation that they were trained with.
+    Where they name no data, the data is the run's, target classes and shots included. Inherited weights keep the
+    normalisation that they were trained with.
 
     Raises:
-        RecipeError: a setting is wrong, or weights are to be inherited where there are none.
+        RecipeError: a setting is wrong, there is no data, or weights are to be inherited where there are none.
     """
     made_by, described = given.recipe, given.architecture
     shape = described.input_shape
     examples = {"image_size": shape[-1], "channels": shape[1]} if len(shape) == 4 else {}
     values: dict[str, Any] = {"name": "transfer", "model": described.model.model_dump(), "data": examples}
+    named = any(setting.startswith("data.source=") for setting in settings)
+    if made_by is None and not named:
+        message = "data.source: there is no run here that says which data; name it, with --data or data.source."
+        raise RecipeError(message)
     if made_by is not None:
-        kept = ("image_size", "channels", "augment", "mean", "std")
+        kept = ("image_size", "channels", "augment", "mean", "std") if named else tuple(DataPart.model_fields)
         values["data"] = {key: getattr(made_by.data, key) for key in kept}
         values["retrain"] = made_by.retrain.model_dump()
     if given.weights is None:

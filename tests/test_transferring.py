@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 from tiny_run import tiny_recipe
 
-from deploy_prune import pipeline, reuse
+from deploy_prune import data, pipeline, reuse
 from deploy_prune.cli import main
 from deploy_prune.errors import ArchitectureError, DataError, RecipeError, RunFolderError, WeightsError
 from deploy_prune.pipeline import Run
@@ -92,6 +92,16 @@ def test_splits_are_the_same_whatever_is_adapted(finished, tmp_path):
     with_weights = move(finished.folder / PLACE, tmp_path / "a")
     without = move(finished.folder / PLACE / "architecture.json", tmp_path / "b")
     assert with_weights.episodes[0].split == without.episodes[0].split
+
+
+def test_without_other_data_it_is_the_runs(finished, tmp_path):
+    given = {"out": tmp_path / "new", "episodes": 2, "trust": True}
+    found = transfer(finished.folder / PLACE, [*as_settings(None), "retrain.steps=2"], **given)
+    assert [episode.classes for episode in found.episodes] == [(3, 4, 5)] * 2
+    splits = [episode.split for episode in found.episodes]
+    assert splits[0] == data.load(tiny_recipe().data, tiny_recipe().seed).digest != splits[1]
+    with pytest.raises(RecipeError, match="data.source"):
+        transfer(finished.folder / PLACE / "architecture.json", as_settings(None), **given)
 
 
 def test_ways_draw_the_classes(finished, tmp_path):
