@@ -95,7 +95,7 @@ def subjects(source: str, size: int, arguments: argparse.Namespace) -> Iterator[
     session = Session(accelerator=make_accelerator("cpu", "no"), seed=0, progress=silent)
     train = examples.source_train
     images = examples.source_test.all()[0][:IMAGES]
-    calibration = train.take(torch.arange(64))[0]
+    calibration = train.take(torch.arange(ExportPart().calibration_examples))[0]
 
     def trained(kind: str, network: nn.Module, steps: int, lr: float) -> Subject:
         train_classifier(network, train, TrainPart(steps=steps, batch_size=32, lr=lr), session=session, augment="none")

@@ -298,7 +298,7 @@ class ExportPart(Part):
         default=8.0, description="memory (1e9 bytes) of the process that writes artifacts"
     )
     calibration_examples: Annotated[int, Field(ge=1)] = Field(
-        default=128, description="training inputs that int8 is calibrated on"
+        default=256, description="training inputs that int8 is calibrated on"
     )
     max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.02, description="of an fp16 or int8 artifact against the network that it was made from; absolute"

@@ -136,7 +136,8 @@ def _check_noise(
         if not ratio >= least:
             message = (
                 f"{artifact.path} differs from the network: signal over noise is {ratio:.1f} dB; int8 should have "
-                f"{least:.1f} dB (8 bits in torch: {best:.1f} dB)."
+                f"{least:.1f} dB (8 bits in torch: {best:.1f} dB). More calibration examples may help: values outside "
+                "of their range are cut off."
             )
             raise ParityError(message)
         if same is not None and same < agreement(a, c) - LOST:
