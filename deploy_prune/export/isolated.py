@@ -1,7 +1,8 @@
 """Writing artifacts in a process of its own: a converter that crashes, hangs or eats memory ends only that.
 
-One worker per process, started at first use and again after it was ended. What goes there is the network's torch.export
-program, so that a converter sees the same whether the network's own code can be imported there or not.
+One worker per process, started at first use and again after it was ended, or after it kept too much memory: some
+converters give back little of what they took. What goes there is the network's torch.export program, so that a
+converter sees the same whether the network's own code can be imported there or not.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ sys.path[:] = json.loads(sys.argv[1])
 from deploy_prune.export import worker
 worker.main()
 """
+KEPT: Final = 0.5
+"""A worker that keeps more of the memory that a write may take isn't asked again."""
 POLL_S: Final = 0.05
 """How often the worker's memory is looked at."""
 LINES: Final = 5
@@ -101,7 +104,7 @@ class Worker:
             if time.monotonic() > until:
                 message = f"Writing took longer than {limits.seconds:g} s (export.timeout_s) and was stopped. "
                 raise ExportError(message + self._told())
-            if (used := self._gigabytes()) > limits.gigabytes:
+            if (used := self.gigabytes()) > limits.gigabytes:
                 message = f"Writing took {used:.2g} GB of memory, over {limits.gigabytes:g} GB (export.max_memory_gb). "
                 raise ExportError(message + self._told())
         line = self._process.stdout.readline()
@@ -110,7 +113,7 @@ class Worker:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def _gigabytes(self) -> float:
+    def gigabytes(self) -> float:
         """Resident memory of the worker and what it has started."""
         try:
             worker = psutil.Process(self._process.pid)
@@ -190,7 +193,11 @@ def _ask(request: dict[str, Any], limits: Limits) -> dict[str, Any]:
             _worker = None
         if _worker is None or _worker.owner != os.getpid():
             _worker = Worker()
-        return _worker.ask(request, limits)
+        answer = _worker.ask(request, limits)
+        if _worker.gigabytes() > KEPT * limits.gigabytes:
+            _worker.end()
+            _worker = None
+        return answer
 
 
 @atexit.register

@@ -104,6 +104,16 @@ def test_a_worker_that_was_killed_is_replaced(tmp_path):
     write(tmp_path / "b.txt")
 
 
+def test_a_worker_that_keeps_half_of_the_memory_is_replaced(tmp_path):
+    part = PART.model_copy(update={"max_memory_gb": 3.0})
+    first, second, third = (
+        worker_of(write(tmp_path / f"{i}.txt", precision, part).path)
+        for i, precision in enumerate(["fp32", "keep", "fp32"])
+    )
+    assert first == second != third
+    assert not psutil.pid_exists(first)
+
+
 def test_what_can_not_be_traced_is_one_sentence(tmp_path):
     class Bad(nn.Module):
         def forward(self, x):

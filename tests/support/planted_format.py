@@ -17,7 +17,8 @@ from deploy_prune.recipe import ExportPart
 from deploy_prune.types import Artifact
 
 suffix: Final = ".txt"
-precisions: Final = ("fp32", "crash", "hang", "eat", "exit", "raise", "named", "chatter", "half")
+precisions: Final = ("fp32", "crash", "hang", "eat", "exit", "raise", "named", "chatter", "half", "keep")
+_kept: Final[list[bytes]] = []
 runtime: Final[str | None] = None
 extra: Final[Extra | None] = None
 
@@ -42,6 +43,8 @@ def write(
         for _ in range(200):
             kept.append(b"x" * 50_000_000)
             time.sleep(0.02)
+    elif precision == "keep":
+        _kept.append(b"x" * 1_600_000_000)
     elif precision == "exit":
         os.write(2, b"one\ntwo\nthree\n")
         os._exit(3)
