@@ -72,6 +72,7 @@ def int8(model: onnx.ModelProto, calibration: Tensor | None, *, symmetric: bool 
             _Reader(batches),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(OPERATORS),
+            nodes_to_exclude=_products(model),
             per_channel=True,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -80,6 +81,15 @@ def int8(model: onnx.ModelProto, calibration: Tensor | None, *, symmetric: bool 
         )
         made: onnx.ModelProto = onnx.load(path)
     return made
+
+
+def _products(model: onnx.ModelProto) -> list[str]:
+    """Names of the matrix products of two activations, as attention has them: neither operand is made of weights."""
+    fixed = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:  # in an order in which every input is there
+        if all(name in fixed for name in node.input):
+            fixed.update(node.output)
+    return [n.name for n in model.graph.node if n.op_type == "MatMul" and not fixed & {*n.input}]
 
 
 def fp16(model: onnx.ModelProto) -> onnx.ModelProto:
