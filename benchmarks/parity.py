@@ -1,11 +1,12 @@
 """Every format in every precision, on dense and slim networks: does the artifact compute what torch does?
 
-    python benchmarks/parity.py [--networks NAME:SIZE,...] [--formats onnx,ort,...] [--steps 150] [--rows FILE]
+    python benchmarks/parity.py [--networks NAME:SIZE@RATE,...] [--formats onnx,ort,...] [--steps 150] [--rows FILE]
 
-Each network is trained on scikit-learn's digits, cut to half of its MACs, tuned and exported; its artifact is run on
-256 test images in its own runtime and compared with torch: the largest difference relative to the largest output, and
-the share of images with the same first answer. Core ML's runs on Apple's systems only; its contents are compared
-instead. A format whose package isn't installed is left out, and named. Rows that --rows has are not made again.
+Each network is trained on scikit-learn's digits (RATE is its learning rate), cut to half of its MACs, tuned and
+exported; its artifact is run on 256 test images in its own runtime and compared with torch: the largest difference
+relative to the largest output, and the share of images with the same first answer. Core ML's runs on Apple's systems
+only; its contents are compared instead. A format whose package isn't installed is left out, and named. Rows that --rows
+has are not made again.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from deploy_prune.training import Session, accuracy, make_accelerator, train_cla
 from deploy_prune.types import silent
 
 NETWORKS = (
-    "torchvision:mobilenet_v2:64,torchvision:mobilenet_v3_small:64,resnet20:32,torchvision:resnet18:64,"
-    "torchvision:efficientnet_b0:64,timm:vit_tiny_patch16_224:64"
+    "torchvision:mobilenet_v2:64@0.05,torchvision:mobilenet_v3_small:64@0.05,resnet20:32@0.05,"
+    "torchvision:resnet18:64@0.05,torchvision:efficientnet_b0:64@0.01,timm:vit_tiny_patch16_224:64@0.01"
 )
 IMAGES = 256
 
@@ -59,8 +60,9 @@ def main() -> None:
     arguments = parse()
     rows: dict[str, Any] = json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {}
     for told in arguments.networks.split(","):
-        source, _, size = told.rpartition(":")
-        for subject in subjects(source, int(size), arguments):
+        named, _, rate = told.rpartition("@")
+        source, _, size = named.rpartition(":")
+        for subject in subjects(source, int(size), float(rate), arguments):
             for format, precision in kinds(arguments.formats.split(",")):
                 name = f"{subject.name} {format} {precision}"
                 if name not in rows:
@@ -84,7 +86,7 @@ def kinds(formats: list[str]) -> Iterator[tuple[str, str]]:
         yield from ((name, precision) for precision in kind.precisions)
 
 
-def subjects(source: str, size: int, arguments: argparse.Namespace) -> Iterator[Subject]:
+def subjects(source: str, size: int, rate: float, arguments: argparse.Namespace) -> Iterator[Subject]:
     """The dense network and the slim one, both trained."""
     name = source.rpartition(":")[2]
     part = DataPart(source="digits", image_size=size)
@@ -102,7 +104,6 @@ def subjects(source: str, size: int, arguments: argparse.Namespace) -> Iterator[
         found = accuracy(network, examples.source_test)
         return Subject(name=f"{name} {kind}", network=network, images=images, calibration=calibration, accuracy=found)
 
-    rate = 0.01 if source.startswith("timm:vit") or "efficientnet" in source else 0.05
     yield trained("dense", network, arguments.steps, rate)
     slim = prune(network, images[:8], lambda forward, batch: forward(batch).sum(), [images[:8]], method="uniform")[0]
     yield trained("50%", slim.network, arguments.steps // 2, rate / 2)

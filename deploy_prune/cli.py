@@ -186,11 +186,7 @@ def verify(bundle: Path, hashes_only: bool) -> None:
 
 @main.command(epilog="Example: deploy-prune transfer slim.json --data photos --shots 10 --out slim-photos")
 @click.argument("source", metavar="ARCHITECTURE_OR_RUN_FOLDER", type=click.Path(path_type=Path))
-@click.option(
-    "--data",
-    "collection",
-    help="A folder of folders of images, an .npz, or a data set. Default: the run's.",
-)
+@click.option("--data", "collection", help="A folder of folders of images, an .npz, or a data set. Default: the run's.")
 @click.option("--shots", type=click.IntRange(min=1), help="Training examples of each class. Default: 10, or the run's.")
 @click.option("--init", type=click.Choice(["inherit", "fresh"]), help="Begin with the weights that are there, or anew.")
 @click.option("--episodes", type=click.IntRange(min=1), default=1, show_default=True, help="Draws of the examples.")

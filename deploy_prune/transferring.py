@@ -193,7 +193,7 @@ def transfer_recipe(given: Given, settings: Sequence[str]) -> Recipe:
     shape = described.input_shape
     examples = {"image_size": shape[-1], "channels": shape[1]} if len(shape) == 4 else {}
     values: dict[str, Any] = {"name": "transfer", "model": described.model.model_dump(), "data": examples}
-    named = any(setting.startswith("data.source=") for setting in settings)
+    named = "source" in resolve(values, settings, "transfer").data.model_fields_set
     if made_by is None and not named:
         message = "data.source: there is no run here that says which data; name it, with --data or data.source."
         raise RecipeError(message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any, Final, Literal
 
@@ -143,34 +143,36 @@ class _Reader:
             kind = "winograd"
         positions = out_BCHW[0] * prod((in_BCHW if transposed else out_BCHW)[2:])
         inputs, outputs = (in_BCHW[1] // groups, out_BCHW[1])
-        return self._made(node, kind, name, prod(kernel), positions, inputs, outputs)
+        made = self._made(node, kind, name)
+        return replace(made, taps=prod(kernel), positions=positions, inputs=inputs, outputs=outputs)
 
     def _linear(self, node: fx.Node, name: str, shape: Sequence[int]) -> Op:
         outputs = _shape(node)[-1]
-        return self._made(node, "matmul", name, 1, _elements(node) // outputs, prod(shape) // outputs, outputs)
+        made = self._made(node, "matmul", name)
+        return replace(
+            made, taps=1, positions=_elements(node) // outputs, inputs=prod(shape) // outputs, outputs=outputs
+        )
 
     def _product(self, node: fx.Node) -> Op:
         """A product of two activations; of attention both products, its square matrix being written and read once."""
-        x = _shape(node.args[0])
+        x, made = _shape(node.args[0]), replace(self._made(node, "attention"), taps=1, inputs=1)
         if _name(node) != "scaled_dot_product_attention":
             operands = self._operands(node)
             inner = x[-1] if _name(node) != "einsum" else max(1, _inner(operands, node))
-            return self._made(node, "attention", None, 1, _elements(node), 1, inner)
+            return replace(made, positions=_elements(node), outputs=inner)
         keys = _shape(node.args[1])[-2]
         square = prod(x[:-1]) * keys
-        return self._made(node, "attention", None, 1, 2 * square, 1, x[-1], spare=2 * square)
+        return replace(made, positions=2 * square, outputs=x[-1], writes=made.writes + 2 * square)
 
-    def _made(
-        self, node: fx.Node, kind: OpKind, tensor: str | None = None, taps: int = 0, positions: int = 0,
-        inputs: int = 0, outputs: int = 0, *, spare: int = 0,
-    ) -> Op:  # fmt: skip
+    def _made(self, node: fx.Node, kind: OpKind, tensor: str | None = None) -> Op:
+        """What a node reads and writes; it multiplies nothing yet."""
         operands = self._operands(node)
         reads = tuple((self._anchor.get(x), _elements(x)) for x in operands)
         weights = sum(_elements(x) for x in node.all_input_nodes if x.name in self._weights)
         anchor = tensor if tensor is not None else self._inherited(node)
         return Op(
-            name=node.name, kind=kind, tensor=tensor, anchor=anchor, taps=taps, positions=positions, inputs=inputs,
-            outputs=outputs, reads=reads, writes=_elements(node) + spare, weights=weights,
+            name=node.name, kind=kind, tensor=tensor, anchor=anchor, taps=0, positions=0, inputs=0, outputs=0,
+            reads=reads, writes=_elements(node), weights=weights,
         )  # fmt: skip
 
     def _operands(self, node: fx.Node) -> list[fx.Node]:
