@@ -29,12 +29,14 @@ from torch import Tensor
 from deploy_prune.errors import ExportError
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
-OPERATORS: Final = (
-    "Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool",
-    "Concat", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten",
+MULTIPLIED: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""What is computed on integers."""
+
+PASSED_ON: Final = (
+    "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Reshape", "Transpose", "Squeeze",
+    "Unsqueeze", "Flatten",
 )  # fmt: skip
-"""What is computed on integers, or passes them on. Products of activations and softmax stay in float32: they are a
-small part of the time, and lose most in 8 bits."""
+"""What is computed on integers where its result goes to a convolution or a product with weights."""
 
 
 def in_precision(
@@ -71,8 +73,8 @@ def int8(model: onnx.ModelProto, calibration: Tensor | None, *, symmetric: bool 
             path,
             _Reader(batches),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(OPERATORS),
-            nodes_to_exclude=_products(model),
+            op_types_to_quantize=[*MULTIPLIED, *PASSED_ON],
+            nodes_to_exclude=_left_in_float32(model),
             per_channel=True,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -83,13 +85,32 @@ def int8(model: onnx.ModelProto, calibration: Tensor | None, *, symmetric: bool 
     return made
 
 
-def _products(model: onnx.ModelProto) -> list[str]:
-    """Names of the matrix products of two activations, as attention has them: neither operand is made of weights."""
+def _left_in_float32(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that 8 bits would cost accuracy and save no time.
+
+    Products of two activations, as attention has them: a small part of the time. And all from which no integers are
+    multiplied, a transformer's sums for one: a layer norm reads them in float32, and their largest values are far
+    from the rest.
+    """
+    products, left = _products(model), []
+    multiplied: set[str] = set()  # Tensors, also through what passes them on.
+    for node in reversed(model.graph.node):  # A reader before what it reads.
+        if node.op_type not in MULTIPLIED + PASSED_ON:
+            continue
+        if node.name not in products if node.op_type in MULTIPLIED else multiplied & {*node.output}:
+            multiplied.update(node.input)
+        else:
+            left.append(node.name)
+    return left
+
+
+def _products(model: onnx.ModelProto) -> set[str]:
+    """Names of the matrix products of two activations: neither operand is made of weights."""
     fixed = {tensor.name for tensor in model.graph.initializer}
     for node in model.graph.node:  # in an order in which every input is there
         if all(name in fixed for name in node.input):
             fixed.update(node.output)
-    return [n.name for n in model.graph.node if n.op_type == "MatMul" and not fixed & {*n.input}]
+    return {n.name for n in model.graph.node if n.op_type == "MatMul" and not fixed & {*n.input}}
 
 
 def fp16(model: onnx.ModelProto) -> onnx.ModelProto:

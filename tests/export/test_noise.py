@@ -60,8 +60,8 @@ def test_fp16_is_held_to_what_the_network_loses_in_half_precision(tmp_path):
         check_parity(network, onnx.write(Network(0), x, tmp_path / "a.onnx", "fp16", ExportPart()), x)
 
 
-def test_products_of_activations_stay_in_float32():
-    """Attention's two products: in 8 bits they cost a vision transformer 18 dB."""
+def test_only_what_is_multiplied_is_rounded():
+    """Attention's products and the sums around it, rounded to 8 bits, cost a vision transformer 30 dB."""
     import onnx
     from onnx import helper, numpy_helper
 
@@ -72,12 +72,12 @@ def test_products_of_activations_stay_in_float32():
         helper.make_node("MatMul", ["x", "w"], ["y"], "by_weight"),
         helper.make_node("Transpose", ["y"], ["t"], "turned", perm=[0, 2, 1]),
         helper.make_node("MatMul", ["y", "t"], ["z"], "product"),
+        helper.make_node("Add", ["x", "z"], ["s"], "sum_multiplied"),
+        helper.make_node("MatMul", ["s", "w"], ["u"], "after_the_sum"),
+        helper.make_node("Add", ["u", "z"], ["out"], "sum"),
     ]
-    entries = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 4, 4]) for n in "xz"]
+    entries = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 4, 4]) for n in ("x", "out")]
     graph = helper.make_graph(nodes, "g", entries[:1], entries[1:], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     made = int8(model, torch.randn(8, 4, 4))
-    source = {name: node for node in made.graph.node for name in node.output}
-    by_name = {node.name: [source[i].op_type for i in node.input if i in source] for node in made.graph.node}
-    assert by_name["by_weight"] == ["DequantizeLinear"] * 2
-    assert source["z"].name == "product", "its output isn't rounded"
+    assert {n.input[0] for n in made.graph.node if n.op_type == "QuantizeLinear"} == {"x", "y", "z", "s", "u"}
