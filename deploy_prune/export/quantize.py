@@ -36,7 +36,12 @@ PASSED_ON: Final = (
     "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Reshape", "Transpose", "Squeeze",
     "Unsqueeze", "Flatten",
 )  # fmt: skip
-"""What is computed on integers where its result goes to a convolution or a product with weights."""
+"""What is computed on integers where its result goes to a convolution or a product with weights, ..."""
+
+BETWEEN: Final = (
+    "BatchNormalization", "DepthToSpace", "Gather", "Pad", "ReduceMean", "Resize", "Slice", "SpaceToDepth", "Split",
+)  # fmt: skip
+"""... be it by way of these."""
 
 
 def in_precision(
@@ -92,16 +97,15 @@ def _left_in_float32(model: onnx.ModelProto) -> list[str]:
     multiplied, a transformer's sums for one: a layer norm reads them in float32, and their largest values are far
     from the rest.
     """
-    products, left = _products(model), []
+    products = _products(model)
     multiplied: set[str] = set()  # Tensors, also through what passes them on.
     for node in reversed(model.graph.node):  # A reader before what it reads.
-        if node.op_type not in MULTIPLIED + PASSED_ON:
-            continue
-        if node.name not in products if node.op_type in MULTIPLIED else multiplied & {*node.output}:
+        multiplies = node.op_type in MULTIPLIED and node.name not in products
+        passes = node.op_type in PASSED_ON + BETWEEN and not multiplied.isdisjoint(node.output)
+        if multiplies or passes:
             multiplied.update(node.input)
-        else:
-            left.append(node.name)
-    return left
+    others = [n.name for n in model.graph.node if n.op_type in PASSED_ON and multiplied.isdisjoint(n.output)]
+    return [*products, *others]
 
 
 def _products(model: onnx.ModelProto) -> set[str]:
