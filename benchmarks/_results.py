@@ -17,9 +17,9 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write(name: str, figures: dict[str, Any], **conditions: Any) -> None:
-    """Write benchmarks/results/NAME.json: the figures, command, device, versions and commit."""
+    """Write benchmarks/results/NAME.json: the figures, command (no full paths), device, versions, commit."""
     record = {
-        "command": ["python", Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": ["python", *(Path(told).name if Path(told).is_absolute() else told for told in sys.argv)],
         "device": cpu_name(),
         "torch_threads": torch.get_num_threads(),
         "versions": versions(PACKAGES),

@@ -28,6 +28,8 @@ from deploy_prune.recipe import DataPart
 ROOT_VARIABLE = "DEPLOY_PRUNE_DATA"
 MAX_LABEL = 1_000_000
 """No data set has as many classes: what is above is no class's number."""
+CHUNK = 1 << 20
+"""Bytes that are read at a time."""
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -191,17 +193,26 @@ def _idx(root: Path, stem: str, dims: int) -> np.ndarray[Any, Any]:
         message = f"data.root: {root} must have one file *{stem}-idx{dims}-ubyte (or .gz) and has {len(found)}."
         raise DataError(message)
     try:
-        with _opened(found[0]) as file:
-            content = file.read()
+        with _opened(found[0]) as file:  # No more of it than it says there is: a small .gz can unpack to gigabytes.
+            header = file.read(4 + 4 * dims)
+            shape = [int.from_bytes(header[i : i + 4], "big") for i in range(4, len(header), 4)]
+            content = _at_most(math.prod(shape) + 1, file)
     except (OSError, EOFError, zlib.error) as error:
         message = f"data.root: {found[0]} can't be read: {error}"
         raise DataError(message) from error
-    header = 4 + 4 * dims
-    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]
-    if content[:4] != bytes((0, 0, 8, dims)) or len(content) != header + math.prod(shape):
+    whole = (len(header), len(content)) == (4 + 4 * dims, math.prod(shape))
+    if header[:4] != bytes((0, 0, 8, dims)) or not whole:
         message = f"data.root: {found[0]} is not a whole idx{dims}-ubyte file."
         raise DataError(message)
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _at_most(size: int, file: BinaryIO) -> bytearray:
+    """The file's next bytes, without memory for those that aren't there."""
+    content = bytearray()
+    while len(content) < size and (chunk := file.read(min(size - len(content), CHUNK))):
+        content += chunk
+    return content
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -2,6 +2,7 @@ import gzip
 import pickle
 import struct
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,17 @@ def test_damaged_gz(tmp_path):
         file.write_bytes(damaged)
         with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz can't be read"):
             read(part("idx", tmp_path))
+
+
+def test_gz_that_unpacks_to_more_than_it_says(tmp_path):
+    write_mnist(tmp_path, compress=True)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels(3, 6, 6)) + bytes(1 << 26), 1))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="is not a whole idx3-ubyte file"):
+        read(part("idx", tmp_path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 23
 
 
 # --- folders ---
