@@ -13,6 +13,7 @@ from deploy_prune.enforce import Look, Plan
 from deploy_prune.errors import BudgetError, MeasurementError, ParityError, TrainingError, VerificationError
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import parse_budget
+from deploy_prune.retrain.fewshot import RATES, adapt
 from deploy_prune.runfolder import RunFolder, save_tensors
 from deploy_prune.surgery.cut import cut
 from deploy_prune.types import Artifact, Latency
@@ -98,6 +99,15 @@ def test_the_same_task_keeps_its_classifier(tmp_path):
     way = make_way(tmp_path, data=data)
     state = {name: torch.full_like(t, 7) for name, t in models.build(way.recipe.model, 3).state_dict().items()}
     assert all(bool((tensor == 7).all()) for tensor in road.target_network(way, state).state_dict().values())
+
+
+@pytest.mark.parametrize(("target_classes", "rate"), [([3, 4, 5], RATES["fresh"]), ([0, 1, 2], None)])
+def test_a_new_classifier_takes_a_higher_rate(tmp_path, monkeypatch, target_classes, rate):
+    way = make_way(tmp_path, data=tiny_recipe().data.model_dump() | {"target_classes": target_classes})
+    asked = []
+    monkeypatch.setattr(road, "adapt", lambda *args, **kwargs: asked.append(args[2].lr) or adapt(*args, **kwargs))
+    road.adapt_dense(way, road.train_dense(way))
+    assert asked == [rate]
 
 
 # --- goals and places -------------------------------------------------------------------------------------------------
