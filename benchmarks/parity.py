@@ -42,6 +42,7 @@ NETWORKS = (
     "torchvision:resnet18:64@0.05,torchvision:efficientnet_b0:64@0.01,timm:vit_tiny_patch16_224:64@0.01"
 )
 IMAGES = 256
+CUTS = ("dense", "50%")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +60,15 @@ def main() -> None:
     """Every row, then the table."""
     arguments = parse()
     rows: dict[str, Any] = json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {}
+    made_in = list(kinds(arguments.formats.split(",")))
     for told in arguments.networks.split(","):
         named, _, rate = told.rpartition("@")
         source, _, size = named.rpartition(":")
+        network = source.rpartition(":")[2]
+        if all(f"{network} {cut} {format} {precision}" in rows for cut in CUTS for format, precision in made_in):
+            continue
         for subject in subjects(source, int(size), float(rate), arguments):
-            for format, precision in kinds(arguments.formats.split(",")):
+            for format, precision in made_in:
                 name = f"{subject.name} {format} {precision}"
                 if name not in rows:
                     rows[name] = row(subject, format, precision)
@@ -104,9 +109,9 @@ def subjects(source: str, size: int, rate: float, arguments: argparse.Namespace)
         found = accuracy(network, examples.source_test)
         return Subject(name=f"{name} {kind}", network=network, images=images, calibration=calibration, accuracy=found)
 
-    yield trained("dense", network, arguments.steps, rate)
+    yield trained(CUTS[0], network, arguments.steps, rate)
     slim = prune(network, images[:8], lambda forward, batch: forward(batch).sum(), [images[:8]], method="uniform")[0]
-    yield trained("50%", slim.network, arguments.steps // 2, rate / 2)
+    yield trained(CUTS[1], slim.network, arguments.steps // 2, rate / 2)
 
 
 def row(subject: Subject, format: str, precision: str) -> dict[str, Any]:
