@@ -260,8 +260,10 @@ class RetrainPart(Part):
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     distill: Annotated[float, Field(ge=0, le=1)] = Field(default=0.9, description="share of the teacher in the loss")
     temperature: Rate = 2.0
-    features: Annotated[float, Field(ge=0, le=1e6)] = Field(
-        default=10.0, description="weight of the distance to the teacher's features, at the kept channels; 0: none"
+    features: Annotated[float, Field(ge=0, le=1e6)] | None = Field(
+        default=None,
+        description="weight of the distance to the teacher's features, at the kept channels; none: 10 if weights are "
+        "kept, else 0",
     )
     init: Literal["inherit", "fresh"] = Field(default="inherit", description="start from the kept weights, or new ones")
     batchnorm: Literal["reestimate", "running", "freeze"] = Field(

@@ -22,7 +22,7 @@ from deploy_prune.recipe import DataPart, Recipe
 from deploy_prune.recipe_file import dump, load, resolve
 from deploy_prune.retrain.episodes import interval
 from deploy_prune.retrain.features import match
-from deploy_prune.retrain.fewshot import adapt, for_new_classes
+from deploy_prune.retrain.fewshot import adapt, feature_weight, for_new_classes
 from deploy_prune.runfolder import load_tensors, read_json, save_tensors
 from deploy_prune.shell import write_text
 from deploy_prune.surgery import architecture
@@ -245,9 +245,10 @@ class _Task:
 
     def _teacher(self, examples: TransferData, session: Session) -> tuple[nn.Module | None, float | None]:
         """The dense network, adapted to the task with the same examples, and its accuracy."""
-        part = for_new_classes(self.recipe.retrain.model_copy(update={"init": "inherit"}))
-        if self.given.teacher is None or (part.distill == 0 and part.features == 0):
+        asked = self.recipe.retrain
+        if self.given.teacher is None or (asked.distill == 0 and feature_weight(asked) == 0):
             return None, None
+        part = for_new_classes(asked.model_copy(update={"init": "inherit"}))
         teacher = self._dense(session.seed)
         models.load_state(teacher, self._body(self.given.teacher, teacher), strict=False)
         adapt(

@@ -25,6 +25,9 @@ from deploy_prune.training import Session, Stepped, decay_groups, fit, one_cycle
 BETAS: Final = (0.9, 0.99)  # the second moment's memory (100 steps) must not outlast the training
 RATES: Final = {"inherit": 0.001, "fresh": 0.005}
 """Learning rates if the recipe gives none. From inherited weights 0.0005 to 0.002 came out alike, 0.005 lower."""
+FEATURES: Final = {"inherit": 10.0, "fresh": 0.0}
+"""Weights of the features if the recipe gives none. New weights learn features of their own faster: a ResNet-20 of half
+the MACs on ten classes of CIFAR-100, ten images each, 44% without and 38% with the teacher's."""
 PASSES, FEWEST, MOST = 20, 400, 4000
 """Steps if the recipe gives none: so many passes over the examples, within these bounds."""
 
@@ -79,7 +82,7 @@ def adapt(
         candidate = average.network if average else network
         best = BestSoFar(candidate, held, steps) if held is not None else None
         schedulers += [best] if best else []
-        task = taught(teacher, part.distill, part.temperature, features=part.features, match=match)
+        task = taught(teacher, part.distill, part.temperature, features=feature_weight(part), match=match)
         losses = fit(
             lambda batch: task(network, batch), mixed_batches(stream, part, examples, session.seed), [optimizer],
             accelerator=session.accelerator, steps=steps, work=work, progress=session.progress,
@@ -113,6 +116,11 @@ def for_new_classes(part: RetrainPart) -> RetrainPart:
 def peak_rate(part: RetrainPart) -> float:
     """The last layer's, as the recipe says, or by where the weights come from."""
     return part.lr if part.lr is not None else RATES[part.init]
+
+
+def feature_weight(part: RetrainPart) -> float:
+    """As the recipe says, or by where the weights come from."""
+    return part.features if part.features is not None else FEATURES[part.init]
 
 
 def freeze_statistics(network: nn.Module) -> None:

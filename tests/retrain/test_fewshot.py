@@ -7,7 +7,7 @@ from torch import nn
 from deploy_prune.data import Examples
 from deploy_prune.errors import TrainingError
 from deploy_prune.recipe import RetrainPart
-from deploy_prune.retrain.fewshot import adapt, for_new_classes, num_steps, peak_rate
+from deploy_prune.retrain.fewshot import adapt, feature_weight, for_new_classes, num_steps, peak_rate
 from deploy_prune.training import Session, accuracy, make_accelerator
 
 
@@ -148,3 +148,9 @@ def test_new_weights_and_new_classes_learn_faster():
     assert peak_rate(RetrainPart()) < peak_rate(RetrainPart(init="fresh"))
     assert peak_rate(for_new_classes(RetrainPart())) == peak_rate(RetrainPart(init="fresh"))
     assert peak_rate(for_new_classes(RetrainPart(lr=0.1))) == 0.1
+
+
+def test_only_weights_that_were_kept_follow_the_features():
+    assert feature_weight(RetrainPart()) > feature_weight(RetrainPart(init="fresh")) == 0
+    assert feature_weight(for_new_classes(RetrainPart())) == feature_weight(RetrainPart())
+    assert feature_weight(RetrainPart(init="fresh", features=3.0)) == 3
