@@ -97,7 +97,7 @@ def test_the_results_have_their_place():
 def test_markers_come_in_pairs():
     found = re.findall(r"^<!-- ([a-z-]+):(begin|end) -->$", README, flags=re.MULTILINE)
     names = list(dict.fromkeys(name for name, _ in found))
-    assert {"results", "benchmarks", "latency-table", "budgets"} == set(names)
+    assert {"results", "promise", "benchmarks", "latency-table", "budgets"} == set(names)
     assert found == [(name, kind) for name in names for kind in ("begin", "end")]
 
 
