@@ -231,7 +231,7 @@ def carried(figures: dict[str, Any]) -> str:
     rows = []
     for name in dict.fromkeys(name.partition(", ")[2] for name in found):
         cells = [found.get(f"{k}, {name}") for k in shots]
-        rows.append([*name.split(", "), *(interval_cell(c) for c in cells)])
+        rows.append([*name.split(", "), *(interval_cell(c) + fewer_draws(c, figures["episodes"]) for c in cells)])
     head = f"{figures['network']}'s channels, chosen on CIFAR-10 by searches of {figures['search_steps']} steps and "
     head += f"carried to {figures['ways']} classes of CIFAR-100 with K images of each (`benchmarks/transfer.py`; mean "
     head += f"of {figures['episodes']} draws of classes and images, and its 95% interval). Dense is fine-tuned "
@@ -246,6 +246,11 @@ def interval_cell(found: dict[str, Any] | None) -> str:
         return ""
     half = "" if found["interval"] is None else f" ± {100 * found['interval']:.1f}"
     return f"{100 * found['mean']:.1f}{half}"
+
+
+def fewer_draws(found: dict[str, Any] | None, usual: int) -> str:
+    """Where there are fewer than usual."""
+    return "" if found is None or found["n"] >= usual else f" ({found['n']} draws)"
 
 
 def latency_table(figures: dict[str, Any]) -> str:
