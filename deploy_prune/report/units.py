@@ -47,7 +47,7 @@ def amount(value: float | None, metric: Metric) -> str:
 
 
 def percent(share: float | None, signed: bool = False) -> str:
-    """A share (0 to 1) in percent with one decimal; with its sign if ``signed``."""
+    """A share (0 to 1) in percent with one decimal, never -0.0; with its sign if ``signed``."""
     if share is None:
         return NONE
-    return f"{100 * share:+.1f}%" if signed else f"{100 * share:.1f}%"
+    return f"{100 * share:+z.1f}%" if signed else f"{100 * share:z.1f}%"

@@ -39,4 +39,5 @@ def test_plain_leaves_the_unit_to_the_header():
 
 def test_percent():
     assert (percent(0.9834), percent(0.012, signed=True), percent(-0.04, signed=True)) == ("98.3%", "+1.2%", "-4.0%")
+    assert (percent(-0.0001, signed=True), percent(-0.0001)) == ("+0.0%", "0.0%")
     assert percent(None) == "–"

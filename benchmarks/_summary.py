@@ -1,0 +1,110 @@
+"""What the main README tells of each benchmark: a row or a sentence; the tables are in benchmarks/README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from _texts import cut_speed, resume, table, zoo
+
+LEARNED: Final = ("dap", "gate", "gumbel")
+COLUMNS: Final = ("cut", "10 a class", "50 a class", "all")
+
+
+def cifar(networks: Iterable[Mapping[str, Any]]) -> str:
+    """Per network and point, the best learned masks beside the best baseline."""
+    rows = []
+    for figures in networks:
+        found = {tuple(name.split(" ")): row for name, row in figures["figures"].items()}
+        name = f"{figures['network'].rpartition(':')[2]} ({figures['dense']:.1%})"
+        for point in sorted({point for _, point in found}):
+            of = {method: row for (method, at), row in found.items() if at == point}
+            rows.append([name, point, *(versus(of, column) for column in COLUMNS)])
+    head = "Test accuracy on CIFAR-10, best learned masks / best baseline, straight after the cut, and tuned with 10 "
+    head += "and 50 images a class and with everything; as many training steps in all for each "
+    head += "(`benchmarks/cifar_resnet.py`; speed-ups are of MACs, shares of measured latency):"
+    titles = ["network (dense)", "point", "after the cut", "10 a class", "50 a class", "all"]
+    return f"{head}\n\n{table(titles, rows)}"
+
+
+def versus(methods: Mapping[str, Mapping[str, float]], column: str) -> str:
+    """As in "80.5 dap / 61.3 taylor"."""
+    cells = []
+    for is_learned in (True, False):
+        mine = {m: row[column] for m, row in methods.items() if (m in LEARNED) == is_learned}
+        best = max(mine, key=lambda m: mine[m], default=None)
+        cells.append("–" if best is None else f"{100 * mine[best]:.1f} {best}")
+    return " / ".join(cells)
+
+
+def formats(figures: Mapping[str, Any]) -> str:
+    """How much faster the slim artifacts are."""
+    rows = figures["rows"]
+    times = [row["speed_up"] for row in rows]
+    return (
+        f"{len({row['network'] for row in rows})} networks cut to {figures['budget']} of the dense latency for each of "
+        f"{len({row['format'] for row in rows})} runtimes ({figures['device']}) are {min(times):.2f} to "
+        f"{max(times):.2f} times as fast as dense in one interleaved run (`benchmarks/formats.py`)."
+    )
+
+
+def parity(figures: Mapping[str, Any]) -> str:
+    """How many artifacts compute what the network does."""
+    rows = figures["rows"]
+    refused = sum("error" in row for row in rows.values())
+    exact = [row for name, row in rows.items() if name.endswith("fp32") and "max_rel" in row]
+    int8 = [row["agreement"] for name, row in rows.items() if name.endswith("int8") and "agreement" in row]
+    return (
+        f"Of {len(rows)} artifacts (networks, dense and slim, times formats and precisions), each in its own runtime "
+        f"against torch, {len(rows) - refused} pass their checks; fp32 is off by "
+        f"{max(r['max_rel'] for r in exact):.0e} at most, and int8 has the same first answer for at least "
+        f"{min(int8):.1%} of the images "
+        "(`benchmarks/parity.py`)."
+    )
+
+
+def recovery(figures: Mapping[str, Any]) -> str:
+    """What comes back with few examples."""
+    found = {name.partition(",")[0]: f for name, f in figures["figures"].items() if name.endswith("all defaults")}
+    told = ", ".join(f"{100 * of['mean']:.1f} with {shots}" for shots, of in found.items())
+    return (
+        f"{figures['network']}, {figures['dense']:.1%}, has {figures['cut']:.1%} after a cut to {figures['point']} of "
+        f"its MACs; retrained with images of each class: {told} (`benchmarks/recovery.py`)."
+    )
+
+
+def carried(figures: Mapping[str, Any]) -> str:
+    """Channels on new classes, with their weights."""
+    found = figures["figures"]
+    told = []
+    for shots in dict.fromkeys(name.partition(",")[0] for name in found):
+        learned = [found[n]["mean"] for m in LEARNED if (n := f"{shots}, 50%, {m}, inherit") in found]
+        dense = found[f"{shots}, 100%, dense, inherit"]["mean"]
+        told.append(f"{100 * max(learned):.1f} / {100 * dense:.1f} with {shots}")
+    return (
+        "On ten new classes (CIFAR-100), the best learned half of the channels / the dense network, fine-tuned on the "
+        f"same images of each class: {', '.join(told)} (`benchmarks/transfer.py`)."
+    )
+
+
+def step(figures: Mapping[str, Any]) -> str:
+    """What gates cost."""
+    rows = figures["rows"]
+    return (
+        f"A search step takes at most {max(r['ratio'] for r in rows):.3f} times the plain training step, and "
+        f"{max(r['memory_ratio'] for r in rows):.3f} times its memory (`benchmarks/search_step.py`)."
+    )
+
+
+def summary(results: Mapping[str, dict[str, Any]]) -> str:
+    """All of it; ``results``: a file's name without its suffix -> its figures. What isn't there isn't told."""
+    networks = [figures for name, figures in results.items() if name.startswith("cifar_")]
+    single = {
+        "recovery_resnet56": recovery, "transfer": carried, "formats": formats, "parity": parity, "search_step": step,
+        "kill_resume": resume, "zoo": zoo,
+    }  # fmt: skip
+    told = [f"- {tell(results[name])}" for name, tell in single.items() if name in results]
+    parts = [cifar(networks)] if networks else []
+    parts += ["\n".join(told)] if told else []
+    parts += [cut_speed(results["cut_speed"])] if "cut_speed" in results else []
+    return "\n\n".join(parts)
