@@ -82,18 +82,23 @@ def run_table(folder: Path) -> str:
     return f"{table(header, rows)}\n\n{where}"
 
 
-def main() -> None:
-    """Rewrite what stands between the markers."""
-    run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/mobilenet")
+def written(run: Path | None = None) -> dict[str, str]:
+    """File -> its text with what the results say between its markers."""
     files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
     results = {path.stem: json.loads(path.read_text()) for path in files}
+    texts = {file: (ROOT / file).read_text() for file in BLOCKS}
     for file, blocks in BLOCKS.items():
-        text = (ROOT / file).read_text()
         for name, tell in blocks.items():
             if content := tell(results):
-                text = put(text, name, content)
-        if file == "README.md" and run.is_dir():
-            text = put(text, "results", run_table(run))
+                texts[file] = put(texts[file], name, content)
+    if run is not None and run.is_dir():
+        texts["README.md"] = put(texts["README.md"], "results", run_table(run))
+    return texts
+
+
+def main() -> None:
+    """Rewrite what stands between the markers."""
+    for file, text in written(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/mobilenet")).items():
         write_text(ROOT / file, text)
 
 

@@ -1,6 +1,7 @@
 """What README, CHANGELOG and CONTRIBUTING say is true of the package."""
 
 import ast
+import importlib
 import re
 import shlex
 import tomllib
@@ -99,6 +100,12 @@ def test_markers_come_in_pairs():
     names = list(dict.fromkeys(name for name, _ in found))
     assert {"results", "promise", "benchmarks", "latency-table", "budgets"} == set(names)
     assert found == [(name, kind) for name in names for kind in ("begin", "end")]
+
+
+def test_tables_are_what_the_results_say(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    texts = importlib.import_module("_readme").written()
+    assert {file: (ROOT / file).read_text(encoding="utf-8") for file in texts} == texts
 
 
 @pytest.mark.parametrize("code", fenced("python"))
