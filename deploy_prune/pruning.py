@@ -21,7 +21,7 @@ from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.graph import find_groups
 from deploy_prune.surgery.settle import settle
 from deploy_prune.surgery.verify import Verification, prove
-from deploy_prune.training import Session, device_of, make_accelerator
+from deploy_prune.training import Session, channels_last, device_of, make_accelerator
 from deploy_prune.types import Budget, Keep, SearchResult, Structure, Task
 
 
@@ -102,7 +102,8 @@ def prune(
         network=dense, structure=structure, task=task, batches=_endless(batches), goal=smallest, config=config,
         session=session or Session(accelerator=make_accelerator("auto"), seed=0),
     )  # fmt: skip
-    found = METHODS[method](job)
+    with channels_last(dense, examples, job.session.accelerator.device):
+        found = METHODS[method](job)
     load_state(dense, found.state)
     made = [_cut(dense, structure, examples, found, goal, config) for goal in goals]
     for slim in made:

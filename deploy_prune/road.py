@@ -32,7 +32,15 @@ from deploy_prune.search import METHODS, SearchGoal, SearchJob, check_options, g
 from deploy_prune.surgery import analysis, architecture, verify
 from deploy_prune.surgery.cut import cut
 from deploy_prune.tracking import Tracked, require_trackers
-from deploy_prune.training import Session, accuracy, make_accelerator, set_seed, train_classifier
+from deploy_prune.training import (
+    Session,
+    accuracy,
+    channels_last,
+    make_accelerator,
+    sample,
+    set_seed,
+    train_classifier,
+)
 from deploy_prune.types import Artifact, Budget, Progress, SearchResult, Structure, Target
 from deploy_prune.workbench import Workbench
 
@@ -164,13 +172,16 @@ def search(road: Road, bench: Workbench, dense: str) -> tuple[str, SearchResult]
         network = source_network(road, folder.read_tensors("dense/weights.safetensors"))
         stream = batches(road.data.source_train, recipe.search.batch_size, recipe.seed, recipe.data.augment)
         set_seed(recipe.seed)
-        teacher = copy.deepcopy(network).to(road.session.accelerator.device).eval()
+        device = road.session.accelerator.device
+        teacher = copy.deepcopy(network).to(device).eval()
         task = taught(teacher, recipe.search.distill, recipe.search.temperature)
         job = SearchJob(
             network=network, structure=bench.structure, task=task, batches=stream, goal=goal,
             config=recipe.search, session=road.session,
         )  # fmt: skip
-        found = METHODS[recipe.search.method](job)
+        inputs = sample(road.data.source_train, device)
+        with channels_last(network, inputs, device), channels_last(teacher, inputs, device):
+            found = METHODS[recipe.search.method](job)
         folder.write_tensors("search/scores.safetensors", found.scores)
         folder.write_tensors("search/weights.safetensors", found.state)
         folder.write_json("search/trace.json", list(found.trace))

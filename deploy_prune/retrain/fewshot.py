@@ -20,7 +20,17 @@ from deploy_prune.recipe import Augment, RetrainPart
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match
 from deploy_prune.retrain.stopping import Average, BestSoFar, hold_out
-from deploy_prune.training import Session, Stepped, decay_groups, fit, one_cycle, placed
+from deploy_prune.training import (
+    Session,
+    Stepped,
+    channels_last,
+    classification,
+    decay_groups,
+    fit,
+    one_cycle,
+    placed,
+    sample,
+)
 
 BETAS: Final = (0.9, 0.99)  # the second moment's memory (100 steps) must not outlast the training
 RATES: Final = {"inherit": 0.001, "fresh": 0.005}
@@ -74,6 +84,9 @@ def adapt(
         stack.enter_context(placed(network, device, training=True))
         if teacher is not None:
             stack.enter_context(placed(teacher, device, training=False))
+        task = taught(teacher, part.distill, part.temperature, features=feature_weight(part), match=match)
+        for asked in [network] if teacher is None or task is classification else [network, teacher]:
+            stack.enter_context(channels_last(asked, sample(examples, device), device))
         if part.batchnorm == "freeze":
             freeze_statistics(network)
         optimizer = AdamW(decay_groups(network, part.weight_decay, peak_rate(part), part.first_layer_lr), betas=BETAS)
@@ -82,7 +95,6 @@ def adapt(
         candidate = average.network if average else network
         best = BestSoFar(candidate, held, steps) if held is not None else None
         schedulers += [best] if best else []
-        task = taught(teacher, part.distill, part.temperature, features=feature_weight(part), match=match)
         losses = fit(
             lambda batch: task(network, batch), mixed_batches(stream, part, examples, session.seed), [optimizer],
             accelerator=session.accelerator, steps=steps, work=work, progress=session.progress,
