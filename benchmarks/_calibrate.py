@@ -1,11 +1,11 @@
-"""Fit a device's rate, bandwidth and overhead to published latencies of whole networks.
+"""Fit a device's rates and overheads to published latencies of whole networks.
 
-    t(network) = sum over operators of MACs / rate + elements / bandwidth + starts * overhead
+    t(network) = sum over operators of (MACs / rate + elements / bandwidth + starts * overhead) + network overhead
 
-with MACs, elements and starts as latency/predict.py counts them. A device has three unknowns and often five networks;
-so the two that a few networks tell apart badly, elements per MAC and overhead in MACs, are held near those of other
-devices with the same kind of runtime (a log-normal prior, whose mean is learned from those devices, itself held near
-a first guess).
+with MACs, elements and starts as latency/predict.py counts them, and a rate of its own for matrix products. A device
+has five unknowns and often five networks; so the four that a few networks tell apart badly, relative to its rate, are
+held near those of other devices with the same kind of runtime (a log-normal prior, whose mean is learned from those
+devices, itself held near a first guess).
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ Vector = NDArray[numpy.float64]
 NOISE = 0.1
 """Relative error of the model that the prior is weighed against."""
 FIRST_ELEMENTS = 0.1
-FIRST_OVERHEAD = {"cpu": 2e-4, "accelerator": 1e-3}
-"""First guesses at elements per MAC, and at overhead in 1e9 MACs (a few microseconds of a core, or the start of a
-kernel); they weigh as much as two devices."""
+FIRST_OVERHEAD = {"cpu": 4e-4, "accelerator": 4e-3}
+FIRST_NETWORK = {"cpu": 1e-4, "accelerator": 0.15}
+"""First guesses at elements per MAC, and at the overheads of an operator and of a network in 1e9 MACs (a few
+microseconds of a core, or the start of a kernel; nothing to speak of, or the way to an accelerator and back)."""
 FIRST_WEIGHT = 2.0
-SPREAD = numpy.array([0.4, 0.8])
-"""Standard deviations, in log, of devices around their kind's mean."""
+"""So many devices the first guesses weigh."""
+SPREAD = numpy.array([0.4, 0.8, 0.4, 0.4])
+"""Standard deviations, in log, of devices around their kind's mean: elements, overhead, matrix products, network."""
+FIXED = 1e-3
+"""The same of what isn't fitted."""
 ROUNDS = 2
-ENOUGH = 8
-"""So many devices of a kind, spread over the list, tell its mean."""
 
 FORMS: dict[str, str] = {
     "roofline": "every kind at the same rate, operands read and results written once, no overhead",
@@ -41,17 +43,23 @@ FORMS: dict[str, str] = {
     "+ kinds": "and rates by kind: Winograd, depthwise, attention",
     "+ traffic": "and traffic by kind",
     "no prior": "the sum of the two sides instead of the larger, each device by itself",
-    "sum": "the sum, each device held near those of its kind: what latency/predict.py does",
+    "sum": "the sum, each device held near those of its kind",
+    "+ products": "and a rate of matrix products and an overhead per network: what latency/predict.py does",
 }
+LAST = "+ products"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Per operator of a network: 1e9 MACs, 1e9 elements, starts; as counted, and plain (before any factor by kind)."""
+    """Per operator of a network: 1e9 MACs, 1e9 elements, starts; as counted, and plain (before any factor by kind).
+
+    ``matmul``: whether it is a matrix product.
+    """
 
     gmacs: Vector
     gelements: Vector
     starts: Vector
+    matmul: NDArray[numpy.bool_]
     plain_gmacs: Vector
     plain_gelements: Vector
 
@@ -62,13 +70,17 @@ Known = Mapping[tuple[str, int], Features]
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Published ms by network. ``granule``: of its channels. ``processor``: cpu or accelerator."""
+    """Published ms by network. ``granule``: of its channels. ``processor``: cpu or accelerator.
+
+    ``matmul``: a first guess at the rate of matrix products relative to that of plain convolutions.
+    """
 
     name: str
     published: Mapping[str, float]
     element_bytes: int
     granule: int
     processor: str
+    matmul: float
 
     def without(self, network: str) -> Device:
         """The same, not knowing one network."""
@@ -77,20 +89,23 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A device's rates: 1e9 MACs and elements a second, ms per start."""
+    """A device's rates: 1e9 MACs (plain, of matrix products) and elements a second, ms per start and per network."""
 
     gmacs_per_s: float
+    matmul_gmacs_per_s: float
     gelements_per_s: float
     overhead_ms: float
+    network_ms: float
 
 
 def features(ops: Sequence[Op], granule: int) -> Features:
     """What a network's operators ask, by latency/predict.py."""
     asked = [work(op, granule) for op in ops]
     return Features(
-        gmacs=numpy.array([w.gmacs / (DEPTHWISE if w.depthwise else 1.0) for w in asked]),
+        gmacs=numpy.array([w.gmacs / (DEPTHWISE if w.kind == "depthwise" else 1.0) for w in asked]),
         gelements=numpy.array([w.elements for w in asked]),
         starts=numpy.array([w.starts for w in asked]),
+        matmul=numpy.array([w.kind == "matmul" for w in asked]),
         plain_gmacs=numpy.array([op.macs(granule) / 1e9 for op in ops]),
         plain_gelements=numpy.array([(op.activations + op.weights) / 1e9 for op in ops]),
     )
@@ -99,18 +114,21 @@ def features(ops: Sequence[Op], granule: int) -> Features:
 def predict_ms(c: Calibration, f: Features, form: str) -> float:
     """A network's predicted latency in ms."""
     plain = form in {"roofline", "+ overhead"}
-    compute = (f.plain_gmacs if plain else f.gmacs) / c.gmacs_per_s
+    rates = numpy.where(f.matmul, c.matmul_gmacs_per_s, c.gmacs_per_s)
+    compute = (f.plain_gmacs if plain else f.gmacs) / rates
     memory = (f.plain_gelements if plain or form == "+ kinds" else f.gelements) / c.gelements_per_s
-    sides = compute + memory if form in {"sum", "no prior"} else numpy.maximum(compute, memory)
-    overhead = 0.0 if form == "roofline" else c.overhead_ms * float(f.starts.sum())
+    sides = compute + memory if form in {"no prior", "sum", LAST} else numpy.maximum(compute, memory)
+    overhead = 0.0 if form == "roofline" else c.overhead_ms * float(f.starts.sum()) + c.network_ms
     return 1e3 * float(sides.sum()) + overhead
 
 
 def fit(device: Device, known: Known, form: str, prior: Vector) -> Calibration:
-    """The rates that explain a device's published latencies, held near its kind's ``prior`` (log of the two ratios)."""
+    """The rates that explain a device's published latencies, held near its kind's ``prior`` (logs of the ratios)."""
     names = list(device.published)
     logs = numpy.log([device.published[n] for n in names])
     spread = SPREAD * (1e3 if form == "no prior" else 1.0)
+    if form != LAST:
+        spread[2:] = FIXED
 
     def misses(x: Vector) -> Vector:
         c = _calibration(x)
@@ -124,21 +142,38 @@ def fit(device: Device, known: Known, form: str, prior: Vector) -> Calibration:
 
 
 def learn_prior(devices: Sequence[Device], known: Known, form: str) -> Vector:
-    """The mean, in log, of devices' elements per MAC and overhead in 1e9 MACs."""
-    kind = devices[0].processor if devices else "accelerator"
-    first = numpy.log([FIRST_ELEMENTS, FIRST_OVERHEAD[kind]])
-    prior, devices = first.copy(), devices[:: max(1, len(devices) // ENOUGH)]
+    """The means, in log, of what devices have beside their rate.
+
+    Elements per MAC, an operator's overhead in 1e9 MACs, the rate of matrix products relative to that of convolutions,
+    a network's overhead in 1e9 MACs.
+    """
+    kind, matmul = (devices[0].processor, devices[0].matmul) if devices else ("accelerator", 1.0)
+    ratios = (matmul, FIRST_NETWORK[kind]) if form == LAST else (1.0, 1e-9)
+    first = numpy.log([FIRST_ELEMENTS, FIRST_OVERHEAD[kind], *ratios])
+    prior = first.copy()
     if form == "no prior":
         return prior
     for _ in range(ROUNDS):
-        fitted = [fit(device, known, form, prior) for device in devices]
-        ratios = [[c.gelements_per_s / c.gmacs_per_s, c.overhead_ms * c.gmacs_per_s / 1e3] for c in fitted]
-        total = numpy.log(ratios).sum(axis=0) if ratios else numpy.zeros(2)
-        prior = (total + FIRST_WEIGHT * first) / (len(ratios) + FIRST_WEIGHT)
+        fitted = [_ratios(fit(device, known, form, prior)) for device in devices]
+        total = numpy.sum(fitted, axis=0) if fitted else numpy.zeros_like(first)
+        prior = (total + FIRST_WEIGHT * first) / (len(fitted) + FIRST_WEIGHT)
     return prior
 
 
 def _calibration(x: Vector) -> Calibration:
-    """From log rate, log elements per MAC, log overhead in 1e9 MACs."""
-    rate, ratio, overhead = numpy.exp(numpy.clip(x, -40, 40))
-    return Calibration(gmacs_per_s=rate, gelements_per_s=rate * ratio, overhead_ms=1e3 * overhead / rate)
+    """From log rate and the logs of the four ratios."""
+    rate, elements, overhead, matmul, network = numpy.exp(numpy.clip(x, -40, 40))
+    return Calibration(
+        gmacs_per_s=rate,
+        matmul_gmacs_per_s=rate * matmul,
+        gelements_per_s=rate * elements,
+        overhead_ms=1e3 * overhead / rate,
+        network_ms=1e3 * network / rate,
+    )
+
+
+def _ratios(c: Calibration) -> Vector:
+    """The logs of the four ratios of a calibration."""
+    rate = c.gmacs_per_s
+    overheads = (c.overhead_ms * rate / 1e3, c.network_ms * rate / 1e3)
+    return numpy.log([c.gelements_per_s / rate, overheads[0], c.matmul_gmacs_per_s / rate, overheads[1]])

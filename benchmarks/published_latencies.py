@@ -22,7 +22,7 @@ from typing import Any
 import _calibrate
 import _results
 import numpy
-from _calibrate import FORMS, Device, Known
+from _calibrate import FORMS, LAST, Device, Known
 from _published_networks import meaning, operators
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +32,10 @@ FEWEST = 6
 """Networks that a device must have for its figures to count."""
 GRANULES = {"npu": 32, "coreml": 32, "tensorrt int8": 32}
 """Step of channels by kind of runtime, as in edge_targets/; 8 for all others."""
+MATMUL = {"ncnn": 0.25}
+"""First guess at the rate of matrix products relative to convolutions', by kind of runtime; 1 for all others. That of
+ncnn was read off its only network with such products, a vision transformer: its own left-out errors there are the
+better for it."""
 BYTES = {"fp16": 2, "float": 2, "w8a8": 1, "w8a16": 2, "int8": 1, "8bit": 1}
 
 
@@ -78,11 +82,13 @@ def band(ratios: Sequence[float]) -> tuple[float, float]:
 def family(row: Mapping[str, Any]) -> str | None:
     """The kind of runtime, whose devices share what they can't tell themselves; None for rows that aren't used.
 
+    One thread and several are two kinds on a CPU: the bandwidth is shared, and threads have to be started.
     Left out: int8 of ncnn (two networks a device), networks that a phone's accelerator runs on its CPU instead.
     """
     runtime, precision = str(row["runtime"]), str(row.get("precision"))
     if runtime.startswith("ncnn"):
-        return None if row["model"].endswith("_int8") else runtime
+        threads = {1: " 1 thread"}.get(row["threads"], " threads") if runtime.endswith("cpu") else ""
+        return None if row["model"].endswith("_int8") else runtime + threads
     if row.get("compute_unit") == "NPU":
         return None if runtime == "onnx" and precision != "float" or "mixed" in precision else f"npu {precision}"
     if row.get("compute_unit") is not None:
@@ -121,9 +127,9 @@ def devices(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[Device]],
         width = BYTES.get(kind.rpartition(" ")[2], 2)
         processor = "cpu" if "cpu" in kind else "accelerator"
         granule = next((step for start, step in GRANULES.items() if kind.startswith(start)), 8)
-        families[kind].append(
-            Device(name=name, published=ms, element_bytes=width, granule=granule, processor=processor)
-        )
+        matmul = next((rate for start, rate in MATMUL.items() if kind.startswith(start)), 1.0)
+        how = {"element_bytes": width, "granule": granule, "processor": processor, "matmul": matmul}
+        families[kind].append(Device(name=name, published=ms, **how))
     steps = {device.granule for group in families.values() for device in group}
     features = {}
     for network, how in wanted.items():
@@ -170,18 +176,21 @@ def summary(results: Mapping[str, Mapping[str, Left]]) -> Table:
 
 def fitted_numbers(families: Mapping[str, Sequence[Device]], features: Known, lefts: Mapping[str, Left]) -> Table:
     """What edge_targets/ need, of every device, by the whole of its networks."""
-    shown = Table("device", "GMACs/s", "GB/s", "overhead ms", "median", "low", "high", "networks")
-    form = next(reversed(FORMS))
+    shown = Table(
+        "device", "GMACs/s", "of products", "GB/s", "overhead ms", "per network", "median", "low", "high", "networks"
+    )
     for group in families.values():
-        prior = _calibrate.learn_prior([d for d in group if len(d.published) >= 3], features, form)
+        prior = _calibrate.learn_prior([d for d in group if len(d.published) >= 3], features, LAST)
         for device in group:
-            c = _calibrate.fit(device, features, form, prior)
+            c = _calibrate.fit(device, features, LAST, prior)
             left = lefts.get(device.name)
             error = (f"{left.median:.2f}", *(f"{x:.2f}" for x in left.band)) if left else ("-", "-", "-")
             numbers = (
                 f"{c.gmacs_per_s:.4g}",
+                f"{c.matmul_gmacs_per_s:.4g}",
                 f"{c.gelements_per_s * device.element_bytes:.4g}",
                 f"{c.overhead_ms:.3g}",
+                f"{c.network_ms:.3g}",
             )
             shown.add_row(device.name, *numbers, *error, str(len(device.published)))
     return shown
@@ -211,7 +220,7 @@ def run(rows: Sequence[Mapping[str, Any]], show: Callable[..., None], numbers: b
     if unknown:
         show("Left out, as neither torchvision nor timm has them: " + ", ".join(unknown))
     if numbers:
-        show(fitted_numbers(families, features, results[next(reversed(FORMS))]))
+        show(fitted_numbers(families, features, results[LAST]))
     return {"left_out": figures(results), "unknown": unknown}
 
 

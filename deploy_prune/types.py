@@ -158,11 +158,12 @@ class Budget:
 class Roofline:
     """A device's rates, for prediction: time of an operator = MACs / rate + bytes / bandwidth + overhead.
 
-    Units: ``gmacs_per_s`` 1e9 multiply-accumulates a second for plain convolutions and matrix products,
-    ``depthwise_gmacs_per_s`` the same for depthwise convolutions, ``gbytes_per_s`` 1e9 bytes a second,
+    Units: ``gmacs_per_s`` 1e9 multiply-accumulates a second for plain convolutions, ``depthwise_gmacs_per_s`` the
+    same for depthwise convolutions, ``matmul_gmacs_per_s`` for matrix products (None: as for plain convolutions),
+    ``gbytes_per_s`` 1e9 bytes a second,
     ``layer_overhead_ms`` per convolution or matrix product (latency/predict.py has the other operators' share),
     ``winograd`` how much faster 3x3 convolutions of stride 1 are per multiply-accumulate (1: the runtime has
-    no such kernel), ``network_overhead_ms`` once. ``source``: where the numbers come from.
+    no such kernel), ``network_overhead_ms`` once a network. ``source``: where the numbers come from.
     """
 
     gmacs_per_s: float
@@ -172,6 +173,7 @@ class Roofline:
     network_overhead_ms: float
     source: str
     winograd: float = 2.0
+    matmul_gmacs_per_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,8 +33,8 @@ EXPLAINS: Final = 0.5
 SLOWER: Final = 1.1
 """A layer got slower if it takes more than this many times the dense layer's ms."""
 BALANCE: Final = 20
-"""MACs per element below which traffic takes longer than arithmetic: 19 to 25 on the single cores of edge_targets
-(x86-avx2, pixel-6, pixel-8), as gmacs_per_s / (gbytes_per_s / 4). A rule of thumb on any other device."""
+"""MACs per element below which traffic takes longer than arithmetic: 25 on the core of x86-avx2, 9 on those of pixel-6
+and pixel-8 (edge_targets), as gmacs_per_s / (gbytes_per_s / 4). A rule of thumb on any other device."""
 BETWEEN: Final = "(between the layers)"
 """All nodes without a weight: poolings, sums, reorders."""
 

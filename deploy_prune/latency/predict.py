@@ -5,13 +5,14 @@ up per operator,
 
     t = MACs / rate + bytes / bandwidth + overhead,
 
-with widths rounded up to the device's granularity. The model itself takes the larger side, as if arithmetic and
-traffic overlapped; published latencies say that the sum is nearer (benchmarks/published_latencies.py has both), and
-it is linear, so that the closed form of ``cost.CostModel`` is exact at every width and not only at the dense ones.
+and an overhead per network, with widths rounded up to the device's granularity. The model itself takes the larger
+side, as if arithmetic and traffic overlapped; published latencies say that the sum is nearer
+(benchmarks/published_latencies.py has both), and it is linear, so that the closed form of ``cost.CostModel`` is exact
+at every width and not only at the dense ones.
 
-How the kinds of operators differ in rate, traffic and overhead is the same for all devices (the factors below); a
-device has its rate, bandwidth and overhead. None of the shared factors is fitted to one device. The benchmark says
-how far the whole goes wrong on networks that were left out.
+How the kinds of operators differ in traffic and overhead is the same for all devices (the factors below); a device has
+its rates (matrix products have one of their own), bandwidth and overheads. None of the shared factors is fitted to one
+device. The benchmark says how far the whole goes wrong on networks that were left out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Final
+from typing import Final, Literal
 
 from deploy_prune.cost import CostModel, LayerCost
 from deploy_prune.errors import TargetError
@@ -29,34 +30,39 @@ from deploy_prune.types import Counts, Layer, Prediction, Roofline, Structure, T
 BYTES: Final = {"fp32": 4, "fp16": 2, "int8": 1}
 
 ATTENTION: Final = 0.7
-"""Multiply-accumulates a second of attention's products, relative to a plain convolution: they are narrow.
+"""Multiply-accumulates a second of attention's products, relative to a product by a weight: they are narrow.
 (Winograd's F(2x2, 3x3) needs 2.25 times fewer than a plain one, arXiv 1509.09308, section 4.1; its transforms take a
 part of that back: ``Roofline.winograd`` is 2 unless a device's file says otherwise.)"""
 
 DEPTHWISE: Final = 0.35
-"""The same of depthwise convolutions, for a device's file that has nothing better: no operand is used again."""
+"""The same of depthwise convolutions, relative to a plain one, for a device's file that has nothing better: no operand
+is used again."""
 
 TRAFFIC: Final[Mapping[OpKind, float]] = {"conv": 1.5, "winograd": 2.0, "elementwise": 0.4}
 """Traffic relative to reading operands and writing the result once. Windows overlap (a convolution by matrix product
 copies them out); Winograd's tiles of 4x4 for 2x2 results overlap too; what is added up lies in a cache or is fused."""
 
-WEIGHTS: Final = 0.7
-"""Traffic of a weight relative to reading it once per inference: a part stays in a cache."""
-
 START: Final = 0.5
-"""Overhead of an operator without arithmetic, relative to one with: some runtimes fuse it."""
+"""Overhead of an operator without arithmetic, relative to a convolution's: some runtimes fuse it."""
+
+WINOGRAD_START: Final = 2.0
+"""The same of a convolution by Winograd's algorithm: it is a product between two transforms, in some runtimes three
+kernels, in others one."""
+
+RateKind = Literal["plain", "depthwise", "matmul"]
+"""Of which of a device's rates an operator's multiply-accumulates are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What one operator asks of a device, in the units of ``types.Roofline``.
 
-    ``gmacs``: 1e9 multiply-accumulates, at the device's plain or (``depthwise``) depthwise rate; ``reads`` (per
-    anchor), ``writes``, ``weights``: 1e9 elements of traffic; ``starts``: overheads.
+    ``gmacs``: 1e9 multiply-accumulates, at the device's rate of this ``kind``; ``reads`` (per anchor), ``writes``,
+    ``weights``: 1e9 elements of traffic; ``starts``: overheads.
     """
 
     gmacs: float
-    depthwise: bool
+    kind: RateKind
     reads: tuple[tuple[str | None, float], ...]
     writes: float
     weights: float
@@ -75,12 +81,19 @@ def work(op: Op, granule: int, winograd: float = 2.0) -> Work:
     faster = {"winograd": winograd, "attention": ATTENTION}.get(kind, 1.0)
     return Work(
         gmacs=op.macs(granule) / faster / 1e9,
-        depthwise=op.kind == "depthwise",
+        kind=_rate_kind(op),
         reads=tuple((anchor, elements * traffic) for anchor, elements in op.reads),
         writes=op.writes * traffic,
-        weights=op.weights * WEIGHTS / 1e9,
-        starts=1.0 if op.kind in ARITHMETIC else START,
+        weights=op.weights / 1e9,
+        starts=WINOGRAD_START if kind == "winograd" else 1.0 if kind in ARITHMETIC else START,
     )
+
+
+def _rate_kind(op: Op) -> RateKind:
+    """A weight times a single vector is not a matrix product: reading the weight takes longer than multiplying."""
+    if op.kind == "depthwise":
+        return "depthwise"
+    return "matmul" if op.kind in {"matmul", "attention"} and op.positions > 1 else "plain"
 
 
 def predict(ops: Sequence[Op], target: Target) -> Prediction:
@@ -192,7 +205,11 @@ def _kind(layer: Layer) -> OpKind:
 
 def _sides(asked: Work, rates: Roofline, element_bytes: int) -> tuple[float, float]:
     """The two sides of the roofline, in ms."""
-    rate = rates.depthwise_gmacs_per_s if asked.depthwise else rates.gmacs_per_s
+    rate = {
+        "plain": rates.gmacs_per_s,
+        "depthwise": rates.depthwise_gmacs_per_s,
+        "matmul": rates.matmul_gmacs_per_s or rates.gmacs_per_s,
+    }[asked.kind]
     return 1e3 * asked.gmacs / rate, 1e3 * asked.elements * element_bytes / rates.gbytes_per_s
 
 

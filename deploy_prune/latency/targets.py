@@ -72,6 +72,7 @@ class _Roofline(_Part):
     layer_overhead_ms: _Overhead
     network_overhead_ms: _Overhead
     winograd: _Number | None = None
+    matmul_gmacs_per_s: _Number | None = None
 
 
 class _Error(_Part):

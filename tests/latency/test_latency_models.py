@@ -187,13 +187,13 @@ DEVICE = replace(HOST, runner=None, granularity=8, roofline=RATES)
 
 def test_roofline_adds_up_arithmetic_and_traffic():
     arithmetic = 256 * 9 * ((3 * 64 + 64 * 96) / 2 + 96 / 0.5) / 1e6 + 96 * 16 / 1e6
-    weights = 0.7 * (9 * (3 * 64 + 64 * 96 + 96) + 96 * 10)
+    weights = 9 * (3 * 64 + 64 * 96 + 96) + 96 * 10
     activations = 256 * (2 * (3 + 64) + 2 * (64 + 96) + 96 + 96) + 96 + 10
     for bandwidth in (1000.0, 0.1):
         device = replace(DEVICE, roofline=replace(RATES, gbytes_per_s=bandwidth))
         traffic = 4 * (weights + activations) / bandwidth / 1e6
         model = roofline(CHAIN, device)
-        assert model(CHAIN.dense_counts) == pytest.approx(1.0 + 4 * 0.25 + arithmetic + traffic)
+        assert model(CHAIN.dense_counts) == pytest.approx(1.0 + 6 * 0.25 + arithmetic + traffic)
         half = roofline(CHAIN, replace(device, precision="fp16"))(CHAIN.dense_counts)
         assert half == pytest.approx(model(CHAIN.dense_counts) - traffic / 2)
     assert model({"a": 33, "b": 96}) == model({"a": 40, "b": 96})
@@ -203,6 +203,18 @@ def test_roofline_without_winograd():
     plain = replace(DEVICE, roofline=replace(RATES, gbytes_per_s=1e9, winograd=1.0))
     arithmetic = 256 * 9 * (3 * 64 + 64 * 96 + 96 / 0.5) / 1e6 + 96 * 16 / 1e6
     assert roofline(CHAIN, plain)(CHAIN.dense_counts) == pytest.approx(2.0 + arithmetic)
+
+
+def test_roofline_of_matrix_products():
+    """A product with many positions is at its own rate, with a single one at that of convolutions."""
+    for positions in (1, 50):
+        product = layer("head", width(64), width(b=1), kind="linear", taps=1, positions=positions)
+        chain = Structure(groups=(group("b", 96),), layers=(product,), whole=())
+        device = replace(DEVICE, roofline=replace(RATES, gbytes_per_s=1e9, matmul_gmacs_per_s=0.25))
+        arithmetic = positions * 64 * 96 / 1e6 / (0.25 if positions > 1 else 1.0)
+        assert roofline(chain, device)(chain.dense_counts) == pytest.approx(1.25 + arithmetic)
+        equal = replace(device, roofline=replace(RATES, gbytes_per_s=1e9))
+        assert roofline(chain, equal)(chain.dense_counts) == pytest.approx(1.25 + positions * 64 * 96 / 1e6)
 
 
 @pytest.mark.parametrize("bandwidth", [0.05, 5.0, 5000.0])

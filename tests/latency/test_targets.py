@@ -41,7 +41,7 @@ def test_every_shipped_file(path):
         assert target.granularity is not None
         assert "redicted, never measured" in target.notes
         rates = [v for v in vars(target.roofline).values() if isinstance(v, int | float)]
-        assert len(rates) == 6
+        assert len(rates) == 7
         assert all(math.isfinite(v) and v >= 0 for v in rates)
         assert target.error is not None
         assert 0 < target.error.low <= 1 <= target.error.high
