@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -96,12 +97,25 @@ def step(figures: Mapping[str, Any]) -> str:
     )
 
 
+def published(figures: Mapping[str, Any]) -> str:
+    """How far predictions go wrong where nothing is measured."""
+    devices = list(figures["left_out"].values())[-1].values()
+    errors, within = [d["median_error"] for d in devices], sum(d["median_error"] <= 0.2 for d in devices)
+    ranked = sum(d["rank"] >= 0.95 for d in devices)
+    return (
+        f"Predicted latencies of networks that were left out, against what was published for {len(devices)} pairs of "
+        f"device and runtime with at least {figures['fewest_networks']} networks each: a device's median error is "
+        f"{statistics.median(errors):.0%} (median over devices), at most 20% on {within}; Spearman's rank correlation "
+        f"is at least 0.95 on {ranked} (`benchmarks/published_latencies.py`)."
+    )
+
+
 def summary(results: Mapping[str, dict[str, Any]]) -> str:
     """All of it; ``results``: a file's name without its suffix -> its figures. What isn't there isn't told."""
     networks = [figures for name, figures in results.items() if name.startswith("cifar_")]
     single = {
         "recovery_resnet56": recovery, "transfer": carried, "formats": formats, "parity": parity, "search_step": step,
-        "kill_resume": resume, "zoo": zoo,
+        "published_latencies": published, "kill_resume": resume, "zoo": zoo,
     }  # fmt: skip
     told = [f"- {tell(results[name])}" for name, tell in single.items() if name in results]
     parts = [cifar(networks)] if networks else []
