@@ -34,6 +34,7 @@ TABLES: Final[dict[str, Text]] = {
     "recovery_resnet56": _texts.recovery,
     "recovery_resnet20": _texts.recovery,
     "transfer": _texts.carried,
+    "transfer_defaults": _texts.carried,
     "digits_transfer": _texts.transfer,
     "search_step": _texts.step,
     "kill_resume": _texts.resume,

@@ -201,6 +201,9 @@ def carried(figures: dict[str, Any]) -> str:
     head += f"of {figures['episodes']} draws of classes and images, and its 95% interval). Dense is fine-tuned "
     head += "(inherit) or trained from scratch (fresh); all others have the fine-tuned one as teacher. "
     head += reductions(figures).rstrip()
+    if also := figures.get("also"):
+        shots, point = also["cells"].split(", ")
+        head += f" K = {shots} at {point} is of another machine ({also['device']}), with searches of its own."
     return f"{head}\n\n{table(['MACs', 'method', 'weights', *(f'K = {k}' for k in shots)], rows)}"
 
 

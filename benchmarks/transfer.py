@@ -2,6 +2,7 @@
 
     python benchmarks/transfer.py --data ROOT [--source NPZ] [--target NPZ] [--network resnet20] [--points 50%,25%]
                                   [--shots 1,5,10,50] [--ways 10] [--episodes 5] [--search-steps 300] [--inner] [--full]
+                                  [--weights-from inherit,fresh] [--name transfer]
 
 The source (default: ROOT's CIFAR-10) is what masks are learned on. An episode draws WAYS classes of the target
 (default: ROOT's CIFAR-100) and K training images of each, the same for every method. Networks cut to POINT of MACs are
@@ -69,7 +70,7 @@ def main() -> None:
     figures = summarise(rows)
     show(figures, arguments)
     _results.write(
-        "transfer", {"network": arguments.network, "figures": figures}, search_steps=bench.search_steps,
+        arguments.name, {"network": arguments.network, "figures": figures}, search_steps=bench.search_steps,
         episodes=arguments.episodes, ways=arguments.ways, inner=arguments.inner, precision=bench.precision,
         retrain=arguments.retrain,
     )  # fmt: skip
@@ -112,7 +113,7 @@ def make(bench: Bench, found: Mapping[str, Found], arguments: argparse.Namespace
 
 def wanted(found: Mapping[str, Found], arguments: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
     """Point, method and init of an episode's rows."""
-    for init in ("inherit", "fresh"):
+    for init in arguments.weights_from.split(","):
         yield "100%", "dense", init
         for point in arguments.points.split(","):
             for method in found:
@@ -206,6 +207,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--points", default="50%,25%")
     parser.add_argument("--shots", default="1,5,10,50")
+    parser.add_argument("--weights-from", default="inherit,fresh")
     parser.add_argument("--ways", type=int, default=10)
     parser.add_argument("--episodes", type=int, default=5)
     parser.add_argument("--search-steps", type=int, default=300)
@@ -217,6 +219,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="bf16", choices=["no", "bf16"])
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--rows", type=Path, default=Path("runs/transfer.json"))
+    parser.add_argument("--name", default="transfer", help="of the file in benchmarks/results")
     arguments = parser.parse_args()
     arguments.steps = 0
     arguments.episodes = FULL_EPISODES if arguments.full else arguments.episodes
