@@ -24,28 +24,31 @@ ROOT: Final = Path(__file__).parent.parent
 Results = Mapping[str, dict[str, Any]]
 """A file's name in benchmarks/results, without its suffix -> what is in it."""
 
-TABLES: Final[dict[str, Text]] = {
-    "cifar_resnet20": _texts.cifar,
-    "cifar_resnet56": _texts.cifar,
-    "cifar_resnet18": _texts.cifar,
-    "aslp_conv2": _texts.aslp,
-    "formats": _texts.formats,
-    "parity": _texts.parity,
-    "recovery_resnet56": _texts.recovery,
-    "recovery_resnet20": _texts.recovery,
-    "transfer": _texts.carried,
-    "transfer_defaults": _texts.carried,
-    "digits_transfer": _texts.transfer,
-    "search_step": _texts.step,
-    "kill_resume": _texts.resume,
-    "zoo": _texts.zoo,
-    "cut_speed": _texts.cut_speed,
-}
+SECTIONS: Final[dict[str, dict[str, Text]]] = {
+    "Budgets on CIFAR-10": {
+        "cifar_resnet20": _texts.cifar, "cifar_resnet56": _texts.cifar, "cifar_resnet18": _texts.cifar,
+    },
+    "Few images of the same task": {"recovery_resnet56": _texts.recovery, "recovery_resnet20": _texts.recovery},
+    "New classes": {
+        "transfer": _texts.carried, "transfer_defaults": _texts.carried, "digits_transfer": _texts.transfer,
+    },
+    "Subnetworks of random weights": {"aslp_conv2": _texts.aslp},
+    "Formats": {"formats": _texts.formats, "parity": _texts.parity},
+    "Costs": {"search_step": _texts.step, "cut_speed": _texts.cut_speed},
+    "Any network, any moment": {"zoo": _texts.zoo, "kill_resume": _texts.resume},
+}  # fmt: skip
+"""Title -> the figures below it in benchmarks/README.md."""
 
 
 def all_of(texts: Mapping[str, Text]) -> Callable[[Results], str]:
     """The figures that are there, as texts and tables; empty without any."""
     return lambda results: "\n\n".join(text(results[name]) for name, text in texts.items() if name in results)
+
+
+def sections(results: Results) -> str:
+    """All tables, under their titles."""
+    found = {title: all_of(texts)(results) for title, texts in SECTIONS.items()}
+    return "\n\n".join(f"## {title}\n\n{text}" for title, text in found.items() if text)
 
 
 BLOCKS: Final[dict[str, dict[str, Callable[[Results], str]]]] = {
@@ -55,7 +58,7 @@ BLOCKS: Final[dict[str, dict[str, Callable[[Results], str]]]] = {
         "latency-table": all_of({"latency_table": _texts.latency_table}),
         "budgets": all_of({"budgets": _texts.budgets}),
     },
-    "benchmarks/README.md": {"benchmarks": all_of(TABLES)},
+    "benchmarks/README.md": {"benchmarks": sections},
 }
 """File -> marker in it -> what stands there. Without any figures it stays as it is."""
 
