@@ -21,6 +21,11 @@ precisions: Final = ("fp32", "fp16", "int8")
 runtime: Final = "executorch"
 extra: Final = Extra(name="executorch", modules=("executorch", "torchao"))
 _PACKAGES: Final = ("torch", "executorch", "torchao")
+_ATEN: Final = torch.ops.aten
+_SUMS: Final = frozenset({_ATEN.add.Tensor, _ATEN.add_.Tensor})
+_NORMS: Final = frozenset({_ATEN.layer_norm.default, _ATEN.group_norm.default, _ATEN.rms_norm.default})
+_REARRANGED: Final = frozenset({_ATEN.dropout.default, _ATEN.permute.default, _ATEN.transpose.int, _ATEN.view.default})
+"""Passes values on as they are."""
 
 
 class _Wrapped(nn.Module):
@@ -139,11 +144,21 @@ def _quantize(program: Any, example: Tensor, calibration: Tensor) -> Any:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    quantizer = quantizer.set_filter_function(lambda node: not _is_kept(node))
     prepared = prepare_pt2e(program.module(check_guards=False), quantizer)
     inputs, batch = calibration.detach().to(example.device).float().contiguous(), len(example)
     for start in range(0, len(inputs) - batch + 1, batch):
         prepared(inputs[start : start + batch])
     return torch.export.export(convert_pt2e(prepared), (example,))
+
+
+def _is_kept(node: torch.fx.Node) -> bool:
+    """Whether it is a sum that a norm reads: a transformer's have outliers too large for 8 bits."""
+    return node.target in _SUMS and _is_normed(node)
+
+
+def _is_normed(node: torch.fx.Node) -> bool:
+    return any(user.target in _NORMS or (user.target in _REARRANGED and _is_normed(user)) for user in node.users)
 
 
 def _lower(program: Any) -> bytes:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from export_networks import payload
 from three_outputs import EXAMPLE, calibration, found_in, images, least_db, network, noise_db
-from torch import nn
+from torch import Tensor, nn
 
 from deploy_prune.export import executorch
 from deploy_prune.recipe import ExportPart
@@ -47,3 +47,27 @@ def test_threads_are_set(runtime, tmp_path):
     for threads in (2, 1):
         runtime.Model(str(artifact.path), threads, "NCHW")
         assert portable_lib._threadpool_get_thread_count() == threads
+
+
+class Layer(nn.Module):
+    """A transformer's layer and a residual convolution: norms read all sums but the convolution's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.convolution = nn.Conv2d(3, 16, 4, 4), nn.Conv2d(16, 16, 1)
+        self.first, self.last = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.linear, self.head = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x)
+        x = self.convolution(x + x.relu()).flatten(2).transpose(1, 2)
+        x = x + x.square()
+        x = x + self.linear(self.first(x))
+        return self.head(self.last(x).mean(1))
+
+
+def test_sums_that_norms_read_stay_in_float(runtime):
+    program = torch.export.export(Layer().eval(), (EXAMPLE,))
+    quantized = executorch._quantize(program, EXAMPLE, calibration())
+    sums = [node for node in quantized.graph.nodes if node.target is torch.ops.aten.add.Tensor]
+    assert [any("quantize" in user.name for user in node.users) for node in sums] == [True, False, False]
