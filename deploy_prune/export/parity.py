@@ -136,8 +136,7 @@ def _check_noise(
         if not ratio >= least:
             message = (
                 f"{artifact.path} differs from the network: signal over noise is {ratio:.1f} dB; int8 should have "
-                f"{least:.1f} dB (8 bits in torch: {best:.1f} dB). More calibration examples may help: values outside "
-                "of their range are cut off."
+                f"{least:.1f} dB (8 bits in torch: {best:.1f} dB). {_advice(best)}"
             )
             raise ParityError(message)
         if same is not None and same < agreement(a, c) - LOST:
@@ -180,6 +179,13 @@ def reference(network: nn.Module, artifact: Artifact, inputs: Tensor) -> Referen
 def _in_eight_bits(network: nn.Module, inputs: Tensor) -> tuple[Tensor, ...]:
     with eight_bits():
         return _reference(network, inputs, len(inputs))
+
+
+def _advice(best: float) -> str:
+    """What to change, given the ratio of 8 bits in torch."""
+    if best < LEAST_DB:
+        return "8 bits are too few for this network as it is: train it first if its weights are random, or use fp16."
+    return "More calibration examples may help: values outside of their range are cut off."
 
 
 def _is_constant(output: Tensor) -> bool:

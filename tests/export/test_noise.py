@@ -81,3 +81,11 @@ def test_only_what_is_multiplied_is_rounded():
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     made = int8(model, torch.randn(8, 4, 4))
     assert {n.input[0] for n in made.graph.node if n.op_type == "QuantizeLinear"} == {"x", "y", "z", "s", "u"}
+
+
+def test_a_network_that_8_bits_are_too_few_for_is_told_so(tmp_path):
+    """Its outputs hardly differ from input to input."""
+    x, network = torch.randn(32, 3, 16, 16), Network(300)
+    artifact = onnx.write(network, x[:1], tmp_path / "a.onnx", "int8", ExportPart(), x)
+    with pytest.raises(ParityError, match="8 bits are too few for this network as it is: train it first"):
+        check_parity(network, artifact, x)
