@@ -95,6 +95,23 @@ def test_channels_lie_last_inside_and_as_before_afterwards():
     assert strides(network) == before
 
 
+class Strides(nn.Module):
+    """Reads its feature map by strides, without a look at how it lies."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(1, 4, 3), nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.linear(self.conv(x).as_strided((len(x), 16), (16, 1)) * torch.arange(16))
+
+
+def test_networks_whose_outputs_would_change_keep_channels_first():
+    network, before = Strides(), strides(Strides())
+    with channels_last(network, (torch.randn(2, 1, 4, 4),), torch.device("cpu")):
+        assert strides(network) == before
+
+
 @pytest.mark.parametrize("always", [True, False])
 def test_networks_that_need_channels_first_keep_them(always):
     network, before = Rows(always), strides(Rows(always))
