@@ -40,7 +40,12 @@ def step(figures: dict[str, Any]) -> str:
         for r in figures["rows"]
     ]  # fmt: skip
     head = "A search step against the same training step without gates, median of interleaved steps"
-    head += " (`benchmarks/search_step.py`):"
+    head += " (`benchmarks/search_step.py`)"
+    shares = {r["network"]: r["over_channels_first"] for r in figures["rows"] if "over_channels_first" in r}
+    if shares:
+        head += "; the training step with channels last, over that with channels first: "
+        head += ", ".join(f"{name.rpartition(':')[2]} {share:.2f}" for name, share in shares.items())
+    head += ":"
     return f"{head}\n\n{table(['network', 'input', 'method', 'time', 'peak memory'], rows)}"
 
 
