@@ -2,9 +2,9 @@
 
     python benchmarks/search_step.py [--steps N] [--threads N]
 
-Aim: at most 1.05 in time and in peak memory. Weights lie with channels last on both sides, as in a search; beside them a
-plain step with channels first. No data needed: inputs are random, which doesn't change the time. Peak memory is that of a process of its own for each, torch
-and the network included.
+Aim: at most 1.05 in time and in peak memory. Weights lie with channels last on both sides, as in a search; beside them
+a plain step with channels first. No data needed: inputs are random, which doesn't change the time. Peak memory is that
+of a process of its own for each, torch and the network included.
 """
 
 from __future__ import annotations
