@@ -82,8 +82,10 @@ def carried(figures: Mapping[str, Any]) -> str:
         learned = [found[n]["mean"] for m in LEARNED if (n := f"{shots}, 50%, {m}, inherit") in found]
         dense = found[f"{shots}, 100%, dense, inherit"]["mean"]
         told.append(f"{100 * max(learned):.1f} / {100 * dense:.1f} with {shots}")
+    steps = figures["retrain"].get("steps")
     return (
-        "On ten new classes (CIFAR-100), the best learned half of the channels / the dense network, fine-tuned on the "
+        f"On ten new classes (CIFAR-100), in {steps or 'as many steps as a recipe takes by default'}"
+        f"{' steps' if steps else ''}, the best learned half of the channels / the dense network, fine-tuned on the "
         f"same images of each class: {', '.join(told)} (`benchmarks/transfer.py`)."
     )
 
@@ -114,8 +116,8 @@ def summary(results: Mapping[str, dict[str, Any]]) -> str:
     """All of it; ``results``: a file's name without its suffix -> its figures. What isn't there isn't told."""
     networks = [figures for name, figures in results.items() if name.startswith("cifar_")]
     single = {
-        "recovery_resnet56": recovery, "transfer": carried, "formats": formats, "parity": parity, "search_step": step,
-        "published_latencies": published, "kill_resume": resume, "zoo": zoo,
+        "recovery_resnet56": recovery, "transfer": carried, "transfer_defaults": carried, "formats": formats,
+        "parity": parity, "search_step": step, "published_latencies": published, "kill_resume": resume, "zoo": zoo,
     }  # fmt: skip
     told = [f"- {tell(results[name])}" for name, tell in single.items() if name in results]
     parts = [cifar(networks)] if networks else []

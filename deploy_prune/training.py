@@ -115,10 +115,10 @@ def placed(network: nn.Module, device: torch.device, *, training: bool) -> Itera
 def channels_last(network: nn.Module, inputs: Sequence[Tensor], device: torch.device) -> Iterator[nn.Module]:
     """Inside, convolutions' weights lie with channels last, where the network can be trained so on ``inputs`` [B, ...].
 
-    On a CPU a step then takes from 0.44 (torchvision's MobileNetV2, 64 px) to 0.9 (ResNet-18) of what it takes with
-    channels first; values are the same but for the order in which they are added up, and that is tried. Nothing changes
-    on other devices, nor for a network whose code looks at feature maps as rows, as in ``x.view(len(x), -1)``: torch
-    refuses that with channels last. B is at least 2. Afterwards everything lies as before.
+    On a CPU a step then takes from 0.6 (torchvision's MobileNetV2) to 1.0 (ResNet-18) of what it takes with channels
+    first (benchmarks/search_step.py); values are the same but for the order in which they are added up, and that is
+    tried. Nothing changes on other devices, nor for a network whose code looks at feature maps as rows, as in
+    ``x.view(len(x), -1)``: torch refuses that with channels last. B is at least 2. Afterwards all lies as before.
     """
     weights = [p for p in network.parameters() if p.dim() == 4 and p.is_contiguous()] if device.type == "cpu" else []
     try:
