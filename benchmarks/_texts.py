@@ -111,7 +111,7 @@ def cifar(figures: dict[str, Any]) -> str:
     head += f"{figures['search_steps']} "
     head += "are the search's where there is one; of a single seed ± is the test set's standard error. "
     head += reductions(figures)
-    head += "Speed-ups are of MACs, shares of measured latency (`benchmarks/cifar_resnet.py`):"
+    head += f"Speed-ups are of MACs, shares of measured latency (`benchmarks/cifar_resnet.py`).{elsewhere(figures)}"
     titles = ["point", "method", *share, "after the cut", "10 a class", "50 a class", "all", "seeds"]
     return f"{head}\n\n{table(titles, rows)}"
 
@@ -139,7 +139,7 @@ def formats(figures: dict[str, Any]) -> str:
     ]  # fmt: skip
     head = f"Cut to {figures['budget']} of the dense latency for each runtime on this CPU (1 thread, "
     head += f"{figures['precision']}), then all runtimes, dense and slim, in one interleaved run "
-    head += "(`benchmarks/formats.py`; random weights):"
+    head += f"(`benchmarks/formats.py`; random weights).{elsewhere(figures)}"
     titles = ["network", "input", "format", "dense ms", "slim ms", "faster", "dense MB", "slim MB"]
     return f"{head}\n\n{table(titles, rows)}"
 
@@ -177,6 +177,12 @@ def reductions(figures: dict[str, Any]) -> str:
     return told
 
 
+def elsewhere(figures: dict[str, Any]) -> str:
+    """Which cells were made on another machine than the rest, in a sentence."""
+    also = figures.get("also")
+    return "" if also is None else f" Made on another machine ({also['device']}): {also['cells']}."
+
+
 def recovery(figures: dict[str, Any]) -> str:
     """What comes back with few examples, and what each part of the retrainer adds."""
     found = figures["figures"]
@@ -206,9 +212,7 @@ def carried(figures: dict[str, Any]) -> str:
     head += f"of {figures['episodes']} draws of classes and images, and its 95% interval). Dense is fine-tuned "
     head += "(inherit) or trained from scratch (fresh); all others have the fine-tuned one as teacher. "
     head += reductions(figures).rstrip()
-    if also := figures.get("also"):
-        shots, point = also["cells"].split(", ")
-        head += f" K = {shots} at {point} is of another machine ({also['device']}), with searches of its own."
+    head += elsewhere(figures)
     return f"{head}\n\n{table(['MACs', 'method', 'weights', *(f'K = {k}' for k in shots)], rows)}"
 
 
