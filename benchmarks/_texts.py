@@ -271,7 +271,7 @@ def promise(figures: dict[str, Any]) -> str:
     found, rows = figures["summary"], figures["rows"]
     longer = [row["uniform_over_ours"] for row in rows.values() if "uniform_over_ours" in row]
     asked = sorted({row["asked"] for row in rows.values()}, reverse=True)
-    text = f"On that processor, budgets of {', '.join(f'{share:.0%}' for share in asked)} of the dense latency on "
+    text = f"On {figures['device']}, budgets of {', '.join(f'{share:.0%}' for share in asked)} of the dense latency on "
     text += f"{len({name.split(' ')[0] for name in rows})} networks: {found['within_3_percent']:.0%} of the "
     text += f"{found['counted']} that are within reach were met to 3% by the finished artifacts"
     text += "" if found["worst"] is None else f", the worst to {found['worst']:.1%}"
