@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -58,9 +57,6 @@ def main(debug: bool) -> None:
 
     Begin with `deploy-prune check quickstart`, then `deploy-prune recipe quickstart`.
     """
-    # Before torch is imported. Its threads would spin while they wait for each other: beside a program that has one of
-    # their cores, a training step took eight times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 settings = click.option(

@@ -1,7 +1,6 @@
 """The commands: what they pass on, what they print, and how they fail."""
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -122,15 +121,6 @@ def test_exit_codes_are_the_classes_own():
     assert len(set(codes)) == len(codes)
     assert not {0, 2, 130} & set(codes)
     assert {e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)} == set(ERROR_CLASSES)
-
-
-def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(pipeline, monkeypatch):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    call("check", "quickstart")
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    call("check", "quickstart")
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
 def test_debug_shows_the_traceback_too(pipeline):
