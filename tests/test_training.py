@@ -95,6 +95,20 @@ def test_channels_lie_last_inside_and_as_before_afterwards():
     assert strides(network) == before
 
 
+def test_outputs_without_values_have_nothing_to_compare():
+    class Found(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3)
+
+        def forward(self, x):
+            return {"found": self.conv(x)[:0], "names": "none"}
+
+    network = Found()
+    with channels_last(network, (torch.randn(2, 1, 4, 4),), torch.device("cpu")):
+        assert network.conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 class Strides(nn.Module):
     """Reads its feature map by strides, without a look at how it lies."""
 
