@@ -4,49 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from deploy_prune import __version__
-from deploy_prune.errors import BudgetError, DeployPruneError, MeasurementError
+from deploy_prune.commands.frame import Commands, file_option, run_folder, settings
+from deploy_prune.commands.outcome import require_met, require_ok, show_rows, write_artifact, write_bundles
 from deploy_prune.shell import write_text
-from deploy_prune.types import Row, silent
-
-if TYPE_CHECKING:
-    from deploy_prune.report.table import CheckReport
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-UNEXPECTED = 1
-
-
-class Commands(click.Group):
-    """A group whose commands fail with one line on standard error and an exit code, never with a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; the one place where errors become text."""
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise
-        except KeyboardInterrupt:
-            _stop("interrupted; the same command goes on from the last finished stage", INTERRUPTED)
-        except Exception as error:
-            if ctx.params["debug"]:
-                traceback.print_exc()
-            if isinstance(error, DeployPruneError):
-                _stop(f"error: {error}", error.exit_code)
-            kind = type(error).__name__
-            _stop(f"error: unexpected {kind}: {error} (run again with deploy-prune --debug to see where)", UNEXPECTED)
-
-
-def _stop(sentence: str, code: int) -> None:
-    click.echo(f"deploy-prune: {' '.join(sentence.split())}", err=True)
-    raise click.exceptions.Exit(code)
+from deploy_prune.types import silent
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -57,13 +26,6 @@ def main(debug: bool) -> None:
 
     Begin with `deploy-prune check quickstart`, then `deploy-prune recipe quickstart`.
     """
-
-
-settings = click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key, as in train.lr=0.1; repeatable."
-)
-run_folder = click.argument("run", type=click.Path(path_type=Path))
-file_option = click.Path(dir_okay=False, path_type=Path)
 
 
 @main.command(epilog="Example: deploy-prune recipe mobilenet --set budgets=[50%] --out runs")
@@ -85,9 +47,9 @@ def recipe(name: str, settings: Sequence[str], out: Path, fresh: bool, quiet: bo
 
     with nullcontext(silent) if quiet else rich_progress() as progress:
         run = pipeline.run(parsed, out, progress, fresh)
-    _show(run.rows)
+    show_rows(run.rows)
     output().print(f"{run.folder}", markup=False, highlight=False)
-    _fail_on_rows(run.rows)
+    require_ok(run.rows)
 
 
 @main.command(epilog="Example: deploy-prune check mobilenet --set budgets=[20%]")
@@ -107,7 +69,7 @@ def check(name: str, settings: Sequence[str]) -> None:
 
     report = checking.check(parsed)
     output().print(*check_tables(report), sep="\n")
-    _fail_on_check(report)
+    require_met(report)
 
 
 @main.command(epilog="Example: deploy-prune bench runs/mobilenet --runs 1000 --json again.json")
@@ -134,7 +96,7 @@ def bench(run: Path, runs: int, device: str | None, json_file: Path | None) -> N
     output().print(*bench_tables(found), sep="\n")
     if json_file:
         write_text(json_file, json.dumps([one.as_json() for one in found], indent=2) + "\n")
-    _fail_on_rows([one.row for one in found])
+    require_ok([one.row for one in found])
 
 
 @main.command(
@@ -163,12 +125,12 @@ def export(source: Path, target: str, budget: str | None, out: Path | None, trus
     from deploy_prune.runfolder import is_run
 
     if is_run(source):
-        _bundles(source, target, budget, out, trust)
+        write_bundles(source, target, budget, out, trust)
     elif budget is not None or out is None:
         message = f"{source} is no run folder; the artifact of an architecture takes --out and no --budget"
         raise click.UsageError(message)
     else:
-        _artifact(source, target, out, trust)
+        write_artifact(source, target, out, trust)
 
 
 @main.command(epilog="Example: deploy-prune verify mobilenet-pixel-8-50pct.zip")
@@ -348,46 +310,6 @@ def schema(out: Path | None) -> None:
 
     text = json.dumps(recipe_schema(), indent=2)
     write_text(out, text + "\n") if out else click.echo(text)
-
-
-def _bundles(run: Path, target: str, budget: str | None, out: Path | None, trust: bool) -> None:
-    from deploy_prune import exporting
-
-    delivery = exporting.bundles(run, target, budget, out, trust)
-    for made in delivery.bundles:
-        click.echo("\n  ".join((f"{made.folder} and {made.packed}", *made.checked)))
-    for row in delivery.left_out:
-        click.echo(f"left out: {row.target} {row.budget} failed: {row.error}", err=True)
-
-
-def _artifact(source: Path, target: str, out: Path, trust: bool) -> None:
-    from deploy_prune import reuse
-
-    made = reuse.export(source, target, out, trust)
-    click.echo(f"{made.path} {made.format} {made.precision} {made.size_bytes} bytes {made.sha256}")
-
-
-def _show(rows: Sequence[Row]) -> None:
-    from deploy_prune.console import output
-    from deploy_prune.report.table import results_table
-
-    output().print(results_table(rows))
-
-
-def _fail_on_rows(rows: Sequence[Row]) -> None:
-    """The table has every error; the sentence has the first."""
-    failed = [row for row in rows if row.status == "failed"]
-    if failed:
-        message = f"{len(failed)} of {len(rows)} results failed, the first of them {failed[0].target} "
-        message += f"{failed[0].budget}: {failed[0].error}"
-        raise MeasurementError(message)
-
-
-def _fail_on_check(report: CheckReport) -> None:
-    unmet = [reach for reach in report.budgets if not reach.met]
-    if unmet:
-        message = f"budgets: {unmet[0].budget!r} can't be met on {unmet[0].target}: {unmet[0].reason}"
-        raise BudgetError(message)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ LEVELS = (
             "workbench",
         }
     ),
-    frozenset({"cli", "console", "__main__", "__init__"}),
+    frozenset({"cli", "commands", "console", "__main__", "__init__"}),
 )
 WITHOUT_TORCH = ("cli", "types", "errors", "recipe")
 NOT_COUNTED = frozenset({"self", "cls"})
@@ -142,7 +142,7 @@ def test_torch_pruning_only_in_surgery():
 
 
 def test_click_only_in_the_command_line():
-    assert importers("click") == {"cli"}
+    assert importers("click") == {"cli", "commands"}
 
 
 @pytest.mark.parametrize("path", PAYLOAD, ids=relative)

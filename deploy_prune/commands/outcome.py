@@ -1,0 +1,59 @@
+"""What a command shows when its work is done, and the error that it ends with if some of the results failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deploy_prune.errors import BudgetError, MeasurementError
+from deploy_prune.types import Row
+
+if TYPE_CHECKING:
+    from deploy_prune.report.table import CheckReport
+
+
+def write_bundles(run: Path, target: str, budget: str | None, out: Path | None, trust: bool) -> None:
+    """Write a run's bundles, and say what is in them and what is left out."""
+    from deploy_prune import exporting
+
+    delivery = exporting.bundles(run, target, budget, out, trust)
+    for made in delivery.bundles:
+        click.echo("\n  ".join((f"{made.folder} and {made.packed}", *made.checked)))
+    for row in delivery.left_out:
+        click.echo(f"left out: {row.target} {row.budget} failed: {row.error}", err=True)
+
+
+def write_artifact(source: Path, target: str, out: Path, trust: bool) -> None:
+    """Write an architecture's artifact, and say what it is."""
+    from deploy_prune import reuse
+
+    made = reuse.export(source, target, out, trust)
+    click.echo(f"{made.path} {made.format} {made.precision} {made.size_bytes} bytes {made.sha256}")
+
+
+def show_rows(rows: Sequence[Row]) -> None:
+    """Print the table of a run's results."""
+    from deploy_prune.console import output
+    from deploy_prune.report.table import results_table
+
+    output().print(results_table(rows))
+
+
+def require_ok(rows: Sequence[Row]) -> None:
+    """The table has every error; the sentence has the first."""
+    failed = [row for row in rows if row.status == "failed"]
+    if failed:
+        message = f"{len(failed)} of {len(rows)} results failed, the first of them {failed[0].target} "
+        message += f"{failed[0].budget}: {failed[0].error}"
+        raise MeasurementError(message)
+
+
+def require_met(report: CheckReport) -> None:
+    """The table has every budget; the sentence has the first that can't be met."""
+    unmet = [reach for reach in report.budgets if not reach.met]
+    if unmet:
+        message = f"budgets: {unmet[0].budget!r} can't be met on {unmet[0].target}: {unmet[0].reason}"
+        raise BudgetError(message)
