@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from deploy_prune import road
 from deploy_prune.enforce import UNITS, tolerance_above
+from deploy_prune.guard import scratch
 from deploy_prune.recipe import Recipe
 from deploy_prune.runfolder import RunFolder
 from deploy_prune.types import Metric, Progress, Structure, Target, silent
@@ -61,8 +61,8 @@ def check(recipe: Recipe, progress: Progress = silent) -> CheckReport:
     """
     started = time.perf_counter()
     way = road.prepare(recipe, RunFolder(path=Path()), progress)
-    with TemporaryDirectory() as scratch:
-        bench = road.workbench(way, Path(scratch))
+    with scratch() as folder:
+        bench = road.workbench(way, folder)
         targets, budgets = reaches(bench, way.targets, recipe)
         counts = bench.structure.dense_counts
         return CheckReport(

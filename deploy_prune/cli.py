@@ -14,6 +14,7 @@ import click
 from deploy_prune import __version__
 from deploy_prune.commands.frame import Commands, file_option, run_folder, settings
 from deploy_prune.commands.outcome import require_met, require_ok, show_rows, write_artifact, write_bundles
+from deploy_prune.locks import hold
 from deploy_prune.shell import write_text
 from deploy_prune.types import silent
 
@@ -33,8 +34,9 @@ def main(debug: bool) -> None:
 @settings
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
 @click.option("--fresh", is_flag=True, help="Do every stage again, even those that are finished.")
+@click.option("--wait", is_flag=True, help="Wait if another process is at work in this run's folder.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
-def recipe(name: str, settings: Sequence[str], out: Path, fresh: bool, quiet: bool) -> None:
+def recipe(name: str, settings: Sequence[str], out: Path, fresh: bool, wait: bool, quiet: bool) -> None:
     """Run a recipe: search, cut, retrain, export, measure.
 
     NAME is a shipped recipe or a path. A run that was stopped goes on from its last finished stage.
@@ -42,11 +44,12 @@ def recipe(name: str, settings: Sequence[str], out: Path, fresh: bool, quiet: bo
     from deploy_prune.recipe_file import load
 
     parsed = load(name, settings)
-    from deploy_prune import pipeline
-    from deploy_prune.console import output, rich_progress
+    with hold(out / parsed.name, (lambda told: click.echo(told, err=True)) if wait else None):
+        from deploy_prune import pipeline
+        from deploy_prune.console import output, rich_progress
 
-    with nullcontext(silent) if quiet else rich_progress() as progress:
-        run = pipeline.run(parsed, out, progress, fresh)
+        with nullcontext(silent) if quiet else rich_progress() as progress:
+            run = pipeline.run(parsed, out, progress, fresh)
     show_rows(run.rows)
     output().print(f"{run.folder}", markup=False, highlight=False)
     require_ok(run.rows)
@@ -264,8 +267,10 @@ def profile(model: str, shape: str | None, as_json: bool, out: Path | None, **ho
 def report(run: Path) -> None:
     """Write report.html of the run folder RUN."""
     from deploy_prune.report.page import write_page
+    from deploy_prune.runfolder import is_run
 
-    click.echo(write_page(run))
+    with hold(run) if is_run(run) else nullcontext():
+        click.echo(write_page(run))
 
 
 @main.group(invoke_without_command=True, epilog="Example: deploy-prune targets")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -13,6 +12,7 @@ from torch import nn
 from deploy_prune import cost
 from deploy_prune.cost import CostModel
 from deploy_prune.errors import RunFolderError
+from deploy_prune.guard import scratch
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe
 from deploy_prune.report.show import Cost, GroupLine, LayerLine, Overview
@@ -48,10 +48,10 @@ def overview(path: Path, target: str | None = None, trust: bool = False) -> Over
     counts = _kept(described, structure)
     latency: CostModel | None = None
     if device is not None:
-        with TemporaryDirectory() as scratch:
+        with scratch() as folder:
             bench = Workbench(
                 network=dense, structure=structure, example=torch.zeros(1, *described.input_shape[1:]),
-                recipe=Recipe(name="show", model=described.model), scratch=Path(scratch),
+                recipe=Recipe(name="show", model=described.model), scratch=folder,
             )  # fmt: skip
             latency = bench.cost(device, "latency")
     macs = cost.macs(structure)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 from torch import nn
@@ -13,6 +12,8 @@ from torch import nn
 from deploy_prune import road, timing
 from deploy_prune.check import reaches
 from deploy_prune.errors import DeployPruneError, ParityError
+from deploy_prune.guard import scratch
+from deploy_prune.locks import hold
 from deploy_prune.recipe import Recipe
 from deploy_prune.recipe_file import dump
 from deploy_prune.report.page import write_page
@@ -37,14 +38,16 @@ class Run:
 def run(recipe: Recipe, out: Path, progress: Progress = silent, fresh: bool = False) -> Run:
     """Do what the recipe says, in ``out/NAME``; what is finished there is not done again (unless ``fresh``).
 
+    Nobody else may write in ``out/NAME`` meanwhile.
+
     Raises:
         DeployPruneError: before any training if the recipe can't work; a single target x budget that fails becomes
             a row with status "failed".
     """
-    way = _set_out(recipe, out, progress, fresh)
-    with TemporaryDirectory() as scratch:
+    with hold(out / recipe.name), scratch() as folder:
+        way = _set_out(recipe, out, progress, fresh)
         try:
-            return _travel(way, road.workbench(way, Path(scratch)))
+            return _travel(way, road.workbench(way, folder))
         finally:
             way.session.accelerator.end_training()
 

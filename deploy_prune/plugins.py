@@ -6,9 +6,12 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from deploy_prune.errors import DeployPruneError
+
+ADDED: Final[set[str]] = set()
+"""Folders that were put on sys.path for the user's own code. They are for this process alone, not for its children."""
 
 
 def import_callable(source: str, key: str, error: type[DeployPruneError]) -> Callable[..., Any]:
@@ -23,8 +26,9 @@ def import_callable(source: str, key: str, error: type[DeployPruneError]) -> Cal
         DeployPruneError: (of the class ``error``) no such module, it fails to import, or it has no such callable.
     """
     module_name, _, name = source.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+        ADDED.add(here)
     importlib.invalidate_caches()
     try:
         found = getattr(importlib.import_module(module_name), name)

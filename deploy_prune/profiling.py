@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy
@@ -15,6 +14,7 @@ from deploy_prune.cost import CostModel, at_widths
 from deploy_prune.device import RUNTIMES
 from deploy_prune.device.address import parse
 from deploy_prune.errors import SurgeryError, TargetError
+from deploy_prune.guard import scratch
 from deploy_prune.latency.granularity import kept_ratios
 from deploy_prune.latency.table import fit_table
 from deploy_prune.latency.targets import load_target
@@ -145,8 +145,8 @@ def profile(
     """
     on = attached(load_target(target), device)
     network, shape, part = network_of(model, shape, trust, classes)
-    with TemporaryDirectory() as scratch:
-        bench = workbench_for(network, shape, part, Path(scratch), progress)
+    with scratch() as folder:
+        bench = workbench_for(network, shape, part, folder, progress)
         granule, tabled = bench.granule(on), bench.tabled(on, variants, variants)
         table = fit_table(bench.structure, tabled.samples, granule)
         return Profiled(

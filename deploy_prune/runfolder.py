@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from deploy_prune.errors import RunFolderError
-from deploy_prune.shell import atomic, write_text
+from deploy_prune.shell import atomic, shown, sweep, write_text
 from deploy_prune.shell import digest as digest_of
 from deploy_prune.types import Row
 
@@ -47,20 +47,23 @@ class RunFolder:
     def open(self, fresh: bool) -> None:
         """Make the folder; sweep out what a killed run left half-written; with ``fresh``, forget finished stages.
 
+        What another process is writing there stays. ``locks.hold`` has the folder for a whole command.
+
         Raises:
             RunFolderError: the folder can't be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for left in self.path.rglob(".writing-*"):
-                shutil.rmtree(left)
+            sweep(self.path)
             if fresh:
                 shutil.rmtree(self._marks, ignore_errors=True)
             write_text(
                 self._marks / "README", "What finished, and of what it depends. Delete a file to do that again.\n"
             )
         except OSError as error:
-            message = f"The run folder {self.path} can't be written ({error.strerror}); choose another with --out."
+            message = (
+                f"The run folder {shown(self.path)} can't be written ({error.strerror}); choose another with --out."
+            )
             raise RunFolderError(message) from error
 
     @property

@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
@@ -22,6 +21,7 @@ from deploy_prune import cost
 from deploy_prune.cache import cached_json, kept_json, store_json
 from deploy_prune.cost import CostModel
 from deploy_prune.export import FORMATS, isolated
+from deploy_prune.guard import scratch
 from deploy_prune.latency.granularity import Write, granularity, machine
 from deploy_prune.latency.nodes import by_layer
 from deploy_prune.latency.ops import Op, list_ops
@@ -170,8 +170,8 @@ class Workbench:
 
     def size_bytes(self, target: Target, counts: Counts) -> int:
         """The size of the artifact with these counts."""
-        with TemporaryDirectory() as folder:
-            return self._artifact(target, counts, Path(folder)).size_bytes
+        with scratch() as folder:
+            return self._artifact(target, counts, folder).size_bytes
 
     def num_params(self, counts: Counts) -> int:
         """Parameters of the network cut to these counts."""
@@ -179,8 +179,8 @@ class Workbench:
 
     def _time(self, target: Target, counts: Counts) -> dict[str, float]:
         part = self.recipe.measure
-        with TemporaryDirectory() as folder:
-            pair = [self._dense_artifact(target), self._artifact(target, counts, Path(folder))]
+        with scratch() as folder:
+            pair = [self._dense_artifact(target), self._artifact(target, counts, folder)]
             dense, slim = measure_steadily(target, pair, part.runs, part.warmup)
         return {"dense_ms": dense.p50_ms, "slim_ms": slim.p50_ms}
 
@@ -225,11 +225,11 @@ class Workbench:
     def _measure_variants(self, target: Target, known: Sequence[Counts], others: Sequence[Counts]) -> list[_Record]:
         """All in one interleaved measurement; those of ``known`` are profiled, where the runtime can."""
         variants, work = [*known, *others], f"{target.name}: latency table"
-        with TemporaryDirectory() as folder:
+        with scratch() as folder:
             artifacts = []
             for i, counts in enumerate(variants):
                 self.progress(work, i, len(variants) + 1)
-                artifacts.append(self._artifact(target, counts, Path(folder) / str(i)))
+                artifacts.append(self._artifact(target, counts, folder / str(i)))
             self.progress(work, len(variants), len(variants) + 1)
             timed = measure(target, artifacts, TABLE_RUNS, self.recipe.measure.warmup, min_s=TABLE_S)
             layers: list[dict[str, float] | None] = [None] * len(variants)

@@ -174,8 +174,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(folder, na
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunFolderError, match="can't be written .No space") as raised:
         write(2)
+    assert name in str(raised.value)
     assert (folder.path / name).read_bytes() == before
     assert not list(folder.path.rglob(".writing-*"))
 

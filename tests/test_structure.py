@@ -16,7 +16,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "payload" not in path.p
 PAYLOAD = sorted(PACKAGE.rglob("payload/*.py"))
 STAGES = frozenset({"search", "surgery", "retrain", "export", "latency", "report"})
 LEVELS = (
-    frozenset({"errors", "types", "shell"}),
+    frozenset({"errors", "types", "shell", "guard", "locks"}),
     frozenset(
         {
             "augment",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from deploy_prune.device.adb import Adb
@@ -15,6 +14,7 @@ from deploy_prune.device.programs import run_program
 from deploy_prune.device.remote import Transport, run_there
 from deploy_prune.device.ssh import Ssh
 from deploy_prune.errors import CommandError, MeasurementError, TargetError
+from deploy_prune.guard import scratch
 from deploy_prune.shell import digest
 from deploy_prune.types import Artifact
 
@@ -108,10 +108,10 @@ def run(
     import torch
 
     model, start = entry(artifact, runtime), reach(runner)
-    with TemporaryDirectory() as folder:
-        inputs = Path(folder) / "x.npy"
+    with scratch() as folder:
+        inputs = folder / "x.npy"
         numpy.save(inputs, (x.float() if x.is_floating_point() else x).detach().cpu().numpy())
-        spec = {"mode": "run", "models": [model], "threads": threads, "inputs": str(inputs), "outputs": folder}
+        spec = {"mode": "run", "models": [model], "threads": threads, "inputs": str(inputs), "outputs": str(folder)}
         try:
             answer = start(SCRIPT, spec, timeout_s)
         except CommandError as error:

@@ -10,7 +10,8 @@ from typing import Final
 from deploy_prune import errors
 from deploy_prune.device import PAYLOAD, TIMEOUT_S
 from deploy_prune.errors import CommandError, DeployPruneError, MeasurementError
-from deploy_prune.shell import run_command
+from deploy_prune.guard import scratch
+from deploy_prune.shell import clean_environment, run_command
 
 VERIFY: Final = PAYLOAD / "verify.py"
 
@@ -30,8 +31,10 @@ def verify(bundle: Path, hashes_only: bool = False, timeout_s: float = TIMEOUT_S
         MeasurementError: the artifact can't be run, or the check crashed or outlasted ``timeout_s``.
     """
     options = ["--json", *(["--hashes-only"] if hashes_only else [])]
+    command = [sys.executable, "-I", str(VERIFY), *options, "--", str(bundle)]
     try:
-        answer = json.loads(run_command([sys.executable, "-I", str(VERIFY), *options, "--", str(bundle)], timeout_s))
+        with scratch() as folder:
+            answer = json.loads(run_command(command, timeout_s, env=clean_environment(folder)))
     except (CommandError, ValueError) as error:
         message = f"The check of {bundle} came to no end. {error}"
         raise MeasurementError(message) from error

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from deploy_prune.errors import CommandError
-from deploy_prune.shell import run_command
+from deploy_prune.guard import scratch
+from deploy_prune.shell import clean_environment, run_command
 
 
 def local(payload: Path, spec: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
@@ -19,8 +19,10 @@ def local(payload: Path, spec: Mapping[str, Any], timeout_s: float) -> dict[str,
     Raises:
         CommandError: it fails, outlasts ``timeout_s``, or answers with something that is not a JSON object.
     """
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "KMP_", "PYTHON"))}
-    text = run_command([sys.executable, "-I", str(payload)], timeout_s, stdin=json.dumps(dict(spec)), env=env)
+    with scratch() as folder:
+        clean = clean_environment(folder).items()
+        env = {key: value for key, value in clean if not key.startswith(("OMP_", "KMP_"))}
+        text = run_command([sys.executable, "-I", str(payload)], timeout_s, stdin=json.dumps(dict(spec)), env=env)
     return as_object(text, payload.name)
 
 

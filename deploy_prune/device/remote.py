@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, Any, Final, Protocol
 
 from deploy_prune.device.address import Address
 from deploy_prune.device.host import as_object
 from deploy_prune.errors import CommandError
+from deploy_prune.guard import scratch
 from deploy_prune.shell import Finished, digest, files_of, held_open, tail, write_text
 
 GRACE_S: Final = 5
@@ -220,9 +220,9 @@ def run_there(transport: Transport, payload: Path, spec: Mapping[str, Any], time
     """
     python = transport.address.python
     check = f"{shlex.quote(python)} -c 'import sys; sys.exit(sys.version_info < (3, 10) and {_OLD_PYTHON})'"
-    with workspace(transport, timeout_s, check) as there, TemporaryDirectory() as scratch:
+    with workspace(transport, timeout_s, check) as there, scratch() as folder:
         script = f"{there.push({path.name: path for path in sorted(payload.parent.glob('*.py'))})}/{payload.name}"
-        asked = Path(scratch) / "spec.json"
+        asked = folder / "spec.json"
         write_text(asked, json.dumps(_translated(there, spec)))
         there.succeeded(transport.send(asked, f"{there.work}/spec.json", there.left_s))
         answer = as_object(there.run([python, "-I", "-B", script], "spec.json"), payload.name)

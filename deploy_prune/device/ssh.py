@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import IO, Final
 
+from deploy_prune import guard
 from deploy_prune.device.address import Address
 from deploy_prune.errors import CommandError
 from deploy_prune.shell import Finished, run_to_end, tail
@@ -95,6 +96,7 @@ def _options(values: tuple[str, ...]) -> list[str]:
 def _control_folder() -> Path:
     """Where this process keeps its connections' sockets: nobody else's, and short (a socket's path has 104 bytes)."""
     folder = Path(mkdtemp(prefix="deploy-prune-", dir="/tmp"))  # noqa: S108
+    guard.add(str(folder))
     atexit.register(_hang_up, folder)
     return folder
 
@@ -104,3 +106,4 @@ def _hang_up(folder: Path) -> None:
     for socket in folder.iterdir():
         run_to_end(["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "--", "none"], 5)
     shutil.rmtree(folder, ignore_errors=True)
+    guard.discard(str(folder))

@@ -17,10 +17,9 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, Any, Final
 
 import psutil
@@ -28,26 +27,37 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from deploy_prune import errors
+from deploy_prune import errors, plugins
 from deploy_prune.errors import DeployPruneError, ExportError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import eval_mode, export_program, first_line, quiet, require
+from deploy_prune.guard import guarded, scratch
 from deploy_prune.recipe import ExportPart
-from deploy_prune.shell import atomic
+from deploy_prune.shell import TOLD, atomic, clean_environment
 from deploy_prune.types import Artifact
 
 START: Final = """
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])
+import importlib.util, json, sys
+places, package = json.loads(sys.argv[1])
+sys.path[:] = [*places, *(place for place in sys.path if place not in places)]
+spec = importlib.util.spec_from_file_location(
+    "deploy_prune", package + "/__init__.py", submodule_search_locations=[package]
+)
+sys.modules["deploy_prune"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["deploy_prune"])
 from deploy_prune.export import worker
 worker.main()
 """
+"""Python is started isolated (-I): nothing is imported from the current folder, in which anything may lie."""
+PACKAGE: Final = Path(__file__).resolve().parent.parent
 KEPT: Final = 0.5
 """A worker that keeps more of the memory that a write may take isn't asked again."""
 POLL_S: Final = 0.05
 """How often the worker's memory is looked at."""
 LINES: Final = 5
 """So many of the last lines on its standard error are told."""
+MOST_LOG_BYTES: Final = 256 * 2**20
+"""Converters print much, but one that prints more than this is caught in a loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +72,19 @@ class Worker:
     """The process that writes. ``ask`` sends it one request; after an ExportError it has ended."""
 
     def __init__(self) -> None:
-        self._folder = TemporaryDirectory(prefix="deploy-prune-")
-        self._log: IO[bytes] = (Path(self._folder.name) / "stderr").open("w+b")
+        self._kept = ExitStack()
+        folder = self._kept.enter_context(scratch())
+        self._log: IO[bytes] = (folder / "stderr").open("w+b")
         self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-c", START, json.dumps(sys.path)],
+            [sys.executable, "-I", "-c", START, json.dumps([_places(), str(PACKAGE)])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
+            cwd=folder,
+            env=clean_environment(folder),
             start_new_session=True,
         )
+        self._kept.enter_context(guarded(self._process.pid))
         self.owner = os.getpid()
 
     def alive(self) -> bool:
@@ -107,6 +121,9 @@ class Worker:
             if (used := self.gigabytes()) > limits.gigabytes:
                 message = f"Writing took {used:.2g} GB of memory, over {limits.gigabytes:g} GB (export.max_memory_gb). "
                 raise ExportError(message + self._told())
+            if os.fstat(self._log.fileno()).st_size > MOST_LOG_BYTES:
+                message = f"Writing printed more than {MOST_LOG_BYTES >> 20} MiB and was stopped. "
+                raise ExportError(message + self._told())
         line = self._process.stdout.readline()
         if not line:
             raise self._ended()
@@ -128,8 +145,8 @@ class Worker:
         return ExportError(f"The process that writes artifacts {how}. {self._told()}")
 
     def _told(self) -> str:
-        self._log.seek(0)
-        lines = [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        self._log.seek(max(0, os.fstat(self._log.fileno()).st_size - TOLD))
+        lines = [line for line in self._log.read(TOLD).decode(errors="replace").splitlines() if line.strip()]
         return f"It told: {' | '.join(lines[-LINES:])}" if lines else "It told nothing."
 
     def end(self) -> None:
@@ -142,7 +159,15 @@ class Worker:
         for stream in (self._process.stdin, self._process.stdout, self._log):
             with suppress(BrokenPipeError):
                 stream.close()
-        self._folder.cleanup()
+        self._kept.close()
+
+
+def _places() -> list[str]:
+    """Where the worker imports from: as here, but not from the current folder, a script's, or the user's own code's."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    own = [Path.cwd(), *map(Path, plugins.ADDED), *([Path(script).parent] if script else [])]
+    left_out = {str(place.resolve()) for place in own}
+    return [place for place in (str(Path(entry).resolve()) for entry in sys.path) if place not in left_out]
 
 
 _worker: Worker | None = None
@@ -170,11 +195,11 @@ def write(
     if not path.name.endswith(kind.suffix):
         message = f"A file of the format {name} ends in {kind.suffix}; {path} doesn't, and runtimes go by that."
         raise ExportError(message)
-    with TemporaryDirectory(prefix="deploy-prune-") as scratch, atomic(path) as temporary:
+    with scratch() as folder, atomic(path) as temporary:
         request = {
             "module": kind.__name__,  # type: ignore[attr-defined]
             "path": str(temporary.resolve()), "precision": precision, "part": part.model_dump(),
-            **_pack(Path(scratch), network, example, calibration, part),
+            **_pack(folder, network, example, calibration, part),
         }  # fmt: skip
         answer = _ask(request, Limits(seconds=part.timeout_s, gigabytes=part.max_memory_gb))
         if "error" in answer:
@@ -211,7 +236,7 @@ def stop() -> None:
 
 
 def _pack(
-    scratch: Path, network: nn.Module, example: Tensor, calibration: Tensor | None, part: ExportPart
+    folder: Path, network: nn.Module, example: Tensor, calibration: Tensor | None, part: ExportPart
 ) -> dict[str, str | None]:
     """The program and its inputs as files."""
     example = example.detach().cpu()
@@ -219,10 +244,10 @@ def _pack(
         network = copy.deepcopy(network).cpu()
     with eval_mode(network), quiet():
         program = export_program(network, example, part)
-        _save(program, scratch / "network.pt2")
+        _save(program, folder / "network.pt2")
     tensors = {"example": example, "calibration": calibration}
-    torch.save({k: v if v is None else v.detach().cpu() for k, v in tensors.items()}, scratch / "tensors.pt")
-    return {"program": str(scratch / "network.pt2"), "tensors": str(scratch / "tensors.pt")}
+    torch.save({k: v if v is None else v.detach().cpu() for k, v in tensors.items()}, folder / "tensors.pt")
+    return {"program": str(folder / "network.pt2"), "tensors": str(folder / "tensors.pt")}
 
 
 def _save(program: ExportedProgram, path: Path) -> None:

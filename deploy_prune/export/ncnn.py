@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from deploy_prune.errors import CommandError, ExportError
 from deploy_prune.export.artifact import Extra, describe, eval_mode, first_line, flatten, quiet
+from deploy_prune.guard import scratch
 from deploy_prune.recipe import ExportPart
 from deploy_prune.shell import atomic, run_command
 from deploy_prune.types import Artifact
@@ -65,11 +65,11 @@ def write(
         message = f"An ncnn model takes one input at a time, not {len(example)}: ncnn's tensors have no batch axis."
         raise ExportError(message)
     extra.require()
-    with atomic(path) as temporary, TemporaryDirectory() as work:
+    with atomic(path) as temporary, scratch() as work:
         temporary.mkdir()
         traced, shapes = _trace(network, example)
-        traced.save(str(Path(work) / "traced.pt"))
-        _convert(Path(work), example, precision, part.timeout_s, temporary)
+        traced.save(str(work / "traced.pt"))
+        _convert(work, example, precision, part.timeout_s, temporary)
         _refuse_foreign(temporary)
         _fix_shapes(temporary, shapes)
     versions = {"torch": torch.__version__, "pnnx": version("pnnx"), "ncnn": version("ncnn")}

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy
@@ -27,6 +25,7 @@ import onnx
 from torch import Tensor
 
 from deploy_prune.errors import ExportError
+from deploy_prune.guard import scratch
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 MULTIPLIED: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -71,8 +70,8 @@ def int8(model: onnx.ModelProto, calibration: Tensor | None, *, symmetric: bool 
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     batches = list(_batches(model, calibration))
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "int8.onnx"
+    with scratch() as folder:
+        path = folder / "int8.onnx"
         quantize_static(
             onnx.shape_inference.infer_shapes(model),
             path,

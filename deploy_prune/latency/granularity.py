@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
@@ -21,6 +20,7 @@ from deploy_prune.cache import cached_json
 from deploy_prune.device import ABOUT, TIMEOUT_S, reach
 from deploy_prune.device.address import LOCAL
 from deploy_prune.errors import CommandError, MeasurementError
+from deploy_prune.guard import scratch
 from deploy_prune.latency.runners import measure
 from deploy_prune.types import Artifact, Target
 
@@ -75,9 +75,9 @@ def smallest_paying(ratios: Mapping[int, float]) -> int:
 def time_ratios(target: Target, write: Write) -> dict[int, float]:
     """Step -> time at width 64 - step over time at width 64, each the median of interleaved pairs."""
     example = torch.zeros(1, 3, PIXELS, PIXELS)
-    with TemporaryDirectory() as folder:
+    with scratch() as folder:
         widths = (WIDTH, *(WIDTH - step for step in STEPS))
-        artifacts = [write(_network(width), example, str(width), Path(folder)) for width in widths]
+        artifacts = [write(_network(width), example, str(width), folder) for width in widths]
         dense, *narrower = measure(target, artifacts, runs=_RUNS, warmup=20, min_s=0)
     return {step: latency.p50_ms / dense.p50_ms for step, latency in zip(STEPS, narrower, strict=True)}
 

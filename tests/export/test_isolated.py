@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from deploy_prune.errors import BudgetError, ExportError, MissingDependencyError
+from deploy_prune.errors import BudgetError, ExportError, MissingDependencyError, ModelError
 from deploy_prune.export import FORMATS, isolated
 from deploy_prune.export.artifact import Extra
 from deploy_prune.export.parity import check_parity
+from deploy_prune.plugins import import_callable
 from deploy_prune.recipe import ExportPart
 
 EXAMPLE = torch.ones(1, 3, 8, 8)
@@ -152,3 +153,77 @@ def test_the_worker_ends_with_the_process(tmp_path):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")], check=True, env=env, timeout=120)
     assert not psutil.pid_exists(worker_of(tmp_path / "a.txt"))
+
+
+PARENT = """
+import sys
+from pathlib import Path
+import test_isolated as t
+from deploy_prune.export import FORMATS
+FORMATS["planted"] = t.planted_format
+t.write(Path(sys.argv[1]) / "first.txt")
+print(t.worker_of(Path(sys.argv[1]) / "first.txt"), flush=True)
+t.write(Path(sys.argv[1]) / "second.txt", "hang")
+"""
+
+
+def test_the_worker_ends_in_the_middle_of_its_work_if_the_process_is_killed(tmp_path):
+    """With all that it had started, and nothing is left: no scratch folder, nothing half-written."""
+    for name in ("out", "tmp"):
+        (tmp_path / name).mkdir()
+    places = [str(Path(__file__).parent), *filter(None, sys.path)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "TMPDIR": str(tmp_path / "tmp")}
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=env) as process:
+        worker = psutil.Process(int(process.stdout.readline()))
+        until = time.monotonic() + 60
+        while "still going" not in logged(tmp_path / "tmp") and time.monotonic() < until:
+            time.sleep(0.02)
+        started = [worker, *worker.children(recursive=True)]
+        process.kill()
+        process.wait()
+    until = time.monotonic() + 20
+    while (any(map(works, started)) or list((tmp_path / "tmp").iterdir())) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(works, started))
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["first.txt"]
+
+
+def works(process):
+    """It is there, and no zombie that nobody has asked about yet."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def logged(folder):
+    return "".join(path.read_text() for path in folder.glob("*/stderr"))
+
+
+NAMES = ("json", "importlib", "typing", "torch", "numpy", "onnx", "tensorrt", "openvino", "deploy_prune", "planted")
+
+
+@pytest.mark.parametrize("where", ["the current folder", "the user's own code", "the script"])
+def test_nothing_of_the_current_folder_is_run_in_the_worker(tmp_path, monkeypatch, where):
+    """Not in the place of a library, nor as one that isn't installed: anything may lie there."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in NAMES:
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'a').write({name!r})\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    if where == "the current folder":
+        sys.path[:0] = ["", str(tmp_path)]
+    elif where == "the script":
+        sys.path.insert(0, str(tmp_path))
+        monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "script.py"), raising=False)
+        monkeypatch.chdir("/")
+    else:
+        (tmp_path / "mine.py").write_text("def make(): pass\n")
+        import_callable("mine:make", "model.source", ModelError)
+        assert sys.path[-1] == str(tmp_path)
+        monkeypatch.chdir("/")
+    isolated.stop()
+    try:
+        write(tmp_path / "a.txt", "import")
+    finally:
+        isolated.stop()
+    assert not (tmp_path / "RAN").exists()

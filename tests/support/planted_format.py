@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import sys
 import time
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +20,7 @@ from deploy_prune.recipe import ExportPart
 from deploy_prune.types import Artifact
 
 suffix: Final = ".txt"
-precisions: Final = ("fp32", "crash", "hang", "eat", "exit", "raise", "named", "chatter", "half", "keep")
+precisions: Final = ("fp32", "crash", "hang", "eat", "exit", "raise", "named", "chatter", "half", "keep", "import")
 _kept: Final[list[bytes]] = []
 runtime: Final[str | None] = None
 extra: Final[Extra | None] = None
@@ -57,6 +60,11 @@ def write(
     elif precision == "chatter":
         print("noise")
         os.system("echo more noise")
+    elif precision == "import":
+        for name in ("json", "importlib", "typing", "torch", "numpy", "onnx", "tensorrt", "openvino", "planted"):
+            with suppress(ImportError):
+                import_module(name)
+        subprocess.run([sys.executable, "-c", "import json, typing, importlib"], check=True)
     elif precision == "half":
         path.write_text("half")
         ctypes.string_at(0)
