@@ -6,7 +6,7 @@ import torch
 
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import SearchPart
-from deploy_prune.search import METHODS, SearchGoal, SearchJob
+from deploy_prune.search import METHODS, SearchGoal, SearchJob, values
 from deploy_prune.training import Session, make_accelerator
 from deploy_prune.types import Scores, silent
 from deploy_prune.workbench import Workbench
@@ -21,4 +21,4 @@ def magnitude(bench: Workbench) -> Scores:
         goal=SearchGoal(cost=host, limit=0.5 * host(structure.dense_counts)), config=SearchPart(method="magnitude"),
         session=Session(accelerator=make_accelerator("cpu", "no"), seed=0, progress=silent),
     )  # fmt: skip
-    return METHODS["magnitude"](job).scores
+    return values("magnitude", METHODS["magnitude"](job).scores, host)

@@ -43,7 +43,7 @@ from deploy_prune.recipe import RetrainPart, SourceSearchPart, parse_budget
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt
-from deploy_prune.search import METHODS, SearchGoal, SearchJob, choose
+from deploy_prune.search import METHODS, SearchGoal, SearchJob, choose, values
 from deploy_prune.shell import write_text
 from deploy_prune.surgery.cut import cut
 from deploy_prune.types import Keep, SearchResult, silent
@@ -66,12 +66,12 @@ def ours(bench: Bench, method: str, seed: int, points: list[str]) -> Cutter:
         trained.load_state_dict(result.state)
         if metric == "macs":
             model = cost.macs(bench.structure)
-            keep = choose(
-                result.scores, bench.structure, model, share(point) * model(bench.structure.dense_counts), 1, 2
-            )
+            limit = share(point) * model(bench.structure.dense_counts)
+            keep = choose(values(method, result.scores, model), bench.structure, model, limit, 1, 2)
         else:
-            budget = parse_budget(point, "latency")
-            keep = enforce(bench.workbench, load_target("host"), budget, result.scores, silent, point).keep
+            budget, target = parse_budget(point, "latency"), load_target("host")
+            scores = values(method, result.scores, bench.workbench.cost(target, "latency"))
+            keep = enforce(bench.workbench, target, budget, scores, silent, point).keep
         return cut(trained, bench.structure, keep), keep
 
     return at

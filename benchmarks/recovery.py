@@ -35,7 +35,7 @@ from deploy_prune.recipe import RetrainPart
 from deploy_prune.retrain.episodes import interval
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt
-from deploy_prune.search import choose
+from deploy_prune.search import choose, values
 from deploy_prune.shell import write_text
 from deploy_prune.surgery.cut import cut
 
@@ -87,7 +87,8 @@ def slimmed(bench: Bench, arguments: argparse.Namespace) -> tuple[nn.Module, Mat
         kept.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"state": found.state, "scores": found.scores}, kept)
     found_again = torch.load(kept, weights_only=True)
-    keep = choose(found_again["scores"], bench.structure, model, share * model(bench.structure.dense_counts), 1, 2)
+    scores = values(arguments.method, found_again["scores"], model)
+    keep = choose(scores, bench.structure, model, share * model(bench.structure.dense_counts), 1, 2)
     trained = copy.deepcopy(bench.network)
     trained.load_state_dict(found_again["state"])
     slim = cut(trained, bench.structure, keep).to(memory_format=torch.channels_last)

@@ -38,7 +38,7 @@ from deploy_prune.recipe import DataPart, ModelPart, RetrainPart
 from deploy_prune.retrain.episodes import interval
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt, for_new_classes
-from deploy_prune.search import choose
+from deploy_prune.search import choose, values
 from deploy_prune.shell import write_text
 from deploy_prune.surgery.cut import cut
 from deploy_prune.training import accuracy, make_accelerator, set_seed
@@ -86,9 +86,9 @@ def searched(bench: Bench, method: str, arguments: argparse.Namespace) -> Found:
         kept.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"state": result.state, "scores": result.scores}, kept)
     result = torch.load(kept, weights_only=True)
-    dense = model(bench.structure.dense_counts)
+    dense, scores = model(bench.structure.dense_counts), values(method, result["scores"], model)
     keep = {
-        point: choose(result["scores"], bench.structure, model, share * dense, 1, 2)
+        point: choose(scores, bench.structure, model, share * dense, 1, 2)
         for point, share in zip(points, shares, strict=True)
     }
     return Found(keep=keep, state=result["state"])

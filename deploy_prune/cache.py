@@ -5,11 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from deploy_prune.shell import write_text
+
+MAX_AGE_DAYS: Final = 30.0
+"""What was measured is measured again after so many days. A choice: a run that is resumed in the next weeks takes the
+same way, and a new driver, firmware or cooling, which no key can see, is noticed within a month."""
+DAY_S: Final = 86_400.0
+KINDS: Final = ("granularity", "groups", "latency", "missed", "table")
+"""What the package keeps: a device's steps of channels, a network's groups, latencies of cuts, the time of the last
+miss (older latencies of that network aren't used), and latency tables."""
+_ENTRY: Final = re.compile(r"[0-9a-f]{32}\.json")
 
 Json = Any
 """What ``json`` reads and writes."""
@@ -21,28 +33,79 @@ def cache_folder() -> Path:
     return Path(named) if named else Path.home() / ".cache" / "deploy-prune"
 
 
-def cached_json(kind: str, key: Mapping[str, Json], compute: Callable[[], Json]) -> Json:
+def still_valid() -> float:
+    """The moment (seconds since 1970) after which something must have been measured to be believed without asking."""
+    return time.time() - MAX_AGE_DAYS * DAY_S
+
+
+def cached_json(kind: str, key: Mapping[str, Json], compute: Callable[[], Json], since: float = 0.0) -> Json:
     """The value of ``compute`` for this key, computed at most once per cache folder.
 
-    The file holds the key beside the value. A file that can't be read, or holds another key, is written again.
+    The file holds the key and the time beside the value. A file that can't be read, holds another key, or is from
+    before ``since`` (seconds since 1970) is written again.
     """
     kept = _read(_path(kind, key))
-    if kept is not None and kept["key"] == _plain(key):
+    if kept is not None and kept["key"] == _plain(key) and _written(kept) >= since:
         return kept["value"]
     value = compute()
     store_json(kind, key, value)
     return value
 
 
-def kept_json(kind: str, key: Mapping[str, Json]) -> Json | None:
-    """The value kept for this key; None if there is none, or its file can't be read."""
+def kept_json(kind: str, key: Mapping[str, Json], since: float = 0.0) -> Json | None:
+    """The value kept for this key; None if there is none since then, or its file can't be read."""
     kept = _read(_path(kind, key))
-    return kept["value"] if kept is not None and kept["key"] == _plain(key) else None
+    return kept["value"] if kept is not None and kept["key"] == _plain(key) and _written(kept) >= since else None
 
 
 def store_json(kind: str, key: Mapping[str, Json], value: Json) -> None:
     """Keep a value for this key, whatever was kept before."""
-    write_text(_path(kind, key), json.dumps({"key": _plain(key), "value": value}, indent=1) + "\n")
+    entry = {"key": _plain(key), "written": time.time(), "value": value}
+    write_text(_path(kind, key), json.dumps(entry, indent=1) + "\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What the cache has of one kind. ``oldest_days`` and ``newest_days``: ages."""
+
+    name: str
+    entries: int
+    size_bytes: int
+    oldest_days: float
+    newest_days: float
+
+
+def kinds() -> tuple[Kind, ...]:
+    """What is in the cache, by name."""
+    found = []
+    for name, files in _files().items():
+        ages = [max(0.0, time.time() - file.stat().st_mtime) / DAY_S for file in files]
+        size = sum(file.stat().st_size for file in files)
+        found.append(Kind(name=name, entries=len(files), size_bytes=size, oldest_days=max(ages), newest_days=min(ages)))
+    return tuple(found)
+
+
+def clear(kind: str | None = None) -> int:
+    """Remove what is in the cache, or what it has of one kind; how many entries there were. Other files stay."""
+    gone = [file for name, files in _files().items() if kind in {None, name} for file in files]
+    for file in gone:
+        file.unlink(missing_ok=True)
+    return len(gone)
+
+
+def _files() -> dict[str, list[Path]]:
+    """Kind -> its entries, for the kinds that have any."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(cache_folder().glob("*/*.json")):
+        if _ENTRY.fullmatch(file.name):
+            found.setdefault(file.parent.name, []).append(file)
+    return found
+
+
+def _written(kept: Mapping[str, Json]) -> float:
+    """When an entry was written; 0 if it doesn't say so."""
+    told = kept.get("written")
+    return float(told) if isinstance(told, int | float) else 0.0
 
 
 def _path(kind: str, key: Mapping[str, Json]) -> Path:

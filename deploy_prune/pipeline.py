@@ -76,7 +76,7 @@ def _travel(way: Road, bench: Workbench) -> Run:
 
 def _set_out(recipe: Recipe, out: Path, progress: Progress, fresh: bool) -> Road:
     """Everything that can be wrong with the recipe's names and files is found here, before any work."""
-    way = road.prepare(recipe, RunFolder(path=out / recipe.name), progress)
+    way = road.prepare(recipe, RunFolder(path=out / recipe.name), progress, fresh)
     way.folder.open(fresh)
     write_text(way.folder.path / "recipe.yaml", dump(recipe))
     return way

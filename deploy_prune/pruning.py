@@ -16,7 +16,7 @@ from deploy_prune.cost import CostModel
 from deploy_prune.errors import BudgetError, DataError, RecipeError, perhaps
 from deploy_prune.models import load_state
 from deploy_prune.recipe import PrunePart, SearchPart, parse_budget
-from deploy_prune.search import METHODS, SearchGoal, SearchJob, check_options, choose, gates_of
+from deploy_prune.search import METHODS, SearchGoal, SearchJob, check_options, choose, gates_of, values
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.graph import find_groups
 from deploy_prune.surgery.settle import settle
@@ -183,7 +183,7 @@ def _cut(
     goal: SearchGoal,
     config: Settings,
 ) -> tuple[nn.Module, Keep, Verification]:
-    keep = _choose(found.scores, structure, goal, config)
+    keep = _choose(values(config.method, found.scores, goal.cost), structure, goal, config)
     proof = prove(dense, structure, keep, inputs, gates_of(structure))
     return cut(dense, structure, keep), keep, proof
 

@@ -7,15 +7,17 @@ the same inputs, it does nothing.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deploy_prune import __version__, data, models
+from deploy_prune import cache, data, keys, models
 from deploy_prune.checked import calibration_inputs, prove_artifact
 from deploy_prune.data import TransferData, batches
 from deploy_prune.enforce import Plan, enforce
@@ -27,8 +29,8 @@ from deploy_prune.recipe import Recipe
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt, for_new_classes
-from deploy_prune.runfolder import RunFolder, sha256
-from deploy_prune.search import METHODS, SearchGoal, SearchJob, check_options, gates_of
+from deploy_prune.runfolder import RunFolder
+from deploy_prune.search import METHODS, SearchGoal, SearchJob, check_options, gates_of, values
 from deploy_prune.surgery import analysis, architecture, verify
 from deploy_prune.surgery.cut import cut
 from deploy_prune.tracking import Tracked, require_trackers
@@ -50,13 +52,19 @@ PROOF_EXAMPLES = 8
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Road:
-    """What every stage needs."""
+    """What every stage needs. ``since``: what was measured before (seconds since 1970) is measured again."""
 
     recipe: Recipe
     folder: RunFolder
     data: TransferData
     session: Session
     targets: tuple[Target, ...]
+    since: float
+
+    @cached_property
+    def basis(self) -> keys.Basis:
+        """What the stages' keys are made of."""
+        return keys.Basis(recipe=self.recipe, data=self.data)
 
     @property
     def example(self) -> Tensor:
@@ -69,8 +77,10 @@ class Road:
         return self.data.source_classes == self.data.target_classes
 
 
-def prepare(recipe: Recipe, folder: RunFolder, progress: Progress) -> Road:
+def prepare(recipe: Recipe, folder: RunFolder, progress: Progress, fresh: bool = False) -> Road:
     """What the stages need. Everything that can be wrong with the recipe's names and files is found here.
+
+    ``fresh``: nothing that was measured before is used.
 
     Raises:
         DeployPruneError: options, targets, data, weights or device don't work.
@@ -88,7 +98,8 @@ def prepare(recipe: Recipe, folder: RunFolder, progress: Progress) -> Road:
     examples = data.load(recipe.data, recipe.seed)
     if recipe.model.weights is not None:
         models.load_weights(models.build(recipe.model, examples.num_source), Path(recipe.model.weights))
-    return Road(recipe=recipe, folder=folder, data=examples, session=session, targets=targets)
+    since = time.time() if fresh else cache.still_valid()
+    return Road(recipe=recipe, folder=folder, data=examples, session=session, targets=targets, since=since)
 
 
 def _targets(recipe: Recipe) -> tuple[Target, ...]:
@@ -112,7 +123,7 @@ def workbench(road: Road, scratch: Path) -> Workbench:
     road.session.progress("find the channel groups", 1, 1, groups=len(structure.groups))
     return Workbench(
         network=network, structure=structure, example=road.example, recipe=road.recipe, scratch=scratch,
-        progress=road.session.progress, calibration=calibration_inputs(road.data, road.recipe.export),
+        progress=road.session.progress, calibration=calibration_inputs(road.data, road.recipe.export), since=road.since,
     )  # fmt: skip
 
 
@@ -145,28 +156,13 @@ def train_dense(road: Road) -> str:
         norm = {"mean": road.data.source_train.mean.tolist(), "std": road.data.source_train.std.tolist()}
         folder.write_json("dense/training.json", {"loss": losses, "source_accuracy": score, **norm})
 
-    key = {
-        "version": __version__, "model": recipe.model.model_dump(), "data": recipe.data.model_dump(),
-        "train": recipe.train.model_dump(), "seed": recipe.seed, "weights": _weights_digest(recipe),
-        **_precision(recipe),
-    }  # fmt: skip
-    return folder.stage("dense", key, ["dense/weights.safetensors", "dense/training.json"], compute)
-
-
-def _precision(recipe: Recipe) -> dict[str, Any]:
-    """How steps are taken: part of what every trained stage depends on."""
-    return {"mixed_precision": recipe.mixed_precision, "accumulate": recipe.accumulate}
-
-
-def _weights_digest(recipe: Recipe) -> str | None:
-    path = recipe.model.weights
-    return sha256(Path(path)) if path and Path(path).is_file() else path
+    folder.stage("dense", keys.dense(road.basis), ["dense/weights.safetensors", "dense/training.json"], compute)
+    return folder.content(["dense/weights.safetensors"])
 
 
 def search(road: Road, bench: Workbench, dense: str) -> tuple[str, SearchResult]:
     """search/: scores per group, and the network's weights when the search ended. One search for all budgets."""
     recipe, folder = road.recipe, road.folder
-    goal = smallest_goal(road, bench)
 
     def compute() -> None:
         network = source_network(road, folder.read_tensors("dense/weights.safetensors"))
@@ -176,7 +172,7 @@ def search(road: Road, bench: Workbench, dense: str) -> tuple[str, SearchResult]
         teacher = copy.deepcopy(network).to(device).eval()
         task = taught(teacher, recipe.search.distill, recipe.search.temperature)
         job = SearchJob(
-            network=network, structure=bench.structure, task=task, batches=stream, goal=goal,
+            network=network, structure=bench.structure, task=task, batches=stream, goal=smallest_goal(road, bench),
             config=recipe.search, session=road.session,
         )  # fmt: skip
         inputs = sample(road.data.source_train, device)
@@ -186,30 +182,36 @@ def search(road: Road, bench: Workbench, dense: str) -> tuple[str, SearchResult]
         folder.write_tensors("search/weights.safetensors", found.state)
         folder.write_json("search/trace.json", list(found.trace))
 
-    key = {
-        "dense": dense, "search": recipe.search.model_dump(), "prune": recipe.prune.model_dump(),
-        "goal": [goal.cost.metric, goal.limit, goal.cost(bench.structure.dense_counts)], **_precision(recipe),
-    }  # fmt: skip
     files = ["search/scores.safetensors", "search/weights.safetensors", "search/trace.json"]
-    digest = folder.stage("search", key, files, compute)
+    folder.stage("search", keys.search(road.basis, dense, bench.structure, strictest(road, bench)), files, compute)
     result = SearchResult(
         scores=folder.read_tensors(files[0]),
         state=folder.read_tensors(files[1]),
         trace=tuple(folder.read_json(files[2])),
     )
-    return digest, result
+    return folder.content(files[:2]), result
 
 
 def smallest_goal(road: Road, bench: Workbench) -> SearchGoal:
-    """The budget that leaves least of the dense network, over all targets."""
-    goals: list[tuple[float, SearchGoal]] = []
-    for target in road.targets:
-        for budget in road.recipe.parsed_budgets:
-            cost = bench.cost(target, budget.metric)
-            dense = cost(bench.structure.dense_counts)
-            limit = budget.absolute(dense)
-            goals.append((limit / dense, SearchGoal(cost=cost, limit=limit)))
-    return min(goals, key=lambda g: g[0])[1]
+    """The strictest budget, as the search is asked for it."""
+    target, budget = strictest(road, bench)
+    cost = bench.cost(target, budget.metric)
+    return SearchGoal(cost=cost, limit=budget.absolute(cost(bench.structure.dense_counts)))
+
+
+def strictest(road: Road, bench: Workbench) -> tuple[Target, Budget]:
+    """The target and budget that leave least of the dense network, whatever the order that they are listed in.
+
+    Of those that leave the same share, the first by name. Other targets change a target's networks only by being
+    stricter, or as strict and earlier by name: all are chosen by the same ranks, each at its own prices.
+    """
+
+    def order(asked: tuple[Target, Budget]) -> tuple[float, str, str]:
+        target, budget = asked
+        dense = 1.0 if budget.relative else bench.cost(target, budget.metric)(bench.structure.dense_counts)
+        return budget.limit / dense, target.name, budget.metric
+
+    return min(((t, b) for t in road.targets for b in road.recipe.parsed_budgets), key=order)
 
 
 def source_network(road: Road, state: Mapping[str, Tensor]) -> nn.Module:
@@ -231,7 +233,7 @@ def target_network(road: Road, state: Mapping[str, Tensor] | None) -> nn.Module:
 
 def adapt_dense(road: Road, dense: str) -> str:
     """dense/adapted.safetensors: the dense network on the target task, the teacher and the yardstick."""
-    recipe, folder = road.recipe, road.folder
+    folder = road.folder
 
     def compute() -> None:
         network = target_network(road, folder.read_tensors("dense/weights.safetensors"))
@@ -239,8 +241,9 @@ def adapt_dense(road: Road, dense: str) -> str:
         folder.write_tensors("dense/adapted.safetensors", network.state_dict())
         folder.write_json("dense/adapted.json", told)
 
-    key = {"dense": dense, "retrain": recipe.retrain.model_dump(), "seed": recipe.seed, **_precision(recipe)}
-    return folder.stage("adapt", key, ["dense/adapted.safetensors", "dense/adapted.json"], compute)
+    files = ["dense/adapted.safetensors", "dense/adapted.json"]
+    folder.stage("adapt", keys.adapt(road.basis, dense), files, compute)
+    return folder.content(files[:1])
 
 
 def teacher_of(road: Road) -> nn.Module:
@@ -268,9 +271,8 @@ def plan(road: Road, bench: Workbench, found: tuple[str, SearchResult], target: 
     folder, place = road.folder, place_of(target, budget)
 
     def compute() -> None:
-        planned = enforce(
-            bench, target, budget, found[1].scores, road.session.progress, f"{target.name} {budget.text}: budget"
-        )
+        scores = values(road.recipe.search.method, found[1].scores, bench.cost(target, budget.metric))
+        planned = enforce(bench, target, budget, scores, road.session.progress, f"{target.name} {budget.text}: budget")
         proof = prove(road, bench.structure, source_network(road, found[1].state), planned)
         dense = target_network(road, None)
         described = architecture.describe(
@@ -281,12 +283,9 @@ def plan(road: Road, bench: Workbench, found: tuple[str, SearchResult], target: 
         folder.write_json(f"{place}/verification.json", asdict(proof))
         folder.write_json(f"{place}/loop.json", planned.as_json(road.recipe.measure.tolerance))
 
-    key = {
-        "search": found[0], "target": asdict(target), "budget": asdict(budget),
-        "measure": road.recipe.measure.model_dump(), "export": road.recipe.export.content(),
-    }  # fmt: skip
     files = [f"{place}/{n}.json" for n in ("architecture", "verification", "loop")]
-    return folder.stage(f"{place}/plan", key, files, compute)
+    folder.stage(f"{place}/plan", keys.plan(road.basis, found[0], bench.structure, target, budget), files, compute)
+    return folder.content(files[:1])
 
 
 def prove(road: Road, structure: Structure, network: nn.Module, planned: Plan) -> verify.Verification:
@@ -308,11 +307,10 @@ def retrain(road: Road, bench: Workbench, found: SearchResult, teacher: nn.Modul
         folder.write_json(f"{place}/retrain.json", told)
 
     files = [f"{place}/weights.safetensors", f"{place}/retrain.json"]
-    depends = {
-        "plan": key, "retrain": recipe.retrain.model_dump(), "seed": recipe.seed, **_precision(recipe),
-        "architecture": sha256(folder.path / place / "architecture.json"),
-    }  # fmt: skip
-    return folder.stage(f"{place}/retrain", depends, files, compute)
+    began = folder.content(["search/weights.safetensors"]) if recipe.retrain.init == "inherit" else ""
+    taught_by = folder.content(["dense/adapted.safetensors"])
+    folder.stage(f"{place}/retrain", keys.retrain(road.basis, key, began, taught_by), files, compute)
+    return folder.content([f"{place}/architecture.json", f"{place}/weights.safetensors"])
 
 
 def slim_network(road: Road, bench: Workbench, place: str) -> nn.Module:
@@ -330,16 +328,14 @@ def export(road: Road, network: nn.Module, target: Target, place: str, key: str)
     path = road.folder.path / name
 
     def compute() -> None:
-        artifact = isolated.write(
-            target.format, network, road.example, path, target.precision, part, calibration_inputs(road.data, part)
-        )
+        inputs = calibration_inputs(road.data, part) if target.precision == "int8" else None
+        artifact = isolated.write(target.format, network, road.example, path, target.precision, part, inputs)
         road.folder.write_json(f"{place}/parity.json", prove_artifact(road.data, network, artifact))
         record = {**asdict(artifact), "path": path.name, "versions": dict(artifact.versions)}
         road.folder.write_json(f"{place}/artifact.json", record)
 
-    depends = {"weights": key, "target": asdict(target), "export": part.content()}
     files = [name, f"{place}/parity.json", f"{place}/artifact.json"]
-    road.folder.stage(f"{place}/export", depends, files, compute)
+    road.folder.stage(f"{place}/export", keys.export(road.basis, key, target), files, compute)
     return artifact_of(road.folder, place)
 
 

@@ -74,7 +74,7 @@ class RunFolder:
         """Run ``compute``, which writes ``files`` (paths in the folder), unless it is finished for this key.
 
         Returns:
-            A digest of the key, for the keys of later stages.
+            A digest of the key.
         """
         text = json.dumps({**key, "stage": name}, sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -87,6 +87,10 @@ class RunFolder:
             told = {"digest": digest, "files": sums, "stage": name, "seconds": round(time.perf_counter() - started, 1)}
             write_text(mark, json.dumps(told, indent=1) + "\n")
         return digest
+
+    def content(self, files: Sequence[str]) -> str:
+        """A digest of files' contents, for the keys of later stages."""
+        return hashlib.sha256("".join(sha256(self.path / file) for file in files).encode()).hexdigest()
 
     def forget(self, name: str) -> None:
         """The stage has to be done again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Final
 
+from deploy_prune import keys
 from deploy_prune.errors import MeasurementError
 from deploy_prune.latency.paired import paired_ratio
 from deploy_prune.latency.steady import measure_steadily
@@ -33,7 +34,7 @@ def time_dense(road: Road, target: Target, artifact: Artifact) -> Latency:
         (latency,) = measure_steadily(target, [artifact], part.runs, part.warmup)
         write_latency(road.folder, place, latency, None)
 
-    key = {"artifact": artifact.sha256, "measure": road.recipe.measure.model_dump(), "target": asdict(target)}
+    key = keys.latency(road.basis, target, None, [artifact])
     road.folder.stage(f"{place}/latency", key, [f"{place}/latency.json"], compute)
     return read_latency(road.folder, place)[0]
 
@@ -62,10 +63,7 @@ def time_slim(
             raise BudgetMissedError(message, slim, dense)
         write_latency(road.folder, place, slim, dense)
 
-    key = {
-        "artifacts": [a.sha256 for a in artifacts], "measure": part.model_dump(), "target": asdict(target),
-        "budget": asdict(budget),
-    }  # fmt: skip
+    key = keys.latency(road.basis, target, budget, artifacts)
     road.folder.stage(f"{place}/latency", key, [f"{place}/latency.json"], compute)
     slim, dense = read_latency(road.folder, place)
     assert dense is not None

@@ -10,7 +10,7 @@ import hashlib
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune import cost
-from deploy_prune.cache import cached_json, kept_json, store_json
+from deploy_prune.cache import cached_json, kept_json, still_valid, store_json
 from deploy_prune.cost import CostModel
 from deploy_prune.export import FORMATS, isolated
 from deploy_prune.guard import scratch
@@ -76,7 +76,8 @@ class Tabled:
 class Workbench:
     """A dense network, its groups, and how its cuts are exported and measured. ``scratch``: a folder for artifacts.
 
-    ``calibration``: real inputs [N, C, H, W], for int8.
+    ``calibration``: real inputs [N, C, H, W], for int8. ``since``: what was measured before (seconds since 1970) is
+    measured again.
     """
 
     network: nn.Module
@@ -86,13 +87,13 @@ class Workbench:
     scratch: Path
     progress: Progress = silent
     calibration: Tensor | None = None
+    since: float = field(default_factory=still_valid)
     _dense: dict[str, Artifact] = field(default_factory=dict)
-    _anew: dict[str, dict[tuple[tuple[str, int], ...], Timed]] = field(default_factory=dict)
     _ops: list[Op] = field(default_factory=list)
 
     def granule(self, target: Target) -> int:
         """Channel counts on this target are multiples of this."""
-        return granularity(target, writer(target, self.recipe.export))
+        return granularity(target, writer(target, self.recipe.export), self.since)
 
     def cost(self, target: Target, metric: Metric) -> CostModel:
         """The cost model of a metric on a target, in the metric's unit; it predicts, and ``observe`` looks."""
@@ -123,7 +124,7 @@ class Workbench:
         """
         granule = self.granule(target)
         key = {**self._identity(target), "granule": granule}
-        kept = kept_json("table", key)
+        kept = kept_json("table", key, self.since)
         if kept is None or kept["variants"] < variants or kept["held_out"] < held_out:
             started = time.perf_counter()
             known = self._variants([self.structure.dense_counts, self.smallest(target)], granule, variants, 0)
@@ -150,19 +151,18 @@ class Workbench:
 
     def timed(self, target: Target, counts: Counts) -> Timed:
         """Cut to these counts, export, and measure beside the dense artifact. Kept per machine."""
-        if (known := self._anew.get(target.name)) is not None:
-            if _hashable(counts) not in known:
-                known[_hashable(counts)] = Timed(**self._time(target, counts))
-            return known[_hashable(counts)]
-        return Timed(**cached_json("latency", self._key(target, counts), lambda: self._time(target, counts)))
+        key, missed = self._key(target, counts), kept_json("missed", self._identity(target), self.since)
+        since = self.since if missed is None else max(self.since, float(missed["at"]))
+        return Timed(**cached_json("latency", key, lambda: self._time(target, counts), since))
 
     def correct(self, target: Target, counts: Counts, timed: Timed) -> None:
         """From now on, these counts took so long, and all others are measured anew when they are asked for.
 
         For if a finished artifact takes longer than its candidate did, it is mostly the machine that has changed: what
-        was measured before can't be compared with what is measured now.
+        was measured before can't be compared with what is measured now. The next run on this machine knows it, too.
         """
-        self._anew[target.name] = {_hashable(counts): timed}
+        store_json("missed", self._identity(target), {"at": time.time()})
+        store_json("latency", self._key(target, counts), asdict(timed))
 
     def _key(self, target: Target, counts: Counts) -> dict[str, Any]:
         groups = [(g.name, g.channels, g.period) for g in self.structure.groups]

@@ -34,6 +34,7 @@ LEVELS = (
             "recipe_file",
             "tracking",
             "training",
+            "user_code",
             "vision",
         }
     ),
@@ -48,6 +49,7 @@ LEVELS = (
             "check",
             "checked",
             "exporting",
+            "keys",
             "overview",
             "reuse",
             "road",

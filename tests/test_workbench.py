@@ -1,12 +1,13 @@
 """What a cut costs on a target: measured until two measurements agree, and kept per machine."""
 
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 from tiny_run import ArithmeticDevice, arithmetic_device, tiny_recipe
 
-from deploy_prune import models, workbench
+from deploy_prune import cache, models, workbench
 from deploy_prune.errors import MeasurementError
 from deploy_prune.latency.table import variant_counts
 from deploy_prune.latency.targets import load_target
@@ -43,7 +44,7 @@ def bench(tiny, tmp_path, monkeypatch):
         return Artifact(path=path, format="onnx", precision="fp32", sha256="0", input_shape=(1,), versions={})
 
     monkeypatch.setattr(Workbench, "_artifact", artifact)
-    return replace(tiny, scratch=tmp_path, _dense={}, _anew={})
+    return replace(tiny, scratch=tmp_path, _dense={})
 
 
 @pytest.fixture
@@ -211,4 +212,30 @@ def test_after_a_correction_others_are_measured_anew_once(bench, ratios):
     bench.timed(HOST, half(bench))
     bench.correct(HOST, bench.smallest(HOST), Timed(slim_ms=1.3, dense_ms=2.0))
     assert [bench.timed(HOST, half(bench)).slim_ms for _ in range(2)] == [pytest.approx(0.6 * DENSE_MS)] * 2
-    assert replace(bench, _anew={}).timed(HOST, half(bench)).slim_ms == 0.5 * DENSE_MS, "in this run only"
+
+
+def test_the_next_run_knows_of_the_correction(bench, ratios):
+    """It begins with what the finished artifact took, and believes nothing that was measured before it."""
+    ratios += [0.5, 0.6]
+    bench.timed(HOST, half(bench))
+    bench.correct(HOST, bench.smallest(HOST), Timed(slim_ms=1.3, dense_ms=2.0))
+    later = replace(bench, _dense={})
+    assert later.timed(HOST, bench.smallest(HOST)) == Timed(slim_ms=1.3, dense_ms=2.0)
+    assert later.timed(HOST, half(bench)).slim_ms == pytest.approx(0.6 * DENSE_MS)
+    assert ratios == []
+
+
+def test_what_is_too_old_is_measured_again(bench, ratios, monkeypatch):
+    ratios += [0.5, 0.6]
+    bench.timed(HOST, half(bench))
+    later = time.time() + cache.MAX_AGE_DAYS * cache.DAY_S + 60
+    monkeypatch.setattr(cache.time, "time", lambda: later)
+    assert replace(bench, since=cache.still_valid()).timed(HOST, half(bench)).slim_ms == 0.6 * DENSE_MS
+
+
+def test_a_fresh_run_uses_nothing_that_was_measured_before(bench, ratios):
+    ratios += [0.5, 0.6]
+    bench.timed(HOST, half(bench))
+    fresh = replace(bench, since=time.time())
+    assert [fresh.timed(HOST, half(bench)).slim_ms for _ in range(2)] == [pytest.approx(0.6 * DENSE_MS)] * 2
+    assert bench.timed(HOST, half(bench)).slim_ms == 0.6 * DENSE_MS, "and replaces it"

@@ -60,6 +60,10 @@ class Format(Protocol):
     def extra(self) -> Extra | None:
         """What it needs to be installed; None: the core dependencies are enough."""
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What a file's content and its check depend on, by pip's names: converters, and the runtime."""
+
     def write(
         self,
         network: nn.Module,

@@ -26,12 +26,13 @@ from deploy_prune.recipe import ExportPart
 from deploy_prune.shell import atomic
 from deploy_prune.types import Artifact
 
-__all__ = ["compare", "extra", "precisions", "runtime", "suffix", "write"]
+__all__ = ["compare", "extra", "packages", "precisions", "runtime", "suffix", "write"]
 
 suffix: Final = ".mlpackage"
 precisions: Final = ("fp32", "fp16", "int8")
 runtime: Final = None
 extra: Final = Extra(name="coreml", modules=("coremltools",))
+packages: Final = ("torch", "coremltools")
 _DATED: Final = "com.github.apple.coremltools.conversion_date"
 """The one entry of the package's metadata that changes from day to day."""
 _LEFT_OUT: Final = {"common::fuse_conv_bias", "common::fuse_conv_scale", "common::fuse_matmul_weight_bias"}

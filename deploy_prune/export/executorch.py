@@ -20,7 +20,7 @@ suffix: Final = ".pte"
 precisions: Final = ("fp32", "fp16", "int8")
 runtime: Final = "executorch"
 extra: Final = Extra(name="executorch", modules=("executorch", "torchao"))
-_PACKAGES: Final = ("torch", "executorch", "torchao")
+packages: Final = ("torch", "executorch", "torchao")
 _ATEN: Final = torch.ops.aten
 _SUMS: Final = frozenset({_ATEN.add.Tensor, _ATEN.add_.Tensor})
 _NORMS: Final = frozenset({_ATEN.layer_norm.default, _ATEN.group_norm.default, _ATEN.rms_norm.default})
@@ -90,7 +90,7 @@ def write(
         format="executorch",
         precision=precision,
         input_shape=example.shape,
-        versions={package: version(package) for package in _PACKAGES},
+        versions={package: version(package) for package in packages},
     )
 
 

@@ -27,7 +27,7 @@ suffix: Final = ".tflite"
 precisions: Final = ("fp32", "fp16", "int8")
 runtime: Final = "litert"
 extra: Final = Extra(name="litert", modules=("litert_torch", "ai_edge_litert", "ai_edge_quantizer"))
-_PACKAGES: Final = ("torch", "litert-torch", "ai-edge-litert", "ai-edge-quantizer")
+packages: Final = ("torch", "litert-torch", "ai-edge-litert", "ai-edge-quantizer")
 _FLOAT_ONLY: Final = frozenset(
     {"BATCH_MATMUL", "DIV", "GELU", "HARD_SWISH", "RSQRT", "SOFTMAX", "SQRT", "SQUARED_DIFFERENCE"}
 )
@@ -88,7 +88,7 @@ def write(
         format="litert",
         precision=precision,
         input_shape=example.shape,
-        versions={package: version(package) for package in _PACKAGES},
+        versions={package: version(package) for package in packages},
         layout="NHWC",
     )
 

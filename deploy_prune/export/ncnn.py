@@ -28,6 +28,7 @@ suffix: Final = ".ncnn"
 precisions: Final = ("fp32", "fp16")
 runtime: Final = "ncnn"
 extra: Final = Extra(name="ncnn", modules=("ncnn", "pnnx"))
+packages: Final = ("torch", "pnnx", "ncnn")
 PARAM: Final = "model.param"
 BIN: Final = "model.bin"
 _FOREIGN = re.compile(r"^\S*(?:\.|::)\S*$")

@@ -24,6 +24,7 @@ suffix: Final = ".onnx"
 precisions: Final = PRECISIONS
 runtime: Final = "onnxruntime"
 extra: Final[Extra | None] = None
+packages: Final = ("torch", "onnx", "onnxscript", "onnxruntime")
 MAX_BYTES: Final = 2**31 - 1
 """A protobuf message can't be longer (protobuf.dev, "Proto Limits")."""
 _REMOVED: Final = ("doc_string", "metadata_props")

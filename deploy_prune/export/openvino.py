@@ -22,6 +22,7 @@ suffix: Final = ".openvino"
 precisions: Final = ("fp32", "fp16")
 runtime: Final = "openvino"
 extra: Final = Extra(name="openvino", modules=("openvino",))
+packages: Final = ("torch", "openvino")
 XML: Final = "model.xml"
 
 

@@ -26,6 +26,7 @@ precisions: Final = ("fp32", "int8")
 """Not fp16: the optimiser on this kind of machine, which has no kernels for it, stores the weights as fp32 again."""
 runtime: Final = "onnxruntime"
 extra: Final[Extra | None] = None
+packages: Final = ("torch", "onnx", "onnxscript", "onnxruntime")
 ONLY_X86: Final = ("NchwcTransformer",)
 
 

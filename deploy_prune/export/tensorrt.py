@@ -35,6 +35,7 @@ suffix: Final = ".tensorrt"
 precisions: Final = ("fp32", "fp16", "int8")
 runtime: Final = "tensorrt"
 extra: Final = None
+packages: Final = ("torch", "onnx", "onnxscript", "onnxruntime", "tensorrt")
 """Nothing but ONNX is needed to write the folder; the tensorrt package only builds and runs the engine."""
 TO_BE_BUILT: Final = "to be built on device"
 """``Artifact.versions["engine"]`` where the folder has no engine.plan, so that nothing can be run or timed here."""

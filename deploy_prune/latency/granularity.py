@@ -6,19 +6,22 @@ step that pays: taking it away from a width of 64 saves at least half of what th
 
 from __future__ import annotations
 
+import os
 import platform
+import socket
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from deploy_prune.cache import cached_json
+from deploy_prune.cache import cached_json, still_valid
 from deploy_prune.device import ABOUT, TIMEOUT_S, reach
 from deploy_prune.device.address import LOCAL
+from deploy_prune.device.payload.run import PACKAGES
 from deploy_prune.errors import CommandError, MeasurementError
 from deploy_prune.guard import scratch
 from deploy_prune.latency.runners import measure
@@ -29,7 +32,7 @@ WIDTH: Final = 64
 PIXELS: Final = 14
 PAYS: Final = 0.5
 """A step pays if it saves at least this share of the multiply-accumulates' saving."""
-_METHOD: Final = 4
+_METHOD: Final = 5
 """Part of the cache's key: raise it when the measurement changes."""
 _RUNS: Final = 300
 
@@ -37,10 +40,12 @@ Write = Callable[[nn.Module, Tensor, str, Path], Artifact]
 """Writes a network's artifact, for an example input, under a name in a folder, in the target's format and precision."""
 
 
-def granularity(target: Target, write: Write) -> int:
+def granularity(target: Target, write: Write, since: float | None = None) -> int:
     """The target's channel granularity: as its file says, or found by measuring for a few seconds, once per machine.
 
     ``write`` makes the artifacts that are measured: a format or precision can have other blocks than its neighbour.
+    ``since``: what was measured before is measured again (seconds since 1970; None: what is older than
+    ``cache.MAX_AGE_DAYS``).
 
     Raises:
         ExportError: it has to be measured, and the test networks can't be written.
@@ -48,16 +53,18 @@ def granularity(target: Target, write: Write) -> int:
     """
     if target.granularity is not None:
         return target.granularity
-    return smallest_paying(kept_ratios(target, write))
+    return smallest_paying(kept_ratios(target, write, since))
 
 
-def kept_ratios(target: Target, write: Write) -> dict[int, float]:
-    """``time_ratios``, measured once per machine. Raises as ``granularity``."""
+def kept_ratios(target: Target, write: Write, since: float | None = None) -> dict[int, float]:
+    """``time_ratios``, measured once per machine. Arguments and errors as ``granularity``."""
     key = {
         **machine(target), "format": target.format, "runtime": target.runtime, "threads": target.threads,
         "precision": target.precision,
     }  # fmt: skip
-    kept = cached_json("granularity", key, lambda: time_ratios(target, write))
+    kept = cached_json(
+        "granularity", key, lambda: time_ratios(target, write), still_valid() if since is None else since
+    )
     return {int(step): float(ratio) for step, ratio in kept.items()}
 
 
@@ -100,14 +107,28 @@ def _macs(width: int) -> int:
 
 
 def machine(target: Target) -> dict[str, Any]:
-    """What tells a target's processor and runtime from another's: a figure that was measured there holds only there.
+    """What tells a target's machine and runtime from another's: a figure that was measured there holds only there.
+
+    Of the packages that are installed there, the version of the target's runtime.
 
     Raises:
         MeasurementError: the device can't be asked.
     """
+    package = PACKAGES.get(target.runtime, target.runtime)
     if target.runner in {None, LOCAL}:
-        return {**_this_machine(), "method": _METHOD}
-    return {"device": target.runner, "about": _told(str(target.runner), target.program), "method": _METHOD}
+        return {**_this_machine(), "runtime": installed(package), "method": _METHOD}
+    about = _told(str(target.runner), target.program)
+    told = {key: value for key, value in about.items() if key != "packages"}
+    runtime = {name: number for name, number in about.get("packages", {}).items() if name.startswith(package)}
+    return {"device": target.runner, "about": told, "runtime": runtime, "method": _METHOD}
+
+
+def installed(package: str) -> str | None:
+    """The version of a package on this machine, by pip's name; None if it isn't there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 @cache
@@ -125,4 +146,4 @@ def _this_machine() -> dict[str, Any]:
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
     cpu = [platform.machine(), platform.processor(), *told]
-    return {"cpu": cpu, "onnxruntime": version("onnxruntime")}
+    return {"host": socket.gethostname(), "cpu": cpu, "cores": os.cpu_count()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from deploy_prune.cost import CostModel
 from deploy_prune.recipe import Part, SearchPart
 from deploy_prune.search.baselines import (
     BnScaleOptions,
@@ -24,6 +25,7 @@ from deploy_prune.search.gate import GateOptions, gate
 from deploy_prune.search.gated import GatedNetwork, gated, gates_of
 from deploy_prune.search.gumbel import GumbelOptions, gumbel
 from deploy_prune.search.method import Method, NoOptions, SearchGoal, SearchJob, read_options
+from deploy_prune.types import Scores
 
 METHODS: Final[dict[str, Method]] = {
     "dap": dap,
@@ -47,9 +49,13 @@ OPTIONS: Final[dict[str, type[Part]]] = {
     "taylor": TaylorOptions,
 }
 
+VALUED: Final = frozenset({"taylor"})
+"""Methods whose scores are values as they stand, in units of the loss; all others rank."""
+
 __all__ = [
     "METHODS",
     "OPTIONS",
+    "VALUED",
     "GatedNetwork",
     "Method",
     "SearchGoal",
@@ -61,7 +67,16 @@ __all__ = [
     "reachable",
     "smallest_counts",
     "threshold_values",
+    "values",
 ]
+
+
+def values(method: str, scores: Scores, cost: CostModel) -> Scores:
+    """What a method's scores are worth at this cost, for `choose`: group -> float[C].
+
+    One search serves every target and budget: its ranks are the same for all, and each is priced by its own cost.
+    """
+    return scores if method in VALUED else threshold_values(scores, cost)
 
 
 def check_options(config: SearchPart) -> None:

@@ -1,7 +1,6 @@
 """The methods that every comparison includes. None of them trains; the weights come back as they were given.
 
-All but Taylor rank channels, by a number that is comparable between groups: `threshold_values` turns that into scores
-with which choosing for a budget is cutting below one global threshold. Taylor's number is a value as it stands.
+All but Taylor rank channels, by a number that is comparable between groups. Taylor's number is a value as it stands.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 
 from deploy_prune.errors import RecipeError
 from deploy_prune.recipe import Part
-from deploy_prune.search.budget import threshold_values
 from deploy_prune.search.gated import gated
 from deploy_prune.search.method import NoOptions, SearchJob, read_options
 from deploy_prune.types import Axis, ChannelGroup, Scores, SearchResult
@@ -132,7 +130,7 @@ def taylor(job: SearchJob) -> SearchResult:
 def _ranked(state: State, job: SearchJob, rank: Callable[[ChannelGroup], Tensor]) -> SearchResult:
     """The result of a method that ranks each group's units by ``rank(group)``, [C]."""
     ranks: Scores = {group.name: rank(group) for group in job.structure.groups}
-    return SearchResult(scores=threshold_values(ranks, job.goal.cost), state=state, trace=())
+    return SearchResult(scores=ranks, state=state, trace=())
 
 
 def _state(network: nn.Module) -> State:

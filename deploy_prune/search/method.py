@@ -43,7 +43,8 @@ class SearchJob:
 class Method(Protocol):
     """Score every unit of every group. The network it is given stays untouched; the same seed gives the same scores.
 
-    The scores are values: what `budget.choose` adds up when it maximises the kept score within a budget.
+    The scores only rank units, over all groups, whatever a device asks for them (`VALUED` has the exception). Priced at
+    a target's cost by `values`, they are what `budget.choose` adds up when it maximises the kept score within a budget.
     """
 
     def __call__(self, job: SearchJob) -> SearchResult:

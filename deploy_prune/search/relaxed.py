@@ -25,7 +25,6 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from deploy_prune.recipe import Part, SearchPart
-from deploy_prune.search.budget import threshold_values
 from deploy_prune.search.gated import gated
 from deploy_prune.search.method import SearchJob
 from deploy_prune.training import fit, set_seed
@@ -76,7 +75,7 @@ class Relaxation:
 def learn_gates(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation) -> SearchResult:
     """Train gates (and weights, if joint) while the limit on the expected cost falls to the budget's.
 
-    Returns `threshold_values` of the averaged logits; the state dict: of the trained copy, learned scales multiplied
+    Returns the averaged logits, which rank the units; the state dict: of the trained copy, learned scales multiplied
     into the weights, or as it was where weights are resampled; and the trace, a row a batch: ``loss`` (the task's),
     ``cost`` and ``limit`` (relative to dense), ``lambda`` (the price) and ``kept`` (expected number of open gates).
 
@@ -100,7 +99,7 @@ def learn_gates(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation)
     )  # fmt: skip
     source = job.network if options.weights == "resample" else search.rescaled()
     state = {name: tensor.detach().cpu().clone() for name, tensor in source.state_dict().items()}
-    return SearchResult(scores=threshold_values(search.ranks(), job.goal.cost), state=state, trace=tuple(search.trace))
+    return SearchResult(scores=search.ranks(), state=state, trace=tuple(search.trace))
 
 
 class GateSearch:

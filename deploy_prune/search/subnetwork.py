@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import SGD
 
-from deploy_prune.search.budget import threshold_values
 from deploy_prune.search.method import SearchJob
 from deploy_prune.search.relaxed import Relaxation, RelaxedOptions, redraw, weight_optimizers
 from deploy_prune.training import fit, set_seed
@@ -27,8 +26,8 @@ RATE = 50.0  # of logits; the paper's
 def learn_masks(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation, *, signed: bool) -> SearchResult:
     """Learn a logit for every weight of two or more axes, by SGD at ``lr_gates``, by default the paper's 50.
 
-    Returns the weights times their scale where m >= 0 and zeros elsewhere; as scores `threshold_values` of the share of
-    weights left among those that read a unit, so that units whose every weight is off go first; and the trace, a row
+    Returns the weights times their scale where m >= 0 and zeros elsewhere; as ranks the share of weights left among
+    those that read a unit, so that units whose every weight is off go first; and the trace, a row
     a step: ``loss`` and ``kept`` (the share of weights that are on).
 
     Raises:
@@ -58,8 +57,7 @@ def learn_masks(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation,
         progress=job.session.progress, schedulers=schedulers,
     )  # fmt: skip
     state = {name: tensor.detach().cpu().clone() for name, tensor in masked.extract().items()}
-    scores = threshold_values(shares_left(job.structure, state), job.goal.cost)
-    return SearchResult(scores=scores, state=state, trace=tuple(trace))
+    return SearchResult(scores=shares_left(job.structure, state), state=state, trace=tuple(trace))
 
 
 class MaskedNetwork:

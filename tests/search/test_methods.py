@@ -14,7 +14,7 @@ from deploy_prune import models
 from deploy_prune.cost import macs, params
 from deploy_prune.errors import RecipeError
 from deploy_prune.recipe import SEARCH_METHODS, ModelPart, PrunePart, SearchPart
-from deploy_prune.search import METHODS, OPTIONS, check_options, choose, reachable
+from deploy_prune.search import METHODS, OPTIONS, VALUED, check_options, choose, reachable, threshold_values, values
 from deploy_prune.surgery.graph import find_groups
 from deploy_prune.training import classification
 
@@ -140,11 +140,31 @@ def test_progress_is_told_of_long_work(chained, accelerator):
 def test_uniform_takes_nearly_the_same_share_of_every_group_at_every_budget(make_chain, accelerator):
     example = make_chain((80, 160, 240))
     for cost in (macs(example.structure), params(example.structure, 600_000)):
-        scores = search("uniform", example, accelerator, cost=cost).scores
+        scores = values("uniform", search("uniform", example, accelerator).scores, cost)
         for share in (0.75, 0.5, 0.25):
             keep = choose(scores, example.structure, cost, share * cost(example.structure.dense_counts), 4)
             shares = [float(kept.float().mean()) for kept in keep.values()]
             assert max(shares) - min(shares) < 0.15, shares
+
+
+@pytest.mark.parametrize("share", [0.6, 0.3])
+def test_one_search_is_priced_for_each_cost_by_itself(method, example, accelerator, share):
+    """What a search leaves ranks units, and doesn't know which of the costs will be asked for first."""
+    scores = search(method, example, accelerator).scores
+    for cost in (macs(example.structure), params(example.structure, 60_000)):
+        priced, limit = values(method, scores, cost), share * cost(example.structure.dense_counts)
+        expected = scores if method in VALUED else threshold_values(scores, cost)
+        assert all(torch.equal(priced[name], expected[name]) for name in scores)
+        assert cost(counts(choose(priced, example.structure, cost, limit, 1))) <= limit
+
+
+def test_baselines_rank_alike_whatever_the_goal_is(example, accelerator):
+    for method in ("uniform", "random", "magnitude", "bn_scale"):
+        first, second = (
+            search(method, example, accelerator, cost=cost).scores
+            for cost in (macs(example.structure), params(example.structure, 60_000))
+        )
+        assert all(torch.equal(first[name], second[name]) for name in first), method
 
 
 def test_random_depends_on_the_seed(chained, accelerator):

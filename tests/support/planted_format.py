@@ -24,6 +24,7 @@ precisions: Final = ("fp32", "crash", "hang", "eat", "exit", "raise", "named", "
 _kept: Final[list[bytes]] = []
 runtime: Final[str | None] = None
 extra: Final[Extra | None] = None
+packages: Final = ("torch",)
 
 
 def write(
