@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deploy_prune.augment import LUMA, augmented
 from deploy_prune.errors import DataError
+from deploy_prune.folders import listed
 from deploy_prune.readers import Labelled, read
 from deploy_prune.recipe import Augment, DataPart
 
@@ -89,7 +90,8 @@ class TransferData:
     data set calls the target classes; None where it only numbers them. ``shots``: which examples of the data set's
     training part (of the 80% that trains, where it has no test set) were drawn for ``target_train``, class by class in
     the order of ``target_classes``, ascending; () where all are taken (``data.shots: null``). ``skipped``: files that
-    were left out for they can't be read (``data.unreadable: skip``), from the data set's root.
+    were left out for they can't be read (``data.unreadable: skip``), from the data set's root. ``ignored``: how many
+    other files of the data set's folder are not read, by what they are.
     """
 
     source_train: Examples
@@ -101,6 +103,7 @@ class TransferData:
     target_names: tuple[str, ...] | None = None
     shots: tuple[int, ...] = ()
     skipped: tuple[str, ...] = ()
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_source(self) -> int:
@@ -134,7 +137,7 @@ def load(part: DataPart, seed: int) -> TransferData:
             classes.
     """
     collection = read(part)
-    _warn_of(collection.skipped)
+    _warn_of(collection.skipped, collection.ignored)
     train, test = (collection.train, collection.test) if collection.test else _split(collection.train)
     known = set(train.labels.tolist())
     source = _classes(part.source_classes, known, "data.source_classes")
@@ -156,6 +159,7 @@ def load(part: DataPart, seed: int) -> TransferData:
         target_names=_names(collection.names, target),
         shots=() if part.shots is None else _places(train, target, is_shot),
         skipped=collection.skipped,
+        ignored=collection.ignored,
     )
 
 
@@ -250,12 +254,14 @@ def _title(number: int, names: Sequence[str] | None) -> str:
     return str(number) if name == str(number) else f"{number} ({name})"
 
 
-def _warn_of(skipped: Sequence[str]) -> None:
-    """One line of the files that were left out."""
+def _warn_of(skipped: Sequence[str], ignored: Mapping[str, int]) -> None:
+    """One line of the files that were left out, and one of those that were never tried."""
     if skipped:
         more = f" and {len(skipped) - _MOST_NAMED} more" if len(skipped) > _MOST_NAMED else ""
         named = ", ".join(skipped[:_MOST_NAMED])
         _LOG.warning("data.unreadable: left out, for they can't be read as images: %s%s", named, more)
+    if ignored:
+        _LOG.warning("data.root: files that are not read: %s", listed(ignored))
 
 
 def _ranges(known: set[int]) -> str:

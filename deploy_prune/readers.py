@@ -12,7 +12,7 @@ import os
 import pickle
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from deploy_prune.errors import DataError
-from deploy_prune.images import SUFFIXES, read_image
+from deploy_prune.folders import Images, Listing, find, shown
+from deploy_prune.images import read_image
 from deploy_prune.plugins import import_callable
 from deploy_prune.recipe import DataPart
 
@@ -49,13 +50,15 @@ class Collection:
     """A data set as it is stored. ``test`` is None where it has no test set of its own.
 
     ``names``: the classes' names by their numbers; None where the data set has only the numbers. ``skipped``: files
-    that were left out for they can't be read (``data.unreadable: skip``), from the data set's root.
+    that were left out for they can't be read (``data.unreadable: skip``), from the data set's root. ``ignored``: how
+    many other files are not read, by what they are.
     """
 
     train: Labelled
     test: Labelled | None
     names: tuple[str, ...] | None = None
     skipped: tuple[str, ...] = ()
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
 
 Reader = Callable[[DataPart], Collection]
@@ -220,66 +223,40 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _read_folder(part: DataPart) -> Collection:
-    """root/train/CLASS/*.png and root/test (or val)/CLASS/*.png; classes are numbered in alphabetical order."""
+    """A folder of images per class, below train and test or directly; classes are numbered in alphabetical order."""
     root = _root(part)
-    if not (root / "train").is_dir():
-        message = f"data.root: {root} has no folder train with a folder of images per class."
-        raise DataError(message)
-    classes = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
-    folders = [root / "train", *[root / name for name in ("test", "val") if (root / name).is_dir()][:1]]
-    files = [_image_files(folder, classes) for folder in folders]
-    without = set(classes) - {file.parent.name for file in files[0]}
-    problem = None
-    if without:
-        problem = f"has no images ({', '.join(sorted(SUFFIXES))}) of the class {min(without)!r}"
-    elif len(classes) < 2:
-        problem = f"has one class only, {classes[0]!r}; a task needs at least 2"
-    if problem:
-        message = f"data.root: {root / 'train'} {problem}."
-        raise DataError(message)
+    listing = find(root)
     faults: dict[Path, DataError] = {}
-    found = [_read_images(each, classes, part, faults) for each in files]
+    found = [_read_images(files, listing, part, faults) for files in (listing.train, listing.test) if files is not None]
     return Collection(
         train=found[0],
         test=found[1] if len(found) > 1 else None,
-        names=tuple(classes),
-        skipped=tuple(path.relative_to(root).as_posix() for path in faults),
+        names=listing.classes,
+        skipped=tuple(shown(path.relative_to(root).as_posix()) for path in faults),
+        ignored=listing.ignored,
     )
 
 
-def _image_files(folder: Path, classes: list[str]) -> list[Path]:
-    """All images in folders of classes, class by class."""
-    unknown = sorted({sub.name for sub in folder.iterdir() if sub.is_dir()} - set(classes))
-    if unknown:
-        message = f"data.root: {folder} has a class {unknown[0]!r} that the folder train has not."
-        raise DataError(message)
-    files = [f for name in classes for f in sorted((folder / name).glob("*")) if f.suffix.lower() in SUFFIXES]
-    if not files:
-        message = f"data.root: {folder} has no images ({', '.join(sorted(SUFFIXES))}) in folders of classes."
-        raise DataError(message)
-    return files
-
-
-def _read_images(files: list[Path], classes: list[str], part: DataPart, faults: dict[Path, DataError]) -> Labelled:
+def _read_images(files: Images, listing: Listing, part: DataPart, faults: dict[Path, DataError]) -> Labelled:
     """The images, and, where these are to be skipped, the files that can't be read added to ``faults``."""
-    images: dict[Path, np.ndarray[Any, Any]] = {}
-    for path in files:
+    images, labels = [], []
+    for path, label in files:
         try:
-            images[path] = read_image(path, part.image_size, part.channels)
+            images.append(read_image(path, part.image_size, part.channels))
         except DataError as error:
             if part.unreadable == "fail":
                 message = f"{error} (data.unreadable: skip leaves such files out)."
                 raise DataError(message) from error
             faults[path] = error
-    emptied = {path.parent for path in files} - {path.parent for path in images}
+        else:
+            labels.append(label)
+    emptied = {label for _, label in files} - set(labels)
     if emptied:
-        folder = min(emptied)
-        first = next(error for path, error in faults.items() if path.parent == folder)
-        message = f"data.unreadable: no image in {folder} is left when those that can't be read are skipped; {first}."
+        first = next(faults[path] for path, label in files if label == min(emptied))
+        message = f"data.unreadable: no image of the class {listing.classes[min(emptied)]!r} is left when those that "
+        message += f"can't be read are skipped; {first}."
         raise DataError(message)
-    number_of = {name: number for number, name in enumerate(classes)}
-    labels = np.array([number_of[path.parent.name] for path in images])
-    return _labelled(np.stack([*images.values()]).transpose(0, 3, 1, 2), labels, files[0].parent.parent)
+    return _labelled(np.stack(images).transpose(0, 3, 1, 2), np.array(labels), part.root or "the folder")
 
 
 def _read_callable(part: DataPart) -> Collection:

@@ -244,7 +244,7 @@ def test_images_are_cut_in_the_middle_not_squeezed(tmp_path):
 
 
 def test_damaged_folders(tmp_path):
-    with pytest.raises(DataError, match="has no folder train"):
+    with pytest.raises(DataError, match=r"has no images .* in folders of classes; put a folder for each class into it"):
         read(part("folder", tmp_path))
     (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match="has no images"):
@@ -254,7 +254,7 @@ def test_damaged_folders(tmp_path):
     with pytest.raises(DataError, match=r"0\.png can't be read as an image"):
         read(part("folder", tmp_path))
     write_images(tmp_path / "test", ["cow"])
-    with pytest.raises(DataError, match="has a class 'cow' that the folder train has not"):
+    with pytest.raises(DataError, match="has a class 'cow' that the training folder has not"):
         read(part("folder", tmp_path))
 
 
@@ -262,8 +262,9 @@ def test_a_folder_needs_two_classes_with_images(tmp_path):
     write_images(tmp_path / "train", ["cat"])
     with pytest.raises(DataError, match=r"train has one class only, 'cat'; a task needs at least 2\."):
         read(part("folder", tmp_path))
-    (tmp_path / "train" / ".checkpoints").mkdir()
-    with pytest.raises(DataError, match=r"train has no images \(.*\) of the class '\.checkpoints'\."):
+    (tmp_path / "train" / "dog").mkdir()
+    (tmp_path / "train" / "dog" / "0.heic").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"train has no images \(.*\) of the class 'dog', only 1 \.heic files; add"):
         read(part("folder", tmp_path))
 
 
@@ -326,8 +327,8 @@ def test_a_class_that_skipping_empties_is_a_fault(tmp_path, folder):
         (tmp_path / folder / "bee" / f"{i}.png").write_bytes(b"broken")
     with pytest.raises(DataError) as caught:
         read(part("folder", tmp_path, unreadable="skip"))
-    assert f"data.unreadable: no image in {tmp_path / folder / 'bee'} is left" in str(caught.value)
-    assert "0.png can't be read" in str(caught.value)
+    assert "data.unreadable: no image of the class 'bee' is left" in str(caught.value)
+    assert f"{tmp_path / folder / 'bee' / '0.png'} can't be read" in str(caught.value)
 
 
 # --- the user's own ---

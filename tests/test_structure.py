@@ -25,6 +25,7 @@ LEVELS = (
             "cost",
             "data",
             "device",
+            "folders",
             "images",
             "models",
             "networks",

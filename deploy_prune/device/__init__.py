@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PAYLOAD: Final = Path(__file__).parent / "payload"
 SCRIPT: Final = PAYLOAD / "device.py"
 ABOUT: Final = PAYLOAD / "about.py"
-SCRIPTS: Final = ("about", "build_engine", "device", "run", "verify")
+SCRIPTS: Final = ("about", "build_engine", "device", "picture", "run", "verify")
 RUNTIMES: Final = tuple(sorted(p.stem for p in PAYLOAD.glob("*.py") if p.stem not in {*SCRIPTS, "__init__"}))
 """Every runtime that artifacts can be run in: the payload's files that are no scripts."""
 TIMEOUT_S: Final = 600.0

@@ -6,7 +6,7 @@
     preprocessing.json   from bytes to the network's input;  labels.json  the outputs' names
     parity.json          how near the artifact's outputs must be to the network's, and what the run found
     sample/              images.npy uint8 [N, H, W, C], input.npy float32 [N, C, H, W], expected_0.npy ...
-    python/              run.py and verify.py, which need numpy and the runtime only
+    python/              run.py, picture.py and verify.py, which need numpy and the runtime only
     cpp/ kotlin/ swift/  the same in the runtime's other languages
     provenance.json      the sha256 of every other file, versions, and what the caller adds
 
@@ -211,6 +211,7 @@ def _preprocessing(contents: Contents) -> dict[str, Any]:
         "formula": "input = (byte / divide_by - mean) / std, per channel",
         "divide_by": 255, "mean": contents.mean, "std": contents.std, "colour": _colour(contents),
         "height": height, "width": width,
+        "decode": "turned upright as its EXIF orientation says; transparency laid on white; the first frame",
         "resize": "bilinear, so that the image covers the size; what is too much is cut off evenly on both sides",
         "input_type": "float32", "layout": contents.artifact.layout, "input_shape": contents.artifact.input_shape,
         "about_input_shape": "[batch, channels, height, width]; a file whose layout is NHWC has the channels last",
@@ -228,7 +229,7 @@ def _write_code(folder: Path, contents: Contents, words: Mapping[str, Any]) -> N
     """python/, the same files that run here, and the templates, filled in."""
     runtimes = {contents.runtime, "onnxruntime"} if contents.runtime == "tensorrt" else {contents.runtime}
     (folder / "python").mkdir()
-    for name in sorted({"about", "device", "run", "verify"} | runtimes):
+    for name in sorted({"about", "device", "picture", "run", "verify"} | runtimes):
         shutil.copyfile(PAYLOAD / f"{name}.py", folder / "python" / f"{name}.py")
     for template, place in {"README.md": "README.md", **places(contents.artifact.format)}.items():
         text = Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(words)

@@ -28,7 +28,7 @@ from deploy_prune.export.bundle import SNIPPETS, TEMPLATES, Bundle, places
 ALWAYS = {
     "README.md", "bundle.json", "preprocessing.json", "labels.json", "parity.json", "latency.json", "provenance.json",
     "sample/images.npy", "sample/input.npy", "sample/expected_0.npy", "python/run.py", "python/verify.py",
-    "python/about.py", "python/device.py",
+    "python/about.py", "python/device.py", "python/picture.py",
 }  # fmt: skip
 
 
@@ -136,6 +136,8 @@ def test_what_goes_in_and_comes_out_is_told(kind, delivered):
     assert json.loads((delivered.folder / "labels.json").read_text())["labels"] == list(LABELS)
     readme = (delivered.folder / "README.md").read_text()
     assert len(readme.splitlines()) <= 20
+    assert "EXIF" in readme
+    assert "EXIF" in told["decode"]
     axes = "[batch, height, width, channels]" if kind[0] == "litert" else "[batch, channels, height, width]"
     for words in (axes, f"model{FORMATS[kind[0]].suffix}", kind[0], kind[1], "python/verify.py", "small", "a-device"):
         assert words in readme
@@ -148,6 +150,7 @@ def test_programs_in_other_languages_name_its_files_and_shapes(kind, delivered):
         text = (delivered.folder / place).read_text()
         assert f"model{FORMATS[kind[0]].suffix}" in text
         assert "$" not in text.replace("$0", "")
+        assert "EXIF" in text or '#include "preprocess.hpp"' in text
         if template != "preprocess.hpp" and place.endswith(".cpp"):
             assert '#include "preprocess.hpp"' in text
         else:

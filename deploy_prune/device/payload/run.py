@@ -88,10 +88,10 @@ def preprocess(images: numpy.ndarray, told: dict[str, Any]) -> numpy.ndarray:
 
 
 def picture(path: Path, told: dict[str, Any]) -> numpy.ndarray:
-    """An image's bytes, uint8 [H, W, C], of the network's size: its shorter side scaled, cut in the middle.
+    """An image's bytes, uint8 [H, W, C], of the network's size: upright, its shorter side scaled, cut in the middle.
 
     Raises:
-        ValueError: an .npy file of another shape or type; or Pillow is needed and not installed.
+        ValueError: an .npy file of another shape or type; no image that can be read; or Pillow isn't installed.
     """
     import numpy
 
@@ -104,14 +104,11 @@ def picture(path: Path, told: dict[str, Any]) -> numpy.ndarray:
             raise ValueError(message)
         return numpy.asarray(found)
     try:
-        from PIL import Image, ImageOps
+        found = beside("picture").read(path, width, height, channels)
     except ModuleNotFoundError:
         message = f"{path} can't be read without Pillow (pip install pillow); or give its bytes as .npy"
         raise ValueError(message) from None
-    with Image.open(path) as image:
-        mode = "L" if channels == 1 else "RGB"
-        fitted = ImageOps.fit(image.convert(mode), (width, height), Image.Resampling.BILINEAR)
-    return numpy.asarray(fitted).reshape(height, width, channels)
+    return numpy.asarray(found)
 
 
 def outputs(folder: Path, x: numpy.ndarray) -> list[numpy.ndarray]:

@@ -5,6 +5,7 @@ let channels = $channels, height = $height, width = $width
 let mean: [Float] = [$mean], std: [Float] = [$std]
 
 /// Scores of one image, given as bytes [height, width, channels], $colour. Compare with sample/expected_0.npy.
+/// A photo must be upright: CGImage leaves the EXIF orientation aside; lay transparency on white.
 /// model: `try MLModel(contentsOf: Bundle.main.url(forResource: "model", withExtension: "mlmodelc")!)`.
 func scores(image: [UInt8], model: MLModel) throws -> [Float] {
   let x = try MLMultiArray(shape: [1, $channels, $height, $width], dataType: .float32)

@@ -13,7 +13,10 @@ private val STD = floatArrayOf($std_f)
 class Network(path: String) {
     private val module = Module.load(path)
 
-    /** Scores of one image, given as bytes [HEIGHT, WIDTH, CHANNELS], $colour. Compare with sample/expected_0.npy. */
+    /**
+     * Scores of one image, given as bytes [HEIGHT, WIDTH, CHANNELS], $colour. Compare with sample/expected_0.npy.
+     * A photo must be upright: BitmapFactory leaves the EXIF orientation aside; lay transparency on white.
+     */
     fun scores(image: ByteArray): FloatArray {
         val x = FloatArray(CHANNELS * HEIGHT * WIDTH)
         for (c in 0 until CHANNELS)

@@ -5,6 +5,7 @@ let channels = $channels, height = $height, width = $width
 let mean: [Float] = [$mean], std: [Float] = [$std]
 
 /// Scores of one image, given as bytes [height, width, channels], $colour. Compare with sample/expected_0.npy.
+/// A photo must be upright: CGImage leaves the EXIF orientation aside; lay transparency on white.
 /// path: of $artifact in the app's bundle.
 func scores(image: [UInt8], path: String) throws -> [Float] {
   var x = [Float](repeating: 0, count: channels * height * width)

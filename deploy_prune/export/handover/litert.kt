@@ -22,7 +22,10 @@ class Network(context: Context) : AutoCloseable {
         interpreter = Interpreter(bytes, Interpreter.Options().setNumThreads(1))
     }
 
-    /** Scores of one image, given as bytes [HEIGHT, WIDTH, CHANNELS], $colour. Compare with sample/expected_0.npy. */
+    /**
+     * Scores of one image, given as bytes [HEIGHT, WIDTH, CHANNELS], $colour. Compare with sample/expected_0.npy.
+     * A photo must be upright: BitmapFactory leaves the EXIF orientation aside; lay transparency on white.
+     */
     fun scores(image: ByteArray): FloatArray {
         val x = ByteBuffer.allocateDirect(4 * HEIGHT * WIDTH * CHANNELS).order(ByteOrder.nativeOrder())
         for (i in 0 until HEIGHT * WIDTH)

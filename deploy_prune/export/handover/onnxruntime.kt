@@ -16,7 +16,10 @@ class Network(context: Context) : AutoCloseable {
     private val session: OrtSession =
         environment.createSession(context.assets.open("$artifact").readBytes())
 
-    /** Scores of one image, given as bytes [HEIGHT, WIDTH, CHANNELS], $colour. Compare with sample/expected_0.npy. */
+    /**
+     * Scores of one image, given as bytes [HEIGHT, WIDTH, CHANNELS], $colour. Compare with sample/expected_0.npy.
+     * A photo must be upright: BitmapFactory leaves the EXIF orientation aside; lay transparency on white.
+     */
     fun scores(image: ByteArray): FloatArray {
         val x = FloatBuffer.allocate(CHANNELS * HEIGHT * WIDTH)
         for (c in 0 until CHANNELS)

@@ -14,6 +14,7 @@ constexpr float kMean[] = {$mean_f};
 constexpr float kStd[] = {$std_f};
 
 // One image's bytes [height, width, channels], $colour -> float32 [channels, height, width].
+// A photo must be upright, as its EXIF orientation says (many decoders leave that to you); lay transparency on white.
 inline std::vector<float> preprocess(const std::uint8_t* image) {
   std::vector<float> x(kChannels * kPixels);
   for (std::int64_t c = 0; c < kChannels; ++c)
