@@ -19,7 +19,7 @@ from deploy_prune.augment import LUMA, augmented
 from deploy_prune.errors import DataError
 from deploy_prune.folders import listed
 from deploy_prune.readers import Labelled, read
-from deploy_prune.recipe import Augment, DataPart
+from deploy_prune.recipe_data import FEW_SHOTS, Augment, DataPart
 
 Batch = tuple[Tensor, Tensor]
 
@@ -89,9 +89,10 @@ class TransferData:
     Labels are renumbered 0..n-1 in the order of ``source_classes`` and ``target_classes``. ``target_names``: what the
     data set calls the target classes; None where it only numbers them. ``shots``: which examples of the data set's
     training part (of the 80% that trains, where it has no test set) were drawn for ``target_train``, class by class in
-    the order of ``target_classes``, ascending; () where all are taken (``data.shots: null``). ``skipped``: files that
-    were left out for they can't be read (``data.unreadable: skip``), from the data set's root. ``ignored``: how many
-    other files of the data set's folder are not read, by what they are.
+    the order of ``target_classes``, ascending; () where all are taken. ``shots_a_class``: K; None where all are taken.
+    ``num_available``: the target classes' training examples, drawn or not. ``skipped``: files that were left out for
+    they can't be read (``data.unreadable: skip``), from the data set's root. ``ignored``: how many other files of the
+    data set's folder are not read, by what they are.
     """
 
     source_train: Examples
@@ -102,6 +103,8 @@ class TransferData:
     target_classes: tuple[int, ...]
     target_names: tuple[str, ...] | None = None
     shots: tuple[int, ...] = ()
+    shots_a_class: int | None = None
+    num_available: int = 0
     skipped: tuple[str, ...] = ()
     ignored: Mapping[str, int] = field(default_factory=dict)
 
@@ -143,7 +146,8 @@ def load(part: DataPart, seed: int) -> TransferData:
     source = _classes(part.source_classes, known, "data.source_classes")
     target = _draw_ways(_classes(part.target_classes, known, "data.target_classes"), part.ways, seed)
     source_train, pool, target_test = _select(train, source), _select(train, target), _select(test, target)
-    is_shot = _draw_shots(pool, [_title(c, collection.names) for c in target], part, seed)
+    shots = _shots_a_class(part, source, target)
+    is_shot = _draw_shots(pool, [_title(c, collection.names) for c in target], shots, part, seed)
     if collection.test is None:
         is_new = torch.tensor([c not in source for c in target])[pool.labels]
         target_test = _join(target_test, _pick(pool, is_new & ~is_shot))
@@ -157,7 +161,9 @@ def load(part: DataPart, seed: int) -> TransferData:
         source_classes=source,
         target_classes=target,
         target_names=_names(collection.names, target),
-        shots=() if part.shots is None else _places(train, target, is_shot),
+        shots=() if shots is None else _places(train, target, is_shot),
+        shots_a_class=shots,
+        num_available=len(pool),
         skipped=collection.skipped,
         ignored=collection.ignored,
     )
@@ -203,19 +209,26 @@ def _draw_ways(classes: tuple[int, ...], ways: int | None, seed: int) -> tuple[i
     return tuple(classes[i] for i in sorted(drawn.tolist()))
 
 
-def _draw_shots(pool: Labelled, titles: Sequence[str], part: DataPart, seed: int) -> Tensor:
+def _shots_a_class(part: DataPart, source: Sequence[int], target: Sequence[int]) -> int | None:
+    """K, or None for all: as the recipe says, or by whether there is anything new to learn."""
+    if part.shots != "auto":
+        return part.shots
+    return None if set(source) == set(target) else FEW_SHOTS
+
+
+def _draw_shots(pool: Labelled, titles: Sequence[str], shots: int | None, part: DataPart, seed: int) -> Tensor:
     """bool[N]: K examples of each class (of a class with fewer, all, if it may be so), or all."""
-    if part.shots is None:
+    if shots is None:
         return torch.ones(len(pool), dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
     is_shot = torch.zeros(len(pool), dtype=torch.bool)
     for number, title in enumerate(titles):
         members = (pool.labels == number).nonzero().flatten()
-        if len(members) < part.shots and part.short_classes == "fail":
-            message = f"data.shots: {part.shots} are asked for, but class {title} has {len(members)} training examples "
+        if len(members) < shots and part.short_classes == "fail":
+            message = f"data.shots: {shots} are asked for, but class {title} has {len(members)} training examples "
             message += "(data.short_classes: use_all takes what a class has)."
             raise DataError(message)
-        is_shot[members[torch.randperm(len(members), generator=generator)[: part.shots]]] = True
+        is_shot[members[torch.randperm(len(members), generator=generator)[:shots]]] = True
     return is_shot
 
 

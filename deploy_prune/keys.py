@@ -11,7 +11,8 @@ come out the same again keep everything that was made of them.
   | trains from the dense weights, at the price of the strictest budget; neither what was measured for that price nor
   the machine: it would change a little of the price, and the plan measures anyway |
 | adapt | package, torch, model, dense, target_train, target_test, augment, retrain, same_task, seed, precision
-  | trains the dense network on the target's examples; without the settings that only matter beside a teacher |
+  | trains the dense network on the target's examples (not where the classes stay the same: then it is copied, whatever
+  retrain says); without the settings that only matter beside a teacher |
 | plan | package, torch, model, found, method, groups, source_test, prune, budget, loop, target, machine, export,
   formats, classes
   | chooses by scores and by what candidates cost there, and proves the cut on the source's test examples; not the
@@ -109,8 +110,8 @@ def search(basis: Basis, dense: str, structure: Structure, strictest: tuple[Targ
 
 def adapt(basis: Basis, dense: str) -> Key:
     """Of dense/adapted.safetensors."""
-    part = basis.recipe.retrain.model_dump(exclude=set(_BESIDE_A_TEACHER))
-    return {**basis.task, "dense": dense, "retrain": part}
+    task, part = basis.task, basis.recipe.retrain.model_dump(exclude=set(_BESIDE_A_TEACHER))
+    return {**task, "dense": dense, "retrain": None if task["same_task"] else part}
 
 
 def plan(basis: Basis, found: str, structure: Structure, target: Target, budget: Budget) -> Key:

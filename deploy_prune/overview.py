@@ -17,10 +17,11 @@ from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe
 from deploy_prune.report.show import Cost, GroupLine, LayerLine, Overview
 from deploy_prune.road import as_if_trained
+from deploy_prune.runfolder import RunFolder
 from deploy_prune.surgery import architecture
 from deploy_prune.surgery.architecture import Architecture
 from deploy_prune.surgery.settle import without
-from deploy_prune.types import Counts, Layer, Structure
+from deploy_prune.types import Counts, Layer, Row, Structure
 from deploy_prune.workbench import Workbench
 
 
@@ -68,6 +69,7 @@ def overview(path: Path, target: str | None = None, trust: bool = False) -> Over
         macs=_both(macs, structure.dense_counts, counts),
         params=_params(described, dense),
         latency=None if latency is None else _both(latency, structure.dense_counts, counts),
+        results=_results(path),
     )
 
 
@@ -84,6 +86,16 @@ def architecture_file(path: Path) -> Path:
     hint = f"; there are {', '.join(below)}" if below else ""
     message = f"There is no {file}; give a run's TARGET/BUDGET folder or an architecture.json{hint}."
     raise RunFolderError(message)
+
+
+def _results(path: Path) -> Row | None:
+    """The row of a run's TARGET/BUDGET folder, if the run has come so far."""
+    place = path.resolve() if path.is_dir() else path.resolve().parent
+    folder = RunFolder(path=place.parent.parent)
+    if not (folder.path / "results.json").is_file():
+        return None
+    rows = {f"{row.target}/{row.budget.replace('/', '_')}": row for row in folder.read_results()}
+    return rows.get(f"{place.parent.name}/{place.name}")
 
 
 def priced(structure: Structure) -> list[Layer]:

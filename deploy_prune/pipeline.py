@@ -137,11 +137,10 @@ def _empty_row(target: Target, budget: str, metric: Metric) -> Row:
 def _dense_row(way: Road, bench: Workbench, target: Target, artifact: Artifact) -> Row:
     """The dense network on a target: the first row of each."""
     counts, place = bench.structure.dense_counts, f"dense/{target.name}"
-    score = way.folder.read_json("dense/adapted.json")["accuracy"]
+    row = _with_dense(way, _empty_row(target, "dense", way.recipe.metric))
     row = replace(
-        _empty_row(target, "dense", way.recipe.metric), macs=round(bench.cost(target, "macs")(counts)),
-        params=bench.num_params(counts), size_bytes=artifact.size_bytes, accuracy=score, accuracy_dense=score,
-        parity_max_abs=_parity(way, place),
+        row, macs=round(bench.cost(target, "macs")(counts)), params=bench.num_params(counts),
+        size_bytes=artifact.size_bytes, accuracy=row.accuracy_dense, parity_max_abs=_parity(way, place),
     )  # fmt: skip
     try:
         row = replace(row, accuracy_artifact=road.require_accuracy(way, place))
@@ -155,9 +154,19 @@ def _dense_row(way: Road, bench: Workbench, target: Target, artifact: Artifact) 
 
 def _with_network(way: Road, row: Row, slim: nn.Module, place: str) -> Row:
     return replace(
-        row, params=sum(p.numel() for p in slim.parameters()),
+        _with_dense(way, row), params=sum(p.numel() for p in slim.parameters()),
         accuracy=way.folder.read_json(f"{place}/retrain.json")["accuracy"],
-        accuracy_dense=way.folder.read_json("dense/adapted.json")["accuracy"],
+    )  # fmt: skip
+
+
+def _with_dense(way: Road, row: Row) -> Row:
+    """The yardstick, the network as given, and the examples that the slim network learns from."""
+    told, used = way.folder.read_json("dense/adapted.json"), way.data
+    given = way.folder.read_json("dense/training.json")["source_accuracy"]
+    return replace(
+        row, accuracy_dense=told["accuracy"], accuracy_given=given, dense_adapted=told["adapted"],
+        train_examples=len(used.target_train), train_examples_of=used.num_available,
+        test_examples=len(used.target_test),
     )  # fmt: skip
 
 

@@ -6,17 +6,19 @@ import math
 import re
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from deploy_prune.errors import BudgetError, perhaps
+from deploy_prune.recipe_data import DATA_SETS as DATA_SETS
+from deploy_prune.recipe_data import Augment as Augment
+from deploy_prune.recipe_data import DataPart as DataPart
+from deploy_prune.recipe_data import Part as Part
+from deploy_prune.recipe_data import distinct, known_source
 from deploy_prune.types import Budget, Metric
 
 BUILT_IN_NETWORKS: Final = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "conv2", "conv4", "conv6")
-DATA_SETS: Final = ("digits", "cifar10", "cifar100", "npz", "idx", "folder")
 SEARCH_METHODS: Final = ("dap", "gate", "gumbel", "uniform", "random", "magnitude", "bn_scale", "taylor")
 EXPORT_FORMATS: Final = ("onnx", "ort", "tensorrt", "litert", "executorch", "ncnn", "coreml", "openvino")
-
-Augment = Literal["none", "shift", "shift_flip", "affine", "crop_flip", "crop_flip_colour"]
 
 _UNITS: Final[dict[str, tuple[Metric, float]]] = {
     "us": ("latency", 1e-3), "ms": ("latency", 1.0), "s": ("latency", 1e3),
@@ -29,7 +31,6 @@ _BUDGET: Final = re.compile(
     r"(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?(?P<unit>%|[A-Za-z]+)(?: (?P<metric>[A-Za-z]+))?"
 )
 _BUDGET_FORMS: Final = "write it like '50%', '50% macs', '4 ms', '120 MMACs', '3 Mparams' or '2.5 MB'"
-_CALLABLE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _DEVICE: Final = r"^(auto|cpu|cuda(:[0-9]+)?)$"
 
@@ -88,40 +89,8 @@ def _one_of(word: str, known: tuple[str, ...], what: str) -> str:
     return word
 
 
-def _source(word: str, built_in: tuple[str, ...], prefixes: tuple[str, ...], what: str) -> str:
-    """A built-in name, PREFIX:NAME or module:callable."""
-    prefix, colon, name = word.partition(":")
-    forms = [*built_in, *(f"{p}:NAME" for p in prefixes), "module:callable"]
-    message = None
-    if prefix in prefixes and not name.strip():
-        message = f"{word!r} needs a name after a colon, as in '{prefix}:NAME'"
-    elif not colon and word not in built_in:
-        hint = f" One of {prefixes[0]} is written '{prefixes[0]}:{word}'." if prefixes else ""
-        message = f"there is no {what} {word!r}; known: {', '.join(forms)}.{hint}{perhaps(word, built_in)}"
-    elif colon and prefix not in prefixes and not _CALLABLE.fullmatch(word):
-        message = f"{word!r} is not of the form module:callable, as in 'my_package.my_module:make'"
-    if message:
-        raise ValueError(message)
-    return word
-
-
-def _distinct(items: list[Any] | None) -> list[Any] | None:
-    again = [item for i, item in enumerate(items or []) if item in (items or [])[:i]]
-    if again:
-        message = f"{again[0]!r} is there twice; leave one out"
-        raise ValueError(message)
-    return items
-
-
-class Part(BaseModel):
-    """A part of a recipe: frozen, and strict about unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
 Steps = Annotated[int, Field(ge=0, le=10_000_000)]
 Rate = Annotated[float, Field(gt=0, le=1000)]
-Classes = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
 BudgetText = Annotated[str, AfterValidator(_checked_budget)]
 
 
@@ -135,75 +104,14 @@ class ModelPart(Part):
     weights: str | None = Field(
         default=None, description="a .safetensors file or a state dict; none: train on source data"
     )
+    accuracy: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="what the weights are said to score on the source classes; far less is warned of"
+    )
 
     @field_validator("source")
     @classmethod
     def _known_source(cls, source: str) -> str:
-        return _source(source, BUILT_IN_NETWORKS, ("torchvision", "timm"), "network")
-
-
-class DataPart(Part):
-    """Which examples: the source task to search on, the target task to adapt to."""
-
-    source: str = Field(default="digits", description="digits, cifar10, cifar100, npz, idx, folder or module:callable")
-    root: str | None = Field(default=None, description="where the files are (not for digits); or set DEPLOY_PRUNE_DATA")
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 32
-    channels: Literal[1, 3] = 3
-    mean: list[float] | None = Field(
-        default=None, description="per channel, of inputs in 0..1; none: the data set's own"
-    )
-    std: list[Annotated[float, Field(gt=0)]] | None = None
-    shots: Annotated[int, Field(ge=1)] | None = Field(default=10, description="K target examples a class; none: all")
-    short_classes: Literal["fail", "use_all"] = Field(
-        default="fail", description="where a target class has fewer than K examples"
-    )
-    unreadable: Literal["fail", "skip"] = Field(
-        default="fail", description="where files of a folder can't be read as images"
-    )
-    source_classes: Classes | None = Field(default=None, description="classes of the source task; none: all")
-    target_classes: Classes | None = Field(default=None, description="classes of the target task; none: all")
-    ways: Annotated[int, Field(ge=2)] | None = Field(
-        default=None, description="N of the target classes, drawn with the seed; none: all of them"
-    )
-    augment: Augment = Field(default="shift", description="how training images are varied")
-
-    @field_validator("source")
-    @classmethod
-    def _known_source(cls, source: str) -> str:
-        return _source(source, DATA_SETS, (), "data set")
-
-    @field_validator("mean", "std")
-    @classmethod
-    def _one_per_channel(cls, values: list[float] | None, info: ValidationInfo) -> list[float] | None:
-        channels = info.data.get("channels", 0)
-        if values is not None and channels and len(values) != channels:
-            message = f"it needs one number per channel: data.channels is {channels}, not {len(values)}"
-            raise ValueError(message)
-        return values
-
-    @field_validator("target_classes")
-    @classmethod
-    def _few_shots_are_few(cls, target: list[int] | None, info: ValidationInfo) -> list[int] | None:
-        """Source classes have all their examples: a target class among them would not be a few-shot class."""
-        source = info.data.get("source_classes") or []
-        common = set(source) & set(target or [])
-        if info.data.get("shots") is not None and common and set(source) != set(target or []):
-            message = f"class {min(common)} is a source class too, where it has all its examples; "
-            message += "take it out of one list, or write data.shots: null"
-            raise ValueError(message)
-        return target
-
-    @field_validator("ways")
-    @classmethod
-    def _few_ways_are_new(cls, ways: int | None, info: ValidationInfo) -> int | None:
-        """Some classes of the source task would be no few-shot classes either."""
-        source, target = (info.data.get(key) or [] for key in ("source_classes", "target_classes"))
-        same = bool(source) and set(source) == set(target)
-        if ways is not None and info.data.get("shots") is not None and same and ways < len(source):
-            message = "the classes drawn would be source classes too, where they have all their examples; "
-            message += "give target_classes of their own, or write data.shots: null"
-            raise ValueError(message)
-        return ways
+        return known_source(source, BUILT_IN_NETWORKS, ("torchvision", "timm"), "network")
 
 
 class TrainPart(Part):
@@ -332,7 +240,7 @@ class Recipe(Part):
     retrain: RetrainPart = RetrainPart()
     export: ExportPart = ExportPart()
     measure: MeasurePart = MeasurePart()
-    targets: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)] = ["host"]
+    targets: Annotated[list[str], Field(min_length=1), AfterValidator(distinct)] = ["host"]
     metric: Metric = Field(default="latency", description="what a percentage in budgets is of")
     budgets: Annotated[list[BudgetText], Field(min_length=1)] = ["50%"]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -341,7 +249,7 @@ class Recipe(Part):
     )
     mixed_precision: Literal["no", "bf16"] = Field(default="no", description="of all training")
     accumulate: Annotated[int, Field(ge=1)] = Field(default=1, description="batches whose mean gradient makes a step")
-    track: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], AfterValidator(_distinct)] = Field(
+    track: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], AfterValidator(distinct)] = Field(
         default=[], description="trackers that losses and costs are sent to; their files lie in the run's tracking/"
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(default=None, description="CPU threads of training; none: all")

@@ -232,14 +232,22 @@ def target_network(road: Road, state: Mapping[str, Tensor] | None) -> nn.Module:
 
 
 def adapt_dense(road: Road, dense: str) -> str:
-    """dense/adapted.safetensors: the dense network on the target task, the teacher and the yardstick."""
+    """dense/adapted.safetensors: the dense network on the target task, the teacher and the yardstick.
+
+    Where the classes stay the same, that is the network as it is; else it gets a new classifier and is trained.
+    """
     folder = road.folder
 
     def compute() -> None:
-        network = target_network(road, folder.read_tensors("dense/weights.safetensors"))
-        told = _adapt(road, network, None, None, "adapt the dense network")
-        folder.write_tensors("dense/adapted.safetensors", network.state_dict())
-        folder.write_json("dense/adapted.json", told)
+        state = folder.read_tensors("dense/weights.safetensors")
+        if road.same_task:
+            score = folder.read_json("dense/training.json")["source_accuracy"]
+            told = {"accuracy": score, "steps": 0, "chosen_step": 0, "held_out": 0}
+        else:
+            network = target_network(road, state)
+            told, state = _adapt(road, network, None, None, "adapt the dense network"), network.state_dict()
+        folder.write_tensors("dense/adapted.safetensors", state)
+        folder.write_json("dense/adapted.json", {**told, "adapted": not road.same_task})
 
     files = ["dense/adapted.safetensors", "dense/adapted.json"]
     folder.stage("adapt", keys.adapt(road.basis, dense), files, compute)
@@ -247,7 +255,7 @@ def adapt_dense(road: Road, dense: str) -> str:
 
 
 def teacher_of(road: Road) -> nn.Module:
-    """The adapted dense network."""
+    """The dense network on the target task."""
     network = target_network(road, None)
     models.load_state(network, road.folder.read_tensors("dense/adapted.safetensors"))
     return network
@@ -257,6 +265,7 @@ def _adapt(road: Road, network: nn.Module, teacher: nn.Module | None, match: Mat
     """Train in place on the target task; what there is to tell of it."""
     part = road.recipe.retrain if teacher else road.recipe.retrain.model_copy(update={"init": "inherit"})
     part = part if road.same_task else for_new_classes(part)
+    work = f"{work} with {len(road.data.target_train)} of {road.data.num_available} examples"
     done = adapt(
         network, road.data.target_train, part, teacher=teacher, session=road.session,
         augment=road.recipe.data.augment, match=match, work=work,

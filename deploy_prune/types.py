@@ -303,6 +303,10 @@ class Row:
     network's). ``measured_*`` and ``measured_on`` are None where no device is attached. ``dense_p50_ms`` is the
     dense artifact's p50 in the same interleaved run. ``disturbed``: as ``Latency`` has it. ``ratio``: the median of the
     paired samples' ratios to dense, in the 95% interval from ``ratio_low`` to ``ratio_high`` (latency/paired.py).
+    ``accuracy_given``: of the network as given (or trained), on the source classes' test examples. ``dense_adapted``:
+    whether the dense network is that one with a new classifier, adapted to other classes; else it is the network as
+    given. The slim network is retrained on ``train_examples`` of the ``train_examples_of`` that there are of the target
+    classes, and scored on ``test_examples``.
     """
 
     target: str
@@ -331,3 +335,8 @@ class Row:
     ratio: float | None = None
     ratio_low: float | None = None
     ratio_high: float | None = None
+    accuracy_given: float | None = None
+    dense_adapted: bool = False
+    train_examples: int | None = None
+    train_examples_of: int | None = None
+    test_examples: int | None = None

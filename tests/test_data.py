@@ -305,3 +305,18 @@ def test_target_classes_have_their_names_if_all_of_them_do():
     assert load(recipe, 0).target_names == ("7", "3")
     assert data_module._names(("a", "b"), (0, 2)) is None
     assert data_module._names(None, (0,)) is None
+
+
+@pytest.mark.parametrize(
+    ("classes", "shots", "used"),
+    [
+        ({"source_classes": [0, 1], "target_classes": [2, 3]}, 10, 20),
+        ({"source_classes": [0, 1], "target_classes": [0, 1]}, None, 288),
+        ({"target_classes": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}, None, 1438),  # all of them, by name
+        ({}, None, 1438),
+    ],
+)
+def test_by_default_new_classes_have_few_examples_and_the_same_classes_all(classes, shots, used):
+    data = load(DataPart(image_size=8, **classes), seed=0)
+    assert (data.shots_a_class, len(data.target_train)) == (shots, used)
+    assert data.num_available == (1438 if used == 1438 else 288)

@@ -16,6 +16,7 @@ from deploy_prune.recipe import parse_budget
 from deploy_prune.retrain.fewshot import RATES, adapt
 from deploy_prune.runfolder import RunFolder, save_tensors
 from deploy_prune.surgery.cut import cut
+from deploy_prune.training import accuracy
 from deploy_prune.types import Artifact, Latency
 from deploy_prune.workbench import Timed
 
@@ -101,13 +102,25 @@ def test_the_same_task_keeps_its_classifier(tmp_path):
     assert all(bool((tensor == 7).all()) for tensor in road.target_network(way, state).state_dict().values())
 
 
-@pytest.mark.parametrize(("target_classes", "rate"), [([3, 4, 5], RATES["fresh"]), ([0, 1, 2], None)])
-def test_a_new_classifier_takes_a_higher_rate(tmp_path, monkeypatch, target_classes, rate):
-    way = make_way(tmp_path, data=tiny_recipe().data.model_dump() | {"target_classes": target_classes})
+def test_a_new_classifier_takes_a_higher_rate(way, monkeypatch):
     asked = []
     monkeypatch.setattr(road, "adapt", lambda *args, **kwargs: asked.append(args[2].lr) or adapt(*args, **kwargs))
     road.adapt_dense(way, road.train_dense(way))
-    assert asked == [rate]
+    assert asked == [RATES["fresh"]]
+    assert way.folder.read_json("dense/adapted.json")["adapted"]
+
+
+@pytest.mark.parametrize("shots", [5, None, "auto"])
+def test_where_the_classes_stay_the_dense_network_is_the_one_given(tmp_path, monkeypatch, shots):
+    monkeypatch.setattr(road, "adapt", no_training)
+    changes = {"target_classes": [0, 1, 2], "shots": shots}
+    way = make_way(tmp_path, data=tiny_recipe().data.model_dump() | changes)
+    road.adapt_dense(way, road.train_dense(way))
+    given, dense = (way.folder.read_tensors(f"dense/{name}.safetensors") for name in ("weights", "adapted"))
+    assert dense.keys() == given.keys()
+    assert all(torch.equal(dense[name], tensor) for name, tensor in given.items())
+    told, score = way.folder.read_json("dense/adapted.json"), accuracy(road.teacher_of(way), way.data.target_test)
+    assert (told["adapted"], told["accuracy"]) == (False, score)
 
 
 # --- goals and places -------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ LEVELS = (
             "plugins",
             "readers",
             "recipe",
+            "recipe_data",
             "recipe_file",
             "tracking",
             "training",
@@ -63,7 +64,7 @@ LEVELS = (
     ),
     frozenset({"cli", "commands", "console", "__main__", "__init__"}),
 )
-WITHOUT_TORCH = ("cli", "types", "errors", "recipe")
+WITHOUT_TORCH = ("cli", "types", "errors", "recipe", "recipe_data")
 NOT_COUNTED = frozenset({"self", "cls"})
 MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_FILE_LINES = 60, 8, 400
 

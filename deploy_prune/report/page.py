@@ -187,6 +187,7 @@ def headline(rows: Sequence[Row]) -> tuple[str, ...]:
         f" of the dense {slim[0].metric}" if all(text.endswith("%") for text in budgets) else f" of {slim[0].metric}"
     )
     sentences = [f"Asked for {_enumerate(budgets)}{share} on {_enumerate(_targets(slim))}."]
+    sentences += table.data_sentences(rows)
     failed = [row for row in slim if row.status == "failed"]
     sentences.append(f"{len(slim) - len(failed)} of {len(slim)} networks passed every check.")
     fastest = [row for row in slim if row.status == "ok" and row.measured_p50_ms is not None]

@@ -11,8 +11,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from deploy_prune.report import table as results
 from deploy_prune.report.units import NONE, amount, percent
-from deploy_prune.types import LayerKind, Metric
+from deploy_prune.types import LayerKind, Metric, Row
 
 BAR: Final = 10
 """Characters of a bar that stands for everything."""
@@ -50,7 +51,10 @@ class GroupLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
-    """An architecture and its costs. ``latency``: predicted, with what belongs to no layer; None without a target."""
+    """An architecture and its costs. ``latency``: predicted, with what belongs to no layer; None without a target.
+
+    ``results``: the row of the run that it is of; None where it is of none, or that isn't finished.
+    """
 
     source: str
     num_classes: int
@@ -62,6 +66,7 @@ class Overview:
     macs: Cost
     params: Cost
     latency: Cost | None
+    results: Row | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -70,7 +75,13 @@ class Overview:
 
 def overview_tables(overview: Overview) -> tuple[RenderableType, ...]:
     """A headline, a table of layers, totals, and a table of groups."""
-    return _headline(overview), _layers(overview), _totals(overview), _groups(overview.groups)
+    parts = (_headline(overview), _layers(overview), _totals(overview), _groups(overview.groups))
+    return parts if overview.results is None else (*parts, _accuracy(overview.results))
+
+
+def _accuracy(row: Row) -> Text:
+    """Of the run's row, on which examples, and what the dense network is."""
+    return Text("\n".join([f"accuracy: {results.accuracy(row)} (dense → slim)", *results.data_sentences([row])]))
 
 
 def _headline(overview: Overview) -> Text:

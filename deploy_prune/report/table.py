@@ -107,7 +107,10 @@ class CheckReport(Protocol):
 
 
 def results_table(rows: Sequence[Row]) -> Table:
-    """Rows of results.json as a table of at most 120 columns; failed rows are red, their errors stand below it."""
+    """Rows of results.json as a table of at most 120 columns; failed rows are red, their errors stand below it.
+
+    Where the dense network was adapted to other classes, the original one comes first, with the accuracy on its own.
+    """
     table = _table("target", "budget")
     for header in ("asked", "predicted", "measured ms\np50 / p90", "MMACs", "params\nM", "size\nMB"):
         table.add_column(header, justify="right")
@@ -117,12 +120,37 @@ def results_table(rows: Sequence[Row]) -> Table:
         new_target = index > 0 and rows[index - 1].target != row.target
         if new_target:
             table.add_section()
+        if row.budget == "dense" and row.dense_adapted:
+            table.add_row(
+                Text(row.target), "original", *[""] * 6, f"{percent(row.accuracy_given)} (source)", style="dim"
+            )
         style = "red" if row.status == "failed" else "dim" if row.budget == "dense" else None
         table.add_row(*_result(row), style=style)
-    errors = [f"{row.target} {row.budget}: {row.error}" for row in rows if row.status == "failed"]
-    if errors:
-        table.caption = Text("\n".join(errors), style="not italic red", justify="left")
+    told = Text("\n".join(data_sentences(rows)), style="not italic", justify="left")
+    errors = [f"\n{row.target} {row.budget}: {row.error}" for row in rows if row.status == "failed"]
+    if told or errors:
+        table.caption = told.append("".join(errors) if told else "".join(errors).lstrip(), style="red")
+        table.caption_justify = "left"
     return table
+
+
+def data_sentences(rows: Sequence[Row]) -> tuple[str, ...]:
+    """What the slim networks learned from, and which network the dense one is; () where the rows don't tell."""
+    row = next((row for row in rows if row.train_examples is not None), None)
+    if row is None:
+        return ()
+    used, there = row.train_examples, row.train_examples_of
+    learned = f"all {there}" if used == there else f"{used} of {there}"
+    dense = "the original network, unchanged"
+    if row.dense_adapted:
+        given = percent(row.accuracy_given)
+        dense = (
+            f"the original network ({given} on its own classes) with a new classifier, adapted with the same examples"
+        )
+    return (
+        f"Retrained with {learned} training examples of the target classes, scored on {row.test_examples} others.",
+        f"Dense is {dense}.",
+    )
 
 
 def status(row: Row) -> str:

@@ -1,0 +1,130 @@
+"""The recipe's part about data, and what all parts have in common."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+
+from deploy_prune.errors import perhaps
+
+DATA_SETS: Final = ("digits", "cifar10", "cifar100", "npz", "idx", "folder")
+FEW_SHOTS: Final = 10
+"""Training examples of each new class, where a recipe doesn't say how many."""
+
+Augment = Literal["none", "shift", "shift_flip", "affine", "crop_flip", "crop_flip_colour"]
+
+_CALLABLE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+class Part(BaseModel):
+    """A part of a recipe: frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def distinct(items: list[Any] | None) -> list[Any] | None:
+    """The list, if nothing in it is there twice."""
+    again = [item for i, item in enumerate(items or []) if item in (items or [])[:i]]
+    if again:
+        message = f"{again[0]!r} is there twice; leave one out"
+        raise ValueError(message)
+    return items
+
+
+def known_source(word: str, built_in: tuple[str, ...], prefixes: tuple[str, ...], what: str) -> str:
+    """A built-in name, PREFIX:NAME or module:callable."""
+    prefix, colon, name = word.partition(":")
+    forms = [*built_in, *(f"{p}:NAME" for p in prefixes), "module:callable"]
+    message = None
+    if prefix in prefixes and not name.strip():
+        message = f"{word!r} needs a name after a colon, as in '{prefix}:NAME'"
+    elif not colon and word not in built_in:
+        hint = f" One of {prefixes[0]} is written '{prefixes[0]}:{word}'." if prefixes else ""
+        message = f"there is no {what} {word!r}; known: {', '.join(forms)}.{hint}{perhaps(word, built_in)}"
+    elif colon and prefix not in prefixes and not _CALLABLE.fullmatch(word):
+        message = f"{word!r} is not of the form module:callable, as in 'my_package.my_module:make'"
+    if message:
+        raise ValueError(message)
+    return word
+
+
+def _checked_shots(value: object) -> object:
+    """One sentence for what would be three kinds' errors."""
+    if value is None or value == "auto" or (type(value) is int and value >= 1):
+        return value
+    message = f"it should be a number of examples above 0, auto, or null (all), not {value!r}"
+    raise ValueError(message)
+
+
+Classes = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(distinct)]
+Shots = Annotated[int | Literal["auto"] | None, BeforeValidator(_checked_shots)]
+
+
+class DataPart(Part):
+    """Which examples: the source task to search on, the target task to adapt to."""
+
+    source: str = Field(default="digits", description="digits, cifar10, cifar100, npz, idx, folder or module:callable")
+    root: str | None = Field(default=None, description="where the files are (not for digits); or set DEPLOY_PRUNE_DATA")
+    image_size: Annotated[int, Field(ge=8, le=1024)] = 32
+    channels: Literal[1, 3] = 3
+    mean: list[float] | None = Field(
+        default=None, description="per channel, of inputs in 0..1; none: the data set's own"
+    )
+    std: list[Annotated[float, Field(gt=0)]] | None = None
+    shots: Shots = Field(
+        default="auto",
+        description="K training examples of each target class; none: all; auto: all where the target classes are the "
+        f"source classes, else {FEW_SHOTS}",
+    )
+    short_classes: Literal["fail", "use_all"] = Field(
+        default="fail", description="where a target class has fewer than K examples"
+    )
+    unreadable: Literal["fail", "skip"] = Field(
+        default="fail", description="where files of a folder can't be read as images"
+    )
+    source_classes: Classes | None = Field(default=None, description="classes of the source task; none: all")
+    target_classes: Classes | None = Field(default=None, description="classes of the target task; none: all")
+    ways: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="N of the target classes, drawn with the seed; none: all of them"
+    )
+    augment: Augment = Field(default="shift", description="how training images are varied")
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, source: str) -> str:
+        return known_source(source, DATA_SETS, (), "data set")
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _one_per_channel(cls, values: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        channels = info.data.get("channels", 0)
+        if values is not None and channels and len(values) != channels:
+            message = f"it needs one number per channel: data.channels is {channels}, not {len(values)}"
+            raise ValueError(message)
+        return values
+
+    @field_validator("target_classes")
+    @classmethod
+    def _few_shots_are_few(cls, target: list[int] | None, info: ValidationInfo) -> list[int] | None:
+        """Source classes have all their examples: a target class among them would not be a few-shot class."""
+        source = info.data.get("source_classes") or []
+        common = set(source) & set(target or [])
+        if info.data.get("shots") is not None and common and set(source) != set(target or []):
+            message = f"class {min(common)} is a source class too, where it has all its examples; "
+            message += "take it out of one list, or write data.shots: null"
+            raise ValueError(message)
+        return target
+
+    @field_validator("ways")
+    @classmethod
+    def _few_ways_are_new(cls, ways: int | None, info: ValidationInfo) -> int | None:
+        """Some classes of the source task would be no few-shot classes either."""
+        source, target = (info.data.get(key) or [] for key in ("source_classes", "target_classes"))
+        same = bool(source) and set(source) == set(target)
+        if ways is not None and info.data.get("shots") is not None and same and ways < len(source):
+            message = "the classes drawn would be source classes too, where they have all their examples; "
+            message += "give target_classes of their own, or write data.shots: null"
+            raise ValueError(message)
+        return ways
