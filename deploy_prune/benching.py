@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from deploy_prune import road
+from deploy_prune import road, run_recipe
 from deploy_prune.device import RUNTIMES
 from deploy_prune.device.address import parse
 from deploy_prune.errors import RunFolderError, TargetError
@@ -17,7 +17,6 @@ from deploy_prune.latency.runners import profile_for
 from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe
-from deploy_prune.recipe_file import load as load_recipe
 from deploy_prune.road import place_of
 from deploy_prune.runfolder import RunFolder
 from deploy_prune.timing import with_latency
@@ -62,7 +61,7 @@ def bench(run_folder: Path, runs: int, device: str | None = None) -> tuple[Bench
     """
     folder = RunFolder(path=run_folder)
     rows = folder.read_results()
-    recipe = load_recipe(str(run_folder / "recipe.yaml"))
+    recipe = run_recipe.load(run_folder)
     targets = {target.name: target for target in map(load_target, recipe.targets)}
     if device is not None:
         targets = _moved(targets, device)

@@ -10,14 +10,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from deploy_prune import data, models, reuse, road
+from deploy_prune import data, models, reuse, road, run_recipe
 from deploy_prune.data import Examples, TransferData
 from deploy_prune.errors import MeasurementError, RunFolderError, perhaps
 from deploy_prune.export import bundle
 from deploy_prune.export.bundle import Bundle, Contents
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe, parse_budget
-from deploy_prune.recipe_file import load as load_recipe
 from deploy_prune.runfolder import RunFolder, read_json, sha256
 from deploy_prune.surgery import architecture
 from deploy_prune.types import Row
@@ -85,9 +84,7 @@ def _finished(run: Path) -> Finished:
     if sha256(recipe_file) != provenance.get("recipe_sha256"):
         message = f"{recipe_file} is not what {run} was made with: run the recipe to its end again."
         raise RunFolderError(message)
-    return Finished(
-        folder=folder, recipe=load_recipe(str(recipe_file)), rows=folder.read_results(), provenance=provenance
-    )
+    return Finished(folder=folder, recipe=run_recipe.load(run), rows=folder.read_results(), provenance=provenance)
 
 
 def _rows(finished: Finished, target: str, budget: str | None) -> list[Row]:

@@ -9,17 +9,15 @@ from typing import Final
 
 from torch import nn
 
-from deploy_prune import road, timing
+from deploy_prune import road, run_recipe, timing
 from deploy_prune.check import reaches
 from deploy_prune.errors import DeployPruneError, ParityError
 from deploy_prune.guard import scratch
 from deploy_prune.locks import hold
 from deploy_prune.recipe import Recipe
-from deploy_prune.recipe_file import dump
 from deploy_prune.report.page import write_page
 from deploy_prune.road import Road, place_of
 from deploy_prune.runfolder import RunFolder
-from deploy_prune.shell import write_text
 from deploy_prune.types import Artifact, Budget, Metric, Progress, Row, SearchResult, Target, silent
 from deploy_prune.workbench import Workbench
 
@@ -69,7 +67,7 @@ def _travel(way: Road, bench: Workbench) -> Run:
         for budget in recipe.parsed_budgets:
             rows.append(_deliver(way, bench, found, teacher, target, budget, dense_artifact))
             way.folder.write_results(rows)
-    way.folder.write_provenance(dump(recipe), recipe.seed)
+    way.folder.write_provenance((way.folder.path / run_recipe.NAME).read_text(encoding="utf-8"), recipe.seed)
     write_page(way.folder.path)
     return Run(folder=way.folder.path, rows=tuple(rows))
 
@@ -77,8 +75,10 @@ def _travel(way: Road, bench: Workbench) -> Run:
 def _set_out(recipe: Recipe, out: Path, progress: Progress, fresh: bool) -> Road:
     """Everything that can be wrong with the recipe's names and files is found here, before any work."""
     way = road.prepare(recipe, RunFolder(path=out / recipe.name), progress, fresh)
+    if not fresh:
+        run_recipe.require_same_experiment(recipe, way.folder.path)
     way.folder.open(fresh)
-    write_text(way.folder.path / "recipe.yaml", dump(recipe))
+    run_recipe.write(recipe, way.folder.path)
     return way
 
 

@@ -29,6 +29,7 @@ from deploy_prune.recipe import Recipe
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt, for_new_classes
+from deploy_prune.retrain.stopping import require_held
 from deploy_prune.runfolder import RunFolder
 from deploy_prune.search import METHODS, SearchGoal, SearchJob, check_options, gates_of, values
 from deploy_prune.surgery import analysis, architecture, verify
@@ -98,6 +99,7 @@ def prepare(recipe: Recipe, folder: RunFolder, progress: Progress, fresh: bool =
     examples = data.load(recipe.data, recipe.seed)
     if recipe.model.weights is not None:
         models.load_weights(models.build(recipe.model, examples.num_source), Path(recipe.model.weights))
+    require_held(torch.bincount(examples.target_train.labels).tolist(), recipe.retrain.hold_out)
     since = time.time() if fresh else cache.still_valid()
     return Road(recipe=recipe, folder=folder, data=examples, session=session, targets=targets, since=since)
 

@@ -55,6 +55,7 @@ LEVELS = (
             "overview",
             "reuse",
             "road",
+            "run_recipe",
             "timing",
             "transferring",
             "enforce",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 from typing import Final
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deploy_prune.data import Examples
+from deploy_prune.errors import DataError
 from deploy_prune.training import device_of, placed
 
 CHECKS: Final = 20
@@ -21,16 +24,37 @@ BATCH: Final = 256
 
 
 def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples | None]:
-    """(to train on, to stop by), the same for the same seed: ``share`` of every class, rounded down."""
+    """(to train on, to stop by), the same for the same seed: ``share`` of every class, rounded down; None of share 0.
+
+    Raises:
+        DataError: of a class none would be held out.
+    """
+    if share == 0:
+        return examples, None
     counts = torch.bincount(examples.labels)
+    require_held(counts.tolist(), share)
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
     labels = examples.labels[order]
     held = torch.cat([order[labels == c][: int(share * int(n))] for c, n in enumerate(counts.tolist())])
-    if not len(held):
-        return examples, None
     is_held = torch.zeros(len(examples), dtype=torch.bool)
     is_held[held] = True
     return _picked(examples, ~is_held), _picked(examples, is_held)
+
+
+def require_held(counts: Sequence[int], share: float) -> None:
+    """Refuse a share that is less than one example of a class. ``counts``: examples of each class (0: not there).
+
+    Raises:
+        DataError: with the number of examples that it takes.
+    """
+    fewest = min(count for count in counts if count)
+    if share and int(share * fewest) == 0:
+        message = (
+            f"retrain.hold_out: a share of {share:g} of the {fewest} examples of class {list(counts).index(fewest)} is "
+            f"less than one; give every class at least {ceil(1 / share)} examples (data.shots), or hold out a larger "
+            "share, or none (0)."
+        )
+        raise DataError(message)
 
 
 def _picked(examples: Examples, mask: Tensor) -> Examples:

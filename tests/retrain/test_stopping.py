@@ -1,8 +1,11 @@
+from math import ceil
+
 import pytest
 import torch
 from torch import nn
 
 from deploy_prune.data import Examples
+from deploy_prune.errors import DataError
 from deploy_prune.retrain.stopping import CHECKS, PATIENCE, Average, BestSoFar, hold_out
 
 
@@ -12,11 +15,27 @@ def examples(*counts):
     return Examples(images=images, labels=labels, mean=torch.zeros(1), std=torch.ones(1))
 
 
-@pytest.mark.parametrize(("share", "given"), [(0.0, examples(200, 200)), (0.1, examples(9, 9))])
-def test_all_are_trained_on_where_none_can_be_held_out(share, given):
-    train, held = hold_out(given, share, 0)
+def test_all_are_trained_on_where_none_is_to_be_held_out():
+    given = examples(200, 200)
+    train, held = hold_out(given, 0.0, 0)
     assert train is given
     assert held is None
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "told"),
+    [
+        ((4, 4, 4), 0.2, "0.2 of the 4 examples of class 0 .* at least 5 examples"),
+        ((9, 9), 0.1, "at least 10 examples"),
+        ((1000, 3), 0.25, "0.25 of the 3 examples of class 1 .* at least 4 examples"),
+        ((1, 1), 0.99, "at least 2 examples"),
+    ],
+)
+def test_a_share_that_holds_none_of_a_class_out_is_refused(counts, share, told):
+    with pytest.raises(DataError, match=rf"retrain\.hold_out.*{told}"):
+        hold_out(examples(*counts), share, 0)
+    enough = [max(count, ceil(1 / share)) for count in counts]
+    assert torch.bincount(hold_out(examples(*enough), share, 0)[1].labels).min() >= 1
 
 
 def test_as_large_a_part_of_every_class_is_held_out():
