@@ -317,5 +317,17 @@ def schema(out: Path | None) -> None:
     write_text(out, text + "\n") if out else click.echo(text)
 
 
+@main.command(epilog="Example: deploy-prune cache --clear latency")
+@click.option("--clear", "kind", is_flag=False, flag_value="all", help="Remove everything, or one kind, as listed.")
+def cache(kind: str | None) -> None:
+    """List what was measured and found before, how large and how old it is; or remove it.
+
+    Measured latencies are used for 30 days; `recipe --fresh` uses none of them.
+    """
+    from deploy_prune.commands.outcome import clear_cache, show_cache
+
+    show_cache() if kind is None else clear_cache(kind)
+
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -57,3 +57,25 @@ def require_met(report: CheckReport) -> None:
     if unmet:
         message = f"budgets: {unmet[0].budget!r} can't be met on {unmet[0].target}: {unmet[0].reason}"
         raise BudgetError(message)
+
+
+def show_cache() -> None:
+    """Print what the cache has: a line a kind."""
+    from deploy_prune.cache import cache_folder, kinds
+
+    found = kinds()
+    for one in found:
+        ages = f"{one.newest_days:.0f} to {one.oldest_days:.0f} days old"
+        click.echo(f"{one.name:12} {one.entries:6} entries {one.size_bytes / 1e6:9.2f} MB  {ages}")
+    click.echo(f"{cache_folder()}{'' if found else ' is empty'}")
+
+
+def clear_cache(kind: str) -> None:
+    """Remove what the cache has, of one kind or "all", and say how much that was."""
+    from deploy_prune.cache import KINDS, cache_folder, clear
+
+    if kind not in {"all", *KINDS}:
+        message = f"there is no kind {kind!r} in the cache; write one of {', '.join(KINDS)}, or --clear alone for all"
+        raise click.UsageError(message)
+    num = clear(None if kind == "all" else kind)
+    click.echo(f"removed {num} entries from {cache_folder()}")
