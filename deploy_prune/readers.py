@@ -5,11 +5,10 @@ N examples, H W height and width, C channels. Every reader returns images as [N,
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import math
 import os
-import pickle
+import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deploy_prune import cifar
 from deploy_prune.errors import DataError
 from deploy_prune.folders import Images, Listing, find, shown
 from deploy_prune.images import read_image
@@ -29,6 +29,10 @@ from deploy_prune.recipe import DataPart
 ROOT_VARIABLE = "DEPLOY_PRUNE_DATA"
 MAX_LABEL = 1_000_000
 """No data set has as many classes: what is above is no class's number."""
+MODEST_BYTES = 1 << 28
+"""What any archive of arrays may unpack to."""
+MAX_RATIO = 100
+"""A larger one may unpack to so many times its size: drawings compress by some ten, photographs by less than two."""
 CHUNK = 1 << 20
 """Bytes that are read at a time."""
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -112,7 +116,7 @@ def _read_cifar100(part: DataPart) -> Collection:
         message = f"data.root: {root} has neither cifar100*.npz nor the folder cifar-100-python."
         raise DataError(message)
     train, test = (_read_batches([folder / name], "fine_labels") for name in ("train", "test"))
-    return Collection(train=train, test=test, names=_read_names(folder / "meta"))
+    return Collection(train=train, test=test, names=cifar.read_names(folder / "meta"))
 
 
 def _read_arrays(part: DataPart) -> Collection:
@@ -128,6 +132,7 @@ def _read_npz(path: Path) -> Collection:
     """An .npz with x_train uint8 [N, H, W, C], y_train, x_test, y_test; "classes" has their names, if it is there."""
     keys = ("x_train", "y_train", "x_test", "y_test")
     try:
+        _require_modest(path)
         with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:
             arrays = [file[key] for key in keys]
             names = tuple(map(str, file["classes"])) if "classes" in file else None
@@ -137,46 +142,32 @@ def _read_npz(path: Path) -> Collection:
     return replace(_collection(arrays, path), names=names)
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Admits numpy arrays and plain containers, nothing that could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in {"numpy.core.multiarray", "numpy._core.multiarray"} and name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]
-        if module == "numpy" and name in {"ndarray", "dtype"}:
-            return getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
-            return codecs.encode
-        message = f"it holds {module}.{name}, which is no array"
-        raise pickle.UnpicklingError(message)
-
-
-def _read_names(path: Path) -> tuple[str, ...] | None:
-    """CIFAR-100's file "meta": a pickled dict with the classes' names; None if it isn't there."""
-    if not path.is_file():
-        return None
-    try:
-        with path.open("rb") as file:
-            found: Mapping[bytes, Any] = _ArraysOnly(file, encoding="bytes").load()
-        return tuple(name.decode() for name in found[b"fine_label_names"])
-    except Exception as error:
-        message = f"data.root: {path} can't be read as CIFAR-100's names of classes: {error}"
-        raise DataError(message) from error
+def _require_modest(path: Path) -> None:
+    """Nothing in the archive unpacks to far more than it holds, nor says that it is larger than it is."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        total = sum(member.file_size for member in members)
+        if total > max(MODEST_BYTES, MAX_RATIO * size):
+            message = f"its {size} bytes would unpack to {total}"
+            raise ValueError(message)
+        for member in members:
+            if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                message = f"{member.filename} is compressed in a way that numpy doesn't write"
+                raise ValueError(message)
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                header = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = header(file)
+            if math.prod(shape) * dtype.itemsize > member.file_size:
+                message = f"{member.filename} says that it has the shape {list(shape)}, and is smaller"
+                raise ValueError(message)
 
 
 def _read_batches(paths: list[Path], labels_key: str) -> Labelled:
-    """CIFAR's python batches: a pickled dict of b"data" uint8 [N, 3072] (channel, row, column) and a list of labels."""
-    found = []
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                batch: Mapping[bytes, Any] = _ArraysOnly(file, encoding="bytes").load()
-            images = np.asarray(batch[b"data"]).reshape(-1, 3, 32, 32)
-            labels = np.asarray(batch[labels_key.encode()])
-        except Exception as error:
-            message = f"data.root: {path} can't be read as a CIFAR batch: {error}"
-            raise DataError(message) from error
-        found.append(_labelled(images, labels, path))
+    found = [_labelled(*cifar.read_batch(path, labels_key), path) for path in paths]
     return Labelled(images=torch.cat([f.images for f in found]), labels=torch.cat([f.labels for f in found]))
 
 

@@ -1,14 +1,19 @@
 import gzip
+import io
 import pickle
 import struct
 import sys
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from deploy_prune.cifar import read_batch
 from deploy_prune.errors import DataError
 from deploy_prune.readers import READERS, read
 from deploy_prune.recipe import DATA_SETS, DataPart
@@ -90,6 +95,116 @@ def test_code_in_a_batch_is_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="which is no array"):
         read(part("cifar100", tmp_path))
     assert not Path("planted").exists()
+
+
+def reduced(callable_, *arguments):
+    """A pickle that calls this with these."""
+
+    class Reduced:
+        def __reduce__(self):
+            return callable_, arguments
+
+    return pickle.dumps({b"data": Reduced(), b"fine_labels": [0]}, protocol=2)
+
+
+def test_an_array_of_raw_pointers_does_not_crash(tmp_path):
+    """numpy's own names are enough for that: a dtype of objects that is told that it has none."""
+    whole = pickle.dumps(np.array([1], dtype=object), protocol=2)
+    state = whole.replace(b"K?", b"K\0").replace(b"K\x3f", b"K\0")  # the dtype's flags
+    evil = b"\x80\x02cnumpy\nndarray\n" + state[2:-1] + b"\x85R."
+    for name in ("train", "test"):
+        (tmp_path / "cifar-100-python").mkdir(exist_ok=True)
+        (tmp_path / "cifar-100-python" / name).write_bytes(evil)
+    with pytest.raises(DataError, match="can't be read as a CIFAR batch"):
+        read(part("cifar100", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (reduced(print, "x"), "it holds __builtin__.print, which is no array"),
+        (reduced(np.dtype, "O"), "it has no array data"),
+        (pickle.dumps({b"data": np.array([print], object), b"fine_labels": [0]}, 2), "has no numbers, or not as many"),
+        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8)}, 2), "it has no list of labels"),
+        (pickle.dumps({b"data": np.zeros((2, 3), np.uint8), b"fine_labels": [0, 0]}, 2), "no array data of [N, 3072]"),
+        (pickle.dumps([1]), "it is no dict"),
+        (b"\x80\x04\x8e" + b"\xff" * 7 + b"\x0f", "it is no whole pickle"),  # bytes of 2**60
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "it is no dict"),  # a memo of 2**31
+        (b"(" * 100_000 + b"t" * 100_000 + b".", "it is no dict"),
+        (b"}" + b"(" * 100_000 + b"t" * 100_000 + b"Ns.", "it has no list of labels"),  # a deep key
+        (b"", "it is no whole pickle"),
+        (b"l.", "it is no whole pickle"),
+    ],
+)
+def test_hostile_batches_are_refused_with_little_memory(tmp_path, content, says):
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name in ("train", "test"):
+        (folder / name).write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(DataError) as caught:
+        read(part("cifar100", tmp_path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert says in str(caught.value)
+    assert peak < 1 << 26
+
+
+WHOLE = pickle.dumps({b"data": pixels(2, 3072), b"fine_labels": [0, 1], b"filenames": [b"a", b"b"]}, protocol=2)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    cuts=st.lists(st.tuples(st.integers(0, len(WHOLE)), st.integers(0, 40), st.binary(max_size=12)), max_size=4),
+    end=st.integers(0, len(WHOLE)) | st.none(),
+)
+def test_no_damaged_batch_ends_in_anything_but_an_error(tmp_path, cuts, end):
+    content = WHOLE
+    for start, length, new in cuts:
+        content = content[:start] + new + content[start + length :]
+    (tmp_path / "batch").write_bytes(content[:end])
+    try:
+        images, labels = read_batch(tmp_path / "batch", "fine_labels")
+    except DataError:
+        return
+    assert images.shape[1:] == (3, 32, 32)
+    assert labels.ndim <= 32
+
+
+def test_a_batch_of_python_2(tmp_path):
+    """As the originals are: text is bytes (BINSTRING)."""
+    data, labels = pixels(2, 3072), [1, 0]
+    text = lambda content: b"T" + struct.pack("<I", len(content)) + content  # noqa: E731
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\0tU\1btR(K\1(K\2M\0\x0ct"
+    array += b"cnumpy\ndtype\n(U\2u1K\0K\1tR(K\3U\1|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tbI00\n"
+    array += text(data.tobytes()) + b"tb"
+    whole = b"\x80\x02}(" + text(b"data") + array + text(b"labels") + b"](" + b"K\1K\0" + b"eu."
+    (tmp_path / "batch").write_bytes(whole)
+    images, found = read_batch(tmp_path / "batch", "labels")
+    assert np.array_equal(images.reshape(2, -1), data)
+    assert found.tolist() == labels
+
+
+@pytest.mark.parametrize(("method", "says"), [("deflated", "would unpack to"), ("bzip2", "numpy doesn't write")])
+def test_an_npz_that_unpacks_to_far_more_is_refused(tmp_path, method, says):
+    content = io.BytesIO()
+    np.lib.format.write_array(content, np.zeros(1 << 20, np.uint8))
+    kind = zipfile.ZIP_DEFLATED if method == "deflated" else zipfile.ZIP_BZIP2
+    with zipfile.ZipFile(tmp_path / "cifar10.npz", "w", kind) as packed:
+        for i in range(300 if method == "deflated" else 1):
+            packed.writestr(f"x{i}.npy", content.getvalue())
+    with pytest.raises(DataError, match=says):
+        read(part("cifar10", tmp_path))
+
+
+def test_an_npz_that_says_it_is_larger_than_it_is(tmp_path):
+    content = io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (1 << 40, 32, 32, 3)}
+    np.lib.format.write_array_header_1_0(content, header)
+    with zipfile.ZipFile(tmp_path / "cifar10.npz", "w") as packed:
+        packed.writestr("x_train.npy", content.getvalue())
+    with pytest.raises(DataError, match=r"x_train\.npy says that it has the shape .*, and is smaller"):
+        read(part("cifar10", tmp_path))
 
 
 def test_code_in_an_npz_is_refused(tmp_path, monkeypatch):
