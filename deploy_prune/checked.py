@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.data import TransferData
-from deploy_prune.export.parity import artifact_accuracy, can_run, check_parity, compare_contents
+from deploy_prune.export.parity import artifact_accuracy, can_run, check_parity, compare_contents, unchecked
 from deploy_prune.recipe import ExportPart
 from deploy_prune.training import accuracy
 from deploy_prune.types import Artifact
 
 EXAMPLES: Final = 8
-"""Real examples on which an artifact is compared with the network ..."""
+"""Real examples, spread over the classes, on which an artifact is compared with the network ..."""
 NOISE_EXAMPLES: Final = 64
 """... and below fp32, where there is noise to tell from faults."""
 
@@ -44,10 +44,10 @@ def prove_artifact(examples: TransferData, network: nn.Module, artifact: Artifac
     """
     test = examples.target_test
     if not can_run(artifact):
-        contents = compare_contents(network, artifact, test.take(torch.arange(artifact.input_shape[0]))[0])
-        return {"max_abs": None, "contents": contents, "unchecked": f"this machine can't run {artifact.path.name}"}
+        contents = compare_contents(network, artifact, test.take(test.spread(artifact.input_shape[0]))[0])
+        return {"max_abs": None, "contents": contents, "unchecked": unchecked(artifact)}
     exact = artifact.precision == "fp32"
-    inputs = test.take(torch.arange(min(EXAMPLES if exact else NOISE_EXAMPLES, len(test))))[0]
+    inputs = test.take(test.spread(EXAMPLES if exact else NOISE_EXAMPLES))[0]
     told = asdict(check_parity(network, artifact, inputs))
     if exact:
         return told

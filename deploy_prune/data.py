@@ -25,6 +25,7 @@ Batch = tuple[Tensor, Tensor]
 
 _TEST_SHARE = 0.2  # of each class, where a data set has no test set of its own
 _SPLIT_SEED = 0
+_SPREAD_SEED = 0
 _DIGITS = 16
 _HASHED = 1024  # images at a time
 _MOST_NAMED = 10  # files in a warning
@@ -64,6 +65,10 @@ class Examples:
     def take(self, indices: Tensor) -> Batch:
         """These examples: float32 [B, C, S, S] with (x - mean) / std per channel, and int64 [B]."""
         return self.normalise(self.pixels(indices)), self.labels[indices]
+
+    def spread(self, num: int) -> Tensor:
+        """Which ``num`` examples (or all) stand for these: as ``spread`` draws them by their labels."""
+        return spread(self.labels, num)
 
     def all(self) -> Batch:
         """All examples, as `take` gives them."""
@@ -184,6 +189,22 @@ def batches(examples: Examples, batch_size: int, seed: int, augment: Augment) ->
         indices, queue = queue[:size], queue[size:]
         x = augmented(examples.pixels(indices), augment, generator)
         yield examples.normalise(x), examples.labels[indices]
+
+
+def spread(labels: Tensor, num: int) -> Tensor:
+    """int64[num] (or all there are), ascending: a fixed draw in which every class (labels [N]) is as often as it can be.
+
+    Files lie class by class, so the first examples would all be of one class. With fewer draws than classes, each is of
+    another class.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SPREAD_SEED))
+    drawn: dict[int, int] = {}
+    rounds = []  # for each example in this order, how many of its class come before it
+    for label in labels[order].tolist():
+        rounds.append(drawn.get(label, 0))
+        drawn[label] = rounds[-1] + 1
+    chosen = order[torch.tensor(rounds, dtype=torch.int64).argsort(stable=True)[:num]]
+    return chosen.sort().values
 
 
 def _split(everything: Labelled) -> tuple[Labelled, Labelled]:

@@ -180,8 +180,8 @@ def _network(finished: Finished, row: Row, place: str, examples: TransferData, t
 
 
 def _sample(examples: Examples, count: int) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, C, S, S], evenly spread over the examples, and what the network takes for them."""
-    chosen = torch.linspace(0, len(examples) - 1, min(count, len(examples))).round().long()
+    """Images uint8 [N, C, S, S], spread over the examples' classes, and what the network takes for them."""
+    chosen = examples.spread(count)
     images = (examples.pixels(chosen) * 255).round().clamp(0, 255).to(torch.uint8)
     return images, examples.normalise(images.float() / 255)
 

@@ -120,7 +120,7 @@ def workbench(road: Road, scratch: Path) -> Workbench:
     set_seed(road.recipe.seed)
     road.session.progress("find the channel groups", 0, 1)
     network = as_if_trained(models.build(road.recipe.model, road.data.num_source))
-    inputs = (road.data.source_test.take(_first(PROOF_EXAMPLES // 2, len(road.data.source_test)))[0],)
+    inputs = (road.data.source_test.take(road.data.source_test.spread(PROOF_EXAMPLES // 2))[0],)
     structure = analysis.settled_groups(network, road.example, inputs, road.recipe.prune, gates_of)
     road.session.progress("find the channel groups", 1, 1, groups=len(structure.groups))
     return Workbench(
@@ -301,7 +301,7 @@ def plan(road: Road, bench: Workbench, found: tuple[str, SearchResult], target: 
 
 def prove(road: Road, structure: Structure, network: nn.Module, planned: Plan) -> verify.Verification:
     """Prove masked == cut for the trained network, on real examples."""
-    inputs = (road.data.source_test.take(_first(PROOF_EXAMPLES, len(road.data.source_test)))[0],)
+    inputs = (road.data.source_test.take(road.data.source_test.spread(PROOF_EXAMPLES))[0],)
     return verify.prove(network, structure, planned.keep, inputs, gates_of(structure))
 
 
@@ -390,7 +390,3 @@ def require_reach(reaches: Sequence[Any]) -> None:
         if not reach.met:
             message = f"budgets: {reach.budget!r} can't be met on {reach.target}: {reach.reason}"
             raise BudgetError(message)
-
-
-def _first(num: int, available: int) -> Tensor:
-    return torch.arange(min(num, available))

@@ -221,7 +221,8 @@ class Target:
 class Artifact:
     """A file or folder that a runtime loads, with what is needed to say exactly which one it is.
 
-    ``layout``: of the file's input; ``input_shape`` is [B, C, H, W] in either case.
+    ``layout``: of the file's input; ``input_shape`` is [B, C, H, W] in either case. ``unchecked``: why it was not
+    compared with the network where it was written; None: it was, or whoever wrote it still has to.
     """
 
     path: Path
@@ -231,6 +232,7 @@ class Artifact:
     input_shape: tuple[int, ...]
     versions: Mapping[str, str]
     layout: Literal["NCHW", "NHWC"] = "NCHW"
+    unchecked: str | None = None
 
     @property
     def size_bytes(self) -> int:

@@ -23,6 +23,7 @@ LEVELS = (
             "batchnorm",
             "cache",
             "cifar",
+            "compare",
             "cost",
             "data",
             "device",

@@ -24,7 +24,8 @@ from deploy_prune.cache import kept_json, store_json
 from deploy_prune.recipe import PrunePart
 from deploy_prune.surgery.definition import definition
 from deploy_prune.surgery.graph import find_groups
-from deploy_prune.surgery.settle import GatesOf, settle
+from deploy_prune.surgery.settle import settle
+from deploy_prune.surgery.trial import GatesOf
 from deploy_prune.types import Axis, ChannelGroup, Layer, Structure, Whole, Width
 
 KIND = "groups"
@@ -35,7 +36,7 @@ def groups_of(network: nn.Module, example: Tensor, prune: PrunePart) -> Structur
     """``graph.find_groups``, remembered. ``example``: [B, ...].
 
     Raises:
-        SurgeryError: the network can't be traced.
+        SurgeryError: the network can't be traced, or not within the limits; nothing is remembered then.
     """
     return _remembered(network, (example,), prune, "traced", lambda: find_groups(network, (example,), prune))
 
@@ -53,7 +54,9 @@ def settled_groups(
         gates_of: how to turn gates on.
 
     Raises:
-        SurgeryError: the network can't be traced, or its groups can't be cut together.
+        SurgeryError: the network can't be traced, or its groups can't be cut together, or a limit of time or memory
+            was reached: then nothing is remembered.
+        VerificationError: the network's output isn't finite.
     """
 
     def find() -> Structure:

@@ -20,7 +20,7 @@ from deploy_prune.surgery.blueprint import Blueprint, trace_batched, unlifted
 from deploy_prune.surgery.calls import Applied, Call
 from deploy_prune.surgery.labels import Labels, Value
 from deploy_prune.surgery.rules import rule_for, unknown
-from deploy_prune.surgery.trace import trace
+from deploy_prune.surgery.trace import LimitError, require_enough, trace
 from deploy_prune.types import Axis, ChannelGroup, Layer, Structure, Whole, Width
 
 
@@ -88,6 +88,8 @@ def _add_training(labelled: _Labelled, network: nn.Module, inputs: Sequence[Tens
     """
     try:
         program = trace(network, inputs, prune.trace_timeout_s, training=True)
+    except LimitError:
+        raise
     except SurgeryError:
         return
     _label(program, labelled.labels, [])
@@ -171,6 +173,7 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], labels: Labels, applied: li
     try:
         return rule_for(node.target, call.name)(call)
     except (RuntimeError, TypeError, ValueError, LookupError, AssertionError) as error:
+        require_enough(error, "Finding the channel groups")
         return unknown(call, f"{call.name} is used in a form that its rule doesn't know ({type(error).__name__})")
 
 

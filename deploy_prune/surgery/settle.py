@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
@@ -11,17 +12,16 @@ from torch import Tensor, nn
 
 from deploy_prune.errors import SurgeryError
 from deploy_prune.recipe import PrunePart
-from deploy_prune.surgery.cut import cut
+from deploy_prune.surgery.finite import require_finite
 from deploy_prune.surgery.graph import with_blueprint
-from deploy_prune.surgery.trace import evaluating
-from deploy_prune.surgery.verify import GatesOn, relative_difference
+from deploy_prune.surgery.seeing import in_type, redrawn
+from deploy_prune.surgery.trace import LimitError, evaluating
+from deploy_prune.surgery.trial import BrokenError, GatesOf, Outcome, Trial
+from deploy_prune.surgery.verify import TOLERANCE
 from deploy_prune.types import ChannelGroup, Keep, Structure, Whole
 
-TOLERANCE: Final = 1e-3
-"""A wrong cut differs by far more, rounding in float32 by far less."""
-
-GatesOf = Callable[[Structure], GatesOn]
-"""How to turn on the gates of a structure."""
+SEEDS: Final = (0, 1, 2)
+"""Draws of weights, before a group is given up that no trial shows."""
 
 
 def settle(
@@ -32,14 +32,21 @@ def settle(
     Python code may have sizes written in it that no look at the graph shows; a trial cut does. Then the slim network
     is the exported graph with its sizes recomputed, if that can cut more than the network's own modules.
 
+    A group that no trial shows in the output, whatever the weights are, is left whole too.
+
     Raises:
-        SurgeryError: groups that can be cut one by one can't be cut together.
+        SurgeryError: groups that can be cut one by one can't be cut together; a limit of time or memory was reached.
+        VerificationError: the network's output isn't finite.
     """
+    with evaluating(network), torch.no_grad():
+        require_finite(network(*inputs), "", network, network, inputs)
     if not structure.groups or _failure(network, structure, structure.groups, inputs, gates_of) is None:
         return structure
     choices = [structure]
     try:
         choices.append(with_blueprint(network, inputs, prune))
+    except LimitError:
+        raise
     except SurgeryError as error:
         reason = str(error)
     else:
@@ -70,22 +77,44 @@ def _failure(
     inputs: Sequence[Tensor],
     gates_of: GatesOf,
 ) -> str | None:
-    """Why cutting half the units of these groups, in no regular pattern, goes wrong, or None if it doesn't."""
+    """Why cutting half the units of these groups, in no regular pattern, goes wrong, or None if it is shown not to.
+
+    Tried is a copy with other weights: a cut is right or wrong whatever they are, and the network's own may hide it.
+    """
     generator = torch.Generator().manual_seed(0)
     keep: Keep = {g.name: torch.randperm(g.channels, generator=generator) < max(1, g.channels // 2) for g in groups}
-    gates = {
-        g.name: keep.get(g.name, torch.ones(g.channels, dtype=torch.bool)).to(inputs[0].device, inputs[0].dtype)
-        for g in structure.groups
-    }
-    with evaluating(network), torch.no_grad():
-        try:
-            slim = cut(network, structure, keep)
-            output = slim.eval()(*inputs)
-        except Exception as error:  # noqa: BLE001  whatever the network's own code raises
-            first = (str(error).strip().splitlines() or [""])[0]
-            return f"the network's code has sizes written in it ({type(error).__name__}: {first[:120]})"
-        difference = relative_difference(gates_of(structure)(network, gates)(*inputs), output)
-    return None if difference <= TOLERANCE else f"cut and masked outputs differ by {difference:.1e}"
+    trial = Trial(structure=structure, keep=keep, gates_of=gates_of)
+    try:
+        outcome = trial.run(redrawn(network, inputs, SEEDS[0]), inputs)
+    except BrokenError as error:
+        return str(error)
+    if outcome.difference <= TOLERANCE and not outcome.blind:
+        return None
+    blind = frozenset(keep)
+    for outcome in _closer_looks(trial, network, inputs):
+        if outcome.difference > TOLERANCE:
+            return f"cut and masked outputs differ by {outcome.difference:.1e}"
+        blind &= outcome.blind
+        if not blind:
+            return None
+    return f"no trial shows whether its cut is right: the output doesn't depend on {', '.join(sorted(blind))}"
+
+
+def _closer_looks(trial: Trial, network: nn.Module, inputs: Sequence[Tensor]) -> Iterator[Outcome]:
+    """Trials in float64 where the network can be run so, with several weights; also of what only training has.
+
+    What can't be run here, could before: that says something of the precision or the mode, not of the cut.
+    """
+    for seed in SEEDS:
+        for dtype in (torch.float64, None):
+            other, given = redrawn(network, inputs, seed, dtype), in_type(inputs, dtype)
+            try:
+                yield trial.run(other, given, thorough=True)
+            except BrokenError:
+                continue
+            with suppress(BrokenError):
+                yield trial.run(other, given, thorough=True, training=True)
+            break
 
 
 def without(structure: Structure, reasons: dict[str, str]) -> Structure:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from deploy_prune.compare import relative_difference
 from deploy_prune.errors import VerificationError
 from deploy_prune.surgery.cut import cut
+from deploy_prune.surgery.finite import require_finite
+from deploy_prune.surgery.seeing import in_type
 from deploy_prune.surgery.trace import evaluating
-from deploy_prune.types import Forward, Keep, Structure
+from deploy_prune.types import ChannelGroup, Forward, Keep, Structure
 
 TOLERANCE: Final = 1e-5
 """Largest relative difference in float32 (about 100 units of its resolution, 1.2e-7)."""
@@ -31,7 +35,8 @@ class Verification:
     """A proven cut. All figures are max|a - b| / max|a| over all outputs and inputs.
 
     ``difference``: masked against cut. ``moved_by_input``: one input against another. ``moved_by_channel``: with and
-    without one kept channel of every group. ``calibrated``: on a copy with batch-norm statistics of the inputs.
+    without one kept channel of every group (no groups: as by input). ``calibrated``: on a copy with batch-norm
+    statistics of the inputs.
     """
 
     difference: float
@@ -62,7 +67,7 @@ def prove(
         return verify(network, cut(network, structure, keep), structure, keep, inputs, gates_on)
     except _BlindError:
         seeing = copy.deepcopy(network)
-        _calibrate(seeing, gates_on(seeing, _gates(structure, keep, inputs[0])), inputs)
+        _calibrate(seeing, gates_on(seeing, gates(structure, keep, inputs[0])), inputs)
         found = verify(seeing, cut(seeing, structure, keep), structure, keep, inputs, gates_on)
         return replace(found, calibrated=True)
 
@@ -93,15 +98,15 @@ def verify(
         gates_on: turns a network and gates (float[C] per group) into a callable.
 
     Raises:
-        VerificationError: they differ by more than the tolerance, or the output doesn't depend on input and channels.
+        VerificationError: they differ by more than the tolerance, an output is not finite, or the output doesn't depend
+            on input and channels.
     """
     with evaluating(network), evaluating(slim), torch.no_grad():
         difference = _difference(network, slim, structure, keep, inputs, gates_on)
         precision, tolerance = "float32", TOLERANCE
         if difference > TOLERANCE:
-            double = [x.double() if x.is_floating_point() else x for x in inputs]
             wide, wide_slim = copy.deepcopy(network).double(), copy.deepcopy(slim).double()
-            difference = _difference(wide, wide_slim, structure, keep, double, gates_on)
+            difference = _difference(wide, wide_slim, structure, keep, in_type(inputs, torch.float64), gates_on)
             precision, tolerance = "float64", TOLERANCE_FLOAT64
         if not difference <= tolerance:
             message = (
@@ -111,7 +116,7 @@ def verify(
             raise VerificationError(message)
         by_input, by_channel = _sensitivity(network, structure, keep, inputs, gates_on)
     for moved, what in ((by_input, "its input"), (by_channel, "a kept channel of every group")):
-        if not moved > MOVES:
+        if not MOVES < moved < inf:
             message = (
                 f"The comparison proves nothing: the masked network's output moves by only {moved:.1e} (relative) when "
                 f"{what} changes. Is the network untrained, or are its batch-norm statistics not calibrated?"
@@ -126,13 +131,18 @@ def verify(
 def _difference(
     network: nn.Module, slim: nn.Module, structure: Structure, keep: Keep, inputs: Sequence[Tensor], gates_on: GatesOn
 ) -> float:
-    masked = gates_on(network, _gates(structure, keep, inputs[0]))(*inputs)
-    return relative_difference(masked, slim(*inputs))
+    forward = gates_on(network, gates(structure, keep, inputs[0]))
+    masked, found = forward(*inputs), slim(*inputs)
+    require_finite(masked, "masked", network, forward, inputs)
+    require_finite(found, "cut", slim, slim, inputs)
+    return relative_difference(masked, found)
 
 
-def _gates(structure: Structure, keep: Keep, like: Tensor) -> dict[str, Tensor]:
+def gates(structure: Structure, keep: Keep, like: Tensor) -> dict[str, Tensor]:
+    """Group name -> 1 for every unit that stays, else 0, [C], where ``like`` is and in its type if that is real."""
+    dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
     return {
-        g.name: keep.get(g.name, torch.ones(g.channels, dtype=torch.bool)).to(like.device, like.dtype)
+        g.name: keep.get(g.name, torch.ones(g.channels, dtype=torch.bool)).to(like.device, dtype)
         for g in structure.groups
     }
 
@@ -140,18 +150,23 @@ def _gates(structure: Structure, keep: Keep, like: Tensor) -> dict[str, Tensor]:
 def _sensitivity(
     network: nn.Module, structure: Structure, keep: Keep, inputs: Sequence[Tensor], gates_on: GatesOn
 ) -> tuple[float, float]:
-    gates = _gates(structure, keep, inputs[0])
-    forward = gates_on(network, gates)
+    opened = gates(structure, keep, inputs[0])
+    forward = gates_on(network, opened)
     here = forward(*inputs)
     by_input = relative_difference(here, forward(*[x.flip(0) for x in inputs]))
-    fewer = {}
-    for group in structure.groups:
-        strongest = int((_reading_strength(network, group.consumers) * gates[group.name].cpu()).argmax())
-        fewer[group.name] = gates[group.name].clone()
-        fewer[group.name][strongest] = 0
-    if not fewer:
-        return by_input, float("inf")
+    if not structure.groups:
+        return by_input, by_input
+    fewer = {g.name: without_strongest(network, g, opened[g.name]) for g in structure.groups}
     return by_input, relative_difference(here, gates_on(network, fewer)(*inputs))
+
+
+def without_strongest(network: nn.Module, group: ChannelGroup, gate: Tensor) -> Tensor:
+    """The gates [C] without the kept unit that is read most; where it is the only one, with a half of it."""
+    strength = _reading_strength(network, group.consumers) if group.consumers else torch.ones(group.channels)
+    strongest = int(torch.where(gate.detach().cpu() != 0, strength, -1).argmax())
+    fewer = gate.clone()
+    fewer[strongest] = 0.0 if int((gate != 0).sum()) > 1 else 0.5
+    return fewer
 
 
 def _reading_strength(network: nn.Module, consumers: Sequence[Any]) -> Tensor:
@@ -167,27 +182,3 @@ def _reading_strength(network: nn.Module, consumers: Sequence[Any]) -> Tensor:
         mine = member.unit_of >= 0
         total = strength.index_add(0, member.unit_of[mine], per_coordinate[mine])
     return total
-
-
-def relative_difference(a: Any, b: Any) -> float:
-    """max|a - b| / max|a| over all tensors of two equally nested outputs; infinite if shapes or finiteness differ."""
-    pairs = list(zip(tensors_of(a), tensors_of(b), strict=True))
-    worst = 0.0
-    for x, y in pairs:
-        if x.shape != y.shape or not bool(torch.isfinite(y).all()):
-            return float("inf")
-        scale = float(x.abs().max()) if x.numel() else 0.0
-        gap = float((x.double() - y.double()).abs().max()) if x.numel() else 0.0
-        worst = max(worst, gap / scale if scale else float(gap > 0))
-    return worst
-
-
-def tensors_of(output: Any) -> list[Tensor]:
-    """All floating-point tensors of a nested output, in order."""
-    if isinstance(output, Tensor):
-        return [output.detach()] if output.is_floating_point() else []
-    if isinstance(output, dict):
-        return [t for value in output.values() for t in tensors_of(value)]
-    if isinstance(output, list | tuple):
-        return [t for value in output for t in tensors_of(value)]
-    return []

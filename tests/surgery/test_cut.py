@@ -8,13 +8,13 @@ from surgery_networks import build, groups_of, half
 from torch import Tensor, nn
 
 from deploy_prune import models
+from deploy_prune.compare import relative_difference
 from deploy_prune.errors import SurgeryError
 from deploy_prune.recipe import ModelPart, PrunePart
 from deploy_prune.search import gates_of
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.graph import find_groups
 from deploy_prune.surgery.settle import settle
-from deploy_prune.surgery.verify import relative_difference
 
 
 def keep_all(structure: object) -> dict[str, Tensor]:

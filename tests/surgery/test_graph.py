@@ -10,10 +10,10 @@ from surgery_networks import build, groups_of, half
 from torch import Tensor, nn
 
 from deploy_prune import cost
+from deploy_prune.compare import relative_difference
 from deploy_prune.recipe import PrunePart
 from deploy_prune.search import gates_of
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.verify import relative_difference
 from deploy_prune.types import Structure
 
 Sides = frozenset[tuple[str, str]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,7 +16,8 @@ from deploy_prune.recipe import PrunePart
 from deploy_prune.search import gates_of
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.settle import _failure, _sound, settle
-from deploy_prune.surgery.verify import TOLERANCE, prove, relative_difference, verify
+from deploy_prune.surgery.verify import TOLERANCE, prove, verify
+from deploy_prune.types import Keep, Structure
 
 NETWORKS = [
     ("resnet20", 32),
@@ -145,9 +148,94 @@ def test_settle_finds_a_group_whose_cut_is_wrong() -> None:
     assert [w.name for w in left.whole if w.reason == why] == [first.name]
 
 
-def test_relative_difference_of_nested_outputs() -> None:
-    a = {"x": torch.tensor([1.0, -4.0]), "y": [torch.tensor([10.0])]}
-    b = {"x": torch.tensor([1.0, -4.4]), "y": [torch.tensor([10.0])]}
-    assert relative_difference(a, b) == pytest.approx(0.1)
-    assert relative_difference(a, {"x": torch.zeros(3), "y": [torch.tensor([10.0])]}) == float("inf")
-    assert relative_difference(torch.ones(2), torch.tensor([1.0, float("nan")])) == float("inf")
+@pytest.fixture(scope="module")
+def proven() -> tuple[nn.Module, Structure, Keep, Tensor]:
+    """A network, its structure, what is kept, and inputs."""
+    network, x = build("torchvision:resnet18", 64)
+    structure = groups_of(network, x)
+    return network, structure, half(structure), x[:4]
+
+
+def not_a_number(slim: nn.Module) -> None:
+    slim.layer3[0].conv1.weight.data[1, 0, 0, 0] = float("nan")
+
+
+def infinite(slim: nn.Module) -> None:
+    slim.fc.bias.data[3] = float("inf")
+
+
+def wrong_channel(slim: nn.Module) -> None:
+    weight = slim.layer2[0].conv2.weight.data
+    weight[:, [0, 1]] = weight[:, [1, 0]].clone()
+
+
+def half_the_outputs(slim: nn.Module) -> None:
+    slim.fc = nn.Linear(slim.fc.in_features, slim.fc.out_features // 2)
+
+
+def half_the_resolution(slim: nn.Module) -> None:
+    slim.conv1.register_forward_pre_hook(lambda module, args: nn.functional.avg_pool2d(args[0], 2))
+
+
+def two_outputs(slim: nn.Module) -> None:
+    slim.fc.register_forward_hook(lambda module, args, y: (y, y))
+
+
+PLANTED = {
+    not_a_number: "The cut network's output has values that are not finite.*layer3.0.conv1.weight has such values",
+    infinite: "The cut network's output has values that are not finite.*fc.bias has such values",
+    wrong_channel: "differs from the masked",
+    half_the_outputs: "differs from the masked one's by inf",
+    half_the_resolution: "differs from the masked",
+    two_outputs: "differs from the masked one's by inf",
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
+def test_a_planted_fault_is_refused(
+    proven: tuple[nn.Module, Structure, Keep, Tensor], plant: Callable[..., None]
+) -> None:
+    network, structure, keep, x = proven
+    slim = cut(network, structure, keep)
+    verify(network, slim, structure, keep, (x,), gates_of(structure))
+    plant(slim)
+    with pytest.raises(VerificationError, match=PLANTED[plant]):
+        verify(network, slim, structure, keep, (x,), gates_of(structure))
+
+
+def test_a_slim_network_of_half_the_width_it_should_have_is_refused(
+    proven: tuple[nn.Module, Structure, Keep, Tensor],
+) -> None:
+    network, structure, keep, x = proven
+    dense = {name: torch.ones_like(mask) for name, mask in keep.items()}
+    with pytest.raises(VerificationError, match="differs from the masked"):
+        verify(network, cut(network, structure, keep), structure, dense, (x,), gates_of(structure))
+
+
+def test_a_dense_network_that_is_not_finite_proves_nothing(
+    proven: tuple[nn.Module, Structure, Keep, Tensor],
+) -> None:
+    network, structure, keep, x = proven
+    broken = copy.deepcopy(network)
+    broken.bn1.running_var.fill_(float("nan"))
+    with pytest.raises(VerificationError, match="The masked network's output has values that are not finite.*bn1"):
+        prove(broken, structure, keep, (x,), gates_of(structure))
+
+
+def test_dropping_a_groups_only_kept_unit_is_no_proof_of_sight() -> None:
+    """Without any kept channel, a layer norm's statistics are 0 / 0."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.head = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.first(x)))
+
+    torch.manual_seed(0)
+    network, x = Normed().eval(), torch.randn(4, 6)
+    structure = groups_of(network, x)
+    keep = {"first": torch.arange(8) == 3}
+    with pytest.raises(VerificationError, match="proves nothing"):
+        verify(network, cut(network, structure, keep), structure, keep, (x,), gates_of(structure))

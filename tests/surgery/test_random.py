@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from surgery_networks import groups_of
 from torch import Tensor, nn
 
+from deploy_prune.compare import relative_difference
 from deploy_prune.recipe import ModelPart, PrunePart
 from deploy_prune.search import gates_of
 from deploy_prune.surgery import architecture
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.settle import settle
-from deploy_prune.surgery.verify import relative_difference
 from deploy_prune.types import Keep, Structure
 
 
