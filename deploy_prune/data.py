@@ -192,7 +192,7 @@ def batches(examples: Examples, batch_size: int, seed: int, augment: Augment) ->
 
 
 def spread(labels: Tensor, num: int) -> Tensor:
-    """int64[num] (or all there are), ascending: a fixed draw in which every class (labels [N]) is as often as it can be.
+    """int64[num] (or all there are), ascending: a fixed draw with every class (labels [N]) as often as it can be.
 
     Files lie class by class, so the first examples would all be of one class. With fewer draws than classes, each is of
     another class.

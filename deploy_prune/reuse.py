@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from deploy_prune import data, road
 from deploy_prune.checked import calibration_inputs
 from deploy_prune.errors import DeployPruneError, RunFolderError
 from deploy_prune.export import isolated
-from deploy_prune.export.parity import can_run, check_parity
+from deploy_prune.export.parity import can_run, check_parity, compare_contents, unchecked
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe
 from deploy_prune.recipe_file import load as load_recipe
@@ -45,6 +46,8 @@ def load(path: str | Path, *, trust: bool = False) -> nn.Module:
 def export(source: Path, target: str, out: Path, trust: bool = False) -> Artifact:
     """Write the artifact of a slim network (source and trust as for ``load``) for a target, checked on random inputs.
 
+    ``unchecked`` says why, where it can't be run here.
+
     Below fp32 the run's own data is needed: the artifact is calibrated and checked on that.
 
     Raises:
@@ -60,7 +63,9 @@ def export(source: Path, target: str, out: Path, trust: bool = False) -> Artifac
     files = [place.parent.parent / "recipe.yaml", place / "transfer.yaml"]
     recipe = next((load_recipe(str(file)) for file in files if file.is_file()), None)
     part = Recipe.model_fields["export"].default if recipe is None else recipe.export
-    inputs, calibration = torch.randn(road.PROOF_EXAMPLES, *described.input_shape[1:]), None
+    generator = torch.Generator().manual_seed(0)  # the same call gives the same verdict
+    inputs = torch.randn(road.PROOF_EXAMPLES, *described.input_shape[1:], generator=generator)
+    calibration = None
     if chosen.precision != "fp32" and recipe is not None:
         inputs = calibration = calibration_inputs(data.load(recipe.data, recipe.seed), part)
     example = torch.zeros(described.input_shape)
@@ -68,7 +73,9 @@ def export(source: Path, target: str, out: Path, trust: bool = False) -> Artifac
     try:
         if can_run(artifact):
             check_parity(network, artifact, inputs)
+            return artifact
+        compare_contents(network, artifact, inputs)
     except DeployPruneError:
         remove(out)
         raise
-    return artifact
+    return replace(artifact, unchecked=unchecked(artifact))

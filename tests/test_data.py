@@ -320,3 +320,18 @@ def test_by_default_new_classes_have_few_examples_and_the_same_classes_all(class
     data = load(DataPart(image_size=8, **classes), seed=0)
     assert (data.shots_a_class, len(data.target_train)) == (shots, used)
     assert data.num_available == (1438 if used == 1438 else 288)
+
+
+@pytest.mark.parametrize("num", [0, 1, 3, 8, 64, 210, 500])
+def test_a_spread_draw_has_every_class_as_often_as_it_can(num):
+    labels = torch.cat([torch.full((n,), label) for label, n in ((0, 140), (1, 60), (7, 9), (8, 1))])
+    chosen = data_module.spread(labels, num)
+    assert len(chosen) == min(num, len(labels))
+    assert torch.equal(chosen, chosen.unique())
+    assert torch.equal(chosen, data_module.spread(labels, num))
+    counts = [int((labels[chosen] == label).sum()) for label in (0, 1, 7, 8)]
+    assert sum(count > 0 for count in counts) == min(num, 4)
+    if num == 64:
+        assert counts == [27, 27, 9, 1]
+        assert int(labels[chosen].eq(0).nonzero().max()) < 64
+        assert int(chosen[labels[chosen] == 0].max()) > 70, "not the first ones of a class"

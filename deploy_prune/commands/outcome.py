@@ -32,6 +32,8 @@ def write_artifact(source: Path, target: str, out: Path, trust: bool) -> None:
 
     made = reuse.export(source, target, out, trust)
     click.echo(f"{made.path} {made.format} {made.precision} {made.size_bytes} bytes {made.sha256}")
+    if made.unchecked:
+        click.echo(f"not compared with the network: {made.unchecked}", err=True)
 
 
 def show_rows(rows: Sequence[Row]) -> None:

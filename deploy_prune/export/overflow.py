@@ -32,16 +32,21 @@ _READERS: Final = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Overflow:
-    """The first values that are too large: where they come from, in words, and the largest of them, with its sign."""
+    """Values that are too large: where they come from, in words, and the largest of them, with its sign.
+
+    ``given``: they are a parameter's or the input's, not computed.
+    """
 
     where: str
     magnitude: float
+    given: bool
 
 
 def stored_in_half(network: nn.Module, inputs: Tensor, batch: int) -> tuple[tuple[Tensor, ...], Overflow | None]:
     """Outputs for inputs [N, ...] when everything that an operator reads is rounded to half precision; and an overflow.
 
-    Of several overflows the first with a positive value is told: negative ones are often masks, which may be infinite.
+    Of several overflows the first that is given or positive is told: negative ones are often masks, which may be
+    infinite.
     Batch norms read what they are given as it is, for in a file they are part of the layer before.
     """
     place = next((p.device for p in network.parameters()), inputs.device)
@@ -50,11 +55,11 @@ def stored_in_half(network: nn.Module, inputs: Tensor, batch: int) -> tuple[tupl
     with eval_mode(network), torch.no_grad(), _followed(network, watch):
         for start in range(0, len(inputs), batch):
             x = inputs[start : start + batch].to(place)
-            setattr(x, _ORIGIN, _Origin(where="the network's input"))
+            setattr(x, _ORIGIN, _Origin(where="the network's input", given=True))
             with watch:
                 outputs = flatten(network(x))
             columns.append(tuple(watch.rounded(y).cpu() for y in outputs))
-    found = sorted(watch.found, key=lambda overflow: overflow.magnitude < 0)
+    found = sorted(watch.found, key=lambda overflow: overflow.magnitude < 0 and not overflow.given)
     return tuple(map(torch.cat, zip(*columns, strict=True))), found[0] if found else None
 
 
@@ -63,6 +68,7 @@ class _Origin:
     """Of a tensor: where it was made, in words; the parameter that it is, or the parameters that it was made of."""
 
     where: str
+    given: bool = False
     parameter: str | None = None
     weights: tuple[Tensor, ...] = ()
 
@@ -104,24 +110,24 @@ class _Stored(TorchDispatchMode):
             return x
         origin = self._origin(x)
         if origin.parameter is not None:
-            return x if self._fits(x, f"the weight {origin.parameter}") else torch.full_like(x, torch.nan)
-        weights = [(w, f"the weight {self._origin(w).parameter}") for w in origin.weights]
-        if not all([self._fits(w, where) for w, where in weights]):
+            return x if self._fits(x, origin) else torch.full_like(x, torch.nan)
+        if not all([self._fits(w, self._origin(w)) for w in origin.weights]):
             return torch.full_like(x, torch.nan)
-        self._fits(x, origin.where)
+        self._fits(x, origin)
         return x.half().to(x.dtype)
 
-    def _fits(self, x: Tensor, where: str) -> bool:
+    def _fits(self, x: Tensor, origin: _Origin) -> bool:
         """Whether half precision holds all finite values; else the largest is noted."""
         values = x[x.isfinite()]
         largest = float(values[values.abs().argmax()]) if values.numel() else 0.0
         if abs(largest) > LARGEST:
-            self.found.append(Overflow(where=where, magnitude=largest))
+            self.found.append(Overflow(where=origin.where, magnitude=largest, given=origin.given))
         return abs(largest) <= LARGEST
 
     def _origin(self, x: Tensor) -> _Origin:
         known: _Origin = getattr(x, _ORIGIN, _Origin(where="the network's constants"))
-        return known if id(x) not in self.names else _Origin(where="", parameter=self.names[id(x)])
+        name = self.names.get(id(x))
+        return known if name is None else _Origin(where=f"the weight {name}", given=True, parameter=name)
 
     def _made(self, func: Any, given: Sequence[Tensor]) -> _Origin:
         """The origin of an operator's result: a layer's output, or what the network's code does after a layer."""

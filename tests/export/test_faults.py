@@ -144,6 +144,44 @@ def mixed_up_layout(network: nn.Module) -> nn.Module:
     return Before(network, lambda x: x.permute(0, 2, 3, 1).reshape(x.shape))
 
 
+def wrong_channels(network: nn.Module) -> nn.Module:
+    """Two channels of the head's input in each other's place: a wrong channel kept."""
+    weight = network.head.weight.data
+    weight[:, [3, 9]] = weight[:, [9, 3]].clone()
+    return network
+
+
+def half_the_resolution(network: nn.Module) -> nn.Module:
+    return Before(network, lambda x: F.avg_pool2d(x, 2))
+
+
+def half_the_channels(network: nn.Module) -> nn.Module:
+    """Half of the block's channels cut off, where none should be."""
+    slim = copy.deepcopy(network)
+    slim.depth = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+    slim.depth.weight.data = network.depth.weight.data[:8]
+    slim.norm2 = nn.BatchNorm2d(8)
+    for mine, theirs in zip(slim.norm2.state_dict().values(), network.norm2.state_dict().values(), strict=True):
+        mine.copy_(theirs[:8] if theirs.dim() else theirs)
+    slim.point = nn.Conv2d(8, 16, 1, bias=False)
+    slim.point.weight.data = network.point.weight.data[:, :8]
+    return HalfBlock(slim)
+
+
+class HalfBlock(nn.Module):
+    """The network with half a block."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.network
+        x = F.relu(n.norm(n.stem(x)))
+        x = F.relu(x + n.norm3(n.point(F.relu(n.norm2(n.depth(x[:, :8]))))))
+        return n.head(n.pool(x).flatten(1))
+
+
 def other_weights(network: nn.Module) -> nn.Module:
     torch.manual_seed(5)
     return Net().eval()
@@ -151,7 +189,7 @@ def other_weights(network: nn.Module) -> nn.Module:
 
 FAULTS = (
     swapped_channels, swapped_inputs, no_bias, no_norm_bias, no_skip, wrong_mean_and_std, transposed, mixed_up_layout,
-    other_weights,
+    other_weights, wrong_channels, half_the_resolution, half_the_channels,
 )  # fmt: skip
 
 
@@ -162,6 +200,75 @@ def test_a_planted_fault_is_caught(kind, network, fault, tmp_path):
     check_parity(wrong, artifact, images(64))
     with pytest.raises(ParityError, match="differs"):
         check_parity(network, artifact, images(64))
+
+
+def not_a_number(network: nn.Module) -> None:
+    network.point.weight.data[2, 3] = float("nan")
+
+
+def infinite_bias(network: nn.Module) -> None:
+    network.head.bias.data[1] = float("inf")
+
+
+@pytest.mark.parametrize("damage", [not_a_number, infinite_bias], ids=lambda damage: damage.__name__)
+def test_what_is_not_finite_is_refused_on_either_side(kind, network, honest, damage, tmp_path):
+    broken = copy.deepcopy(network)
+    damage(broken)
+    with pytest.raises(ParityError, match="The network's output 0 is not finite"):
+        check_parity(broken, honest, images(64))
+    try:
+        artifact = write(kind, broken, tmp_path)
+    except ExportError:  # some formats' libraries refuse to write it
+        return
+    with pytest.raises((ParityError, MeasurementError)):
+        check_parity(network, artifact, images(64))
+    with pytest.raises(ParityError, match="The network's output 0 is not finite"):
+        check_parity(broken, artifact, images(64))
+
+
+class HalfTheOutputs(nn.Module):
+    """The first three of six."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)[:, :3]
+
+
+def test_half_the_outputs_are_refused(kind, network, tmp_path):
+    artifact = write(kind, HalfTheOutputs(network).eval(), tmp_path)
+    with pytest.raises(ParityError, match="differs: it has outputs 64x3, the network 64x6"):
+        check_parity(network, artifact, images(64))
+
+
+def test_an_artifact_for_inputs_of_half_the_size_is_refused(kind, network, tmp_path):
+    name, precision = kind
+    small = F.avg_pool2d(images(64, seed=2), 2)
+    form = FORMATS[name]
+    artifact = form.write(network, small[:1], tmp_path / f"a{form.suffix}", precision, ExportPart(), small)
+    with pytest.raises(ParityError, match="differs: it is made for inputs 1x3x8x8, and compared on 64x3x16x16"):
+        check_parity(network, artifact, images(64))
+
+
+def test_an_output_that_never_changes_is_compared_in_int8_too(kind, network, tmp_path):
+    if kind[1] != "int8":
+        pytest.skip("in other precisions all outputs are compared alike")
+
+    class Two(nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.network, self.value = network, value
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.network(x)
+            return y, F.relu(y * 0) + self.value
+
+    artifact = write(kind, Two(1.0).eval(), tmp_path)
+    check_parity(Two(1.0).eval(), artifact, images(64))
+    with pytest.raises(ParityError, match="in an output that never changes"):
+        check_parity(Two(1.2).eval(), artifact, images(64))
 
 
 def test_the_dense_artifact_is_not_the_slim_one(kind, network, tmp_path):

@@ -1,13 +1,17 @@
 """The yardsticks of int8 and fp16, and what they let through."""
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from deploy_prune.errors import ParityError
-from deploy_prune.export import onnx
-from deploy_prune.export.noise import eight_bits, half
-from deploy_prune.export.parity import HALF_MARGIN, HALF_TOLERANCE, check_parity
+from deploy_prune.export import onnx, parity
+from deploy_prune.export.noise import eight_bits, half, single
+from deploy_prune.export.overflow import stored_in_half
+from deploy_prune.export.parity import CEILING, HALF_CEILING, HALF_MARGIN, HALF_TOLERANCE, TOLERANCE, check_parity
 from deploy_prune.recipe import ExportPart
 
 
@@ -89,3 +93,145 @@ def test_a_network_that_8_bits_are_too_few_for_is_told_so(tmp_path):
     artifact = onnx.write(network, x[:1], tmp_path / "a.onnx", "int8", ExportPart(), x)
     with pytest.raises(ParityError, match="8 bits are too few for this network as it is: train it first"):
         check_parity(network, artifact, x)
+
+
+@pytest.mark.parametrize("offset", [15, 60, 120, 250])
+def test_what_half_precision_loses_never_allows_all(offset):
+    """Rounded so far off, the network loses a quarter of its outputs: no file may."""
+    x, network = torch.randn(16, 3, 16, 16), Network(offset)
+    expected = parity._reference(network, x, 1)
+    made = SimpleNamespace(precision="fp16", input_shape=(1, 3, 16, 16))
+    assert HALF_TOLERANCE <= parity._tolerance(network, made, x, expected) <= HALF_CEILING
+
+
+class Cancelling(nn.Module):
+    """Its output is what is left of two large sums: float32 loses much of it."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.size = size
+        self.first, self.head = nn.Conv2d(3, 32, 3, bias=False), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.head(((y + self.size) * 3 - 3 * self.size).mean((2, 3)))
+
+
+def test_fp32_is_held_to_what_float32_loses_on_the_network(tmp_path):
+    x = torch.randn(8, 3, 16, 16)
+    made = SimpleNamespace(precision="fp32", input_shape=(1, 3, 16, 16))
+
+    def allowed(size):
+        network = Cancelling(size).eval()
+        return parity._tolerance(network, made, x, parity._reference(network, x, 1))
+
+    assert allowed(1) == TOLERANCE
+    assert TOLERANCE < allowed(1000) < CEILING
+    assert allowed(1e5) == CEILING
+
+    network = Cancelling(1000).eval()
+    output = parity._reference(network, x, 1)[0]
+    artifact = onnx.write(network, x[:1], tmp_path / "a.onnx", "fp32", ExportPart())
+    honest = check_parity(network, artifact, x)
+    assert honest.max_rel <= honest.tolerance <= CEILING
+    off = copy.deepcopy(network)
+    off.head.bias.data[0] += 3 * CEILING * output.abs().max()
+    with pytest.raises(ParityError, match="differs"):
+        check_parity(off, artifact, x)
+
+
+def test_a_network_that_float64_cant_run_has_a_yardstick_too():
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.head = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x.float()) * 2
+
+    network, x = Fixed(), torch.randn(8, 3)
+    expected = parity._reference(network, x, 8)[0]
+    moved = single(lambda net, given: parity._reference(net, given, 8), network, x)[0]
+    assert moved.dtype == torch.float32
+    assert 0 < float((moved - expected).abs().max() / expected.abs().max()) < 1e-6
+
+
+class Large(nn.Module):
+    """Values above 65504 somewhere; the outputs are small again."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.where = where
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.second, self.last = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+        scale = 1e6 if where in ("weight", "folded") else 1.0
+        self.first.weight.data *= scale
+        if where == "folded":
+            self.norm.running_var.fill_(scale**2)
+        elif where == "layer":
+            self.first.weight.data *= 6e4
+            self.second.weight.data *= 1e3
+        elif where == "bias":
+            self.second.bias.data += 1e5
+            self.second.weight.data *= 1e4
+        elif where == "output":
+            self.last.weight.data *= 5e4
+            self.last.bias.data += 5e4
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x * 1e-6 if self.where == "input" else x)
+        x = self.norm(x) if self.where == "folded" else x
+        x = x * 1e6 * torch.sigmoid(x) if self.where == "code" else x
+        x = self.second(x)
+        x = x.pow(2).mean(1, keepdim=True).sqrt() * torch.ones(8, 1, 1) if self.where == "square" else x
+        return self.last(x * {"weight": 1e-6, "layer": 1e-8, "code": 1e-6, "bias": 1e-5}.get(self.where, 1.0))
+
+
+OVERFLOWS = {
+    "weight": "the weight first.weight reaches -?[0-9.]+e",
+    "layer": "the output of second reaches",
+    "code": "'mul' after first reaches",
+    "bias": r"the weight second.bias reaches 1e\+05",
+    "input": r"the network's input reaches -?\d+e?",
+    "output": "the output of last reaches",
+    "square": "'pow' after second reaches",
+}
+
+
+@pytest.mark.parametrize("where", OVERFLOWS)
+def test_an_overflow_in_half_precision_is_told_with_its_layer(where, tmp_path):
+    x = torch.randn(4, 3, 16, 16) * {"input": 1e6, "square": 2e3}.get(where, 1)
+    network = Large(where).eval()
+    artifact = onnx.write(network, x[:1], tmp_path / "a.onnx", "fp16", ExportPart())
+    with pytest.raises(ParityError, match=rf"Half precision \(fp16\) holds values up to 65504, and {OVERFLOWS[where]}"):
+        check_parity(network, artifact, x)
+    check_parity(network, onnx.write(network, x[:1], tmp_path / "b.onnx", "fp32", ExportPart()), x)
+
+
+class Masked(nn.Module):
+    """Attention with a mask of -1e9, which may as well be infinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.full((4, 4), -1e9).triu(1)
+        return self.head(torch.softmax(self.layer(x) @ x.transpose(1, 2) + mask, -1) @ x)
+
+
+def test_values_that_may_overflow_without_harm_are_no_overflow():
+    x = torch.randn(4, 3, 16, 16)
+    folded = Large("folded").eval()
+    assert stored_in_half(folded, x, 2)[1] is None
+    network, tokens = Masked(), torch.randn(8, 4, 8)
+    outputs, overflow = stored_in_half(network, tokens, 2)
+    assert overflow.magnitude == -1e9
+    expected = parity._reference(network, tokens, 2)
+    assert parity._relative(expected[0], outputs[0]) < HALF_TOLERANCE * 5
+    made = SimpleNamespace(precision="fp16", input_shape=(2, 4, 8))
+    assert parity._tolerance(network, made, tokens, expected) < HALF_CEILING

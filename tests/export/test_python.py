@@ -11,6 +11,7 @@ import deploy_prune
 from deploy_prune.errors import ExportError, ParityError
 from deploy_prune.export import python
 from deploy_prune.export.noise import agreement, snr_db
+from deploy_prune.export.parity import UncheckedWarning
 
 EXAMPLE = torch.zeros(2, 3, 8, 8)
 
@@ -66,3 +67,46 @@ def test_signal_is_what_changes_from_input_to_input():
     assert snr_db(a + 100, a + 100.1) == pytest.approx(10 * torch.log10(torch.tensor(2 / 0.04)).item(), abs=1e-2)
     assert snr_db(a, a) == float("inf")
     assert agreement(a, torch.tensor([[1.0, 0.0], [1.0, 0.0]])) == 0.5
+
+
+def test_an_artifact_that_cant_run_here_says_so(network, tmp_path, monkeypatch):
+    compared = []
+    monkeypatch.setattr(python, "can_run", lambda artifact: False)
+    monkeypatch.setattr(python, "compare_contents", lambda *given: compared.append(given[2].shape))
+    path = tmp_path / "model.tensorrt"
+    with pytest.warns(UncheckedWarning, match=r"model\.tensorrt was not compared with the network: .*can't run"):
+        artifact = deploy_prune.export(network, EXAMPLE, "tensorrt", path=path)
+    assert "its engine has to be built first" in artifact.unchecked
+    assert compared == [(16, 3, 8, 8)]
+    assert path.exists()
+
+
+def test_contents_that_differ_are_removed(network, tmp_path, monkeypatch):
+    def differs(*args):
+        message = "it differs"
+        raise ParityError(message)
+
+    monkeypatch.setattr(python, "can_run", lambda artifact: False)
+    monkeypatch.setattr(python, "compare_contents", differs)
+    with pytest.raises(ParityError):
+        deploy_prune.export(network, EXAMPLE, path=tmp_path / "a.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checked_artifact_is_not_called_unchecked(network, tmp_path):
+    assert deploy_prune.export(network, EXAMPLE, path=tmp_path / "a.onnx").unchecked is None
+
+
+def test_what_is_compared_on_is_the_same_each_time_and_spread(network, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(python, "check_parity", lambda model, artifact, inputs: seen.append(inputs))
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        deploy_prune.export(network, EXAMPLE, path=tmp_path / "a.onnx")
+        assert torch.equal(torch.randn(3), torch.randn(3, generator=torch.Generator().manual_seed(seed)))
+    assert torch.equal(seen[0], seen[1])
+    sorted_inputs = torch.arange(640.0).view(640, 1, 1, 1).expand(640, 3, 8, 8).contiguous()
+    deploy_prune.export(network, EXAMPLE, path=tmp_path / "a.onnx", calibration=sorted_inputs)
+    taken = seen[2][:, 0, 0, 0]
+    assert len(taken) == 64
+    assert min(int(((taken >= low) & (taken < low + 160)).sum()) for low in (0, 160, 320, 480)) > 5
