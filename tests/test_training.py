@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from deploy_prune import training
 from deploy_prune.data import Examples
 from deploy_prune.errors import TrainingError
 from deploy_prune.recipe import TrainPart
@@ -124,6 +125,14 @@ def test_networks_whose_outputs_would_change_keep_channels_first():
     network, before = Strides(), strides(Strides())
     with channels_last(network, (torch.randn(2, 1, 4, 4),), torch.device("cpu")):
         assert strides(network) == before
+
+
+def test_an_output_that_is_not_finite_is_not_the_same():
+    ones = torch.ones(3)
+    assert training._alike(ones, ones + 1e-5)
+    for bad in (float("inf"), float("-inf"), float("nan")):
+        other = torch.tensor([1.0, bad, 1.0])
+        assert not any(training._alike(*pair) for pair in ((ones, other), (other, ones), (other, other)))
 
 
 @pytest.mark.parametrize("always", [True, False])
