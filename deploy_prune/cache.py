@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from deploy_prune.errors import RunFolderError
+from deploy_prune.locks import one_at_a_time
 from deploy_prune.shell import write_text
 
 MAX_AGE_DAYS: Final = 30.0
@@ -28,9 +32,18 @@ Json = Any
 
 
 def cache_folder() -> Path:
-    """``DEPLOY_PRUNE_CACHE``, or ``~/.cache/deploy-prune``."""
-    named = os.environ.get("DEPLOY_PRUNE_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "deploy-prune"
+    """``DEPLOY_PRUNE_CACHE``, or ``~/.cache/deploy-prune``.
+
+    Raises:
+        RunFolderError: there is no home folder, and no other is named.
+    """
+    if named := os.environ.get("DEPLOY_PRUNE_CACHE"):
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "deploy-prune"
+    except RuntimeError:
+        message = "There is no home folder to keep measurements in: set DEPLOY_PRUNE_CACHE to a folder, or HOME."
+        raise RunFolderError(message) from None
 
 
 def still_valid() -> float:
@@ -42,26 +55,42 @@ def cached_json(kind: str, key: Mapping[str, Json], compute: Callable[[], Json],
     """The value of ``compute`` for this key, computed at most once per cache folder.
 
     The file holds the key and the time beside the value. A file that can't be read, holds another key, or is from
-    before ``since`` (seconds since 1970) is written again.
+    before ``since`` (seconds since 1970) is written again. Processes that ask at the same time wait for the first.
     """
-    kept = _read(_path(kind, key))
-    if kept is not None and kept["key"] == _plain(key) and _written(kept) >= since:
+    if (kept := _kept(kind, key, since)) is not None:
         return kept["value"]
-    value = compute()
-    store_json(kind, key, value)
-    return value
+    with one_at_a_time(kind, str(_path(kind, key))):
+        if (kept := _kept(kind, key, since)) is not None:
+            return kept["value"]
+        value = compute()
+        store_json(kind, key, value)
+        return value
 
 
 def kept_json(kind: str, key: Mapping[str, Json], since: float = 0.0) -> Json | None:
     """The value kept for this key; None if there is none since then, or its file can't be read."""
-    kept = _read(_path(kind, key))
-    return kept["value"] if kept is not None and kept["key"] == _plain(key) and _written(kept) >= since else None
+    kept = _kept(kind, key, since)
+    return None if kept is None else kept["value"]
 
 
 def store_json(kind: str, key: Mapping[str, Json], value: Json) -> None:
-    """Keep a value for this key, whatever was kept before."""
+    """Keep a value for this key, whatever was kept before; where that can't be, say so once: it only costs time."""
     entry = {"key": _plain(key), "written": time.time(), "value": value}
-    write_text(_path(kind, key), json.dumps(entry, indent=1) + "\n")
+    try:
+        write_text(_path(kind, key), json.dumps(entry, indent=1) + "\n")
+    except RunFolderError:
+        _say(f"What is found is not kept for the next time: the cache {cache_folder()} can't be written.")
+
+
+@functools.cache
+def _say(sentence: str) -> None:
+    """Once."""
+    print(f"deploy-prune: {sentence}", file=sys.stderr)
+
+
+def _kept(kind: str, key: Mapping[str, Json], since: float) -> dict[str, Json] | None:
+    kept = _read(_path(kind, key))
+    return kept if kept is not None and kept["key"] == _plain(key) and _written(kept) >= since else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from deploy_prune.enforce import UNITS, tolerance_above
 from deploy_prune.guard import scratch
 from deploy_prune.recipe import Recipe
 from deploy_prune.runfolder import RunFolder
+from deploy_prune.tracking import require_trackers
 from deploy_prune.types import Metric, Progress, Structure, Target, silent
 from deploy_prune.workbench import Workbench
 
@@ -60,7 +61,9 @@ def check(recipe: Recipe, progress: Progress = silent) -> CheckReport:
         DeployPruneError: the recipe can't work: network, weights, data or target.
     """
     started = time.perf_counter()
-    way = road.prepare(recipe, RunFolder(path=Path()), progress)
+    require_trackers(recipe.track)
+    untracked = recipe.model_copy(update={"track": ()})
+    way = road.prepare(untracked, RunFolder(path=Path()), progress)
     with scratch() as folder:
         bench = road.workbench(way, folder)
         targets, budgets = reaches(bench, way.targets, recipe)

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from deploy_prune import __version__
-from deploy_prune.commands.frame import Commands, file_option, run_folder, settings
+from deploy_prune.commands.frame import Commands, file_option, result_file, run_folder, settings
 from deploy_prune.commands.outcome import require_met, require_ok, show_rows, write_artifact, write_bundles
 from deploy_prune.locks import hold
 from deploy_prune.shell import write_text
@@ -79,7 +79,7 @@ def check(name: str, settings: Sequence[str]) -> None:
 @run_folder
 @click.option("--runs", type=click.IntRange(min=10), default=300, show_default=True, help="Inferences per artifact.")
 @click.option("--device", help="Measure there: local, ssh://USER@HOST[:PORT] or adb://SERIAL.")
-@click.option("--json", "json_file", type=file_option, help="Write the rows to this file too.")
+@click.option("--json", "json_file", type=result_file, help="Write the rows to this file too.")
 def bench(run: Path, runs: int, device: str | None, json_file: Path | None) -> None:
     """Measure latency again, per target and budget of the run folder RUN.
 
@@ -237,7 +237,7 @@ def predict(model: str, target: str, shape: str | None, trust: bool, as_json: bo
 @click.option("--variants", type=click.IntRange(min=1), default=8, show_default=True, help="Networks to make it of.")
 @click.option("--trust", is_flag=True, help="Run the code that an architecture of your own (module:callable) names.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@click.option("--out", type=file_option, help="Write the JSON to this file too.")
+@click.option("--out", type=result_file, help="Write the JSON to this file too.")
 def profile(model: str, shape: str | None, as_json: bool, out: Path | None, **how: Any) -> None:
     """Measure a network's latency table on a device, in minutes, and how well it predicts.
 
@@ -308,7 +308,7 @@ def new(name: str, host: str | None, serial: str | None, program: Path | None, o
 
 
 @main.command(epilog="Example: deploy-prune schema --out recipe.schema.json")
-@click.option("--out", type=file_option, help="Write it to this file instead of standard output.")
+@click.option("--out", type=result_file, help="Write it to this file instead of standard output.")
 def schema(out: Path | None) -> None:
     """Print the JSON schema of recipes, for editors."""
     from deploy_prune.recipe import schema as recipe_schema

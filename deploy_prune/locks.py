@@ -30,7 +30,7 @@ WAIT_S: Final = 0.2
 
 
 @contextmanager
-def hold(folder: Path, wait: Callable[[str], object] | None = None) -> Iterator[None]:
+def hold(folder: Path, wait: Callable[[str], object] | None = None, *, keep: bool = True) -> Iterator[None]:
     """Make a folder, if need be, and have it to ourselves; one that is left empty is removed again.
 
     The thread that has it may take it again.
@@ -38,6 +38,7 @@ def hold(folder: Path, wait: Callable[[str], object] | None = None) -> Iterator[
     Args:
         folder: what a command is going to write.
         wait: until another process that has it is done; this is told which, once.
+        keep: leave the lock's empty file there.
 
     Raises:
         RunFolderError: another process has it, and which; or it can't be written or locked.
@@ -54,7 +55,7 @@ def hold(folder: Path, wait: Callable[[str], object] | None = None) -> Iterator[
         yield
     finally:
         if lock.lock_counter == 1:
-            _leave(folder, new)
+            _leave(folder, new, keep)
         lock.release()
 
 
@@ -62,13 +63,22 @@ def hold(folder: Path, wait: Callable[[str], object] | None = None) -> Iterator[
 def one_at_a_time(kind: str, key: str) -> Iterator[None]:
     """Wait until no other process or thread of this user, on this machine, is at this work."""
     folder = Path(tempfile.gettempdir()) / f"deploy-prune-locks-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
-        message = f"{folder} belongs to somebody else; remove it, or set TMPDIR to a folder of your own."
-        raise RunFolderError(message)
-    name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    with FileLock(folder / f"{kind}-{name}.lock", is_singleton=True):
+    name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:32]
+    lock = FileLock(folder / f"{kind}-{name}.lock", is_singleton=True)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
+            message = f"{folder} belongs to somebody else; remove it, or set TMPDIR to a folder of your own."
+            raise RunFolderError(message)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        message = f"No lock can be made in {folder} ({reason}); set TMPDIR to another folder."
+        raise RunFolderError(message) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _take(lock: FileLock, folder: Path, wait: Callable[[str], object] | None) -> None:
@@ -89,19 +99,22 @@ def _take(lock: FileLock, folder: Path, wait: Callable[[str], object] | None) ->
         except FileNotFoundError:  # who had it left it empty, and removed it just now
             continue
         else:
-            break
+            if (folder / LOCK).exists():  # else it was removed while we waited for it
+                break
+            lock.release()
     if lock.lock_counter == 1:
         by = {"pid": os.getpid(), "host": platform.node(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
         (folder / HOLDER).write_text(json.dumps(by) + "\n", encoding="utf-8")
 
 
-def _leave(folder: Path, new: list[Path]) -> None:
+def _leave(folder: Path, new: list[Path], keep: bool) -> None:
     with suppress(OSError):
         (folder / HOLDER).unlink(missing_ok=True)
-        if new and [place.name for place in folder.iterdir()] == [LOCK]:
+        empty = new and [place.name for place in folder.iterdir()] == [LOCK]
+        if empty or not keep:
             (folder / LOCK).unlink()
-            for place in new:
-                place.rmdir()
+        for place in new if empty else ():
+            place.rmdir()
 
 
 def _holder(folder: Path) -> str:

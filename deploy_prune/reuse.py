@@ -14,6 +14,7 @@ from deploy_prune.errors import DeployPruneError, RunFolderError
 from deploy_prune.export import isolated
 from deploy_prune.export.parity import can_run, check_parity, compare_contents, unchecked
 from deploy_prune.latency.targets import load_target
+from deploy_prune.outputs import require_artifact_place
 from deploy_prune.recipe import Recipe
 from deploy_prune.recipe_file import load as load_recipe
 from deploy_prune.runfolder import load_tensors
@@ -54,6 +55,7 @@ def export(source: Path, target: str, out: Path, trust: bool = False) -> Artifac
         DeployPruneError: as ``load``; the target is unknown; the artifact can't be written or isn't equal.
     """
     chosen = load_target(target)
+    require_artifact_place(out)
     if not source.exists():
         message = f"There is no {source}; give a run's TARGET/BUDGET folder or an architecture.json."
         raise RunFolderError(message)

@@ -111,7 +111,7 @@ def sweep(folder: Path) -> None:
         os.close(descriptor)
 
 
-def shown(path: Path | str) -> str:
+def shown(path: Path | str | bytes) -> str:
     """A path as text that can be printed and stored: bytes that are no UTF-8 are spelled out."""
     return os.fsencode(path).decode("utf-8", errors="backslashreplace")
 

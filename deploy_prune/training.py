@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -26,6 +25,7 @@ from deploy_prune.batchnorm import reestimate
 from deploy_prune.compare import relative
 from deploy_prune.data import Batch, Examples, batches
 from deploy_prune.errors import TrainingError
+from deploy_prune.own_accelerator import OwnAccelerator
 from deploy_prune.recipe import Augment, TrainPart
 from deploy_prune.types import Forward, Progress, silent
 
@@ -68,8 +68,8 @@ def make_accelerator(
 ) -> Accelerator:
     """Where training runs: ``device`` "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; "bf16" as precision.
 
-    ``accumulate``: batches whose mean gradient makes one step. The last accelerator made counts, for all sessions:
-    accelerate keeps its state per process. ``trackers``, and the folder for their files: see `tracking`.
+    ``accumulate``: batches whose mean gradient makes one step. ``trackers``, and the folder for their files: see
+    `tracking`. Whatever accelerators the user's own program has go on as they were.
 
     Raises:
         TrainingError: another device, a CUDA device that is not there, or a precision that needs scaled gradients.
@@ -86,8 +86,7 @@ def make_accelerator(
         raise TrainingError(message)
     if index:
         torch.cuda.set_device(int(index))
-    AcceleratorState._reset_state(reset_partial_state=True)  # it is global, and can't change its mind otherwise
-    return Accelerator(
+    return OwnAccelerator(
         cpu=device == "cpu", mixed_precision=mixed_precision, gradient_accumulation_steps=accumulate,
         log_with=list(trackers) or None, project_dir=folder,
     )  # fmt: skip

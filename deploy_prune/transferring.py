@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from deploy_prune import data, models
 from deploy_prune.data import TransferData
 from deploy_prune.errors import DataError, RecipeError, RunFolderError, WeightsError
+from deploy_prune.locks import hold
+from deploy_prune.outputs import require_outside_runs
 from deploy_prune.recipe import DataPart, Recipe
 from deploy_prune.recipe_file import dump, load, resolve
 from deploy_prune.retrain.episodes import interval
 from deploy_prune.retrain.features import match
 from deploy_prune.retrain.fewshot import adapt, feature_weight, for_new_classes
 from deploy_prune.runfolder import load_tensors, read_json, save_tensors
-from deploy_prune.shell import write_text
+from deploy_prune.shell import shown, write_text
 from deploy_prune.surgery import architecture
 from deploy_prune.surgery.architecture import Architecture
 from deploy_prune.surgery.cut import cut
@@ -105,9 +107,26 @@ def transfer(
         progress: told of every step.
 
     Raises:
+        RunFolderError: ``out`` is in a run folder, has files that are no transfer's, or is being written by another.
         DeployPruneError: the architecture, the data or a setting doesn't work, or the loss is not finite.
     """
-    given = gather(source, teacher)
+    _require_own(out)
+    with hold(out, keep=False):
+        return _transferred(gather(source, teacher), settings, out, episodes, trust, progress)
+
+
+def _require_own(out: Path) -> None:
+    """Only an earlier transfer's files are replaced."""
+    require_outside_runs(out)
+    there = [name for name in (ARCHITECTURE, WEIGHTS, FIGURES) if (out / name).exists()]
+    if there and not (out / RECIPE).is_file():
+        message = f"{shown(out)} has a file {there[0]} of something else than a transfer; name another --out."
+        raise RunFolderError(message)
+
+
+def _transferred(
+    given: Given, settings: Sequence[str], out: Path, episodes: int, trust: bool, progress: Progress
+) -> Transfer:
     recipe = transfer_recipe(given, settings)
     session = Session(
         accelerator=make_accelerator(recipe.device, recipe.mixed_precision, recipe.accumulate),
@@ -122,6 +141,7 @@ def transfer(
         task = task or _Task(given, recipe, examples.num_target, trust)
         slim, episode = task.episode(examples, replace(session, seed=seed))
         if not done:
+            write_text(out / RECIPE, dump(recipe))  # first, for it marks the folder as ours
             write_text(out / ARCHITECTURE, architecture.dumps(task.described))
             save_tensors(out / WEIGHTS, slim.state_dict())
         done.append(episode)
@@ -131,7 +151,6 @@ def transfer(
         folder=out, episodes=tuple(done), accuracy=mean, interval=half, init=recipe.retrain.init,
         params=sum(p.numel() for p in slim.parameters()), mean=tuple(norm.mean.tolist()), std=tuple(norm.std.tolist()),
     )  # fmt: skip
-    write_text(out / RECIPE, dump(recipe))
     write_text(out / FIGURES, json.dumps(found.as_json(), indent=1) + "\n")
     return found
 

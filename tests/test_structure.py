@@ -32,6 +32,8 @@ LEVELS = (
             "models",
             "networks",
             "pickles",
+            "outputs",
+            "own_accelerator",
             "plugins",
             "readers",
             "recipe",

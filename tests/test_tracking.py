@@ -4,7 +4,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import tiny_recipe
 
-from deploy_prune import pipeline, tracking
+from deploy_prune import check, pipeline, tracking
 from deploy_prune.errors import MissingDependencyError
 from deploy_prune.training import make_accelerator
 
@@ -46,3 +46,12 @@ def test_a_tracker_that_is_not_installed_is_named_with_the_command(tmp_path, mon
     with pytest.raises(MissingDependencyError, match="wandb is not installed: pip install wandb"):
         pipeline.run(tiny_recipe(track=["wandb"]), tmp_path)
     assert not list(tmp_path.iterdir()), "before anything is written"
+
+
+def test_a_check_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check.check(tiny_recipe(track=["tensorboard"]))
+    assert list(tmp_path.rglob("*")) == []
+    monkeypatch.setitem(tracking.AVAILABLE, "wandb", lambda: False)
+    with pytest.raises(MissingDependencyError, match="wandb is not installed"):
+        check.check(tiny_recipe(track=["wandb"]))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import traceback
+from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import click
 
-from deploy_prune.errors import DeployPruneError
+from deploy_prune.errors import DeployPruneError, RunFolderError
+from deploy_prune.outputs import require_outside_runs
+from deploy_prune.shell import shown
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 UNEXPECTED = 1
@@ -19,8 +25,12 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; the one place where errors become text."""
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal or a name may have another encoding
         try:
-            return super().invoke(ctx)
+            found = super().invoke(ctx)
+            sys.stdout.flush()
+            return found
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
@@ -30,12 +40,28 @@ class Commands(click.Group):
                 traceback.print_exc()
             if isinstance(error, DeployPruneError):
                 _stop(f"error: {error}", error.exit_code)
+            if (reason := of_the_system(error)) is not None:
+                _stop(f"error: {reason}", RunFolderError.exit_code)
             kind = type(error).__name__
             _stop(f"error: unexpected {kind}: {error} (run again with deploy-prune --debug to see where)", UNEXPECTED)
 
 
+def of_the_system(error: Exception) -> str | None:
+    """The sentence for what files, disks and homes do to any command; None for what is a fault of ours."""
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
+        return f"{shown(error.object)[:200]!r} has characters that are no UTF-8; rename what has that name."
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib has no class of its own for it
+        return "There is no home folder for ~: set HOME, or write the whole path."
+    if not isinstance(error, OSError):
+        return None
+    place = f"{shown(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return f"{place}{error.strerror or error}."
+
+
 def _stop(sentence: str, code: int) -> None:
     click.echo(f"deploy-prune: {' '.join(sentence.split())}", err=True)
+    with suppress(OSError):  # what can't be written now can't be written when Python ends, either
+        sys.stdout.flush()
     raise click.exceptions.Exit(code)
 
 
@@ -44,3 +70,27 @@ settings = click.option(
 )
 run_folder = click.argument("run", type=click.Path(path_type=Path))
 file_option = click.Path(dir_okay=False, path_type=Path)
+
+
+class ResultFile(click.Path):
+    """A file to write: not in a run folder, and if it is there already, one of the same kind."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, if it may be written."""
+        path = Path(str(super().convert(value, param, ctx)))
+        require_outside_runs(path)
+        if path.is_file() and path.stat().st_size and not _is_json(path):
+            message = f"{shown(path)} is there already and is no result of this command; name another file."
+            raise RunFolderError(message)
+        return path
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
+result_file = ResultFile(dir_okay=False, path_type=Path)

@@ -19,6 +19,7 @@ from deploy_prune.shell import digest
 from deploy_prune.types import Artifact
 
 if TYPE_CHECKING:
+    import numpy
     from torch import Tensor
 
 PAYLOAD: Final = Path(__file__).parent / "payload"
@@ -118,7 +119,14 @@ def run(
             message = f"{artifact.path} can't be run in {runtime}. {error}"
             raise MeasurementError(message) from error
         try:
-            return tuple(torch.from_numpy(numpy.load(path)) for path in answer["outputs"][0])
+            return tuple(torch.from_numpy(_array(path)) for path in answer["outputs"][0])
         except (LookupError, OSError, TypeError, ValueError) as error:
             message = f"{artifact.path} was run on {runner}, but its outputs can't be read: {error}."
             raise MeasurementError(message) from error
+
+
+def _array(path: str) -> numpy.ndarray:
+    """An .npy file's content. It is mapped first, so that its header can't ask for more memory than it has bytes."""
+    import numpy
+
+    return numpy.array(numpy.load(path, mmap_mode="r", allow_pickle=False))

@@ -8,7 +8,7 @@ from typing import IO, Final
 
 from deploy_prune.device.address import Address
 from deploy_prune.errors import CommandError
-from deploy_prune.shell import Finished, run_to_end, tail
+from deploy_prune.shell import Finished, Most, run_to_end, tail
 
 _END: Final = "deploy-prune: end of script"
 """Comes last on standard error if the script came to its end; adb doesn't tell when a device is unplugged meanwhile."""
@@ -49,9 +49,10 @@ class Adb:
         """Copy a file to the device."""
         return self._copied(run_to_end([*self._client(), "push", str(source), path], timeout_s))
 
-    def fetch(self, path: str, target: Path, timeout_s: float) -> Finished:
+    def fetch(self, path: str, target: Path, timeout_s: float, most_bytes: int) -> Finished:
         """Copy a file from the device."""
-        return self._copied(run_to_end([*self._client(), "pull", path, str(target)], timeout_s))
+        most = Most(path=target, size_bytes=most_bytes)
+        return self._copied(run_to_end([*self._client(), "pull", path, str(target)], timeout_s, most=most))
 
     def _copied(self, done: Finished) -> Finished:
         """A failure of the device's is for the caller (it says "remote"), one of adb's own is not."""

@@ -28,6 +28,8 @@ from deploy_prune.shell import Finished, digest, files_of, held_open, tail, writ
 GRACE_S: Final = 5
 """If nobody here stops the payload when its time is over, the device does it so much later."""
 KEPT_DAYS: Final = 7
+MOST_FETCHED_BYTES: Final = 2**31
+"""A file of outputs may be so large: 64 segmentations of 1024 x 1024 with 8 classes in float32."""
 _LATE, _OLD_PYTHON, _NOT_FOUND, _KILLED = 124, 126, 127, 137
 _PACKAGES: Final = {"ai_edge_litert": "ai-edge-litert"}
 """Packages whose name for pip isn't the one that is imported."""
@@ -86,8 +88,8 @@ class Transport(Protocol):
     def send(self, source: Path, path: str, timeout_s: float) -> Finished:
         """Copy a file there."""
 
-    def fetch(self, path: str, target: Path, timeout_s: float) -> Finished:
-        """Copy a file from there."""
+    def fetch(self, path: str, target: Path, timeout_s: float, most_bytes: int) -> Finished:
+        """Copy a file from there; CommandError if more comes than it may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +184,15 @@ class Workspace:
         Raises:
             CommandError: it isn't there, or doesn't arrive as it is there.
         """
-        found = self.shell(f"sha256sum < {shlex.quote(path)}")
-        self.succeeded(self.transport.fetch(path, target, self.left_s))
-        if found.split(" ")[0] != digest(target):
+        name = shlex.quote(path)
+        found = self.shell(f"wc -c < {name} && sha256sum < {name}").split()
+        size = int(found[0]) if found and found[0].isascii() and found[0].isdigit() else -1
+        if not 0 <= size <= MOST_FETCHED_BYTES:
+            told = f"{found[0] if found else 'nothing'}"[:40]
+            message = f"{self.transport.address} has a result of {told} bytes; up to {MOST_FETCHED_BYTES} are fetched."
+            raise CommandError(message)
+        self.succeeded(self.transport.fetch(path, target, self.left_s, size))
+        if found[1:2] != [digest(target)]:
             message = f"{Path(path).name} arrived damaged from {self.transport.address}; is the connection sound?"
             raise CommandError(message)
 

@@ -15,7 +15,7 @@ from typing import IO, Final
 from deploy_prune import guard
 from deploy_prune.device.address import Address
 from deploy_prune.errors import CommandError
-from deploy_prune.shell import Finished, run_to_end, tail
+from deploy_prune.shell import Finished, Most, run_to_end, tail
 
 OPTIONS: Final = "DEPLOY_PRUNE_SSH_OPTIONS"
 """The environment variable with more options for ssh, as in ``-i ~/.ssh/board -o ProxyJump=gate``."""
@@ -56,8 +56,13 @@ class Ssh:
         Raises:
             CommandError: ssh can't connect, the connection is lost, or ``timeout_s`` are over.
         """
+        return self._run(script, timeout_s, stdin, stdout, None)
+
+    def _run(
+        self, script: str, timeout_s: float, stdin: IO[bytes] | None, stdout: IO[bytes] | None, most: Most | None
+    ) -> Finished:
         words = [*self._client(), f"exec sh -c {shlex.quote(script)}"]  # whatever shell the user has there
-        done = run_to_end(words, timeout_s, stdin=stdin, stdout=stdout)
+        done = run_to_end(words, timeout_s, stdin=stdin, stdout=stdout, most=most)
         if done.code == _CLIENT_FAILED:
             known = (cause for words, cause in _CAUSES.items() if words in done.errors)
             message = f"{self.address}: {next(known, 'the connection was lost')} (ssh: {tail(done.errors, 2)})."
@@ -69,10 +74,11 @@ class Ssh:
         with source.open("rb") as file:
             return self.shell(f"cat > {shlex.quote(path)}", timeout_s, stdin=file)
 
-    def fetch(self, path: str, target: Path, timeout_s: float) -> Finished:
+    def fetch(self, path: str, target: Path, timeout_s: float, most_bytes: int) -> Finished:
         """Copy a file from the device."""
         with target.open("wb") as file:
-            return self.shell(f"cat < {shlex.quote(path)}", timeout_s, stdout=file)
+            most = Most(path=target, size_bytes=most_bytes)
+            return self._run(f"cat < {shlex.quote(path)}", timeout_s, None, file, most)
 
     def _client(self) -> list[str]:
         """The ssh command up to the host."""

@@ -15,6 +15,7 @@ from deploy_prune.errors import DeployPruneError, ExportError, perhaps
 from deploy_prune.export import FORMATS, isolated
 from deploy_prune.export.artifact import require
 from deploy_prune.export.parity import UncheckedWarning, can_run, check_parity, compare_contents, unchecked
+from deploy_prune.outputs import require_artifact_place
 from deploy_prune.recipe import ExportPart
 from deploy_prune.shell import remove
 from deploy_prune.types import Artifact
@@ -58,12 +59,14 @@ def export(
         MissingDependencyError: the format's packages aren't installed; with the pip command.
         ParityError: the artifact doesn't compute what the network does.
         MeasurementError: its runtime can't run it.
+        RunFolderError: something else would be replaced, or the place can't be written to.
     """
     if format not in FORMATS:
         message = f"There is no format {format!r}; known: {', '.join(FORMATS)}.{perhaps(format, FORMATS)}"
         raise ExportError(message)
     require(format, FORMATS[format], precision)
     path, batch = Path(path), len(example)
+    require_artifact_place(path)
     artifact = isolated.write(format, model, example, path, precision, part or ExportPart(), calibration)
     inputs = _inputs(example, calibration)
     try:

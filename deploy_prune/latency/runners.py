@@ -10,6 +10,7 @@ from deploy_prune.device import RUNTIMES, SCRIPT, TIMEOUT_S, entry, reach
 from deploy_prune.device.address import LOCAL
 from deploy_prune.errors import CommandError, MeasurementError
 from deploy_prune.latency.conditions import disturbance
+from deploy_prune.locks import one_at_a_time
 from deploy_prune.types import Artifact, Latency, Target
 
 MIN_S: Final = 1.0
@@ -122,7 +123,8 @@ def _run(target: Target, artifacts: Sequence[Artifact], spec: Mapping[str, Any],
     models = [entry(artifact, target.runtime) for artifact in artifacts]
     start = reach(target.runner, target.program)
     try:
-        return start(SCRIPT, {**spec, "models": models, "threads": target.threads}, timeout_s)
+        with one_at_a_time("device", target.runner):  # two that measure beside each other both measure too much
+            return start(SCRIPT, {**spec, "models": models, "threads": target.threads}, timeout_s)
     except CommandError as error:
         message = f"The measurement on {target.name} failed. {error}"
         raise MeasurementError(message) from error
