@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import _results
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -21,6 +22,7 @@ from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import DataPart, ExportPart, ModelPart, PrunePart, Recipe, TrainPart
 from deploy_prune.search import gates_of
+from deploy_prune.shell import digest
 from deploy_prune.surgery.graph import find_groups
 from deploy_prune.surgery.settle import settle
 from deploy_prune.training import Session, accuracy, make_accelerator, train_classifier
@@ -107,7 +109,13 @@ def load(arguments: argparse.Namespace, scratch: Path) -> Bench:
 
 def train(network: nn.Module, examples: data.TransferData, arguments: argparse.Namespace) -> None:
     """The dense network from scratch, or from the weights of another task, kept beside the rows."""
-    kept = arguments.rows.with_suffix(".pt")
+    in_names = {"rows", "seeds", "methods", "data", "source", "target", "weights", "points", "steps", "search_steps"}
+    begun = None if arguments.weights is None else digest(arguments.weights)
+    under = _results.conditions(
+        arguments, in_names | {"retrain", "episodes", "shots", "weights_from", "ways", "name", "inner"},
+        data=[examples.source_train.digest], weights=begun,
+    )  # fmt: skip
+    kept = _results.kept_file(arguments.rows, under, "dense")
     if not kept.exists():
         session = Session(accelerator=make_accelerator(arguments.device, arguments.precision), seed=0, progress=silent)
         lr = 0.1

@@ -12,7 +12,6 @@ again.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,7 +32,6 @@ from deploy_prune.recipe import DataPart, ModelPart
 from deploy_prune.search.gumbel import gumbel_gate
 from deploy_prune.search.relaxed import Relaxation
 from deploy_prune.search.subnetwork import MOMENTUM, MaskedNetwork
-from deploy_prune.shell import write_text
 from deploy_prune.training import accuracy, classification, fit, make_accelerator, set_seed
 
 BATCH = 256
@@ -162,12 +160,14 @@ def main() -> None:
     epochs, images = (100, len(train)) if arguments.full else (arguments.epochs, min(arguments.images, len(train)))
     train = replace(train, images=train.images[:images], labels=train.labels[:images])
     names = arguments.methods.split(",")
-    rows: dict[str, list[float]] = json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {}
+    digests = [found.source_train.digest, found.source_test.digest]
+    under = _results.conditions(arguments, {"data", "methods", "rows"}, data=digests)
+    rows: dict[str, list[float]] = _results.kept(arguments.rows, under)
     for name in (n for n in names if n not in rows):
         set_seed(0)
         network = models.build(ModelPart(source=arguments.network), 10)
         rows[name] = learn(network, CONTENDERS[name], train, test, epochs, arguments.precision)
-        write_text(arguments.rows, json.dumps(rows) + "\n")
+        _results.keep(arguments.rows, under, rows)
         print(name, [f"{a:.1%}" for a in rows[name]], flush=True)
     curves = {name: rows[name] for name in names}
     table = Table("method", *(f"epoch {i + 1}" for i in range(epochs)))

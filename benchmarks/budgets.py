@@ -21,7 +21,6 @@ Aims: measured within 3% of what was asked in 95% of the rows, and within 6% in 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +47,6 @@ from deploy_prune.pipeline import PLANS
 from deploy_prune.predicting import network_of, parse_shape
 from deploy_prune.profiling import workbench_for
 from deploy_prune.recipe import parse_budget
-from deploy_prune.shell import write_text
 from deploy_prune.surgery.cut import cut
 from deploy_prune.types import Artifact, Budget, Counts, Keep, Scores, Target, silent
 from deploy_prune.workbench import Timed, Workbench
@@ -196,12 +194,13 @@ def main() -> None:
     budgets = [parse_budget(text, "latency") for text in arguments.budgets.split(",")]
     if any(budget.metric != "latency" or not budget.relative for budget in budgets):
         parser.error("--budgets are shares of the dense latency, as in 80%,50%")
-    rows: dict[str, Row] = json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {}
+    under = _results.conditions(arguments, {"networks", "budgets", "rows"})
+    rows: dict[str, Row] = _results.kept(arguments.rows, under)
     for network in arguments.networks:
         missing = [budget for budget in budgets if f"{network} {budget.text}" not in rows]
         for text, row in network_rows(network, missing) if missing else ():
             rows[f"{network} {text}"] = row
-            write_text(arguments.rows, json.dumps(rows, indent=1) + "\n")
+            _results.keep(arguments.rows, under, rows)
             print(f"{network} {text}: {told(row)}", flush=True)
     asked = {key: rows[key] for key in (f"{n} {b.text}" for n in arguments.networks for b in budgets)}
     print(summary(asked))

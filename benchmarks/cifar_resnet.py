@@ -10,7 +10,8 @@ exported network is measured to have on this machine (50%). All methods have the
 from the same teacher: what a search takes is taken from its tuning. Tuning is with 10 and with 50 images a class, for a
 fifth of the steps, and with everything. --inner leaves the channels that skip connections share as they are, for every
 method. --full is the papers' protocol (100 epochs), for a GPU. tp_group_norm and tp_bn_scale are torch-pruning's own
-pruners. Rows that --rows has are not made again. On a CPU training runs in bfloat16 where --precision says so.
+pruners. Rows that --rows has under the same conditions are not made again. On a CPU training runs in bfloat16 where
+--precision says so.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt
 from deploy_prune.search import METHODS, SearchGoal, SearchJob, choose, values
-from deploy_prune.shell import write_text
 from deploy_prune.surgery.cut import cut
 from deploy_prune.types import Keep, SearchResult, silent
 
 LEARNED = ("dap", "gate", "gumbel")
 SHOTS = (10, 50, None)
+IN_NAMES = {"rows", "seeds", "methods", "data", "weights"}
+"""Arguments that are in a row's name, or count by what is found there. The smallest point is what a search is for."""
 
 
 def ours(bench: Bench, method: str, seed: int, points: list[str]) -> Cutter:
@@ -176,7 +178,8 @@ def parse() -> argparse.Namespace:
 
 def make(bench: Bench, arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Every row that --rows doesn't have, keyed "network method point seed"."""
-    rows: dict[str, dict[str, Any]] = json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {}
+    under = _results.conditions(arguments, IN_NAMES, bench)
+    rows: dict[str, dict[str, Any]] = _results.kept(arguments.rows, under)
     points = arguments.points.split(",")
     for seed in range(arguments.seeds):
         for method in arguments.methods.split(","):
@@ -194,7 +197,7 @@ def make(bench: Bench, arguments: argparse.Namespace) -> dict[str, dict[str, Any
                 cut_s = round(time.perf_counter() - started, 1)
                 spent = bench.search_steps if method in LEARNED else 0
                 rows[name] = {**row(bench, made, seed, spent, point), "cut_s": cut_s}
-                write_text(arguments.rows, json.dumps(rows, indent=1) + "\n")
+                _results.keep(arguments.rows, under, rows)
                 print(name, {k: round(v, 4) for k, v in rows[name].items()}, flush=True)
     return rows
 

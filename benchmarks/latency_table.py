@@ -25,8 +25,6 @@ from typing import Any, Final
 
 import _results
 
-from deploy_prune.shell import write_text
-
 NETWORKS: Final = (
     "torchvision:mobilenet_v2:3,224,224:1000",
     "torchvision:mobilenet_v3_small:3,224,224:1000",
@@ -64,12 +62,13 @@ def main() -> None:
     parser.add_argument("--variants", type=int, default=8)
     parser.add_argument("--rows", type=Path, default=Path("runs/latency_table.json"))
     arguments = parser.parse_args()
-    rows: dict[str, dict[str, Any]] = json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {}
+    under = _results.conditions(arguments, {"networks", "rows"})
+    rows: dict[str, dict[str, Any]] = _results.kept(arguments.rows, under)
     keys = {n: f"{n} {arguments.target} {arguments.device} {arguments.variants}" for n in arguments.networks}
     for network, key in keys.items():
         if key not in rows:
             rows[key] = profiled(network, arguments)
-            write_text(arguments.rows, json.dumps(rows, indent=1) + "\n")
+            _results.keep(arguments.rows, under, rows)
         row = rows[key]
         missed = [name for name, aim in AIMS.items() if row[name] is None or row[name] > aim]
         print(f"{network}: {row['median_error']:.1%} median, {row['p90_error']:.1%} p90, {row['wall_s']:.0f} s",

@@ -12,7 +12,6 @@ has are not made again.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,6 @@ from deploy_prune.export.noise import agreement
 from deploy_prune.export.parity import can_run, check_parity, compare_contents
 from deploy_prune.pruning import prune
 from deploy_prune.recipe import DataPart, ExportPart, ModelPart, TrainPart
-from deploy_prune.shell import write_text
 from deploy_prune.training import Session, accuracy, make_accelerator, train_classifier
 from deploy_prune.types import silent
 
@@ -59,7 +57,8 @@ class Subject:
 def main() -> None:
     """Every row, then the table."""
     arguments = parse()
-    rows: dict[str, Any] = json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {}
+    under = _results.conditions(arguments, {"networks", "formats", "rows"})
+    rows: dict[str, Any] = _results.kept(arguments.rows, under)
     made_in = list(kinds(arguments.formats.split(",")))
     for told in arguments.networks.split(","):
         named, _, rate = told.rpartition("@")
@@ -72,7 +71,7 @@ def main() -> None:
                 name = f"{subject.name} {format} {precision}"
                 if name not in rows:
                     rows[name] = row(subject, format, precision)
-                    write_text(arguments.rows, json.dumps(rows, indent=1) + "\n")
+                    _results.keep(arguments.rows, under, rows)
                     print(name, rows[name], flush=True)
     show(rows)
     _results.write("parity", {"rows": rows}, n=IMAGES, steps=arguments.steps)

@@ -7,7 +7,7 @@ ROOT (or DEPLOY_PRUNE_DATA) holds CIFAR-10, and the dense network's weights as f
 to POINT of its MACs by a search on all training images, then retrained with so many images of each class of the same
 task, with the defaults of a recipe's `retrain`. --ablate: again with each of those defaults switched off, one at a
 time. Accuracy on the whole test set, mean and 95% interval over seeds (which draw the images). Searches and rows
-that --rows has are not made again. --full: 20 passes of search, for a GPU.
+that --rows has under the same conditions are not made again. --full: 20 passes of search, for a GPU.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ from deploy_prune.retrain.episodes import interval
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt
 from deploy_prune.search import choose, values
-from deploy_prune.shell import write_text
 from deploy_prune.surgery.cut import cut
 
+IN_NAMES: Final = {"rows", "seeds", "shots", "only", "ablate", "data", "weights"}
+"""Arguments that are in a row's name, or count by what is found there."""
 WITHOUT: Final[dict[str, dict[str, Any]]] = {
     "all defaults": {},
     "no distillation": {"distill": 0.0, "features": 0.0},
@@ -80,7 +81,8 @@ def main() -> None:
 
 def slimmed(bench: Bench, arguments: argparse.Namespace) -> tuple[nn.Module, Match]:
     """The cut network, with the weights that the search left and batch norm measured anew, and its match."""
-    kept = arguments.rows.with_suffix(".pt")
+    searched = IN_NAMES | {"retrain"}
+    kept = _results.kept_file(arguments.rows, _results.conditions(arguments, searched, bench), "search")
     share, model = float(arguments.point.rstrip("%")) / 100, cost.macs(bench.structure)
     if not kept.exists():
         found = search(bench, arguments.method, 0, "macs", share)
@@ -98,7 +100,8 @@ def slimmed(bench: Bench, arguments: argparse.Namespace) -> tuple[nn.Module, Mat
 
 def make(bench: Bench, slim: nn.Module, matched: Match, arguments: argparse.Namespace) -> dict[str, float]:
     """Every row that --rows doesn't have, keyed "SHOTS, WITHOUT, SEED"."""
-    rows: dict[str, float] = json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {}
+    under = _results.conditions(arguments, IN_NAMES, bench)
+    rows: dict[str, float] = _results.kept(arguments.rows, under)
     default, variants = RetrainPart(), ["all defaults"]
     if arguments.ablate:
         variants += [n for n, change in WITHOUT.items() if default.model_copy(update=change) != default]
@@ -111,7 +114,7 @@ def make(bench: Bench, slim: nn.Module, matched: Match, arguments: argparse.Name
                 if name not in rows:
                     part = default.model_copy(update=WITHOUT[variant] | arguments.retrain)
                     rows[name] = retrained(bench, slim, matched, shots, seed, part)
-                    write_text(arguments.rows, json.dumps(rows, indent=1) + "\n")
+                    _results.keep(arguments.rows, under, rows)
                     print(name, f"{rows[name]:.2%}", flush=True)
     return rows
 

@@ -8,7 +8,8 @@ The source (default: ROOT's CIFAR-10) is what masks are learned on. An episode d
 (default: ROOT's CIFAR-100) and K training images of each, the same for every method. Networks cut to POINT of MACs are
 adapted to them with a recipe's defaults, from inherited weights or fresh ones, with the dense network, fine-tuned on
 the same images, as teacher; all test images of the classes are the test. `magnitude, fresh` is the magnitude mask
-re-initialised. Mean accuracy and 95% interval over episodes. Searches and rows that --rows has are not made again.
+re-initialised. Mean accuracy and 95% interval over episodes. Searches and rows that --rows has
+under the same conditions are not made again.
 --full: 20 passes of search and 20 episodes, for a GPU.
 """
 
@@ -32,20 +33,32 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from deploy_prune import cost, data, models
+from deploy_prune import cost, data, models, readers
 from deploy_prune.data import TransferData
 from deploy_prune.recipe import DataPart, ModelPart, RetrainPart
 from deploy_prune.retrain.episodes import interval
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt, for_new_classes
 from deploy_prune.search import choose, values
-from deploy_prune.shell import write_text
 from deploy_prune.surgery.cut import cut
 from deploy_prune.training import accuracy, make_accelerator, set_seed
 from deploy_prune.types import Keep
 
 METHODS: Final = (*LEARNED, "magnitude", "random", "uniform")
 FULL_EPISODES: Final = 20
+IN_NAMES: Final = {
+    "rows",
+    "name",
+    "episodes",
+    "shots",
+    "methods",
+    "weights_from",
+    "data",
+    "source",
+    "target",
+    "weights",
+}
+"""Arguments that are in a row's name, or count by what is found there. The smallest point is what a search is for."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,7 +92,8 @@ def main() -> None:
 def searched(bench: Bench, method: str, arguments: argparse.Namespace) -> Found:
     """One search for the smallest point, kept beside the rows, and what it keeps at each."""
     points = arguments.points.split(",")
-    kept = arguments.rows.with_name(f"{arguments.rows.stem}_{method}.pt")
+    searched = IN_NAMES | {"ways", "retrain"}
+    kept = _results.kept_file(arguments.rows, _results.conditions(arguments, searched, bench), method)
     shares, model = [float(p.rstrip("%")) / 100 for p in points], cost.macs(bench.structure)
     if not kept.exists():
         result = search(bench, method, 0, "macs", min(shares))
@@ -96,7 +110,9 @@ def searched(bench: Bench, method: str, arguments: argparse.Namespace) -> Found:
 
 def make(bench: Bench, found: Mapping[str, Found], arguments: argparse.Namespace) -> dict[str, float]:
     """Every row that --rows doesn't have, keyed "K, EPISODE, POINT, METHOD, INIT"."""
-    rows: dict[str, float] = json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {}
+    target = _results.collection_digest(readers.read(target_part(bench, 1, arguments)))
+    under = _results.conditions(arguments, IN_NAMES, bench, target=target)
+    rows: dict[str, float] = _results.kept(arguments.rows, under)
     for episode in range(arguments.episodes):
         for shots in map(int, arguments.shots.split(",")):
             missing = [row for row in wanted(found, arguments) if f"{shots}, {episode}, {', '.join(row)}" not in rows]
@@ -107,7 +123,7 @@ def make(bench: Bench, found: Mapping[str, Found], arguments: argparse.Namespace
                 name = f"{shots}, {episode}, {', '.join(row)}"
                 rows[name] = task.score(found, *row)
                 print(name, f"{rows[name]:.1%}", flush=True)
-                write_text(arguments.rows, json.dumps(rows, indent=1) + "\n")
+                _results.keep(arguments.rows, under, rows)
     return rows
 
 

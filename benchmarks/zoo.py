@@ -230,7 +230,10 @@ def line(name: str, row: dict[str, Any]) -> str:
 
 def run(names: Sequence[str], timeout: float, plain_timeout: float | None, path: Path | None) -> Rows:
     """The rows of these networks, each written to ``path`` as soon as it is there."""
-    rows: Rows = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    import _results
+
+    under = _results.conditions(argparse.Namespace(), set())
+    rows: Rows = _results.kept(path, under) if path is not None else {}
     for name in names:
         row = rows.setdefault(name, {})
         if row.keys() <= {"plain"}:
@@ -240,7 +243,7 @@ def run(names: Sequence[str], timeout: float, plain_timeout: float | None, path:
             row["plain"] = other.get("error", f"passed, {other.get('plain_s')} s")
         print(line(name, row), flush=True)
         if path is not None:
-            path.write_text(json.dumps(rows, indent=1) + "\n")
+            _results.keep(path, under, rows)
     return rows
 
 
