@@ -15,11 +15,11 @@ from deploy_prune.latency.granularity import granularity
 from deploy_prune.latency.lost import Lost, lost
 from deploy_prune.latency.runners import profile_for
 from deploy_prune.latency.steady import measure_steadily
-from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe
 from deploy_prune.road import place_of
 from deploy_prune.runfolder import RunFolder
 from deploy_prune.timing import with_latency
+from deploy_prune.trust import found_targets
 from deploy_prune.types import Artifact, Row, Target
 from deploy_prune.workbench import PROFILE_S, profilable, writer
 
@@ -49,20 +49,21 @@ class Bench:
         return {**asdict(self.row), **beside}
 
 
-def bench(run_folder: Path, runs: int, device: str | None = None) -> tuple[Bench, ...]:
+def bench(run_folder: Path, runs: int, device: str | None = None, trust: bool = False) -> tuple[Bench, ...]:
     """Measure a run's artifacts again; rows of targets without a device come back as they were.
 
     ``device``: measure there instead (``local``, ``ssh://...``, ``adb://...``), all targets that have a runtime for it.
+    ``trust``: start the program that a target of the run names on its device.
 
     Raises:
-        RunFolderError: there is no finished run.
+        RunFolderError: there is no finished run, or it needs ``trust``.
         TargetError: ``device`` is no device's name, or no target of the run can be measured there.
         MeasurementError: an artifact can't be measured.
     """
     folder = RunFolder(path=run_folder)
     rows = folder.read_results()
     recipe = run_recipe.load(run_folder)
-    targets = {target.name: target for target in map(load_target, recipe.targets)}
+    targets = found_targets(recipe, run_folder / run_recipe.NAME, trust)
     if device is not None:
         targets = _moved(targets, device)
     return tuple(_measured_again(folder, rows, recipe, targets, runs))

@@ -79,8 +79,9 @@ def check(name: str, settings: Sequence[str]) -> None:
 @run_folder
 @click.option("--runs", type=click.IntRange(min=10), default=300, show_default=True, help="Inferences per artifact.")
 @click.option("--device", help="Measure there: local, ssh://USER@HOST[:PORT] or adb://SERIAL.")
+@click.option("--trust", is_flag=True, help="Start the program that a target of the run names on its device.")
 @click.option("--json", "json_file", type=result_file, help="Write the rows to this file too.")
-def bench(run: Path, runs: int, device: str | None, json_file: Path | None) -> None:
+def bench(run: Path, runs: int, device: str | None, trust: bool, json_file: Path | None) -> None:
     """Measure latency again, per target and budget of the run folder RUN.
 
     Shown are p50, p90 and p99, beside what was asked and predicted, and the share of dense latency with its 95%
@@ -95,7 +96,7 @@ def bench(run: Path, runs: int, device: str | None, json_file: Path | None) -> N
     from deploy_prune.console import output
     from deploy_prune.report.bench import bench_tables
 
-    found = benching.bench(run, runs, device)
+    found = benching.bench(run, runs, device, trust)
     output().print(*bench_tables(found), sep="\n")
     if json_file:
         write_text(json_file, json.dumps([one.as_json() for one in found], indent=2) + "\n")

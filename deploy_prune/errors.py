@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from deploy_prune.text import MAX_MESSAGE, printable
+
 
 class DeployPruneError(Exception):
-    """Base of all errors that are reported as one sentence, without a traceback."""
+    """Base of all errors that are reported as one sentence, without a traceback.
+
+    The message may quote what a file or a device says: it is cut, and made printable, here.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message, MAX_MESSAGE))
 
 
 class RecipeError(DeployPruneError):

@@ -19,6 +19,7 @@ from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe, parse_budget
 from deploy_prune.runfolder import RunFolder, read_json, sha256
 from deploy_prune.surgery import architecture
+from deploy_prune.trust import trusted
 from deploy_prune.types import Row
 
 OUT: Final = Path("bundles")
@@ -63,7 +64,7 @@ def bundles(
         MeasurementError: the row failed, and why; or all rows did.
         DeployPruneError: as ``bundle.write``; the data set isn't there; the network can't be built.
     """
-    finished = _finished(run)
+    finished = _finished(run, trust)
     rows = _rows(finished, target, budget)
     examples = data.load(finished.recipe.data, finished.recipe.seed)
     written = []
@@ -74,7 +75,7 @@ def bundles(
     return Delivery(bundles=tuple(written), left_out=tuple(row for row in rows if row.status == "failed"))
 
 
-def _finished(run: Path) -> Finished:
+def _finished(run: Path, trust: bool) -> Finished:
     folder = RunFolder(path=run)
     provenance_file, recipe_file = run / "provenance.json", run / "recipe.yaml"
     if not provenance_file.is_file():
@@ -84,7 +85,8 @@ def _finished(run: Path) -> Finished:
     if sha256(recipe_file) != provenance.get("recipe_sha256"):
         message = f"{recipe_file} is not what {run} was made with: run the recipe to its end again."
         raise RunFolderError(message)
-    return Finished(folder=folder, recipe=run_recipe.load(run), rows=folder.read_results(), provenance=provenance)
+    recipe = trusted(run_recipe.load(run), recipe_file, trust)
+    return Finished(folder=folder, recipe=recipe, rows=folder.read_results(), provenance=provenance)
 
 
 def _rows(finished: Finished, target: str, budget: str | None) -> list[Row]:

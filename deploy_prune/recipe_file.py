@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from math import isfinite
@@ -15,17 +15,14 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent, ScalarEvent
-from ruamel.yaml.reader import ReaderError
 
+from deploy_prune import strict_yaml
 from deploy_prune.errors import RecipeError, perhaps
 from deploy_prune.recipe import Recipe
 
 Key = tuple[int | str, ...]
 """Where a value is: ("train", "lr"), ("budgets", 0)."""
 
-_MAX_DEPTH: Final = 50
 _PHRASES: Final = {
     "missing": "this key is missing",
     "model_type": "it should be a mapping of keys to values",
@@ -104,7 +101,7 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: it can't be found or read, or a key or value is wrong; says file and line, or which --set.
     """
     path = find(name_or_path)
-    tree = _parse(_text(path), lambda line: f"{path}:{line}")
+    tree = strict_yaml.read(path, RecipeError)
     if not isinstance(tree, CommentedMap):
         found = "is empty" if tree is None else "is not a mapping of keys to values"
         message = f"{path}:1: the recipe {found}; it needs at least the keys name and model."
@@ -139,56 +136,6 @@ def dump(recipe: Recipe) -> str:
     return stream.getvalue()
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        byte = error.object[error.start]
-        message = f"{path}:{line}: the file is not UTF-8 text (byte {byte:#04x}); save it as UTF-8."
-        raise RecipeError(message) from error
-    except OSError as error:
-        message = f"{path}: the file can't be read: {error.strerror}."
-        raise RecipeError(message) from error
-
-
-def _parse(text: str, where: Callable[[int], str]) -> Any:
-    """YAML 1.2 with line numbers; ``where`` names a line."""
-    try:
-        for line, problem in _refused(text):
-            message = f"{where(line)}: {problem}."
-            raise RecipeError(message)
-        return YAML(typ="rt").load(text)
-    except (YAMLError, ValueError) as error:
-        line, problem = _problem(error, text)
-        message = f"{where(line)}: the YAML can't be read: {problem}."
-        raise RecipeError(message) from error
-
-
-def _refused(text: str) -> Iterator[tuple[int, str]]:
-    """Line and cause of the YAML that is no recipe's: a recipe spells out its values where they are."""
-    depth = 0
-    for event in YAML(typ="rt").parse(text):
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        line = event.start_mark.line + 1
-        if depth > _MAX_DEPTH:
-            yield line, f"it is nested more than {_MAX_DEPTH} deep"
-        if isinstance(event, AliasEvent) or (isinstance(event, ScalarEvent) and event.value == "<<"):
-            yield line, "aliases (*x) and merges (<<) are not read; write the values out"
-        if isinstance(event, NodeEvent) and getattr(event, "tag", None):
-            yield line, "tags (!x) are not read; write the plain value"
-
-
-def _problem(error: Exception, text: str) -> tuple[int, str]:
-    """Line and cause of what the YAML library says."""
-    if isinstance(error, MarkedYAMLError):
-        mark = error.problem_mark or error.context_mark
-        return mark.line + 1 if mark else 1, str(error.problem or error.context).split(" with value")[0]
-    if isinstance(error, ReaderError):
-        return text.count("\n", 0, error.position) + 1, f"the character {text[error.position]!r} is not allowed"
-    return 1, str(error).splitlines()[0]
-
-
 def _plain(node: Any, source: _Source, key: Key = ()) -> Any:
     """The tree as plain dicts, lists, text, numbers, booleans and None."""
     if isinstance(node, dict):
@@ -216,7 +163,7 @@ def _override(values: dict[Any, Any], text: str, source: _Source) -> None:
         message = f"--set {text}: write it as --set key=value or --set part.key=value."
         raise RecipeError(message)
     source.overrides[key] = text
-    tree = _parse(written, lambda line: f"--set {text}")
+    tree = strict_yaml.parse(written, lambda line: f"--set {text}", RecipeError)
     value = _plain(tree, _Source(name="", tree=tree, overrides={(): text}), key)
     inner = values
     for depth, part in enumerate(key[:-1], 1):

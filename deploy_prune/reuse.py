@@ -16,10 +16,10 @@ from deploy_prune.export.parity import can_run, check_parity, compare_contents, 
 from deploy_prune.latency.targets import load_target
 from deploy_prune.outputs import require_artifact_place
 from deploy_prune.recipe import Recipe
-from deploy_prune.recipe_file import load as load_recipe
 from deploy_prune.runfolder import load_tensors
 from deploy_prune.shell import remove
 from deploy_prune.surgery import architecture
+from deploy_prune.trust import found_recipe
 from deploy_prune.types import Artifact
 
 
@@ -63,7 +63,7 @@ def export(source: Path, target: str, out: Path, trust: bool = False) -> Artifac
     described = architecture.load(source / "architecture.json" if source.is_dir() else source)
     place = source.resolve() if source.is_dir() else source.resolve().parent
     files = [place.parent.parent / "recipe.yaml", place / "transfer.yaml"]
-    recipe = next((load_recipe(str(file)) for file in files if file.is_file()), None)
+    recipe = next((found_recipe(file, trust) for file in files if file.is_file()), None)
     part = Recipe.model_fields["export"].default if recipe is None else recipe.export
     generator = torch.Generator().manual_seed(0)  # the same call gives the same verdict
     inputs = torch.randn(road.PROOF_EXAMPLES, *described.input_shape[1:], generator=generator)

@@ -21,7 +21,7 @@ from deploy_prune.errors import DataError, RecipeError, RunFolderError, WeightsE
 from deploy_prune.locks import hold
 from deploy_prune.outputs import require_outside_runs
 from deploy_prune.recipe import DataPart, Recipe
-from deploy_prune.recipe_file import dump, load, resolve
+from deploy_prune.recipe_file import dump, resolve
 from deploy_prune.retrain.episodes import interval
 from deploy_prune.retrain.features import match
 from deploy_prune.retrain.fewshot import adapt, feature_weight, for_new_classes
@@ -31,6 +31,7 @@ from deploy_prune.surgery import architecture
 from deploy_prune.surgery.architecture import Architecture
 from deploy_prune.surgery.cut import cut
 from deploy_prune.training import Session, accuracy, make_accelerator, set_seed
+from deploy_prune.trust import found_recipe
 from deploy_prune.types import Progress, Structure, silent
 
 ARCHITECTURE: Final = "architecture.json"
@@ -112,7 +113,7 @@ def transfer(
     """
     _require_own(out)
     with hold(out, keep=False):
-        return _transferred(gather(source, teacher), settings, out, episodes, trust, progress)
+        return _transferred(gather(source, teacher, trust), settings, out, episodes, trust, progress)
 
 
 def _require_own(out: Path) -> None:
@@ -168,11 +169,11 @@ def as_settings(collection: str | None, shots: int | None = None, init: str | No
     return [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
 
 
-def gather(source: Path, teacher: Path | None) -> Given:
+def gather(source: Path, teacher: Path | None, trust: bool = False) -> Given:
     """Everything of a source that a transfer can use.
 
     Raises:
-        ArchitectureError, RunFolderError, WeightsError: something is missing or damaged.
+        ArchitectureError, RunFolderError, WeightsError: something is missing or damaged, or needs ``trust``.
     """
     if not source.exists():
         message = f"There is no {source}; give an architecture.json, or a run's TARGET/BUDGET folder."
@@ -190,7 +191,7 @@ def gather(source: Path, teacher: Path | None) -> Given:
     return Given(
         architecture=described, weights=load_tensors(source / WEIGHTS),
         teacher=_teacher(teacher or (known if known is not None and known.is_file() else None)),
-        recipe=load(str(recipe_file)) if recipe_file.is_file() else None,
+        recipe=found_recipe(recipe_file, trust) if recipe_file.is_file() else None,
         normalisation={key: told[key] for key in ("mean", "std")} if "mean" in told else None,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "payload" not in path.p
 PAYLOAD = sorted(PACKAGE.rglob("payload/*.py"))
 STAGES = frozenset({"search", "surgery", "retrain", "export", "latency", "report"})
 LEVELS = (
-    frozenset({"errors", "types", "shell", "guard", "locks"}),
+    frozenset({"errors", "types", "shell", "guard", "locks", "strict_json", "strict_yaml", "text"}),
     frozenset(
         {
             "augment",
@@ -63,6 +63,7 @@ LEVELS = (
             "run_recipe",
             "timing",
             "transferring",
+            "trust",
             "enforce",
             "runfolder",
             "workbench",

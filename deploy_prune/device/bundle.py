@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
-from deploy_prune import errors
+from deploy_prune import errors, strict_json
 from deploy_prune.device import PAYLOAD, TIMEOUT_S
 from deploy_prune.errors import CommandError, DeployPruneError, MeasurementError
 from deploy_prune.guard import scratch
 from deploy_prune.shell import clean_environment, run_command
+from deploy_prune.text import printable
 
 VERIFY: Final = PAYLOAD / "verify.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    told: tuple[str, ...]
+    error: Literal["BundleError", "MeasurementError", "MissingDependencyError", "ParityError"] | None
+    message: str
 
 
 def verify(bundle: Path, hashes_only: bool = False, timeout_s: float = TIMEOUT_S) -> tuple[str, ...]:
@@ -30,15 +38,17 @@ def verify(bundle: Path, hashes_only: bool = False, timeout_s: float = TIMEOUT_S
         ParityError: preprocessing or artifact give other results than they should.
         MeasurementError: the artifact can't be run, or the check crashed or outlasted ``timeout_s``.
     """
-    options = ["--json", *(["--hashes-only"] if hashes_only else [])]
+    options = ["--json", "--timeout-s", f"{timeout_s + 5:g}", *(["--hashes-only"] if hashes_only else [])]
     command = [sys.executable, "-I", str(VERIFY), *options, "--", str(bundle)]
     try:
         with scratch() as folder:
-            answer = json.loads(run_command(command, timeout_s, env=clean_environment(folder)))
-    except (CommandError, ValueError) as error:
+            text = run_command(command, timeout_s, env=clean_environment(folder))
+    except CommandError as error:
         message = f"The check of {bundle} came to no end. {error}"
         raise MeasurementError(message) from error
-    if answer["error"] is not None:
-        kind: type[DeployPruneError] = getattr(errors, answer["error"])
-        raise kind(answer["message"])
-    return tuple(answer["told"])
+    told = strict_json.parse(text, MeasurementError, f"The check of {bundle}")
+    answer = strict_json.conform(_Answer, told, MeasurementError, f"The check of {bundle}")
+    if answer.error is not None:
+        kind: type[DeployPruneError] = getattr(errors, answer.error)
+        raise kind(answer.message)
+    return tuple(map(printable, answer.told))

@@ -60,7 +60,8 @@ SNIPPETS: Final[dict[str, tuple[str, ...]]] = {
 PLACES: Final = {".cpp": "cpp/main.cpp", ".kt": "kotlin/Network.kt", ".swift": "swift/Network.swift"}
 NOTES: Final = {
     "tensorrt": "\n- An engine belongs to the device that builds it: `python3 model.tensorrt/build_engine.py` there. "
-    "Until then\n  run.py and verify.py take the ONNX file that it is built from (`pip install onnxruntime`).",
+    "Until then\n  run.py takes the ONNX file that it is built from (`pip install onnxruntime`), as verify.py\n  "
+    "does unless it is told `--engine`.",
     "coreml": "\n- Core ML, and with it run.py and the last part of verify.py, works on Apple's systems only.",
 }
 """Format -> what the README adds."""

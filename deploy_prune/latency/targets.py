@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from deploy_prune import strict_yaml
 from deploy_prune.device.address import parse
+from deploy_prune.device.programs import runtime_of
 from deploy_prune.errors import TargetError, perhaps
 from deploy_prune.recipe import EXPORT_FORMATS
+from deploy_prune.strict_json import is_file, shown
 from deploy_prune.types import ErrorBand, Roofline, Target
 
 Positive = Annotated[float, Field(gt=0, le=1e9)]
@@ -26,6 +28,14 @@ def _known_format(name: str) -> str:
         message = f"there is no format {name!r}; known: {', '.join(EXPORT_FORMATS)}.{perhaps(name, EXPORT_FORMATS)}"
         raise ValueError(message)
     return name
+
+
+def _known_program(path: str) -> str:
+    try:
+        runtime_of(Path(path))
+    except TargetError as error:
+        raise ValueError(str(error)) from error
+    return path
 
 
 def _reachable(runner: str) -> str:
@@ -94,12 +104,12 @@ class _Target(_Part):
     threads: Annotated[int, Field(ge=1, le=1024)]
     roofline: _Roofline | None = None
     error: _Error | None = None
-    program: Text | None = None
+    program: Annotated[Text, AfterValidator(_known_program)] | None = None
     hardware: dict[str, _Fact] = {}
     notes: str = ""
 
 
-_BRANCHES = ("constrained-int", "literal['measure']")
+_BRANCHES = ("constrained-int", "literal['measure']", "constrained-float", "float", "constrained-str")
 """What pydantic adds to a location for the branches of a union."""
 
 
@@ -134,21 +144,25 @@ def load_target(name_or_path: str) -> Target:
     """
     path = Path(name_or_path)
     if path.suffix in {".yaml", ".yml"} or "/" in name_or_path:
-        if not path.is_file():
-            message = f"There is no target file {name_or_path}."
+        if not is_file(path):
+            message = f"There is no target file {shown(name_or_path, 200)}."
             raise TargetError(message)
         return _read(path)
     shipped = {file.stem: file for file in sorted(targets_folder().glob("*.yaml"))}
     if name_or_path not in shipped:
-        message = f"There is no target {name_or_path!r}.{_perhaps(name_or_path, list(shipped))}"
+        message = f"There is no target '{shown(name_or_path)}'.{_perhaps(name_or_path, list(shipped))}"
         raise TargetError(message)
     return _read(shipped[name_or_path])
 
 
 def _read(path: Path) -> Target:
     raw = _parse(path)
+    if (odd := strict_yaml.odd(raw)) is not None:
+        key, problem = odd
+        message = f"{path}:{_line(raw, key)}: {shown('.'.join(map(str, key)))} {problem}."
+        raise TargetError(message)
     try:
-        part = _Target.model_validate(raw)
+        part = _Target.model_validate(strict_yaml.plain(raw), strict=True)
     except ValidationError as error:
         raise TargetError(_explain(path, raw, error)) from error
     if part.runner == "none" and part.roofline is None:
@@ -158,15 +172,7 @@ def _read(path: Path) -> Target:
 
 
 def _parse(path: Path) -> CommentedMap:
-    try:
-        raw = YAML(typ="rt", pure=True).load(path.read_text(encoding="utf-8"))
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        message = f"{path}:{line}: not valid YAML: {error.problem}."
-        raise TargetError(message) from error
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
-        message = f"{path}: can't be read: {str(error).splitlines()[0]}."
-        raise TargetError(message) from error
+    raw = strict_yaml.read(path, TargetError)
     if not isinstance(raw, CommentedMap):
         message = f"{path}:1: a target is a mapping with the keys {', '.join(_Target.model_fields)}."
         raise TargetError(message)
@@ -203,17 +209,17 @@ def _explain(path: Path, raw: CommentedMap, error: ValidationError) -> str:
     first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
     where = [str(step) for step in first["loc"] if step not in _BRANCHES]
     line = _line(raw, where)
-    key = ".".join(where)
+    key = shown(".".join(where))
     if first["type"] == "extra_forbidden":
         known = _known_keys(where[:-1])
         return f"{path}:{line}: unknown key '{key}'.{_perhaps(where[-1], known)}"
     if first["type"] == "missing":
         return f"{path}:{line}: the key '{key}' is missing."
     told = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
-    return f"{path}:{line}: '{key}' is {first['input']!r}: {told[0].lower()}{told[1:]}."
+    return f"{path}:{line}: '{key}' is {shown(repr(first['input']))}: {told[0].lower()}{told[1:]}."
 
 
-def _line(raw: CommentedMap, where: list[str]) -> int:
+def _line(raw: CommentedMap, where: Sequence[Any]) -> int:
     """The line, from 1, of the deepest key on the way that the file has."""
     line, node = 1, raw
     for key in where:
@@ -227,7 +233,7 @@ def _known_keys(where: list[str]) -> list[str]:
     model: Any = _Target
     for key in where:
         options = [model.model_fields[key].annotation, *getattr(model.model_fields[key].annotation, "__args__", ())]
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+        model = next((each for each in options if isinstance(each, type) and issubclass(each, BaseModel)), _Fact)
     return list(model.model_fields)
 
 

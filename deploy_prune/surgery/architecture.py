@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from deploy_prune import models
 from deploy_prune.errors import ArchitectureError, ModelError, perhaps
 from deploy_prune.recipe import ModelPart, PrunePart
+from deploy_prune.strict_json import shown
 from deploy_prune.surgery import strict
 from deploy_prune.surgery.analysis import groups_of
 from deploy_prune.surgery.blueprint import GraphNetwork
@@ -117,7 +118,7 @@ def dense_network(architecture: Architecture, trust: bool = False) -> nn.Module:
     """
     require_trust(architecture.model, trust)
     part, num_classes = architecture.model, architecture.num_classes
-    if _users_own(part):
+    if users_own(part):
         return models.build(part, num_classes)
     with _bounded(architecture):
         try:
@@ -177,7 +178,8 @@ def _bounded(architecture: Architecture) -> Iterator[None]:
         hook.remove()
 
 
-def _users_own(part: ModelPart) -> bool:
+def users_own(part: ModelPart) -> bool:
+    """Whether the network's source is code of the user's own, ``module:callable``."""
     prefix, colon, _ = part.source.partition(":")
     return bool(colon) and prefix not in {"torchvision", "timm"}
 
@@ -188,7 +190,7 @@ def require_trust(part: ModelPart, trust: bool) -> None:
     Raises:
         ArchitectureError: the source is module:callable and ``trust`` is off.
     """
-    if _users_own(part) and not trust:
+    if users_own(part) and not trust:
         message = (
             f"The architecture is built by the code {part.source!r}; if you trust that code, load it with trust=True "
         )
@@ -308,7 +310,7 @@ def loads(text: str) -> Architecture:
     raw = strict.parse(text)
     strict.keys(raw, {"format", "version", "model", "input", "form", "groups", "layers"}, "the file")
     if raw["format"] != FORMAT or type(raw["version"]) is not int or raw["version"] != VERSION:
-        told = f"'{strict.shown(raw['format'])}' version {strict.shown(raw['version'])}"
+        told = f"'{shown(raw['format'])}' version {shown(raw['version'])}"
         message = f"it is {told}; this program reads {FORMAT!r} version {VERSION}."
         raise ArchitectureError(message)
     strict.keys(raw["model"], {"source", "args", "num_classes"}, "model")
@@ -325,13 +327,13 @@ def loads(text: str) -> Architecture:
 
 def _model(source: Any, args: Any) -> ModelPart:
     if not isinstance(source, str):
-        message = f"model.source must be text, not {strict.shown(source)}."
+        message = f"model.source must be text, not {shown(source)}."
         raise ArchitectureError(message)
     try:
         return ModelPart(source=source, args=strict.arguments(args, "model.args"))
     except ValidationError as error:
         message = f"model.source: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
-        raise ArchitectureError(strict.shown(message, 300)) from error
+        raise ArchitectureError(shown(message, 300)) from error
 
 
 def _input_shape(raw: Any) -> Shape:
@@ -344,7 +346,7 @@ def _input_shape(raw: Any) -> Shape:
 
 def _form(raw: Any) -> Form:
     if raw not in ("module", "graph"):
-        message = f"form must be 'module' or 'graph', not '{strict.shown(raw)}'."
+        message = f"form must be 'module' or 'graph', not '{shown(raw)}'."
         raise ArchitectureError(message)
     form: Form = raw
     return form

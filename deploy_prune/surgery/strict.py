@@ -1,9 +1,7 @@
-"""JSON from anywhere: read strictly, within bounds that are checked before any memory is asked for."""
+"""What architecture.json may say: within bounds that are checked before any memory is asked for."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -12,7 +10,9 @@ from typing import Any, Final, NoReturn
 import torch
 from torch import Tensor
 
+from deploy_prune import strict_json
 from deploy_prune.errors import ArchitectureError
+from deploy_prune.strict_json import shown
 
 MAX_BYTES: Final = 8 * 2**20
 """A larger file is refused unread; ResNet-50's has about 30 kB."""
@@ -35,55 +35,16 @@ def read_text(path: Path) -> str:
     Raises:
         ArchitectureError: it is missing, no plain file, too large, or not UTF-8.
     """
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            _refuse(f"{path} can't be read: it is no file.")
-        if size > MAX_BYTES:
-            _refuse(f"{path} is larger than {MAX_BYTES} bytes; that is no architecture.")
-        return path.read_bytes().decode("utf-8")
-    except (OSError, ValueError) as error:
-        message = f"{path} can't be read: {error}."
-        raise ArchitectureError(message) from error
+    return strict_json.read_text(path, ArchitectureError, MAX_BYTES)
 
 
 def parse(text: str) -> Any:
     """JSON without duplicate keys, NaN, infinities and giant numbers. Raises ArchitectureError."""
-    try:
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        message = f"it is not JSON: {shown(error)}."
-        raise ArchitectureError(message) from error
-
-
-def shown(value: Any, limit: int = 80) -> str:
-    """A value of unknown origin, fit for a message: short, without control characters."""
-    text = "".join(c if c.isprintable() else "?" for c in str(value)[:limit])
-    return text + ("..." if len(str(value)) > limit else "")
+    return strict_json.parse(text, ArchitectureError, "the file")
 
 
 def _refuse(message: str) -> NoReturn:
     raise ArchitectureError(message)
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen: set[str] = set()
-    for key, _ in pairs:
-        if key in seen:
-            _refuse(f"the key '{shown(key)}' appears twice.")
-        seen.add(key)
-    return dict(pairs)
-
-
-def _no_constant(name: str) -> None:
-    _refuse(f"{name} is no number that an architecture can have.")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        _refuse(f"{shown(text)} is no number that an architecture can have.")
-    return number
 
 
 def mapping(raw: Any, where: str) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import json
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import zipfile
@@ -16,6 +18,7 @@ import numpy
 import pytest
 from bundles import artifact, edit, made, network, rehash, replace_artifact, script
 from click.testing import CliRunner
+from onnx import TensorProto, helper
 
 from deploy_prune import errors
 from deploy_prune.cli import main
@@ -421,6 +424,20 @@ def test_an_engine_that_was_built_on_the_device_is_no_stranger(tmp_path):
         verify(delivered.folder, hashes_only=True)
 
 
+def test_an_engine_from_elsewhere_is_not_loaded(tmp_path):
+    delivered = made(tmp_path, ("tensorrt", "fp32"))
+    (delivered.folder / "model.tensorrt" / "engine.plan").write_bytes(b"an engine")
+    told = verify(delivered.folder)
+    assert "engine.plan was built later and is not checked" in told[0]
+    assert "parity: model.tensorrt/model.onnx in onnxruntime" in told[-1]
+    own = script(delivered.folder, "verify", "--engine")
+    assert own.returncode in (MissingDependencyError.exit_code, MeasurementError.exit_code)  # no runtime, or no GPU
+    assert "tensorrt" in own.stderr.lower()
+    pack(delivered.folder, tmp_path / "b.zip")
+    with pytest.raises(BundleError, match=r"engine.plan is not listed"):
+        verify(tmp_path / "b.zip", hashes_only=True)
+
+
 def test_int8_is_held_to_its_ratio(tmp_path):
     delivered = made(tmp_path, ("onnx", "int8"))
     assert "signal over noise is" in verify(delivered.folder)[-1]
@@ -430,3 +447,103 @@ def test_int8_is_held_to_its_ratio(tmp_path):
     edit(delivered.folder / "parity.json", allowed={"tolerance": None, "least_db": [99.0]})
     rehash(delivered.folder)
     refused(delivered.folder, ParityError, "signal over noise")
+
+
+# --- counted before it is allocated -----------------------------------------------------------------------------------
+
+MOST_KB = 400_000
+"""What a check may take before anything of a bundle is run; Python and numpy take 40,000."""
+
+
+def peak_kb(bundle: Path) -> tuple[int, str]:
+    """The most memory that the check takes, in kB, and what it says."""
+    code = "import pathlib, runpy, sys; sys.argv = ['verify.py', sys.argv[2]]\n"
+    code += f"try: runpy.run_path({str(VERIFY)!r}, run_name='__main__')\n"
+    code += (
+        "finally: print(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "-", str(bundle)], capture_output=True, text=True, check=False, timeout=60
+    )
+    return int(done.stderr.split()[-1]), done.stderr
+
+
+def test_a_zip_that_says_too_little_takes_no_memory(tmp_path):
+    compressor, block = bz2.BZ2Compressor(9), bytes(2**20)
+    data = b"".join(compressor.compress(block) for _ in range(1024)) + compressor.flush()
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w") as packed:
+        packed.writestr("b/provenance.json", data)
+    raw = bytearray((tmp_path / "bomb.zip").read_bytes())
+    here, there = raw.find(b"PK\3\4"), raw.rfind(b"PK\1\2")
+    for method, size in ((here + 8, here + 22), (there + 10, there + 24)):
+        struct.pack_into("<H", raw, method, zipfile.ZIP_BZIP2)
+        struct.pack_into("<I", raw, size, 1)
+    (tmp_path / "bomb.zip").write_bytes(raw)
+    peak, told = peak_kb(tmp_path / "bomb.zip")
+    assert "neither stored nor deflated" in told
+    assert peak < MOST_KB
+
+
+def test_a_zip_with_a_giant_list_is_not_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as packed:
+        for number in range(60_000):
+            packed.writestr(f"b/{number:040}", b"")
+    peak, told = peak_kb(tmp_path / "many.zip")
+    assert "its list of files is larger" in told
+    assert peak < MOST_KB
+
+
+NAMES = ("b/a\x1b[31m", "b/\u202egnp", "b/con.txt", "b/dot.", "b/" + "n" * 300, "/".join("x" * 40))
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_name_that_is_none_everywhere_is_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as packed:
+        packed.writestr(name, b"x")
+    with pytest.raises(BundleError, match="can't be a file's name") as caught:
+        verify(tmp_path / "b.zip")
+    assert str(caught.value).isprintable()
+
+
+def test_names_that_differ_in_case_alone_are_one(tmp_path):
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as packed:
+        packed.writestr("b/x", b"")
+        packed.writestr("b/X", b"")
+    with pytest.raises(BundleError, match="twice"):
+        verify(tmp_path / "b.zip")
+
+
+def test_means_do_not_multiply_memory(small, tmp_path):
+    folder = Path(shutil.copytree(small.folder, tmp_path / "b"))
+    edit(folder / "preprocessing.json", mean=[0.0] * 200_000, std=[1.0] * 200_000)
+    rehash(folder)
+    peak, told = peak_kb(folder)
+    assert "200000 means" in told
+    assert peak < MOST_KB
+
+
+def test_an_artifact_that_asks_for_too_much_memory_is_stopped(small, tmp_path):
+    folder = Path(shutil.copytree(small.folder, tmp_path / "b"))
+    size = helper.make_tensor("size", TensorProto.INT64, [1], [2**33])
+    nodes = [
+        helper.make_node("ConstantOfShape", ["size"], ["many"]),
+        helper.make_node("ReduceSum", ["many"], ["y"], keepdims=0),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 12, 12])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [])
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y], [size]), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    (folder / json.loads((folder / "bundle.json").read_text())["artifact"]).write_bytes(model.SerializeToString())
+    rehash(folder)
+    with pytest.raises(MeasurementError, match="can't be run"):
+        verify(folder)
+
+
+def test_the_script_has_a_limit_of_time(small):
+    done = subprocess.run(
+        [sys.executable, "-I", str(VERIFY), "--timeout-s", "0.001", str(small.folder)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == MeasurementError.exit_code
+    assert "was stopped after 0.001 s" in done.stderr

@@ -1,6 +1,8 @@
 """Targets: the shipped files, and strict reading of a user's own."""
 
 import math
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -134,8 +136,8 @@ error: {median: 0.2, low: 0.8, high: 1.3, networks: 7, source: g}
             "'error.low' is 1.5",
         ),
         ("format: onnx", "format: onx", 3, "'format' is 'onx'"),
-        ("name: mine", "name: mine\nname: other", 2, "not valid YAML"),
-        ("name: mine", "name: [mine", 2, "not valid YAML"),
+        ("name: mine", "name: mine\nname: other", 2, "the YAML can't be read"),
+        ("name: mine", "name: [mine", 2, "the YAML can't be read"),
         ("name: mine", "name: ../mine", 1, "'name' is '../mine'"),
     ],
 )
@@ -171,3 +173,51 @@ def test_not_a_mapping(tmp_path):
     path.write_text("- 1\n")
     with pytest.raises(TargetError, match="a.yaml:1: a target is a mapping"):
         load_target(str(path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("title: My board", "title: &a My board\nnotes: *a", "aliases"),
+        ("title: My board", "title: !!python/name:os.system x", "tags"),
+        ("title: My board", "title: 2001-12-14", "is a "),
+        ("title: My board", "title: " + "[" * 60 + "]" * 60, "nested more than 50 deep"),
+        ("title: My board", "title: [" + ", ".join(["x" * 100] * 100) + "]", "'title' is ["),
+        ("title: My board", "title: My board\n1: 2", "has the key 1"),
+        ("title: My board", "title: My board\n? [a, b]\n: 2", "which is no text"),
+        ("title: My board", "title: 'My board\x07'", "is not allowed"),
+        ("title: My board", "? '\\e[31m'\n: 2\ntitle: My board", "unknown key"),
+        ("threads: 2", "threads: true", "'threads' is True"),
+        ("threads: 2", "threads: " + "9" * 5000, "more than 40 characters"),
+        ("threads: 2", "threads: " + "9" * 39, "'threads' is 9"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_hostile_files_are_one_short_sentence(tmp_path, old, new, words):
+    path = tmp_path / "mine.yaml"
+    assert old in OWN
+    path.write_text(OWN.replace(old, new))
+    with pytest.raises(TargetError, match=re.escape(words)) as caught:
+        load_target(str(path))
+    assert len(str(caught.value)) < 600
+    assert str(caught.value).isprintable()
+
+
+def test_aliases_are_counted_before_they_are_expanded(tmp_path):
+    rows = ["  k0: {value: &a0 [" + "x," * 10 + "], source: s}"]
+    rows += [f"  k{i}: {{value: &a{i} [" + f"*a{i - 1}," * 10 + "], source: s}" for i in range(1, 9)]
+    (tmp_path / "x.yaml").write_text("hardware:\n" + "\n".join(rows) + "\n" + OWN)
+    with pytest.raises(TargetError, match="aliases") as caught:
+        load_target(str(tmp_path / "x.yaml"))
+    assert len(str(caught.value)) < 600
+
+
+def test_a_target_is_a_small_plain_file(tmp_path):
+    (tmp_path / "large.yaml").write_text(OWN + "#" * 2**18)
+    with pytest.raises(TargetError, match="larger than"):
+        load_target(str(tmp_path / "large.yaml"))
+    os.mkfifo(tmp_path / "fifo.yaml")
+    with pytest.raises(TargetError, match="no target file"):
+        load_target(str(tmp_path / "fifo.yaml"))
+    with pytest.raises(TargetError, match="no target file"):
+        load_target("x" * 5000 + ".yaml")

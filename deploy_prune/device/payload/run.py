@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ PACKAGES = {
 }
 """What pip calls each runtime. A bundle may name no other."""
 BEST = 3
+MAX_JSON_BYTES = 4 * 2**20
+MAX_ELEMENTS = 2**26
+"""Of an array of the sample: 16 colour images of 1182 x 1182."""
 
 
 class MissingError(Exception):
@@ -82,8 +86,11 @@ def preprocess(images: numpy.ndarray, told: dict[str, Any]) -> numpy.ndarray:
     """
     import numpy
 
-    x = images.astype("float32") / numpy.float32(told["divide_by"])
-    x = (x - numpy.array(told["mean"], "float32")) / numpy.array(told["std"], "float32")
+    mean, std = numpy.array(told["mean"], "float32"), numpy.array(told["std"], "float32")
+    if images.ndim != 4 or not mean.shape == std.shape == images.shape[-1:]:
+        message = f"preprocessing.json has {mean.size} means and {std.size} deviations for images {list(images.shape)}"
+        raise ValueError(message)
+    x = (images.astype("float32") / numpy.float32(told["divide_by"]) - mean) / std
     return numpy.ascontiguousarray(x.transpose(0, 3, 1, 2))
 
 
@@ -111,13 +118,15 @@ def picture(path: Path, told: dict[str, Any]) -> numpy.ndarray:
     return numpy.asarray(found)
 
 
-def outputs(folder: Path, x: numpy.ndarray) -> list[numpy.ndarray]:
+def outputs(folder: Path, x: numpy.ndarray, engine: bool = True) -> list[numpy.ndarray]:
     """Every output [B, ...] of the bundle's artifact in its own runtime, on one thread, for inputs [B, C, H, W].
+
+    ``engine``: as for ``model_of``.
 
     Raises:
         MissingError: the runtime isn't there.
     """
-    model = model_of(folder)
+    model = model_of(folder, engine)
     if model["runtime"] == "coreml" and sys.platform != "darwin":
         message = "Core ML runs on Apple's systems only"
         raise MissingError(message)
@@ -132,34 +141,64 @@ def outputs(folder: Path, x: numpy.ndarray) -> list[numpy.ndarray]:
     return made
 
 
-def model_of(folder: Path) -> dict[str, Any]:
-    """What device.py is to load. Where no TensorRT engine has been built yet: the ONNX file that it is built from.
+def model_of(folder: Path, engine: bool = True) -> dict[str, Any]:
+    """What device.py is to load.
+
+    ``engine``: the TensorRT engine that was built here. Without one, or with False, the ONNX file that it is built
+    from: loading an engine that came from elsewhere could do anything.
 
     Raises:
-        ValueError: the bundle names a runtime that there isn't, or a path outside.
+        ValueError: the bundle names a runtime that there isn't, a path outside, or an input that is none.
     """
     told, shape = read_json(folder, "bundle.json"), read_json(folder, "preprocessing.json")
     runtime, path = told["runtime"], inside(folder, told["artifact"])
     if runtime not in PACKAGES:
         message = f"there is no runtime {runtime!r}; known: {', '.join(PACKAGES)}"
         raise ValueError(message)
-    if runtime == "tensorrt" and not (path / "engine.plan").is_file():
+    if shape["layout"] not in ("NCHW", "NHWC") or not is_shape(shape["input_shape"]):
+        message = "preprocessing.json tells no layout and input_shape that an artifact can have"
+        raise ValueError(message)
+    if runtime == "tensorrt" and not (engine and (path / "engine.plan").is_file()):
         runtime, path = "onnxruntime", path / "model.onnx"
     return {
         "runtime": runtime, "path": str(path), "layout": shape["layout"], "input_shape": shape["input_shape"],
     }  # fmt: skip
 
 
+def is_shape(told: Any) -> bool:
+    """Whether these are the sizes of an input that isn't too large."""
+    if not isinstance(told, list) or not 0 < len(told) <= 8:
+        return False
+    return all(type(size) is int and 0 < size <= MAX_ELEMENTS for size in told) and math.prod(told) <= MAX_ELEMENTS
+
+
 def read_json(folder: Path, name: str) -> Any:
-    """A JSON file of the bundle."""
-    return json.loads((folder / name).read_text(encoding="utf-8"))
+    """A JSON file of the bundle.
+
+    Raises:
+        ValueError: it isn't JSON, has numbers that are not finite, or is too large.
+    """
+
+    def refuse(number: str) -> Any:
+        message = f"{name} has the number {number}"
+        raise ValueError(message)
+
+    path = folder / name
+    if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
+        message = f"{name} is missing, no file, or larger than {MAX_JSON_BYTES} bytes"
+        raise ValueError(message)
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def array(folder: Path, name: str) -> numpy.ndarray:
     """An .npy file of the bundle. It is mapped, so that a header can't ask for more memory than the file has bytes."""
     import numpy
 
-    return numpy.asarray(numpy.load(inside(folder, name), mmap_mode="r", allow_pickle=False))
+    found = numpy.asarray(numpy.load(inside(folder, name), mmap_mode="r", allow_pickle=False))
+    if found.dtype.kind not in "biuf" or found.size > MAX_ELEMENTS:
+        message = f"{name} has {found.size} values of the kind {found.dtype}, which is no honest sample"
+        raise ValueError(message)
+    return found
 
 
 def inside(folder: Path, name: str) -> Path:
