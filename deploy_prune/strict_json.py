@@ -98,12 +98,16 @@ def parse(text: str, error: type[DeployPruneError], where: str) -> Any:
 
     def whole(digits: str) -> int:
         if len(digits.lstrip("-")) > MAX_DIGITS:
-            refuse(f"a whole number of {len(digits)} digits is too large.")
+            refuse(f"it is not JSON as we write it: a whole number of {len(digits)} digits.")
         return int(digits)
 
     def finite(digits: str) -> float:
         number = float(digits)
-        return number if math.isfinite(number) else refuse(f"{printable(digits, MAX_SHOWN)} is not finite.")
+        return (
+            number
+            if math.isfinite(number)
+            else refuse(f"{printable(digits, MAX_SHOWN)} is no number that can be here: it is not finite.")
+        )
 
     _bound_depth(text, error, where)
     try:
