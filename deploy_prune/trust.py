@@ -12,7 +12,7 @@ from deploy_prune.errors import RunFolderError
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe
 from deploy_prune.recipe_file import load
-from deploy_prune.surgery.architecture import users_own
+from deploy_prune.surgery.architecture import require_trust
 from deploy_prune.types import Target
 
 
@@ -21,15 +21,12 @@ def found_recipe(file: Path, trust: bool) -> Recipe:
 
     Raises:
         RecipeError: it can't be read.
-        RunFolderError: it names code of somebody's own, for the network or the data, and ``trust`` is off.
+        ArchitectureError, RunFolderError: its network, or its data, is code of somebody's own, and ``trust`` is off.
     """
     recipe = load(str(file))
-    for key, source, code in (
-        ("data.source", recipe.data.source, ":" in recipe.data.source),
-        ("model.source", recipe.model.source, users_own(recipe.model)),
-    ):
-        if code and not trust:
-            _refuse(file, f"{key} is {source!r}, which is code")
+    require_trust(recipe.model, trust)
+    if ":" in recipe.data.source and not trust:
+        _refuse(file, f"data.source is {recipe.data.source!r}, which is code")
     return recipe
 
 

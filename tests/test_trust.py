@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from deploy_prune import benching, models
 from deploy_prune.cli import main
-from deploy_prune.errors import RunFolderError, TargetError
+from deploy_prune.errors import ArchitectureError, RunFolderError, TargetError
 from deploy_prune.latency.targets import load_target, targets_folder
 from deploy_prune.recipe import ModelPart, PrunePart
 from deploy_prune.recipe_file import load as load_recipe
@@ -67,7 +67,8 @@ COMMANDS = (
 def test_a_runs_recipe_is_not_followed_unasked(run: Path, command: tuple[str, ...], named: str) -> None:
     (run / "recipe.yaml").write_text(NAMED[named])
     result = CliRunner().invoke(main, command)
-    assert result.exit_code == RunFolderError.exit_code, result.output
+    error = ArchitectureError if named == "network" else RunFolderError
+    assert result.exit_code == error.exit_code, result.output
     assert "--trust" in result.stderr
     assert not Path("RAN").exists()
     assert not Path("out").exists()

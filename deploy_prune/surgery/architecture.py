@@ -118,7 +118,7 @@ def dense_network(architecture: Architecture, trust: bool = False) -> nn.Module:
     """
     require_trust(architecture.model, trust)
     part, num_classes = architecture.model, architecture.num_classes
-    if users_own(part):
+    if _users_own(part):
         return models.build(part, num_classes)
     with _bounded(architecture):
         try:
@@ -178,8 +178,7 @@ def _bounded(architecture: Architecture) -> Iterator[None]:
         hook.remove()
 
 
-def users_own(part: ModelPart) -> bool:
-    """Whether the network's source is code of the user's own, ``module:callable``."""
+def _users_own(part: ModelPart) -> bool:
     prefix, colon, _ = part.source.partition(":")
     return bool(colon) and prefix not in {"torchvision", "timm"}
 
@@ -190,7 +189,7 @@ def require_trust(part: ModelPart, trust: bool) -> None:
     Raises:
         ArchitectureError: the source is module:callable and ``trust`` is off.
     """
-    if users_own(part) and not trust:
+    if _users_own(part) and not trust:
         message = (
             f"The architecture is built by the code {part.source!r}; if you trust that code, load it with trust=True "
         )
