@@ -21,9 +21,17 @@ def found_recipe(file: Path, trust: bool) -> Recipe:
 
     Raises:
         RecipeError: it can't be read.
+        ArchitectureError, RunFolderError: as ``trusted``.
+    """
+    return trusted(load(str(file)), file, trust)
+
+
+def trusted(recipe: Recipe, file: Path, trust: bool) -> Recipe:
+    """The recipe that was found in ``file``.
+
+    Raises:
         ArchitectureError, RunFolderError: its network, or its data, is code of somebody's own, and ``trust`` is off.
     """
-    recipe = load(str(file))
     require_trust(recipe.model, trust)
     if ":" in recipe.data.source and not trust:
         _refuse(file, f"data.source is {recipe.data.source!r}, which is code")
