@@ -88,9 +88,11 @@ class Basis:
 
 def dense(basis: Basis) -> Key:
     """Of dense/weights.safetensors and training.json."""
-    recipe, path = basis.recipe, basis.recipe.model.weights
+    recipe, model = basis.recipe, basis.recipe.model
+    path = model.weights
+    content = digest(Path(path)) if path and Path(path).is_file() else path
     return {
-        **basis.trained, "weights": digest(Path(path)) if path and Path(path).is_file() else path,
+        **basis.trained, "weights": content and [content, model.weights_key, model.head],
         "source_train": basis.data.source_train.digest, "source_test": basis.data.source_test.digest,
         "train": recipe.train.model_dump(),
     }  # fmt: skip

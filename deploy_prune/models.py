@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pickle
-import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from deploy_prune.errors import ModelError, WeightsError, perhaps
+from deploy_prune.checkpoints import Taken, read_all, read_for
+from deploy_prune.errors import ModelError, perhaps
 from deploy_prune.networks.cifar_resnet import CifarResNet
 from deploy_prune.networks.conv import ConvNet
 from deploy_prune.plugins import import_callable
@@ -32,7 +29,6 @@ BUILT_IN: Final[dict[str, Builder]] = {
 }
 
 _DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "pretrained_cfg", "checkpoint_path")
-_OPTIONAL_SUFFIX = "num_batches_tracked"  # counts steps; no result depends on it
 
 
 def build(part: ModelPart, num_classes: int) -> nn.Module:
@@ -74,30 +70,47 @@ def example_input(data: DataPart, batch: int = 1) -> Tensor:
     return torch.zeros(batch, data.channels, data.image_size, data.image_size)
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Copy a file's tensors into the network: a .safetensors file, or a state dict that torch.save wrote.
+def load_weights(network: nn.Module, path: Path, key: str | None = None, fresh: Collection[str] = ()) -> Taken:
+    """Copy a file's tensors into the network: a .safetensors file, or what torch.save wrote; nothing in it is run.
 
-    A state dict may lie under "state_dict" or "model", and its names may begin with "module." (as DataParallel writes
-    them). Floats of another width are cast. ``num_batches_tracked`` may be missing; nothing else may.
+    Which of its tensors are the network's: `checkpoints`. Floats of another width are cast. ``num_batches_tracked`` may
+    be missing.
+
+    Args:
+        network: what the tensors are copied into; unchanged where they don't fit.
+        path: the file.
+        key: the entry to take, where several fit (``model.weights_key``).
+        fresh: tensors that stay as they are, and need not be in the file (``model.head: new``).
 
     Raises:
         WeightsError: missing, damaged, pickled code, or not this network's; the first tensor that differs is named.
     """
-    state = read_state(path)
-    _require_fit(network.state_dict(), state, path)
+    state, taken = read_for(network.state_dict(), path, key, fresh)
     load_state(network, state, strict=False)
+    return taken
+
+
+def load_given(network: nn.Module, part: ModelPart, num_classes: int) -> Taken | None:
+    """The recipe's weights, copied into a network of this part; None where there are none.
+
+    With ``head: new`` the layers whose size follows from the number of classes stay as they are.
+
+    Raises:
+        WeightsError: as `load_weights`.
+    """
+    if part.weights is None:
+        return None
+    fresh = head_tensors(part, num_classes) if part.head == "new" else frozenset[str]()
+    return load_weights(network, Path(part.weights), part.weights_key, fresh)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, as `load_weights` reads it.
+    """The tensors of a weights file.
 
     Raises:
         WeightsError: missing, damaged, or pickled code.
     """
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_state_dict(path)
-    if state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return state
+    return read_all(path)
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
@@ -176,71 +189,3 @@ def _shapes(part: ModelPart, num_classes: int) -> dict[str, torch.Size]:
     except ModelError:
         network = build(part, num_classes)
     return {name: tensor.shape for name, tensor in network.state_dict().items()}
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    _require_file(path)
-    try:
-        return load_file(path)  # type: ignore[no-any-return]
-    except (SafetensorError, OSError) as error:
-        message = f"model.weights: {path} is not a whole .safetensors file: {error}"
-        raise WeightsError(message) from error
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    _require_file(path)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about formats it may not know; what it can't read, it refuses
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        message = f"model.weights: {path} holds pickled Python objects, which could run code when loaded, or is no "
-        message += "weights file; save network.state_dict(), best as .safetensors."
-        raise WeightsError(message) from error
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        message = f"model.weights: {path} can't be read: {type(error).__name__} {reason}"
-        raise WeightsError(message) from error
-    for key in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        message = (
-            f"model.weights: {path} is not a state dict (names and tensors, at the top or under state_dict or model)."
-        )
-        raise WeightsError(message)
-    return dict(found)
-
-
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        message = f"model.weights: there is no file {path}."
-        raise WeightsError(message)
-
-
-def _require_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    missing = [name for name in wanted if name not in found and not name.endswith(_OPTIONAL_SUFFIX)]
-    unexpected = [name for name in found if name not in wanted]
-    if missing or unexpected:
-        message = f"model.weights: {path} does not fit the network: it lacks {_listed(missing)} and has "
-        message += f"{_listed(unexpected)} that the network has not."
-        raise WeightsError(message)
-    for name, tensor in found.items():
-        problem = _misfit(wanted[name], tensor)
-        if problem:
-            message = f"model.weights: {path} does not fit the network: {name} {problem}."
-            raise WeightsError(message)
-
-
-def _misfit(wanted: Tensor, found: Tensor) -> str | None:
-    if wanted.shape != found.shape:
-        return f"is {list(found.shape)} in the file and {list(wanted.shape)} in the network"
-    if wanted.is_floating_point() != found.is_floating_point():
-        return f"is {found.dtype} in the file and {wanted.dtype} in the network"
-    if found.is_floating_point() and not bool(found.isfinite().all()):
-        return "has values that are not finite"
-    return None
-
-
-def _listed(names: list[str], limit: int = 3) -> str:
-    shown = ", ".join(names[:limit]) or "nothing"
-    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import IO, Any, BinaryIO, Final, cast
+from typing import IO, Any, Final, cast
 
 import numpy as np
 
@@ -32,7 +32,7 @@ _NUMBERS = re.compile(r"[<>|=]?([biuf][1248])")
 class Bounded(io.RawIOBase):
     """A file that never reserves memory for bytes that it hasn't got."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: IO[bytes], size: int) -> None:
         super().__init__()
         self.file, self.size = file, size
 

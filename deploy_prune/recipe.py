@@ -102,7 +102,11 @@ class ModelPart(Part):
     )
     args: dict[str, Any] = Field(default={}, description="keyword arguments of the builder, besides num_classes")
     weights: str | None = Field(
-        default=None, description="a .safetensors file or a state dict; none: train on source data"
+        default=None, description="a .safetensors file or what torch.save wrote; none: train on source data"
+    )
+    weights_key: str | None = Field(default=None, description="the entry of the file, where several would fit")
+    head: Literal["keep", "new"] = Field(
+        default="keep", description="new: leave the file's class layers out and train the network with new ones"
     )
     accuracy: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="what the weights are said to score on the source classes; far less is warned of"

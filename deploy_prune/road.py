@@ -97,8 +97,7 @@ def prepare(recipe: Recipe, folder: RunFolder, progress: Progress, fresh: bool =
         progress = Tracked(progress, accelerator, recipe.name, {"recipe": recipe.model_dump_json()})
     session = Session(accelerator=accelerator, seed=recipe.seed, progress=progress)
     examples = data.load(recipe.data, recipe.seed)
-    if recipe.model.weights is not None:
-        models.load_weights(models.build(recipe.model, examples.num_source), Path(recipe.model.weights))
+    models.load_given(models.build(recipe.model, examples.num_source), recipe.model, examples.num_source)
     require_held(torch.bincount(examples.target_train.labels).tolist(), recipe.retrain.hold_out)
     since = time.time() if fresh else cache.still_valid()
     return Road(recipe=recipe, folder=folder, data=examples, session=session, targets=targets, since=since)
@@ -146,9 +145,8 @@ def train_dense(road: Road) -> str:
         set_seed(recipe.seed)
         network = models.build(recipe.model, road.data.num_source)
         losses: list[float] = []
-        if recipe.model.weights is not None:
-            models.load_weights(network, Path(recipe.model.weights))
-        else:
+        taken = models.load_given(network, recipe.model, road.data.num_source)
+        if taken is None or recipe.model.head == "new":
             losses = train_classifier(
                 network, road.data.source_train, recipe.train, session=road.session, augment=recipe.data.augment,
                 work="train the dense network",
@@ -156,7 +154,9 @@ def train_dense(road: Road) -> str:
         folder.write_tensors("dense/weights.safetensors", network.state_dict())
         score = accuracy(network, road.data.source_test, accelerator=road.session.accelerator)
         norm = {"mean": road.data.source_train.mean.tolist(), "std": road.data.source_train.std.tolist()}
-        folder.write_json("dense/training.json", {"loss": losses, "source_accuracy": score, **norm})
+        folder.write_json(
+            "dense/training.json", {"loss": losses, "source_accuracy": score, **norm, "taken": taken and vars(taken)}
+        )
 
     folder.stage("dense", keys.dense(road.basis), ["dense/weights.safetensors", "dense/training.json"], compute)
     return folder.content(["dense/weights.safetensors"])

@@ -239,13 +239,15 @@ def test_the_packages_own_code_counts(monkeypatch):
 
 
 def test_weights_count_by_content_wherever_they_lie(tmp_path):
-    def given(path, content):
+    def given(path, content, **how):
         path.write_bytes(content)
-        return keys.dense(with_recipe(model={"source": "tiny_run:network", "weights": str(path)}))
+        return keys.dense(with_recipe(model={"source": "tiny_run:network", "weights": str(path), **how}))
 
     first = given(tmp_path / "a.safetensors", b"1")
     assert given(tmp_path / "b.safetensors", b"1") == first
     assert given(tmp_path / "a.safetensors", b"2") != first
+    assert given(tmp_path / "a.safetensors", b"1", weights_key="model_ema") != first
+    assert given(tmp_path / "a.safetensors", b"1", head="new") != first
 
 
 def test_a_benchmark_program_counts_by_content(tmp_path):

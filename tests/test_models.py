@@ -264,6 +264,7 @@ def write_truncated(suffix):
             "pickled Python objects",
         ),
         ("w.pkl", lambda path: path.write_bytes(pickle.dumps(Planted())), "pickled Python objects"),
+        ("w.pt", lambda path: torch.save({"net": nn.Linear(2, 2)}, path), "pickled Python objects"),
         ("w.pt", lambda path: torch.save([1, 2], path), "is not a state dict"),
         ("w.pt", lambda path: torch.save({"epoch": 1}, path), "is not a state dict"),
         ("w.pt", lambda path: path.write_bytes(b""), "can't be read"),

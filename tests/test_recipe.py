@@ -173,3 +173,10 @@ def test_the_schema_is_one_and_agrees_with_the_parser():
 def test_recipes_are_read_without_torch_and_click():
     code = "import sys, deploy_prune.recipe_file; sys.exit(bool({'torch', 'click', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("given", [{"weights_key": "model"}, {"head": "new"}])
+def test_how_weights_are_read_needs_weights(given):
+    with pytest.raises(ValidationError, match="it says how model.weights is read, and there are none"):
+        ModelPart(source="resnet20", **given)
+    ModelPart(source="resnet20", weights="w.pt", **given)

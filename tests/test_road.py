@@ -10,7 +10,14 @@ from torch import nn
 
 from deploy_prune import models, road, timing
 from deploy_prune.enforce import Look, Plan
-from deploy_prune.errors import BudgetError, MeasurementError, ParityError, TrainingError, VerificationError
+from deploy_prune.errors import (
+    BudgetError,
+    MeasurementError,
+    ParityError,
+    TrainingError,
+    VerificationError,
+    WeightsError,
+)
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import parse_budget
 from deploy_prune.retrain.fewshot import RATES, adapt
@@ -76,6 +83,28 @@ def test_weights_of_the_recipe_are_taken_as_they_are(tmp_path, monkeypatch):
     save_tensors(tmp_path / "given.safetensors", network.state_dict())
     assert road.train_dense(way) != first, "other weights in the same file"
     assert not way.folder.read_tensors("dense/weights.safetensors")[f"{len(network) - 1}.bias"].any()
+
+
+def test_a_new_head_is_trained_on_top_of_the_files_other_layers(tmp_path, monkeypatch):
+    """The file is of a network for other classes."""
+    given, seen = models.build(tiny_recipe().model, 7).state_dict(), {}
+
+    def train(network, *args, **kwargs):
+        seen.update({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return [1.0]
+
+    monkeypatch.setattr(road, "train_classifier", train)
+    torch.save({"state_dict": given}, tmp_path / "given.pt")
+    model = {"source": "tiny_run:network", "weights": str(tmp_path / "given.pt")}
+    with pytest.raises(WeightsError, match=r"model\.head: new"):
+        make_way(tmp_path, model=model)
+    way = make_way(tmp_path, model={**model, "head": "new"})
+    road.train_dense(way)
+    same = {name for name, tensor in seen.items() if tensor.shape == given[name].shape}
+    assert set(seen) - same == models.head_tensors(way.recipe.model, 3)
+    assert all(torch.equal(seen[name], given[name]) for name in same)
+    told = way.folder.read_json("dense/training.json")
+    assert (told["loss"], told["taken"]["key"]) == ([1.0], "state_dict")
 
 
 def test_a_loss_that_is_not_finite_names_work_step_and_rate_and_leaves_nothing(tmp_path, monkeypatch):

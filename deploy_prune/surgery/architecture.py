@@ -60,7 +60,7 @@ def describe(
     form: Form = "graph" if isinstance(slim, GraphNetwork) else "module"
     before, after = dense.state_dict(), slim.state_dict()
     return Architecture(
-        model=model.model_copy(update={"weights": None}),
+        model=model.model_copy(update={"weights": None, "weights_key": None, "head": "keep"}),
         num_classes=num_classes,
         input_shape=tuple(input_shape),
         form=form,
