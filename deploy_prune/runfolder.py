@@ -219,10 +219,15 @@ def read_json(path: Path) -> Any:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file atomically; a tensor that two names share is written twice."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic(path) as temporary:
-        save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, temporary)
+        try:
+            save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, temporary)
+        except SafetensorError as error:  # a full disk, too, is of this class
+            message = f"{shown(path)} can't be written: {error}"
+            raise RunFolderError(message) from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -54,7 +54,8 @@ def atomic(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in _FULL or not str(error.filename or path.parent).startswith(str(path.parent)):
             raise
-        message = f"{shown(path)} can't be written ({error.strerror}); free some space there, or choose another place."
+        reason = "a file is in the way" if error.errno == errno.EEXIST else error.strerror
+        message = f"{shown(path)} can't be written ({reason}); free some space there, or choose another place."
         raise RunFolderError(message) from error
 
 
