@@ -112,6 +112,14 @@ class ModelPart(Part):
         default=None, description="what the weights are said to score on the source classes; far less is warned of"
     )
 
+    @field_validator("weights_key", "head")
+    @classmethod
+    def _of_weights(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value not in {None, "keep"} and info.data.get("weights") is None:
+            message = "it says how model.weights is read, and there are none; give them, or leave it out"
+            raise ValueError(message)
+        return value
+
     @field_validator("source")
     @classmethod
     def _known_source(cls, source: str) -> str:
