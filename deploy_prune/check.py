@@ -43,7 +43,7 @@ class BudgetReach:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CheckReport:
-    """What ``check`` found. ``dense``: macs and params."""
+    """What ``check`` found. ``dense``: macs and params. ``summary``: sentences of what goes into the network."""
 
     recipe_name: str
     network: str
@@ -52,6 +52,7 @@ class CheckReport:
     targets: tuple[TargetReach, ...]
     budgets: tuple[BudgetReach, ...]
     seconds: float
+    summary: tuple[str, ...] = ()
 
 
 def check(recipe: Recipe, progress: Progress = silent) -> CheckReport:
@@ -72,6 +73,7 @@ def check(recipe: Recipe, progress: Progress = silent) -> CheckReport:
             recipe_name=recipe.name, network=recipe.model.source, structure=bench.structure,
             dense={"macs": bench.cost(way.targets[0], "macs")(counts), "params": float(bench.num_params(counts))},
             targets=targets, budgets=budgets, seconds=time.perf_counter() - started,
+            summary=way.summary,
         )  # fmt: skip
 
 

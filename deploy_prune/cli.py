@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,10 @@ def recipe(name: str, settings: Sequence[str], out: Path, fresh: bool, wait: boo
         from deploy_prune.console import output, rich_progress
 
         with nullcontext(silent) if quiet else rich_progress() as progress:
-            run = pipeline.run(parsed, out, progress, fresh)
+            tell = pipeline.untold if quiet else partial(click.echo, err=True)
+            run = pipeline.run(parsed, out, progress, fresh, tell)
     show_rows(run.rows)
+    output().print(*run.summary, sep="\n", markup=False, highlight=False)
     output().print(f"{run.folder}", markup=False, highlight=False)
     require_ok(run.rows)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from deploy_prune.augment import LUMA, augmented
 from deploy_prune.errors import DataError
 from deploy_prune.folders import listed
-from deploy_prune.readers import Labelled, read
+from deploy_prune.readers import Labelled, own_size, read
 from deploy_prune.recipe_data import FEW_SHOTS, Augment, DataPart
 
 Batch = tuple[Tensor, Tensor]
@@ -145,6 +145,7 @@ def load(part: DataPart, seed: int) -> TransferData:
             classes.
     """
     collection = read(part)
+    part = _sized(part, collection.train.images)
     _warn_of(collection.skipped, collection.ignored)
     train, test = (collection.train, collection.test) if collection.test else _split(collection.train)
     known = set(train.labels.tolist())
@@ -337,9 +338,17 @@ def _with_channels(images: Tensor, channels: int) -> Tensor:
     return grey.round().to(torch.uint8) if images.dtype == torch.uint8 else grey
 
 
+def _sized(part: DataPart, images: Tensor) -> DataPart:
+    """With the images' own size, if no other is given; those of a folder have been scaled to it."""
+    if part.image_size is not None or not len(images):
+        return part
+    high, wide = images.shape[2:]
+    return part.model_copy(update={"image_size": own_size({(wide, high)})})
+
+
 def _statistics(part: DataPart, images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel (float32 [C]) as the recipe gives them, or of these images."""
-    own_mean, own_std = _measured(_with_channels(images, part.channels))
+    own_mean, own_std = measured(_with_channels(images, part.channels))
     mean = own_mean if part.mean is None else torch.tensor(part.mean)
     std = own_std if part.std is None else torch.tensor(part.std)
     for key, values in (("mean", mean), ("std", std)):
@@ -352,7 +361,8 @@ def _statistics(part: DataPart, images: Tensor) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def _measured(images: Tensor) -> tuple[Tensor, Tensor]:
+def measured(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel (float32 [C]) of images as stored, in 0..1."""
     scale = 255 if images.dtype == torch.uint8 else 1
     total, squares = torch.zeros(2, images.shape[1], dtype=torch.float64)
     for start in range(0, len(images), 2048):

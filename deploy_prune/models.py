@@ -6,6 +6,7 @@ import importlib
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.checkpoints import Taken, read_all, read_for
-from deploy_prune.errors import ModelError, perhaps
+from deploy_prune.errors import DataError, ModelError, perhaps
 from deploy_prune.networks.cifar_resnet import CifarResNet
 from deploy_prune.networks.conv import ConvNet
 from deploy_prune.plugins import import_callable
 from deploy_prune.recipe import DataPart, ModelPart
+from deploy_prune.recipe_data import MAX_SIZE, MIN_SIZE
 from deploy_prune.vision import import_timm, import_torchvision
 
 Builder = Callable[..., Any]
@@ -28,6 +30,8 @@ BUILT_IN: Final[dict[str, Builder]] = {
     **{f"conv{depth}": partial(ConvNet, depth) for depth in (2, 4, 6)},
 }
 
+BUILT_IN_SIZE: Final = 32
+"""Pixels: the built-in networks are those of CIFAR (He et al., arXiv 1512.03385, section 4.2) and their like."""
 _DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "pretrained_cfg", "checkpoint_path")
 
 
@@ -66,8 +70,85 @@ def head_tensors(part: ModelPart, num_classes: int) -> frozenset[str]:
 
 
 def example_input(data: DataPart, batch: int = 1) -> Tensor:
-    """Zeros of the network's input shape, float32 [batch, C, S, S]."""
+    """Zeros of the network's input shape, float32 [batch, C, S, S].
+
+    Raises:
+        DataError: ``data.image_size`` is not given, nor found yet (see `preprocessing`).
+    """
+    if data.image_size is None:
+        message = "data.image_size: it must be given here, as the network's input."
+        raise DataError(message)
     return torch.zeros(batch, data.channels, data.image_size, data.image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnInput:
+    """What a network's own configuration says of its input: side in pixels, mean and std per channel of values in 0..1.
+
+    None where it doesn't say. ``source``: whose configuration, in words.
+    """
+
+    size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    source: str = ""
+
+
+def own_input(part: ModelPart, num_classes: int) -> OwnInput:
+    """What the network's own configuration says of its input.
+
+    A built-in network's is 32 pixels. Else the size is the one that the network was built for, where it has one of the
+    attributes ``image_size``, ``img_size`` (its own, its ``config``'s or its ``patch_embed``'s); then, as mean and std,
+    that of its ``pretrained_cfg`` or ``default_cfg`` (timm's names), then of the transforms of torchvision's default
+    weights. Leaves torch's global generator as it was. Raises what `build` raises.
+    """
+    prefix, colon, name = part.source.partition(":")
+    if not colon:
+        return OwnInput(size=BUILT_IN_SIZE, source=f"the built-in {part.source}")
+    with torch.random.fork_rng(devices=[]):
+        network = _skeleton(part, num_classes)
+    says = _configured(network)
+    if says == OwnInput() and prefix == "torchvision":
+        says = _transforms(name)
+    size = _built_for(network) or says.size
+    library = f"{prefix}'s" if prefix in {"torchvision", "timm"} else "the network's own"
+    return OwnInput(size=size, mean=says.mean, std=says.std, source=f"{library} configuration of {name}")
+
+
+def _built_for(network: nn.Module) -> int | None:
+    """The side of the square images that a network says it was built for."""
+    for owner in (network, getattr(network, "config", None), getattr(network, "patch_embed", None)):
+        for name in ("image_size", "img_size"):
+            if (side := _side(getattr(owner, name, None))) is not None:
+                return side
+    return None
+
+
+def _configured(network: nn.Module) -> OwnInput:
+    """By timm's convention: a mapping with input_size (C, H, W), mean and std."""
+    found = next(
+        (c for n in ("pretrained_cfg", "default_cfg") if isinstance(c := getattr(network, n, None), Mapping)), {}
+    )
+    return OwnInput(size=_side(found.get("input_size")), mean=_values(found.get("mean")), std=_values(found.get("std")))
+
+
+def _transforms(name: str) -> OwnInput:
+    """Of the default weights that torchvision has for a network; nothing is downloaded."""
+    default = getattr(importlib.import_module("torchvision.models").get_model_weights(name), "DEFAULT", None)
+    found = default.transforms() if default is not None else None
+    mean, std = (_values(getattr(found, key, None)) for key in ("mean", "std"))
+    return OwnInput(size=_side(getattr(found, "crop_size", None)), mean=mean, std=std)
+
+
+def _side(found: object) -> int | None:
+    """S of S, (S,), (S, S) or (C, S, S); None of anything else."""
+    sides = {*found[-2:]} if isinstance(found, list | tuple) else {found}
+    side = sides.pop() if len(sides) == 1 else None
+    return side if type(side) is int and MIN_SIZE <= side <= MAX_SIZE else None
+
+
+def _values(found: object) -> tuple[float, ...] | None:
+    return tuple(map(float, found)) if isinstance(found, list | tuple) else None
 
 
 def load_weights(network: nn.Module, path: Path, key: str | None = None, fresh: Collection[str] = ()) -> Taken:
@@ -182,10 +263,13 @@ def _nearest(name: str) -> str:
 
 
 def _shapes(part: ModelPart, num_classes: int) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in _skeleton(part, num_classes).state_dict().items()}
+
+
+def _skeleton(part: ModelPart, num_classes: int) -> nn.Module:
     """Built without memory where the builder allows it (some compute with their tensors)."""
     try:
         with torch.device("meta"):
-            network = build(part, num_classes)
+            return build(part, num_classes)
     except ModelError:
-        network = build(part, num_classes)
-    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+        return build(part, num_classes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -24,17 +24,26 @@ from deploy_prune.workbench import Workbench
 PLANS: Final = 3
 """A budget that the finished artifact misses, though its candidate met it, is planned again: so many times in all."""
 
+Tell = Callable[[str], None]
+
+
+def untold(sentence: str) -> None:
+    """Show nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished run: its folder and its results."""
+    """A finished run: its folder, its results, and sentences of what went into the network."""
 
     folder: Path
     rows: tuple[Row, ...]
+    summary: tuple[str, ...] = ()
 
 
-def run(recipe: Recipe, out: Path, progress: Progress = silent, fresh: bool = False) -> Run:
+def run(recipe: Recipe, out: Path, progress: Progress = silent, fresh: bool = False, tell: Tell = untold) -> Run:
     """Do what the recipe says, in ``out/NAME``; what is finished there is not done again (unless ``fresh``).
+
+    ``tell`` gets, before any work, sentences of what goes into the network: its input and the examples.
 
     Nobody else may write in ``out/NAME`` meanwhile.
 
@@ -44,6 +53,8 @@ def run(recipe: Recipe, out: Path, progress: Progress = silent, fresh: bool = Fa
     """
     with hold(out / recipe.name), scratch() as folder:
         way = _set_out(recipe, out, progress, fresh)
+        for sentence in way.summary:
+            tell(sentence)
         try:
             return _travel(way, road.workbench(way, folder))
         finally:
@@ -67,18 +78,19 @@ def _travel(way: Road, bench: Workbench) -> Run:
         for budget in recipe.parsed_budgets:
             rows.append(_deliver(way, bench, found, teacher, target, budget, dense_artifact))
             way.folder.write_results(rows)
-    way.folder.write_provenance((way.folder.path / run_recipe.NAME).read_text(encoding="utf-8"), recipe.seed)
+    stored = (way.folder.path / run_recipe.NAME).read_text(encoding="utf-8")
+    way.folder.write_provenance(stored, recipe.seed, way.summary)
     write_page(way.folder.path)
-    return Run(folder=way.folder.path, rows=tuple(rows))
+    return Run(folder=way.folder.path, rows=tuple(rows), summary=way.summary)
 
 
 def _set_out(recipe: Recipe, out: Path, progress: Progress, fresh: bool) -> Road:
     """Everything that can be wrong with the recipe's names and files is found here, before any work."""
     way = road.prepare(recipe, RunFolder(path=out / recipe.name), progress, fresh)
     if not fresh:
-        run_recipe.require_same_experiment(recipe, way.folder.path)
+        run_recipe.require_same_experiment(way.recipe, way.folder.path)
     way.folder.open(fresh)
-    run_recipe.write(recipe, way.folder.path)
+    run_recipe.write(way.recipe, way.folder.path)
     return way
 
 

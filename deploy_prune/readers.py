@@ -10,7 +10,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -22,9 +22,9 @@ from torch import Tensor
 from deploy_prune import cifar
 from deploy_prune.errors import DataError
 from deploy_prune.folders import Images, Listing, find, shown
-from deploy_prune.images import read_image
+from deploy_prune.images import image_sizes, read_image
 from deploy_prune.plugins import import_callable
-from deploy_prune.recipe import DataPart
+from deploy_prune.recipe_data import MAX_SIZE, MIN_SIZE, DataPart
 
 ROOT_VARIABLE = "DEPLOY_PRUNE_DATA"
 MAX_LABEL = 1_000_000
@@ -217,6 +217,7 @@ def _read_folder(part: DataPart) -> Collection:
     """A folder of images per class, below train and test or directly; classes are numbered in alphabetical order."""
     root = _root(part)
     listing = find(root)
+    part = _sized(part, listing)
     faults: dict[Path, DataError] = {}
     found = [_read_images(files, listing, part, faults) for files in (listing.train, listing.test) if files is not None]
     return Collection(
@@ -228,9 +229,37 @@ def _read_folder(part: DataPart) -> Collection:
     )
 
 
+def own_size(sizes: Set[tuple[int, int]]) -> int:
+    """The side S of images that are all S x S; ``sizes``: their widths and heights in pixels.
+
+    Raises:
+        DataError: they aren't, or S is no size for an input. The message has the sizes.
+    """
+    sides = {side for size in sizes for side in size}
+    if len(sides) == 1 and MIN_SIZE <= min(sides) <= MAX_SIZE:
+        return min(sides)
+    listed = ", ".join(f"{wide}x{high}" for wide, high in sorted(sizes)[:3])
+    more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
+    message = "data.image_size: it isn't given, the network's own configuration doesn't say it, and the images "
+    message += (
+        f"({listed}{more}) aren't of one square size; write the side in pixels, {MIN_SIZE} to {MAX_SIZE}, of the "
+    )
+    message += "input that the network was made for. Images are scaled to it."
+    raise DataError(message)
+
+
+def _sized(part: DataPart, listing: Listing) -> DataPart:
+    """With the images' own size, if no other is given; of images that can't be read, reading says so."""
+    if part.image_size is not None:
+        return part
+    sizes = image_sizes(path for path, _ in (*listing.train, *(listing.test or ())))
+    return part.model_copy(update={"image_size": own_size(sizes) if sizes else MIN_SIZE})
+
+
 def _read_images(files: Images, listing: Listing, part: DataPart, faults: dict[Path, DataError]) -> Labelled:
     """The images, and, where these are to be skipped, the files that can't be read added to ``faults``."""
     images, labels = [], []
+    assert part.image_size is not None
     for path, label in files:
         try:
             images.append(read_image(path, part.image_size, part.channels))

@@ -10,6 +10,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from deploy_prune.errors import perhaps
 
 DATA_SETS: Final = ("digits", "cifar10", "cifar100", "npz", "idx", "folder")
+MIN_SIZE, MAX_SIZE = 8, 1024
+"""Of the input's side, in pixels."""
 FEW_SHOTS: Final = 10
 """Training examples of each new class, where a recipe doesn't say how many."""
 
@@ -67,10 +69,16 @@ class DataPart(Part):
 
     source: str = Field(default="digits", description="digits, cifar10, cifar100, npz, idx, folder or module:callable")
     root: str | None = Field(default=None, description="where the files are (not for digits); or set DEPLOY_PRUNE_DATA")
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 32
+    image_size: Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE)] | None = Field(
+        default=None,
+        description="side of the square input in pixels; none: what the network's own configuration says, else the one "
+        "size that the images have",
+    )
     channels: Literal[1, 3] = 3
     mean: list[float] | None = Field(
-        default=None, description="per channel, of inputs in 0..1; none: the data set's own"
+        default=None,
+        description="per channel, of inputs in 0..1; none: with weights, what the network's own configuration says, "
+        "else the data set's own",
     )
     std: list[Annotated[float, Field(gt=0)]] | None = None
     shots: Shots = Field(

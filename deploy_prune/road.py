@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deploy_prune import cache, data, keys, models
+from deploy_prune import cache, keys, models, preprocessing
 from deploy_prune.checked import calibration_inputs, prove_artifact
 from deploy_prune.data import TransferData, batches
 from deploy_prune.enforce import Plan, enforce
@@ -53,7 +53,10 @@ PROOF_EXAMPLES = 8
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Road:
-    """What every stage needs. ``since``: what was measured before (seconds since 1970) is measured again."""
+    """What every stage needs. ``since``: what was measured before (seconds since 1970) is measured again.
+
+    ``summary``: sentences of what goes into the network, and what speaks against it.
+    """
 
     recipe: Recipe
     folder: RunFolder
@@ -61,6 +64,7 @@ class Road:
     session: Session
     targets: tuple[Target, ...]
     since: float
+    summary: tuple[str, ...]
 
     @cached_property
     def basis(self) -> keys.Basis:
@@ -96,11 +100,13 @@ def prepare(recipe: Recipe, folder: RunFolder, progress: Progress, fresh: bool =
     if recipe.track:
         progress = Tracked(progress, accelerator, recipe.name, {"recipe": recipe.model_dump_json()})
     session = Session(accelerator=accelerator, seed=recipe.seed, progress=progress)
-    examples = data.load(recipe.data, recipe.seed)
-    models.load_given(models.build(recipe.model, examples.num_source), recipe.model, examples.num_source)
-    require_held(torch.bincount(examples.target_train.labels).tolist(), recipe.retrain.hold_out)
-    since = time.time() if fresh else cache.still_valid()
-    return Road(recipe=recipe, folder=folder, data=examples, session=session, targets=targets, since=since)
+    found = preprocessing.resolve(recipe)
+    summary = found.summary + preprocessing.try_weights(found, accelerator.device)
+    require_held(torch.bincount(found.data.target_train.labels).tolist(), recipe.retrain.hold_out)
+    return Road(
+        recipe=found.recipe, folder=folder, data=found.data, session=session, targets=targets, summary=summary,
+        since=time.time() if fresh else cache.still_valid(),
+    )  # fmt: skip
 
 
 def _targets(recipe: Recipe) -> tuple[Target, ...]:

@@ -161,8 +161,11 @@ class RunFolder:
             message = f"{self.path / 'results.json'} is not what this program writes: {error}."
             raise RunFolderError(message) from error
 
-    def write_provenance(self, recipe_text: str, seed: int) -> None:
-        """provenance.json: versions, machine, command line, and the sha256 of every file of the run."""
+    def write_provenance(self, recipe_text: str, seed: int, summary: Sequence[str] = ()) -> None:
+        """provenance.json: versions, machine, command line, and the sha256 of every file of the run.
+
+        ``summary``: sentences of what went into the network.
+        """
         files = sorted(p for p in self.path.rglob("*") if p.is_file() and self._lasting(p))
         self.write_json(
             "provenance.json",
@@ -172,6 +175,7 @@ class RunFolder:
                 "platform": platform.platform(),
                 "cpu": cpu_name(),
                 "seed": seed,
+                "summary": list(summary),
                 "command": shlex.join(["deploy-prune", *sys.argv[1:]]),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": self.seconds(),

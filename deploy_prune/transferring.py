@@ -21,6 +21,7 @@ from deploy_prune.errors import DataError, RecipeError, RunFolderError, WeightsE
 from deploy_prune.locks import hold
 from deploy_prune.outputs import require_outside_runs
 from deploy_prune.recipe import DataPart, Recipe
+from deploy_prune.recipe_data import FEW_SHOTS
 from deploy_prune.recipe_file import dump, resolve
 from deploy_prune.retrain.episodes import interval
 from deploy_prune.retrain.features import match
@@ -218,12 +219,15 @@ def transfer_recipe(given: Given, settings: Sequence[str]) -> Recipe:
         message = "data.source: there is no run here that says which data; name it, with --data or data.source."
         raise RecipeError(message)
     if made_by is not None:
-        kept = ("image_size", "channels", "augment", "mean", "std") if named else tuple(DataPart.model_fields)
+        kept = ("image_size", "channels", "augment") if named else tuple(DataPart.model_fields)
         values["data"] = {key: getattr(made_by.data, key) for key in kept}
         values["retrain"] = made_by.retrain.model_dump()
     if given.weights is None:
         values["retrain"] = {"init": "fresh"}
     recipe = resolve(values, settings, "transfer")
+    if recipe.data.shots == "auto":  # the classifier is always new
+        values["data"] = {**values["data"], "shots": FEW_SHOTS}
+        recipe = resolve(values, settings, "transfer")
     unset = recipe.data.mean is None and recipe.data.channels == examples.get("channels")
     if recipe.retrain.init == "inherit" and given.normalisation is not None and unset:
         recipe = resolve({**values, "data": {**values["data"], **given.normalisation}}, settings, "transfer")
@@ -243,7 +247,7 @@ class _Task:
         if len(shape) != 4 or shape[1] != recipe.data.channels:
             message = f"data.channels: {recipe.data.channels} are given, and the architecture reads {shape[1:]}."
             raise DataError(message)
-        example = torch.zeros(1, recipe.data.channels, recipe.data.image_size, recipe.data.image_size)
+        example = models.example_input(recipe.data)
         self.described, dense = architecture.retarget(given.architecture, num_classes, example.shape, trust)
         self.structure: Structure = architecture.structure_of(self.described, dense, example=example)
         self.head = models.head_tensors(self.described.model, num_classes)

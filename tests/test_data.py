@@ -49,7 +49,7 @@ def test_digits_halves_have_the_expected_sizes():
     assert (data.num_source, data.num_target) == (5, 5)
     assert data.target_train.labels.bincount().tolist() == [10] * 5
     x, y = data.target_test.take(torch.tensor([0, 3]))
-    assert (x.shape, x.dtype, y.dtype) == ((2, 3, 32, 32), torch.float32, torch.int64)
+    assert (x.shape, x.dtype, y.dtype) == ((2, 3, 8, 8), torch.float32, torch.int64)
 
 
 def test_source_training_examples_are_normalised():

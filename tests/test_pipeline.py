@@ -19,7 +19,7 @@ import torch
 from click.testing import CliRunner
 from tiny_run import arithmetic_device, tiny_recipe
 
-from deploy_prune import benching, check, data, device, models, pipeline, reuse, road, timing
+from deploy_prune import benching, check, data, device, models, pipeline, preprocessing, reuse, road, timing
 from deploy_prune.cli import main
 from deploy_prune.errors import ArchitectureError, BudgetError, ParityError, RunFolderError, TrainingError
 from deploy_prune.latency.targets import load_target, targets_folder
@@ -160,10 +160,12 @@ def test_the_provenance_has_the_sum_of_every_file(finished):
     assert told["files"] == {k: v for k, v in sums.items() if k not in {"provenance.json", "report.html"}}
     assert told["recipe_sha256"] == sums["recipe.yaml"]
     assert told["seed"] == RECIPE.seed
+    assert told["summary"] == list(finished.summary)
+    assert "5 a class" in finished.summary[2]
 
 
 def test_the_recipe_in_the_folder_is_the_recipe(finished):
-    assert load(str(finished.folder / "recipe.yaml")) == RECIPE
+    assert load(str(finished.folder / "recipe.yaml")) == preprocessing.resolve(RECIPE).recipe
 
 
 def test_there_is_a_page_about_the_run(finished):

@@ -26,7 +26,12 @@ def pixels(*shape):
 
 
 def part(source, root, **changes):
-    fields = {**DataPart().model_dump(), "source": source, "root": None if root is None else str(root), **changes}
+    fields = {
+        **DataPart(image_size=32).model_dump(),
+        "source": source,
+        "root": None if root is None else str(root),
+        **changes,
+    }
     return DataPart.model_construct(**fields)
 
 

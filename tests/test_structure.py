@@ -36,6 +36,7 @@ LEVELS = (
             "outputs",
             "own_accelerator",
             "plugins",
+            "preprocessing",
             "readers",
             "recipe",
             "recipe_data",

@@ -86,6 +86,10 @@ class CheckReport(Protocol):
         """The network's source."""
 
     @property
+    def summary(self) -> Sequence[str]:
+        """Sentences of what goes into the network."""
+
+    @property
     def structure(self) -> Structure:
         """Groups, layers, and what stays whole."""
 
@@ -202,6 +206,7 @@ def check_tables(report: CheckReport) -> tuple[RenderableType, ...]:
     """What can be pruned, what can't and why, how far each target reaches, and which budgets can be met."""
     dense = f"{amount(report.dense['macs'], 'macs')}, {amount(report.dense['params'], 'params')} parameters"
     parts: list[RenderableType] = [Text(f"{report.recipe_name}: {report.network}, {dense}", style="bold")]
+    parts.extend(map(Text, report.summary))
     parts.append(_groups(report.structure.groups))
     parts.append(_whole(report.structure))
     parts.append(_targets(report.targets))

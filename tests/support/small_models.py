@@ -1,8 +1,9 @@
-"""ONNX files that are small enough for any device."""
+"""ONNX files that are small enough for any device, and networks that say what their input is."""
 
 import numpy
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from deploy_prune.export.artifact import describe
 
@@ -32,3 +33,19 @@ def convolution(path, batch=2, channels_last=False):
     size = batch if isinstance(batch, int) else 1
     layout = "NHWC" if channels_last else "NCHW"
     return describe(path, format="onnx", precision="fp32", input_shape=(size, 3, 8, 6), versions={}, layout=layout)
+
+
+class Configured(nn.Flatten):
+    """A network that says what it was made for, as timm's do."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.default_cfg = {"input_size": (3, 48, 48), "mean": (0.1, 0.2, 0.3), "std": (1, 1, 1)}
+
+
+class Sized(nn.Flatten):
+    """A network that has its input's side as an attribute, as torchvision's ViT has."""
+
+    def __init__(self, num_classes: int, side: object = 40) -> None:
+        super().__init__()
+        self.image_size = side
