@@ -10,7 +10,7 @@ from typing import Any, Final
 from deploy_prune import road, run_recipe
 from deploy_prune.device import RUNTIMES
 from deploy_prune.device.address import parse
-from deploy_prune.errors import RunFolderError, TargetError
+from deploy_prune.errors import DeployPruneError, RunFolderError, TargetError
 from deploy_prune.latency.granularity import granularity
 from deploy_prune.latency.lost import Lost, lost
 from deploy_prune.latency.runners import profile_for
@@ -18,9 +18,9 @@ from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.recipe import Recipe
 from deploy_prune.road import place_of
 from deploy_prune.runfolder import RunFolder
-from deploy_prune.timing import with_latency
+from deploy_prune.timing import BudgetMissedError, require_within, with_latency
 from deploy_prune.trust import found_targets
-from deploy_prune.types import Artifact, Row, Target
+from deploy_prune.types import Artifact, Budget, Row, Target
 from deploy_prune.workbench import PROFILE_S, profilable, writer
 
 LAGS: Final = 0.03
@@ -50,7 +50,10 @@ class Bench:
 
 
 def bench(run_folder: Path, runs: int, device: str | None = None, trust: bool = False) -> tuple[Bench, ...]:
-    """Measure a run's artifacts again; rows of targets without a device come back as they were.
+    """Measure a run's artifacts again, and hold them against their budgets.
+
+    Rows of targets without a device come back as they were; so do rows that failed, but without what was measured
+    then. A row that misses its budget, or can't be measured, is failed, with the reason.
 
     ``device``: measure there instead (``local``, ``ssh://...``, ``adb://...``), all targets that have a runtime for it.
     ``trust``: start the program that a target of the run names on its device.
@@ -58,7 +61,6 @@ def bench(run_folder: Path, runs: int, device: str | None = None, trust: bool = 
     Raises:
         RunFolderError: there is no finished run, or it needs ``trust``.
         TargetError: ``device`` is no device's name, or no target of the run can be measured there.
-        MeasurementError: an artifact can't be measured.
     """
     folder = RunFolder(path=run_folder)
     rows = folder.read_results()
@@ -92,18 +94,45 @@ def _measured_again(
                 f"{folder.path} has no results of its recipe.yaml ({row.target} {row.budget}); run the recipe again."
             )
             raise RunFolderError(message)
-        target = targets[row.target]
-        found = Bench(row=row, macs_share=row.macs / macs.get(row.target, row.macs))
-        if target.runner is None or row.status == "failed":
+        target, budget = targets[row.target], budgets.get(row.budget)
+        found = Bench(row=row, macs_share=row.macs / (macs.get(row.target) or row.macs or 1))
+        if row.status == "failed":
+            yield replace(found, row=_without_latency(row, budget))
+        elif target.runner is None:
             yield found
-            continue
-        dense = road.artifact_of(folder, f"dense/{target.name}")
-        budget = budgets.get(row.budget)
-        slim = dense if budget is None else road.artifact_of(folder, place_of(target, budget))
-        beside, latency = measure_steadily(target, [dense, slim], runs, recipe.measure.warmup)
-        found = replace(found, row=with_latency(row, budget, latency, beside))
-        times = beside.p50_ms, latency.p50_ms
-        yield replace(found, lost=_why(target, (dense, slim), times, recipe)) if found.lags else found
+        else:
+            try:
+                yield _measured(found, folder, recipe, target, budget, runs)
+            except DeployPruneError as error:
+                yield replace(found, row=_without_latency(row, budget).failed(error))
+
+
+def _without_latency(row: Row, budget: Budget | None) -> Row:
+    """A row that isn't measured again has no figures of another day to stand beside those of today."""
+    follows = row.metric == "latency" and (budget is None or budget.relative)
+    return replace(
+        row, asked=None if follows else row.asked, measured_p50_ms=None, measured_p90_ms=None, measured_p99_ms=None,
+        dense_p50_ms=None, measured_on=None, disturbed=None, ratio=None, ratio_low=None, ratio_high=None,
+    )  # fmt: skip
+
+
+def _measured(
+    found: Bench, folder: RunFolder, recipe: Recipe, target: Target, budget: Budget | None, runs: int
+) -> Bench:
+    """The row measured again, beside dense; "failed" if that misses the budget, by the run's own tolerance."""
+    dense = road.artifact_of(folder, f"dense/{target.name}")
+    place = f"dense/{target.name}" if budget is None else place_of(target, budget)
+    slim = dense if budget is None else road.artifact_of(folder, place)
+    beside, latency = measure_steadily(target, [dense, slim], runs, recipe.measure.warmup)
+    row = replace(with_latency(found.row, budget, latency, beside), status="ok")
+    if budget is not None:
+        try:
+            require_within(place, budget, recipe.measure.tolerance, latency, beside)
+        except BudgetMissedError as missed:
+            row = row.failed(missed)
+    found = replace(found, row=row)
+    times = beside.p50_ms, latency.p50_ms
+    return replace(found, lost=_why(target, (dense, slim), times, recipe)) if found.lags else found
 
 
 def _why(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from deploy_prune import road
 from deploy_prune.enforce import UNITS, tolerance_above
@@ -14,6 +17,8 @@ from deploy_prune.runfolder import RunFolder
 from deploy_prune.tracking import require_trackers
 from deploy_prune.types import Metric, Progress, Structure, Target, silent
 from deploy_prune.workbench import Workbench
+
+_GRANULARITY: Final = "find the channel granularity"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +72,7 @@ def check(recipe: Recipe, progress: Progress = silent) -> CheckReport:
     way = road.prepare(untracked, RunFolder(path=Path()), progress)
     with scratch() as folder:
         bench = road.workbench(way, folder)
-        targets, budgets = reaches(bench, way.targets, recipe)
+        targets, budgets = reaches(bench, way.targets, recipe, way.session.progress)
         counts = bench.structure.dense_counts
         return CheckReport(
             recipe_name=recipe.name, network=recipe.model.source, structure=bench.structure,
@@ -78,15 +83,19 @@ def check(recipe: Recipe, progress: Progress = silent) -> CheckReport:
 
 
 def reaches(
-    bench: Workbench, targets: tuple[Target, ...], recipe: Recipe
+    bench: Workbench, targets: tuple[Target, ...], recipe: Recipe, progress: Progress = silent
 ) -> tuple[tuple[TargetReach, ...], tuple[BudgetReach, ...]]:
     """Each target's reach in each metric that is asked for, and whether each budget lies in it."""
     found: dict[tuple[str, Metric], TargetReach] = {}
+    metrics = {budget.metric for budget in recipe.parsed_budgets}
+    steps = _Steps(progress, sum(len(_needs(target, metric)) for target in targets for metric in metrics))
     budgets = []
     for target in targets:
         for budget in recipe.parsed_budgets:
             key = target.name, budget.metric
-            reach = found.setdefault(key, found.get(key) or _reach(bench, target, budget.metric))
+            if key not in found:
+                found[key] = _reach(bench, target, budget.metric, steps)
+            reach = found[key]
             asked = budget.absolute(reach.dense)
             met = reach.smallest <= asked * (1 + tolerance_above(budget, recipe.measure.tolerance))
             unit = UNITS[budget.metric]
@@ -108,15 +117,55 @@ def reaches(
     return tuple(found.values()), tuple(budgets)
 
 
-def _reach(bench: Workbench, target: Target, metric: Metric) -> TargetReach:
-    """Measured where a device is attached: the dense and the smallest network are made and timed."""
-    counts = bench.smallest(target)
+class _Steps:
+    """Tells of a check's steps: of each when it begins and ends, and of all how many are done and the time left."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, target: Target, doing: str) -> Iterator[None]:
+        """One step, while it is done."""
+        work, began = f"check {target.name}: {doing}", time.perf_counter()
+        self._progress(work, 0, 1)
+        yield
+        now = time.perf_counter()
+        self._done += 1
+        self._progress(work, 1, 1, seconds=now - began)
+        spent, left = now - self._started, self._total - self._done
+        self._progress("check", self._done, self._total, seconds=spent, left_s=spent / self._done * left)
+
+
+def _needs(target: Target, metric: Metric) -> tuple[str, ...]:
+    """What a reach takes, as ``_reach`` does it."""
     if metric == "latency" and target.runner is not None:
-        timed = bench.timed(target, counts)
+        return _GRANULARITY, "write and time the dense and the smallest network"
+    if metric == "size":
+        return _GRANULARITY, "write the dense artifact", "write the smallest artifact"
+    return _GRANULARITY, "count"
+
+
+def _reach(bench: Workbench, target: Target, metric: Metric, step: _Steps) -> TargetReach:
+    """Measured where a device is attached: the dense and the smallest network are made, and timed or weighed."""
+    first, *others = _needs(target, metric)
+    whole = bench.structure.dense_counts
+    with step(target, first):
+        counts = bench.smallest(target)
+    if metric == "latency" and target.runner is not None:
+        with step(target, others[0]):
+            timed = bench.timed(target, counts)
         smallest, dense, by = timed.slim_ms, timed.dense_ms, "measurement"
+    elif metric == "size":
+        with step(target, others[0]):
+            dense = float(bench.size_bytes(target, whole))
+        with step(target, others[1]):
+            smallest = float(bench.size_bytes(target, counts))
+        by = "file"
     else:
-        model = bench.cost(target, metric)
-        smallest, dense = model(counts), model(bench.structure.dense_counts)
+        with step(target, others[0]):
+            model = bench.cost(target, metric)
+            smallest, dense = model(counts), model(whole)
         by = "roofline" if metric == "latency" else "count"
     return TargetReach(
         target=target.name, granularity=bench.granule(target), metric=metric, smallest=smallest, dense=dense,

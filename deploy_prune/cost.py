@@ -15,7 +15,7 @@ from functools import cached_property
 from math import ceil
 from typing import TYPE_CHECKING
 
-from deploy_prune.types import Counts, Layer, Metric, Structure
+from deploy_prune.types import Counts, Layer, Metric, Precision, Structure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,6 +114,39 @@ def params(structure: Structure, total: int) -> CostModel:
     model = CostModel(metric="params", layers=tuple(layers), groups=_names(structure))
     rest = total - model(structure.dense_counts)
     return CostModel(metric="params", layers=tuple(layers), groups=_names(structure), constant=rest)
+
+
+def size(structure: Structure, precision: Precision, dense: float, smallest: tuple[Counts, float]) -> CostModel:
+    """Bytes of the artifact: its weights, the vectors beside them, and what a format adds.
+
+    A batch norm is folded into its layer and leaves one vector, the bias; other norms keep theirs. In int8 every
+    channel has a bias and a scale of 4 bytes each, where a weight has one. Between two files that were written, the
+    line through both has what a format adds to every weight, and to a file.
+
+    Args:
+        structure: its layers.
+        precision: of the artifact's weights.
+        dense: the dense artifact's bytes.
+        smallest: the counts of another artifact, and its bytes.
+
+    Returns:
+        A model that is exact at both.
+    """
+    vector = 8.0 if precision == "int8" else 1.0
+    own = {x.tensor: x for x in structure.layers}
+    layers = tuple(
+        LayerCost(layer=x, product=float(x.taps), linear=vector * _vectors_in_a_file(x, structure))
+        for x in own.values()
+    )
+    weights = CostModel(metric="size", layers=layers, groups=_names(structure))
+    whole, counts = structure.dense_counts, smallest[0]
+    gone = weights(whole) - weights(counts)
+    return weights.scaled((dense - smallest[1]) / gone if gone else 0.0, "size", exact=(whole, dense))
+
+
+def _vectors_in_a_file(layer: Layer, structure: Structure) -> int:
+    folded = layer.kind == "norm" and layer.tensor not in structure.mixing
+    return min(layer.vectors, 1) if folded else layer.vectors
 
 
 def _names(structure: Structure) -> tuple[str, ...]:

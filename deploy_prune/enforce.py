@@ -60,7 +60,7 @@ def enforce(bench: Workbench, target: Target, budget: Budget, scores: Scores, pr
     """Find what to keep so that the observed cost of the real artifact meets the budget.
 
     Without an attached device latency is the model's own and one look is enough. The nearest candidate within
-    ``measure.tolerance`` above the budget is taken; one within half the tolerance ends the loop.
+    ``tolerance_above`` the budget is taken; one within half of ``measure.tolerance`` ends the loop, if it may be taken.
 
     Raises:
         BudgetError: no candidate is within the budget.
@@ -69,6 +69,7 @@ def enforce(bench: Workbench, target: Target, budget: Budget, scores: Scores, pr
     tolerance, tries = bench.recipe.measure.tolerance, 1 + bench.recipe.measure.max_corrections
     dense, least = model(bench.structure.dense_counts), model(bench.smallest(target))
     limit, looks, keeps = max(budget.absolute(dense), least), list[Look](), list[Keep]()
+    above = tolerance_above(budget, tolerance)
     for step in range(1, tries + 1):
         keep = choose(scores, bench.structure, model, limit, granule, bench.recipe.prune.min_channels)
         counts = {name: int(mask.sum()) for name, mask in keep.items()}
@@ -76,12 +77,12 @@ def enforce(bench: Workbench, target: Target, budget: Budget, scores: Scores, pr
             break
         looks.append(observe(bench, target, budget, counts, limit=limit, predicted=model(counts)))
         keeps.append(keep)
-        done = abs(looks[-1].ratio - 1) <= tolerance / 2 or _settled(budget, looks[-1], target)
+        done = _near(looks[-1], tolerance, above) or _settled(budget, looks[-1], target)
         progress(work, step, step if done else tries, asked=looks[-1].asked, observed=looks[-1].observed)
         if done:
             break
-        limit = max(_next_limit(looks), least)
-    within = [i for i, look in enumerate(looks) if look.ratio <= 1 + tolerance_above(budget, tolerance)]
+        limit = max(_next_limit(looks) if above else _next_limit_below(looks, 1 - tolerance / 4), least)
+    within = [i for i, look in enumerate(looks) if look.ratio <= 1 + above]
     if not within:
         raise BudgetError(_out_of_reach(budget, target, looks))
     best = min(within, key=lambda i: abs(looks[i].ratio - 1))
@@ -112,6 +113,11 @@ def observe(
     )  # fmt: skip
 
 
+def _near(look: Look, tolerance: float, above: float) -> bool:
+    """Within half the tolerance of the budget, and no further above it than a candidate may be."""
+    return abs(look.ratio - 1) <= tolerance / 2 and look.ratio <= 1 + above
+
+
 def _settled(budget: Budget, look: Look, target: Target) -> bool:
     """Nothing would change: the cost is exact, and within the budget."""
     exact = budget.metric in {"macs", "params"} or (budget.metric == "latency" and target.runner is None)
@@ -130,6 +136,26 @@ def _next_limit(looks: Sequence[Look]) -> float:
         return below.predicted + share * (above.predicted - below.predicted)
     steps = 1 if below and above else len(looks)
     return looks[-1].predicted / looks[-1].ratio ** steps
+
+
+def _next_limit_below(looks: Sequence[Look], aim: float) -> float:
+    """The model's limit at which the observation should be ``aim`` (below 1), where it must not be above the budget.
+
+    What is counted has no noise, and a file's overhead hardly changes with its widths. So the line through two looks
+    tells both scale and overhead: those on either side of the budget, else the two that are nearest to it. A line that
+    leads nowhere (it doesn't rise, or aims below 0) gives way to the scale alone.
+    """
+    by_ratio = sorted(looks, key=lambda k: (k.ratio, k.predicted))
+    over = [k for k in by_ratio if k.ratio > 1]
+    under = [k for k in by_ratio if k.ratio <= 1]
+    near = [*under[-1:], *over[:1]] if under and over else over[:2] or under[-2:]
+    low, high = near[0], near[-1]
+    if high.predicted > low.predicted and high.ratio > low.ratio:
+        limit = low.predicted + (aim - low.ratio) / (high.ratio - low.ratio) * (high.predicted - low.predicted)
+        if limit > 0:
+            return limit
+    least = min(looks, key=lambda k: k.predicted)
+    return least.predicted * aim / least.ratio
 
 
 def _out_of_reach(budget: Budget, target: Target, looks: Sequence[Look]) -> str:

@@ -51,7 +51,7 @@ class TargetError(DeployPruneError):
 
 
 class BudgetError(DeployPruneError):
-    """The budget can't be read or can't be met by any allowed choice of channels."""
+    """The budget can't be read, can't be met by any allowed choice of channels, or is missed by what was made."""
 
     exit_code = 15
 
@@ -93,7 +93,7 @@ class ParityError(DeployPruneError):
 
 
 class MeasurementError(DeployPruneError):
-    """The artifact can't be run or timed on the target, or misses the budget when measured."""
+    """The artifact can't be run or timed on the target."""
 
     exit_code = 22
 
@@ -120,6 +120,16 @@ class BundleError(DeployPruneError):
     """The bundle is damaged, edited after it was made, unsafe to unpack, or not there."""
 
     exit_code = 26
+
+
+def kind_of(error: DeployPruneError) -> str:
+    """The name of the class of this module that the error is of."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == __name__)
+
+
+def of_kind(name: str | None) -> type[DeployPruneError]:
+    """The class of this name, as ``kind_of`` has it; that of measuring where no cause was recorded."""
+    return next((kind for kind in DeployPruneError.__subclasses__() if kind.__name__ == name), MeasurementError)
 
 
 def perhaps(word: str, known: Iterable[str]) -> str:

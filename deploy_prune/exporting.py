@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deploy_prune import data, models, reuse, road, run_recipe
 from deploy_prune.data import Examples, TransferData
-from deploy_prune.errors import MeasurementError, RunFolderError, perhaps
+from deploy_prune.errors import RunFolderError, of_kind, perhaps
 from deploy_prune.export import bundle
 from deploy_prune.export.bundle import Bundle, Contents
 from deploy_prune.latency.targets import load_target
@@ -55,20 +55,20 @@ def bundles(
     Args:
         run: the run folder.
         target: one of the run's.
-        budget: as in the recipe, or "dense"; None: every budget whose row is ok, the dense network left out.
+        budget: as in the recipe, or "dense"; None: every budget whose row didn't fail, the dense network left out.
         out: with a budget the bundle's folder, else the folder of bundles; default: RUN-TARGET-BUDGET in "bundles".
         trust: build networks whose source is ``module:callable`` too.
 
     Raises:
         RunFolderError: the run isn't finished, was changed, or has no such row; the message has those that there are.
-        MeasurementError: the row failed, and why; or all rows did.
-        DeployPruneError: as ``bundle.write``; the data set isn't there; the network can't be built.
+        DeployPruneError: the row failed, and why, or all rows did (of the class of the first one's error); as
+            ``bundle.write``; the data set isn't there; the network can't be built.
     """
     finished = _finished(run, trust)
     rows = _rows(finished, target, budget)
     examples = data.load(finished.recipe.data, finished.recipe.seed)
     written = []
-    for row in (row for row in rows if row.status == "ok"):
+    for row in (row for row in rows if row.status != "failed"):
         name = f"{finished.recipe.name}-{row.target}-{_plain(row.budget)}"
         place = (out or OUT) / name if out is None or budget is None else out
         written.append(bundle.write(_contents(finished, row, examples, trust), place))
@@ -90,7 +90,7 @@ def _finished(run: Path, trust: bool) -> Finished:
 
 
 def _rows(finished: Finished, target: str, budget: str | None) -> list[Row]:
-    """The rows that are asked for, one of them ok."""
+    """The rows that are asked for, one of which at least didn't fail."""
     here = [row for row in finished.rows if row.target == target]
     path = finished.folder.path
     if not here:
@@ -109,7 +109,7 @@ def _rows(finished: Finished, target: str, budget: str | None) -> list[Row]:
     failed = [row for row in chosen if row.status == "failed"]
     if len(failed) == len(chosen):
         message = f"There is nothing to hand over: {target} {failed[0].budget} failed in {path}: {failed[0].error}"
-        raise MeasurementError(message)
+        raise of_kind(failed[0].error_kind)(message)
     return chosen
 
 

@@ -11,7 +11,15 @@ from torch import nn
 
 from deploy_prune import road, run_recipe, timing
 from deploy_prune.check import reaches
-from deploy_prune.errors import DeployPruneError, ParityError
+from deploy_prune.errors import (
+    BudgetError,
+    CommandError,
+    DeployPruneError,
+    ExportError,
+    MeasurementError,
+    MissingDependencyError,
+    ParityError,
+)
 from deploy_prune.guard import scratch
 from deploy_prune.locks import hold
 from deploy_prune.recipe import Recipe
@@ -64,16 +72,23 @@ def run(recipe: Recipe, out: Path, progress: Progress = silent, fresh: bool = Fa
 def _travel(way: Road, bench: Workbench) -> Run:
     """From what is possible to what was delivered, stage by stage."""
     recipe = way.recipe
-    road.require_reach(reaches(bench, way.targets, recipe)[1])
+    broken = _out_of_order(way, bench)
 
     dense = road.train_dense(way)
-    found = road.search(way, bench, dense)
+    found = road.search(replace(way, targets=tuple(t for t in way.targets if t.name not in broken)), bench, dense)
     adapted = road.adapt_dense(way, dense)
     teacher = road.teacher_of(way)
 
     rows: list[Row] = []
     for target in way.targets:
-        dense_artifact = road.export(way, teacher, target, f"dense/{target.name}", adapted)
+        try:
+            if target.name in broken:
+                raise broken[target.name]
+            dense_artifact = road.export(way, teacher, target, f"dense/{target.name}", adapted)
+        except DeployPruneError as error:
+            rows.extend(_failed_rows(way, bench, target, error))
+            way.folder.write_results(rows)
+            continue
         rows.append(_dense_row(way, bench, target, dense_artifact))
         for budget in recipe.parsed_budgets:
             rows.append(_deliver(way, bench, found, teacher, target, budget, dense_artifact))
@@ -92,6 +107,34 @@ def _set_out(recipe: Recipe, out: Path, progress: Progress, fresh: bool) -> Road
     way.folder.open(fresh)
     run_recipe.write(way.recipe, way.folder.path)
     return way
+
+
+def _out_of_order(way: Road, bench: Workbench) -> dict[str, DeployPruneError]:
+    """Targets for which nothing can be written or measured, by name, and why; the others' budgets can be met.
+
+    Raises:
+        BudgetError: a budget can't be met.
+        DeployPruneError: no target is in order; the first one's reason.
+    """
+    broken: dict[str, DeployPruneError] = {}
+    for target in way.targets:
+        try:
+            road.require_reach(reaches(bench, (target,), way.recipe, way.session.progress)[1])
+            for metric in {budget.metric for budget in way.recipe.parsed_budgets}:
+                bench.cost(target, metric)
+        except (CommandError, ExportError, MeasurementError, MissingDependencyError, ParityError) as error:
+            broken[target.name] = error
+    if len(broken) == len(way.targets):
+        raise next(iter(broken.values()))
+    return broken
+
+
+def _failed_rows(way: Road, bench: Workbench, target: Target, error: DeployPruneError) -> list[Row]:
+    """The rows of a target without a dense artifact, beside which the others would be measured."""
+    dense = _dense_costs(way, bench, target)
+    dense = replace(dense, accuracy=dense.accuracy_dense).failed(error)
+    slim = [_empty_row(target, budget.text, budget.metric).failed(error) for budget in way.recipe.parsed_budgets]
+    return [dense, *slim]
 
 
 def _deliver(
@@ -113,7 +156,8 @@ def _deliver(
             break
         else:
             return row
-    return replace(row, status="failed", error=str(failure))
+    assert failure is not None
+    return row.failed(failure)
 
 
 def _steps(
@@ -130,6 +174,7 @@ def _steps(
     yield (row := _with_network(way, row, slim, place))
     artifact = road.export(way, slim, target, place, trained)
     yield (row := replace(row, size_bytes=artifact.size_bytes, parity_max_abs=_parity(way, place)))
+    _require_size(row)
     yield (row := replace(row, accuracy_artifact=road.require_accuracy(way, place)))
     if target.runner is not None:
         latency, beside = timing.time_slim(way, target, budget, (dense, artifact))
@@ -142,26 +187,47 @@ def _empty_row(target: Target, budget: str, metric: Metric) -> Row:
         asked=None, predicted=None, predicted_ms=None, measured_p50_ms=None, measured_p90_ms=None, dense_p50_ms=None,
         measured_on=None, macs=0, params=0, size_bytes=None, accuracy=None, accuracy_dense=None,
         accuracy_artifact=None, parity_max_abs=None,
-        status="ok", error=None,
+        status="predicted" if target.runner is None else "ok", error=None,
     )  # fmt: skip
+
+
+def _require_size(row: Row) -> None:
+    """A finished file is held to its budget too; its candidate had other weights.
+
+    Raises:
+        BudgetError: it is larger than asked.
+    """
+    if row.metric == "size" and row.asked is not None and row.size_bytes is not None and row.size_bytes > row.asked:
+        message = (
+            f"The finished artifact has {row.size_bytes} bytes, asked were {row.asked:.0f}: its weights don't pack as "
+            "its candidate's did. Ask for a little less."
+        )
+        raise BudgetError(message)
 
 
 def _dense_row(way: Road, bench: Workbench, target: Target, artifact: Artifact) -> Row:
     """The dense network on a target: the first row of each."""
-    counts, place = bench.structure.dense_counts, f"dense/{target.name}"
-    row = _with_dense(way, _empty_row(target, "dense", way.recipe.metric))
+    place = f"dense/{target.name}"
+    row = _dense_costs(way, bench, target)
     row = replace(
-        row, macs=round(bench.cost(target, "macs")(counts)), params=bench.num_params(counts),
-        size_bytes=artifact.size_bytes, accuracy=row.accuracy_dense, parity_max_abs=_parity(way, place),
+        row, size_bytes=artifact.size_bytes, accuracy=row.accuracy_dense, parity_max_abs=_parity(way, place),
     )  # fmt: skip
     try:
-        row = replace(row, accuracy_artifact=road.require_accuracy(way, place))
-    except ParityError as error:
-        row = replace(row, status="failed", error=str(error))
-    if target.runner is None:
-        return replace(row, predicted_ms=bench.cost(target, "latency")(counts))
-    latency = timing.time_dense(way, target, artifact)
-    return timing.with_latency(row, None, latency, latency)
+        if target.runner is None:
+            row = replace(row, predicted_ms=bench.cost(target, "latency")(bench.structure.dense_counts))
+        else:
+            latency = timing.time_dense(way, target, artifact)
+            row = timing.with_latency(row, None, latency, latency)
+        return replace(row, accuracy_artifact=road.require_accuracy(way, place))
+    except DeployPruneError as error:
+        return row.failed(error)
+
+
+def _dense_costs(way: Road, bench: Workbench, target: Target) -> Row:
+    """What is counted of the dense network."""
+    counts = bench.structure.dense_counts
+    row = _with_dense(way, _empty_row(target, "dense", way.recipe.metric))
+    return replace(row, macs=round(bench.cost(target, "macs")(counts)), params=bench.num_params(counts))
 
 
 def _with_network(way: Road, row: Row, slim: nn.Module, place: str) -> Row:

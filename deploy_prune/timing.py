@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Final
 
 from deploy_prune import keys
-from deploy_prune.errors import MeasurementError
+from deploy_prune.errors import BudgetError
 from deploy_prune.latency.paired import paired_ratio
 from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.road import Road, place_of
@@ -17,7 +17,7 @@ from deploy_prune.workbench import Timed, Workbench
 _RECORDED: Final = ("warmup", "threads", "device", "measured_on", "disturbed", "runs_per_sample")
 
 
-class BudgetMissedError(MeasurementError):
+class BudgetMissedError(BudgetError):
     """The finished artifact is slower than asked; ``slim`` and ``dense`` were measured, interleaved."""
 
     def __init__(self, message: str, slim: Latency, dense: Latency) -> None:
@@ -55,12 +55,7 @@ def time_slim(
         dense, slim = measure_steadily(target, artifacts, part.runs, part.warmup)
         asked_ms = budget.absolute(dense.p50_ms) if budget.metric == "latency" else slim.p50_ms
         road.session.progress(work, 1, 1, asked_ms=asked_ms, p50_ms=slim.p50_ms)
-        if slim.p50_ms > asked_ms * (1 + part.tolerance):
-            message = (
-                f"{place} takes {slim.p50_ms:.4g} ms, asked were {asked_ms:.4g} ms (+-{part.tolerance:.0%}), in "
-                f"{len(slim.samples_ms)} inferences; is the machine busy? Run again, or raise measure.tolerance."
-            )
-            raise BudgetMissedError(message, slim, dense)
+        require_within(place, budget, part.tolerance, slim, dense)
         write_latency(road.folder, place, slim, dense)
 
     key = keys.latency(road.basis, target, budget, artifacts)
@@ -68,6 +63,21 @@ def time_slim(
     slim, dense = read_latency(road.folder, place)
     assert dense is not None
     return slim, dense
+
+
+def require_within(place: str, budget: Budget, tolerance: float, slim: Latency, dense: Latency) -> None:
+    """Hold what was measured, interleaved, against a budget of latency.
+
+    Raises:
+        BudgetMissedError: slim is over the budget by more than the tolerance.
+    """
+    asked_ms = budget.absolute(dense.p50_ms)
+    if budget.metric == "latency" and slim.p50_ms > asked_ms * (1 + tolerance):
+        message = (
+            f"{place} takes {slim.p50_ms:.4g} ms, asked were {asked_ms:.4g} ms (+-{tolerance:.0%}), in "
+            f"{len(slim.samples_ms)} inferences; is the machine busy? Run again, or raise measure.tolerance."
+        )
+        raise BudgetMissedError(message, slim, dense)
 
 
 def learn(road: Road, bench: Workbench, target: Target, budget: Budget, missed: BudgetMissedError) -> None:

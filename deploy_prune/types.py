@@ -7,11 +7,12 @@ L coordinates of one tensor axis, K kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from deploy_prune.errors import DeployPruneError, kind_of
 from deploy_prune.shell import size_bytes
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ Forward = Callable[..., Any]
 Task = Callable[[Forward, Any], "Tensor"]
 """(forward, batch) -> scalar loss. The one thing a search knows about what the network is for."""
 Metric = Literal["latency", "macs", "params", "size"]
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 class Progress(Protocol):
@@ -206,7 +208,7 @@ class Target:
     name: str
     title: str
     format: str
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Precision
     runtime: str
     granularity: int | None
     runner: str | None
@@ -309,6 +311,8 @@ class Row:
     whether the dense network is that one with a new classifier, adapted to other classes; else it is the network as
     given. The slim network is retrained on ``train_examples`` of the ``train_examples_of`` that there are of the target
     classes, and scored on ``test_examples``.
+    ``status``: "ok" where it was measured, "predicted" where no device is attached, and all checks passed in either
+    case. ``error_kind``: the name of the error's class in errors.py, which has the command's exit code.
     """
 
     target: str
@@ -330,7 +334,7 @@ class Row:
     accuracy_dense: float | None
     accuracy_artifact: float | None
     parity_max_abs: float | None
-    status: Literal["ok", "failed"]
+    status: Literal["ok", "predicted", "failed"]
     error: str | None
     disturbed: str | None = None
     measured_p99_ms: float | None = None
@@ -342,3 +346,8 @@ class Row:
     train_examples: int | None = None
     train_examples_of: int | None = None
     test_examples: int | None = None
+    error_kind: str | None = None
+
+    def failed(self, error: DeployPruneError) -> Row:
+        """The row of what failed with this error."""
+        return replace(self, status="failed", error=str(error), error_kind=kind_of(error))

@@ -90,6 +90,7 @@ class Workbench:
     since: float = field(default_factory=still_valid)
     _dense: dict[str, Artifact] = field(default_factory=dict)
     _ops: list[Op] = field(default_factory=list)
+    _sizes: dict[tuple[str, tuple[tuple[str, int], ...]], int] = field(default_factory=dict)
 
     def granule(self, target: Target) -> int:
         """Channel counts on this target are multiples of this."""
@@ -169,9 +170,14 @@ class Workbench:
         return {**self._identity(target), "groups": groups, "counts": counts, "runs": self.recipe.measure.runs}
 
     def size_bytes(self, target: Target, counts: Counts) -> int:
-        """The size of the artifact with these counts."""
-        with scratch() as folder:
-            return self._artifact(target, counts, folder).size_bytes
+        """The size of the artifact with these counts; one that was written before is not written again."""
+        key = target.name, _hashable(counts)
+        if counts == self.structure.dense_counts:
+            self._sizes[key] = self._dense_artifact(target).size_bytes
+        elif key not in self._sizes:
+            with scratch() as folder:
+                self._sizes[key] = self._artifact(target, counts, folder).size_bytes
+        return self._sizes[key]
 
     def num_params(self, counts: Counts) -> int:
         """Parameters of the network cut to these counts."""
@@ -195,9 +201,13 @@ class Workbench:
         kind = FORMATS[target.format]
         path = folder / f"{name}{kind.suffix}"
         inputs = self.calibration[:CANDIDATE_INPUTS] if self.calibration is not None else None
-        return isolated.write(
+        work = f"{target.name}: write {'the dense' if name == 'dense' else 'a slim'} artifact"
+        self.progress(work, 0, 1)
+        artifact = isolated.write(
             target.format, self._cut(counts), self.example, path, target.precision, self.recipe.export, inputs
         )
+        self.progress(work, 1, 1)
+        return artifact
 
     def _cut(self, counts: Counts) -> nn.Module:
         """Which units stay doesn't matter to cost: the first ones."""
@@ -208,10 +218,10 @@ class Workbench:
         return cost.params(self.structure, sum(p.numel() for p in self.network.parameters()))
 
     def _size(self, target: Target) -> CostModel:
-        """Parameters in bytes, and what the file has beside them."""
-        model = self._params()
-        width = {"fp32": 4, "fp16": 2, "int8": 1}[target.precision]
-        return model.scaled(width, "size", exact=(self.structure.dense_counts, self._dense_artifact(target).size_bytes))
+        """A line through the dense and the smallest artifact: both are written."""
+        least = self.smallest(target)
+        files = self.size_bytes(target, self.structure.dense_counts), (least, self.size_bytes(target, least))
+        return cost.size(self.structure, target.precision, *files)
 
     def _variants(self, known: list[Counts], granule: int, num: int, seed: int) -> list[Counts]:
         """The known ones and ``num`` random ones beside them, all different; fewer, if a network hasn't so many."""

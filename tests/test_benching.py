@@ -8,7 +8,7 @@ from rich.console import Console
 
 from deploy_prune import benching
 from deploy_prune.benching import Bench
-from deploy_prune.errors import TargetError
+from deploy_prune.errors import MeasurementError, TargetError
 from deploy_prune.latency.lost import Lost
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import parse_budget
@@ -37,15 +37,17 @@ def latency(ms, num=20):
 def measured(monkeypatch, tmp_path):
     """Measures a run of a dense and a slim artifact, of which the slim one takes the given share."""
 
-    def run(share, target=HOST):
+    def run(share, target=HOST, budget="50%", **changes):
         monkeypatch.setattr(benching, "measure_steadily", lambda t, both, runs, warmup: (latency(4.0), slim(share)))
         monkeypatch.setattr(benching.road, "artifact_of", lambda folder, place: SimpleNamespace(place=place))
         monkeypatch.setattr(benching, "profile_for", lambda target, artifacts, ms, seconds: ({"a": 1.0}, {"a": 2.0}))
         monkeypatch.setattr(benching, "lost", lambda artifacts, profiles, granule: (LOST,))
         recipe = SimpleNamespace(
-            parsed_budgets=[parse_budget("50%", "latency")], measure=SimpleNamespace(warmup=3), export=None
+            parsed_budgets=[parse_budget(budget, "latency")],
+            measure=SimpleNamespace(warmup=3, tolerance=0.03),
+            export=None,
         )
-        rows = (row("dense", macs=100), row())
+        rows = (row("dense", macs=100), row(budget, **changes))
         return tuple(benching._measured_again(tmp_path, rows, recipe, {"host": target}, 20))
 
     def slim(share):
@@ -66,6 +68,56 @@ def test_a_row_has_percentiles_and_the_interval_of_its_ratio(measured):
 def test_layers_are_named_where_latency_fell_less_than_macs(measured):
     assert [found.lost for found in measured(0.5)] == [(), (LOST,)]
     assert [found.lost for found in measured(0.42)] == [(), ()]
+
+
+@pytest.mark.parametrize(("budget", "share"), [("2 ms", 0.6), ("50%", 0.6), ("2 ms", 0.52)])
+def test_a_row_over_its_budget_is_failed_with_the_cause(measured, budget, share):
+    row = measured(share, budget=budget)[1].row
+    assert (row.status, row.error_kind) == ("failed", "BudgetError")
+    assert f"host/{budget} takes 2." in row.error
+    assert "(+-3%)" in row.error
+    assert row.measured_p50_ms == pytest.approx(4.0 * share, rel=0.02)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.51])
+def test_a_row_within_the_run_s_tolerance_is_ok(measured, share):
+    assert measured(share)[1].row.status == "ok"
+
+
+def test_what_was_predicted_and_is_measured_now_is_ok(measured):
+    assert measured(0.4, status="predicted")[1].row.status == "ok"
+
+
+def test_a_row_that_failed_in_the_run_has_no_old_figures_beside_new_ones(measured):
+    old = {"measured_p50_ms": 9.0, "dense_p50_ms": 8.0, "measured_on": "host", "ratio": 1.1, "asked": 4.0}
+    dense, slim = measured(0.5, status="failed", error="Off by 9%.", error_kind="ParityError", **old)
+    assert dense.row.measured_on == "host"
+    assert [getattr(slim.row, name) for name in old] == [None] * len(old)
+    assert (slim.row.status, slim.row.error_kind) == ("failed", "ParityError")
+
+
+def test_a_row_that_can_not_be_measured_is_failed_and_the_others_go_on(measured, monkeypatch):
+    def once(target, both, runs, warmup):
+        if made:
+            message = "The device is gone."
+            raise MeasurementError(message)
+        made.append(target)
+        return latency(4.0), latency(4.0)
+
+    made = []
+    monkeypatch.setattr(benching, "measure_steadily", once)
+    monkeypatch.setattr(benching.road, "artifact_of", lambda folder, place: SimpleNamespace(place=place))
+    part = SimpleNamespace(warmup=3, tolerance=0.03)
+    recipe = SimpleNamespace(parsed_budgets=[parse_budget("50%", "latency")], measure=part, export=None)
+    rows = (row("dense", macs=40), row(measured_p50_ms=3.0, measured_on="host"))
+    dense, slim = benching._measured_again(SimpleNamespace(path="run"), rows, recipe, {"host": HOST}, 20)
+    assert dense.row.status == "ok"
+    assert (slim.row.status, slim.row.error_kind, slim.row.error) == (
+        "failed",
+        "MeasurementError",
+        "The device is gone.",
+    )
+    assert slim.row.measured_p50_ms is None
 
 
 def test_a_runtime_that_does_not_tell_names_none(measured):

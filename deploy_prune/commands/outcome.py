@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploy_prune.errors import BudgetError, MeasurementError
+from deploy_prune.errors import BudgetError, of_kind
 from deploy_prune.types import Row
 
 if TYPE_CHECKING:
@@ -45,12 +45,16 @@ def show_rows(rows: Sequence[Row]) -> None:
 
 
 def require_ok(rows: Sequence[Row]) -> None:
-    """The table has every error; the sentence has the first."""
+    """The table has every error; the sentence and the exit code are the first's.
+
+    Raises:
+        DeployPruneError: a row failed; of the class of the first such row's error.
+    """
     failed = [row for row in rows if row.status == "failed"]
     if failed:
         message = f"{len(failed)} of {len(rows)} results failed, the first of them {failed[0].target} "
         message += f"{failed[0].budget}: {failed[0].error}"
-        raise MeasurementError(message)
+        raise of_kind(failed[0].error_kind)(message)
 
 
 def require_met(report: CheckReport) -> None:

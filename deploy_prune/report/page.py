@@ -190,7 +190,7 @@ def headline(rows: Sequence[Row]) -> tuple[str, ...]:
     sentences += table.data_sentences(rows)
     failed = [row for row in slim if row.status == "failed"]
     sentences.append(f"{len(slim) - len(failed)} of {len(slim)} networks passed every check.")
-    fastest = [row for row in slim if row.status == "ok" and row.measured_p50_ms is not None]
+    fastest = [row for row in slim if table.status(row) == "ok" and row.measured_p50_ms is not None]
     if fastest:
         sentences.append(_outcome(min(fastest, key=lambda row: row.measured_p50_ms or 0.0)))
     unmeasured = _targets([row for row in slim if table.status(row) == "predicted"])
@@ -226,7 +226,7 @@ def latency_ms(row: Row) -> float | None:
 
 def _cards(rows: Sequence[Row]) -> list[Row]:
     """The rows worth large figures: the measured ones, or else the predicted ones."""
-    good = [row for row in rows if row.budget != "dense" and row.status == "ok" and latency_ms(row) is not None]
+    good = [row for row in rows if row.budget != "dense" and row.status != "failed" and latency_ms(row) is not None]
     return [row for row in good if row.measured_on is not None] or good
 
 
@@ -234,7 +234,7 @@ def _accuracy_chart(rows: Sequence[Row]) -> Markup | None:
     series: dict[str, list[charts.Point]] = {}
     for row in rows:
         ms = latency_ms(row)
-        if row.status == "ok" and ms is not None and row.accuracy is not None:
+        if row.status != "failed" and ms is not None and row.accuracy is not None:
             point = charts.Point(row.budget, ms, row.accuracy, measured=row.measured_on is not None)
             series.setdefault(row.target, []).append(point)
     return charts.latency_accuracy(series) if series else None
