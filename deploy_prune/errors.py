@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
+from os.path import commonprefix
 
 from deploy_prune.text import MAX_MESSAGE, printable
 
@@ -135,5 +136,7 @@ def of_kind(name: str | None) -> type[DeployPruneError]:
 def perhaps(word: str, known: Iterable[str]) -> str:
     """Return " Perhaps you meant 'x'?" with the known word nearest to ``word``, or "" when none is near."""
     names = {name.lower(): name for name in known}
-    near = get_close_matches(word.lower(), names, n=1)
-    return f" Perhaps you meant {names[near[0]]!r}?" if near else ""
+    near = get_close_matches(word.lower(), names, n=3)
+    ratios = {name: SequenceMatcher(None, name, word.lower()).ratio() for name in near}
+    best = max(near, key=lambda name: (ratios[name], len(commonprefix([name, word.lower()]))), default=None)
+    return "" if best is None else f" Perhaps you meant {names[best]!r}?"

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from deploy_prune import models, reuse
-from deploy_prune.errors import ModelError
+from deploy_prune.errors import ModelError, perhaps
 from deploy_prune.latency.ops import list_ops
 from deploy_prune.latency.predict import predict
 from deploy_prune.latency.targets import load_target
 from deploy_prune.overview import architecture_file
-from deploy_prune.recipe import ModelPart
+from deploy_prune.recipe import BUILT_IN_NETWORKS, ModelPart
 from deploy_prune.surgery import architecture
 from deploy_prune.surgery.trace import trace
 from deploy_prune.types import Prediction, Target
@@ -101,17 +102,30 @@ def network_of(
         if path.exists():
             described = architecture.load(architecture_file(path))
             return reuse.load(path, trust=trust), shape or described.input_shape[1:], described.model
-        if shape is None:
-            message = f"{model} needs the size of its input: add --input, as in --input 3,224,224."
-            raise ModelError(message)
         if "/" in model or path.suffix == ".json":
             message = f"There is no {model}; give torchvision:NAME, timm:NAME, an architecture.json or a run's folder."
             raise ModelError(message)
-        if ":" in model and model.partition(":")[0] not in {"torchvision", "timm"}:
-            message = f"{model!r} is neither torchvision:NAME nor timm:NAME, and there is no such file or folder."
+        part = _named(model)
+        if shape is None:
+            message = f"{model} needs the size of its input: add --input, as in --input 3,224,224."
             raise ModelError(message)
-        part = ModelPart(source=model)
         return models.build(part, num_classes).eval(), shape, part
+
+
+def _named(model: str) -> ModelPart:
+    """A library's or a built-in network, by its name."""
+    if ":" in model and model.partition(":")[0] not in {"torchvision", "timm"}:
+        message = f"{model!r} is neither torchvision:NAME nor timm:NAME, and there is no such file or folder."
+        raise ModelError(message)
+    try:
+        return ModelPart(source=model)
+    except ValidationError as error:
+        known = ", ".join(BUILT_IN_NETWORKS)
+        message = (
+            f"There is no network {model!r}; known: {known}, torchvision:NAME, timm:NAME, or the path of an "
+            f"architecture.json or a run's TARGET/BUDGET folder.{perhaps(model, BUILT_IN_NETWORKS)}"
+        )
+        raise ModelError(message) from error
 
 
 def _place(network: nn.Module) -> torch.device:

@@ -109,3 +109,9 @@ def test_shapes():
     assert predicting.parse_shape("3,224,160") == (3, 224, 160)
     with pytest.raises(ModelError, match="no list of sizes"):
         predicting.parse_shape("0,1")
+
+
+@pytest.mark.parametrize("shape", [None, (3, 32, 32)])
+def test_a_typo_in_a_network_s_name_says_so(shape):
+    with pytest.raises(ModelError, match=r"no network 'resnet21'; known: resnet20, .*Perhaps you meant 'resnet20'\?"):
+        predicting.predicted("resnet21", "pixel-8", shape)

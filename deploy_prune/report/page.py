@@ -94,10 +94,13 @@ def read_run(run: Path) -> Run:
     """Read what the folder has.
 
     Raises:
-        RunFolderError: the folder is not there, or one of its files is damaged.
+        RunFolderError: the folder is not there or is no run's, or one of its files is damaged.
     """
     if not run.is_dir():
         message = f"There is no run folder {run}: give the folder that `deploy-prune recipe` wrote."
+        raise RunFolderError(message)
+    if not any((run / name).is_file() for name in ("recipe.yaml", "results.json")):
+        message = f"{run} is no run folder, it has no recipe.yaml: give the folder that `deploy-prune recipe` wrote."
         raise RunFolderError(message)
     rows = read_rows(run)
     order = {(row.target, row.budget): index for index, row in enumerate(rows or ())}

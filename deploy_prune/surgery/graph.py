@@ -6,6 +6,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from deploy_prune.errors import SurgeryError
+from deploy_prune.errors import RecipeError, SurgeryError
 from deploy_prune.recipe import PrunePart
 from deploy_prune.surgery.blueprint import Blueprint, trace_batched, unlifted
 from deploy_prune.surgery.calls import Applied, Call
@@ -258,6 +259,7 @@ class _Reader:
             group = _group(name, members, self.labelled.labels.own, classes)
             groups.append(group)
             self.group_of_class.update({c: group.name for c in members.units})
+        _require_matches(self.prune, [*(g.name for g in groups), *(w.name for w in whole)])
         layers = _layers(self.labelled.applied, classes, self.group_of_class)
         mixing = tuple(dict.fromkeys(labels.mixing))
         return Structure(
@@ -315,6 +317,17 @@ class _Reader:
         if any(fnmatchcase(name, p) for p in self.prune.skip):
             return "prune.skip names it"
         return None
+
+
+def _require_matches(prune: PrunePart, names: Sequence[str]) -> None:
+    """Raises RecipeError if a pattern of the recipe names no group: what it was meant for would go unnoticed."""
+    for key, patterns in (("only", prune.only), ("skip", prune.skip)):
+        for pattern in patterns or ():
+            if not any(fnmatchcase(name, pattern) for name in names):
+                near = get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
+                message = f"prune.{key}: {pattern!r} matches no group of channels; the nearest names are "
+                message += f"{', '.join(near)}. All of them: deploy-prune check."
+                raise RecipeError(message)
 
 
 class _Bundle:

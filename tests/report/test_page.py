@@ -163,7 +163,15 @@ def test_a_complete_folder_lacks_nothing(text):
     assert "is not in this run folder" not in text
 
 
-def test_an_empty_run_folder_gives_a_page_that_says_so(tmp_path):
+def test_a_folder_that_is_no_run_is_an_error(tmp_path):
+    (tmp_path / "photo.txt").write_text("", encoding="utf-8")
+    with pytest.raises(RunFolderError, match="is no run folder"):
+        write_page(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_run_folder_that_has_only_begun_gives_a_page_that_says_so(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("name: tiny\n", encoding="utf-8")
     text, _ = read(write_page(tmp_path))
     for file in ("results.json", "TARGET/BUDGET/architecture.json", "TARGET/BUDGET/loop.json", "search/trace.json"):
         assert file in text

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deploy_prune import cost
 from deploy_prune.compare import relative_difference
+from deploy_prune.errors import RecipeError
 from deploy_prune.recipe import PrunePart
 from deploy_prune.search import gates_of
 from deploy_prune.surgery.cut import cut
@@ -200,6 +201,8 @@ def test_vgg_units_have_a_period_in_the_classifier() -> None:
 
 def test_only_and_skip_by_pattern() -> None:
     network, x = build("resnet20", 32)
+    with pytest.raises(RecipeError, match=r"prune\.skip: 'layr3\.\*' matches no group.*nearest names are layer3"):
+        groups_of(network, x, PrunePart(skip=["layr3.*"]))
     only = groups_of(network, x, PrunePart(only=["layer3.*"]))
     assert {g.name.partition(".")[0] for g in only.groups} == {"layer3"}
     skip = groups_of(network, x, PrunePart(skip=["layer3.*", "conv1"]))
