@@ -4,12 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
-from deploy_prune import checked, road
+from deploy_prune import checked, reuse, road
+from deploy_prune.commands.outcome import write_artifact
 from deploy_prune.data import Examples
 from deploy_prune.errors import ParityError
+from deploy_prune.export.parity import Parity
 from deploy_prune.recipe import ExportPart
 from deploy_prune.runfolder import RunFolder
+from deploy_prune.types import Artifact
 
 
 def examples(count, value):
@@ -36,3 +40,40 @@ def test_an_artifact_that_loses_too_much_is_refused(tmp_path):
     assert road.require_accuracy(way(tmp_path, {"accuracy": 0.9, "accuracy_artifact": 0.885}), "host/50%") == 0.885
     with pytest.raises(ParityError, match=r"accuracy is 87.0%, the network's 90.0%; at most 2.0% less .*fp16"):
         road.require_accuracy(way(tmp_path, {"accuracy": 0.9, "accuracy_artifact": 0.87}), "host/50%")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("runs_here", [True, False])
+def test_artifacts_are_judged_on_examples_of_every_class(precision, runs_here, monkeypatch, tmp_path):
+    """Images lie class by class: the first ones are all of one class."""
+    labels = torch.arange(4).repeat_interleave(100)
+    images = labels.div(4).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+    test = Examples(images=images, labels=labels, mean=torch.zeros(1), std=torch.ones(1))
+    seen = []
+
+    def compared(network, artifact, inputs):
+        seen.append(set((inputs[:, 0, 0, 0] * 4).round().int().tolist()))
+        return Parity(max_abs=0.0, max_rel=0.0, tolerance=1e-4, num_inputs=len(inputs))
+
+    monkeypatch.setattr(checked, "can_run", lambda artifact: runs_here)
+    monkeypatch.setattr(checked, "check_parity", compared)
+    monkeypatch.setattr(checked, "compare_contents", compared)
+    monkeypatch.setattr(checked, "accuracy", lambda *args: 1.0)
+    monkeypatch.setattr(checked, "artifact_accuracy", lambda *args: 1.0)
+    artifact = Artifact(
+        path=tmp_path / "a.onnx", format="onnx", precision=precision, sha256="", input_shape=(4, 1, 4, 4), versions={}
+    )
+    told = checked.prove_artifact(SimpleNamespace(target_test=test), nn.Identity(), artifact)
+    assert seen == [{0, 1, 2, 3}]
+    assert ("unchecked" in told) == (not runs_here)
+
+
+def test_the_export_command_says_what_is_unchecked(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"x")
+    artifact = Artifact(
+        path=path, format="onnx", precision="fp32", sha256="s", input_shape=(1, 1, 4, 4), versions={}, unchecked="why"
+    )
+    monkeypatch.setattr(reuse, "export", lambda *args: artifact)
+    write_artifact(tmp_path, "host", path, False)
+    assert capsys.readouterr().err == "not compared with the network: why\n"
