@@ -106,7 +106,7 @@ class MissingDependencyError(DeployPruneError):
 
 
 class RunFolderError(DeployPruneError):
-    """The run folder is missing, incomplete, or belongs to another recipe."""
+    """A folder or file of results is missing, damaged, in use by another process, or can't be written."""
 
     exit_code = 24
 

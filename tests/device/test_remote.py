@@ -284,3 +284,25 @@ def test_a_device_tells_what_it_is(board):
     assert told["about"]["cores"] == os.cpu_count()
     assert told["about"]["packages"]["onnxruntime"][0].isdigit()
     assert json.dumps(told)
+
+
+def test_a_result_that_is_too_large_is_not_fetched(board, convolution, monkeypatch):
+    monkeypatch.setattr("deploy_prune.device.remote.MOST_FETCHED_BYTES", 100)
+    with pytest.raises(MeasurementError, match="up to 100 are fetched") as caught:
+        device.run(convolution, torch.zeros(2, 3, 8, 6), "onnxruntime", runner=board.name)
+    one_sentence(caught)
+
+
+def test_what_goes_on_coming_is_cut_off(board, tmp_path):
+    """A device that says one size and sends another fills no disk."""
+    endless = tmp_path / "endless"
+    endless.write_bytes(b"x" * 50_000_000)
+    with pytest.raises(CommandError, match="more than the 1000 bytes"):
+        transport(board).fetch(str(endless), tmp_path / "here", 60, 1000)
+
+
+def test_an_answer_without_end_is_cut_off(board, tmp_path, monkeypatch):
+    monkeypatch.setattr("deploy_prune.shell.MOST_PRINTED_BYTES", 2**20)
+    script = payload(tmp_path, "import sys\nwhile True: sys.stdout.write('x' * 65536)")
+    with pytest.raises(CommandError, match="wrote more than the 1048576 bytes"):
+        reach(board.name)(script, {}, 60)
