@@ -22,6 +22,10 @@ from deploy_prune.types import Artifact, Row, Structure, silent
 ERROR_CLASSES = [DeployPruneError, *DeployPruneError.__subclasses__()]
 
 
+def untold(sentence: str) -> None:
+    """The fake pipeline's way to say nothing."""
+
+
 def row(budget: str = "50%", **changes) -> Row:
     values = dict.fromkeys(Row.__dataclass_fields__) | {
         "target": "host", "runtime": "onnxruntime", "precision": "fp32", "budget": budget, "metric": "latency",
@@ -45,6 +49,7 @@ def check_report(*, met: bool = True) -> SimpleNamespace:
     return SimpleNamespace(
         recipe_name="quickstart", network="resnet20", structure=Structure(groups=(), layers=(), whole=()),
         dense={"macs": 1e6, "params": 1e5}, targets=[reach], budgets=[budget], seconds=1.0,
+        summary=("Input: 3 x 32 x 32 pixels.",),
     )  # fmt: skip
 
 
@@ -64,7 +69,9 @@ def pipeline(monkeypatch):
         setattr(fake, name, call)
 
     fake.answer = note
-    note("run", SimpleNamespace(folder=Path("runs/quickstart"), rows=(row("dense"), row())))
+    fake.untold = untold
+    told = ("Input: 3 x 32 x 32 pixels.",)
+    note("run", SimpleNamespace(folder=Path("runs/quickstart"), rows=(row("dense"), row()), summary=told))
     note("check", check_report())
     note("bench", benches(row("dense"), row()))
     for name in ("pipeline", "check", "reuse", "benching"):
@@ -157,22 +164,24 @@ def test_recipe_passes_everything_on_and_shows_the_results(pipeline):
         "recipe", "quickstart", "--set", "seed=3", "--set", "budgets=[30%]", "--out", "o", "--fresh", "--quiet"
     )
     assert result.exit_code == 0
-    assert pipeline.calls == [("run", load("quickstart", ["seed=3", "budgets=[30%]"]), Path("o"), silent, True)]
+    assert pipeline.calls == [("run", load("quickstart", ["seed=3", "budgets=[30%]"]), Path("o"), silent, True, untold)]
     assert "dense" in result.stdout
+    assert "Input: 3 x 32 x 32 pixels." in result.stdout
     assert result.stdout.endswith("runs/quickstart\n")
 
 
 def test_recipe_shows_progress_unless_told_not_to(pipeline):
     call("recipe", "quickstart")
-    (_, _, out, progress, fresh), *_ = pipeline.calls
+    (_, _, out, progress, fresh, tell), *_ = pipeline.calls
     assert (out, fresh) == (Path("runs"), False)
+    assert tell is not untold
     assert progress is not silent
 
 
 @pytest.mark.parametrize("command", [("recipe", "quickstart"), ("bench", "runs/quickstart")])
 def test_failed_rows_fail_the_command_after_the_table(command, pipeline):
     rows = (row("dense"), row("50%", status="failed", error="Off by 9%."), row("35%", status="failed", error="No."))
-    pipeline.answer("run", SimpleNamespace(folder=Path("f"), rows=rows))
+    pipeline.answer("run", SimpleNamespace(folder=Path("f"), rows=rows, summary=()))
     pipeline.answer("bench", benches(*rows))
     result = call(*command)
     assert result.exit_code == 22
@@ -192,6 +201,7 @@ def test_check_shows_its_tables(pipeline):
     result = call("check", "quickstart")
     assert result.exit_code == 0
     assert "Budgets" in result.stdout
+    assert "Input: 3 x 32 x 32 pixels." in result.stdout
 
 
 def test_check_fails_where_a_run_would(pipeline):

@@ -102,6 +102,7 @@ class Report:
     targets: tuple = (Reach(),)
     budgets: tuple = (Answer(), Answer(budget="5%", asked=0.124, met=False, reason="the smallest reachable is 0.31 ms"))
     seconds: float = 1.234
+    summary: tuple[str, ...] = ("Input: 3 x 32 x 32 pixels.",)
 
 
 @pytest.fixture
