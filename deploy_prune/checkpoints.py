@@ -209,6 +209,11 @@ def _misfit(wanted: Mapping[str, Tensor], found: _Candidate, fresh: Collection[s
             return f"{name} {tensor.problem}"
     missing = [n for n in wanted if n not in tensors and not n.endswith(_OPTIONAL) and n not in fresh]
     unknown = [name for name in tensors if name not in wanted and not _is_beside(name, found.prefix)]
+    if any(name.endswith("zero_point") for name in unknown):
+        return "it is a quantised network's; give the weights of the float one"
+    modules = {name.rpartition(".")[0] for name in missing}
+    if len(modules) == 1 and not unknown:
+        return f"it lacks {_listed(missing)}; if these are the class layers, model.head: new trains new ones"
     if missing or unknown:
         return f"it lacks {_listed(missing)} and has {_listed(unknown)} that the network has not"
     taken = {name: tensors[name] for name in wanted if name in tensors and name not in fresh}

@@ -150,7 +150,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
             raise DataError(message)
         alike[_folded(name)] = name
     problem = None
-    if not names:
+    if not names or (len(names) == 1 and not _has_images(folder / names[0])):
         problem = f"has no images ({', '.join(sorted(SUFFIXES))}) in folders of classes; "
         problem += "put a folder for each class into it, or into its folder train"
     elif len(names) < 2:

@@ -168,6 +168,22 @@ def test_a_head_of_other_classes_is_offered_and_left_out(tmp_path):
     assert torch.equal(network.conv1.weight, saved["conv1.weight"])
 
 
+def test_a_file_without_a_head_is_a_case_for_a_new_one(tmp_path):
+    saved = {name: tensor for name, tensor in STATE.items() if not name.startswith("fc")}
+    with pytest.raises(
+        WeightsError, match=r"lacks fc\.weight, fc\.bias; if these are the class layers, model\.head: new"
+    ):
+        loaded(tmp_path, saved)
+    assert torch.equal(loaded(tmp_path, saved, fresh={"fc.weight", "fc.bias"})[0].conv.weight, STATE["conv.weight"])
+
+
+def test_a_pickle_of_too_many_steps_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("deploy_prune.pickles.MAX_OPCODES", 1000)
+    (tmp_path / "w.pt").write_bytes(b"\x80\x02" + b"]" * 2000 + b".")
+    with pytest.raises(WeightsError, match="more than 1000 steps"):
+        load_weights(fresh(), tmp_path / "w.pt")
+
+
 def test_another_network_is_not_taken_for_other_classes(tmp_path):
     wide = OrderedDict(STATE, **{"conv.weight": torch.zeros(8, 3, 3, 3), "fc.weight": torch.zeros(5, 4)})
     with pytest.raises(WeightsError) as caught:
@@ -210,6 +226,8 @@ def test_sparse_and_quantised_and_scripted(tmp_path):
     quantised = torch.quantize_per_tensor(STATE["fc.weight"], 0.1, 0, torch.qint8)
     with pytest.raises(WeightsError, match=r"fc\.weight is quantised"):
         loaded(tmp_path, STATE | {"fc.weight": quantised})
+    with pytest.raises(WeightsError, match="it is a quantised network's; give the weights of the float one"):
+        loaded(tmp_path, {"fc.scale": torch.ones(1), "fc.zero_point": torch.zeros(1, dtype=torch.int64)})
     torch.jit.save(torch.jit.script(fresh()), tmp_path / "w.pt")
     with pytest.raises(WeightsError, match="TorchScript archive"):
         load_weights(fresh(), tmp_path / "w.pt")

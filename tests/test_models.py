@@ -224,7 +224,10 @@ def misfit(**changes):
         (misfit(**{"2_weight": torch.zeros(3, 4)}), "2.weight is [3, 4] in the file and [2, 4] in the network"),
         (misfit(**{"2_weight": torch.zeros(2, 4, dtype=torch.int8)}), "torch.int8 in the file"),
         (misfit(**{"2_bias": torch.tensor([0.0, torch.nan])}), "2.bias has values that are not finite"),
-        ({n: t for n, t in other_state().items() if n != "2.bias"}, "lacks 2.bias and has nothing"),
+        (
+            {n: t for n, t in other_state().items() if n != "2.bias"},
+            "lacks 2.bias; if these are the class layers, model.head: new",
+        ),
         (misfit(extra=torch.zeros(1)), "has extra that the network has not"),
         ({}, "lacks 0.weight, 0.bias, 1.weight and 5 more"),
     ],
