@@ -20,7 +20,7 @@ INSTALLED_EXTRAS := $(VENV)/.installed-extras
 EXTRAS := litert executorch ncnn coreml openvino
 OR := $(subst $() $(), or ,$(EXTRAS))
 
-.PHONY: run test test-extras check bench clean
+.PHONY: run test test-extras check fuzz bench clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)
@@ -41,6 +41,10 @@ lint: $(INSTALLED_TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Hostile input of every kind that comes from outside, 20,000 in all; at most 20 minutes on two cores.
+fuzz: $(INSTALLED_TEST)
+	DEPLOY_PRUNE_FUZZ=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -n 2 --dist worksteal
 
 bench: $(INSTALLED)
 	@set -e; for script in $(wildcard benchmarks/[a-z]*.py); do echo "$$script"; $(BIN)/python "$$script"; done

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from deploy_prune import strict_json
 from deploy_prune.errors import RunFolderError
 from deploy_prune.locks import one_at_a_time
 from deploy_prune.shell import write_text
@@ -149,7 +150,7 @@ def _plain(key: Mapping[str, Json]) -> Json:
 
 def _read(path: Path) -> dict[str, Json] | None:
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        kept = strict_json.read(path, RunFolderError, finite=False)
+    except RunFolderError:
         return None
     return kept if isinstance(kept, dict) and {"key", "value"} <= kept.keys() else None

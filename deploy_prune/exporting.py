@@ -82,6 +82,9 @@ def _finished(run: Path, trust: bool) -> Finished:
         message = f"{run} is not finished: give its recipe to `deploy-prune recipe` again, which goes on with it."
         raise RunFolderError(message)
     provenance = read_json(provenance_file)
+    if not isinstance(provenance, dict) or not isinstance(provenance.get("files"), dict):
+        message = f"{provenance_file} is not what this program writes: run the recipe to its end again."
+        raise RunFolderError(message)
     if sha256(recipe_file) != provenance.get("recipe_sha256"):
         message = f"{recipe_file} is not what {run} was made with: run the recipe to its end again."
         raise RunFolderError(message)

@@ -18,9 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from deploy_prune import strict_json
 from deploy_prune.errors import RunFolderError
 from deploy_prune.shell import atomic, shown, sweep, write_text
 from deploy_prune.shell import digest as digest_of
+from deploy_prune.text import cell
 from deploy_prune.types import Row
 
 if TYPE_CHECKING:
@@ -36,6 +38,14 @@ PACKAGES: Final = (
     "onnxruntime",
     "numpy",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mark:
+    """Of what is told of a finished stage, what is shown."""
+
+    stage: str
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +109,17 @@ class RunFolder:
     def seconds(self) -> dict[str, float]:
         """How long each finished stage took, when it was computed; in the order in which they were."""
         marks = sorted(self._marks.glob("*.json"), key=lambda mark: mark.stat().st_mtime_ns)
-        told = [read_json(mark) for mark in marks]
-        return {one["stage"]: one["seconds"] for one in told if "seconds" in one}
+        told = [strict_json.conform(_Mark, read_json(mark), RunFolderError, str(mark)) for mark in marks]
+        return {one.stage: one.seconds for one in told if one.seconds is not None}
 
     def _mark(self, name: str) -> Path:
         return self._marks / f"{name.replace('/', '__')}.json"
 
     def _finished(self, mark: Path, digest: str, files: Sequence[str]) -> bool:
         try:
-            kept = json.loads(mark.read_text(encoding="utf-8"))
+            kept = read_json(mark)
             return kept["digest"] == digest and all(sha256(self.path / f) == kept["files"][f] for f in files)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, RunFolderError, KeyError, TypeError):
             return False
 
     def write_text(self, name: str, text: str) -> None:
@@ -146,7 +156,7 @@ class RunFolder:
         table = io.StringIO()
         writer = csv.DictWriter(table, [f.name for f in fields(Row)])
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows({key: cell(value) for key, value in asdict(row).items()} for row in rows)
         write_text(self.path / "results.csv", table.getvalue())
 
     def read_results(self) -> tuple[Row, ...]:
@@ -155,11 +165,11 @@ class RunFolder:
         Raises:
             RunFolderError: there are none.
         """
-        try:
-            return tuple(Row(**row) for row in self.read_json("results.json"))
-        except TypeError as error:
-            message = f"{self.path / 'results.json'} is not what this program writes: {error}."
-            raise RunFolderError(message) from error
+        path = self.path / "results.json"
+        rows: tuple[Row, ...] = strict_json.conform(
+            tuple[Row, ...], read_json(path), RunFolderError, f"{path} is not what this program writes"
+        )
+        return rows
 
     def write_provenance(self, recipe_text: str, seed: int, summary: Sequence[str] = ()) -> None:
         """provenance.json: versions, machine, command line, and the sha256 of every file of the run.
@@ -215,8 +225,8 @@ def cpu_name() -> str:
 def read_json(path: Path) -> Any:
     """A JSON file's content. Raises RunFolderError if it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return strict_json.read(path, RunFolderError, finite=False)
+    except RunFolderError as error:
         message = f"{path} is missing or damaged ({error}); run the recipe again."
         raise RunFolderError(message) from error
 

@@ -33,13 +33,13 @@ MAX_SHOWN: Final = 80
 _BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
-def read(path: Path, error: type[DeployPruneError], max_bytes: int = MAX_BYTES) -> Any:
-    """What a JSON file says.
+def read(path: Path, error: type[DeployPruneError], max_bytes: int = MAX_BYTES, finite: bool = True) -> Any:
+    """What a JSON file says. ``finite``: as for ``parse``.
 
     Raises:
         DeployPruneError: (of the class ``error``) as ``read_text`` and ``parse``; the message begins with the path.
     """
-    return parse(read_text(path, error, max_bytes), error, str(path))
+    return parse(read_text(path, error, max_bytes), error, str(path), finite)
 
 
 def read_as(kind: Callable[..., T], path: Path, error: type[DeployPruneError]) -> T:
@@ -78,8 +78,10 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def parse(text: str, error: type[DeployPruneError], where: str) -> Any:
+def parse(text: str, error: type[DeployPruneError], where: str, finite: bool = True) -> Any:
     """JSON without duplicate keys, NaN, infinities, giant numbers, and not deeper than ``MAX_DEPTH``.
+
+    ``finite``: refuse NaN and infinities; our own files may have some, as a ratio without noise is infinite.
 
     Raises:
         DeployPruneError: (of the class ``error``) it isn't; the message begins with ``where``.
@@ -101,19 +103,21 @@ def parse(text: str, error: type[DeployPruneError], where: str) -> Any:
             refuse(f"it is not JSON as we write it: a whole number of {len(digits)} digits.")
         return int(digits)
 
-    def finite(digits: str) -> float:
-        number = float(digits)
-        return (
-            number
-            if math.isfinite(number)
-            else refuse(f"{printable(digits, MAX_SHOWN)} is no number that can be here: it is not finite.")
-        )
+    def number(digits: str) -> float:
+        found = float(digits)
+        if not math.isfinite(found):
+            refuse(f"{printable(digits, MAX_SHOWN)} is no number that can be here: it is not finite.")
+        return found
+
+    def constant(name: str) -> float:
+        if finite:
+            refuse(f"{name} is no number that can be here.")
+        return float(name)
 
     _bound_depth(text, error, where)
     try:
         return json.loads(
-            text, object_pairs_hook=unique, parse_int=whole, parse_float=finite,
-            parse_constant=lambda name: refuse(f"{name} is no number that can be here."),
+            text, object_pairs_hook=unique, parse_int=whole, parse_float=number, parse_constant=constant,
         )  # fmt: skip
     except (ValueError, RecursionError) as problem:
         message = f"{where}: it is not JSON: {printable(problem, 200)}."

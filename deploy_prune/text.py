@@ -26,5 +26,5 @@ def cell(value: object) -> object:
     """A value for a table that a spreadsheet may open: text is printable, and never begins as a formula does."""
     if not isinstance(value, str):
         return value
-    text = printable(value)
+    text = printable(value, keep="\n")
     return f"'{text}" if text.lstrip().startswith(_FORMULA) else text

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from deploy_prune import data, models
+from deploy_prune import data, models, strict_json
 from deploy_prune.data import TransferData
 from deploy_prune.errors import DataError, RecipeError, RunFolderError, WeightsError
 from deploy_prune.locks import hold
@@ -193,8 +193,23 @@ def gather(source: Path, teacher: Path | None, trust: bool = False) -> Given:
         architecture=described, weights=load_tensors(source / WEIGHTS),
         teacher=_teacher(teacher or (known if known is not None and known.is_file() else None)),
         recipe=found_recipe(recipe_file, trust) if recipe_file.is_file() else None,
-        normalisation={key: told[key] for key in ("mean", "std")} if "mean" in told else None,
+        normalisation=_normalisation(told, told_file),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Normalisation:
+    """Of what is told of a training, what inputs were normalised with; per channel."""
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def _normalisation(told: Any, file: Path) -> dict[str, Any] | None:
+    found = strict_json.conform(_Normalisation, told, RunFolderError, str(file))
+    if found.mean is None or found.std is None:
+        return None
+    return {"mean": list(found.mean), "std": list(found.std)}
 
 
 def _teacher(path: Path | None) -> Mapping[str, Tensor] | None:

@@ -15,6 +15,7 @@ import click
 from deploy_prune.errors import DeployPruneError, RunFolderError
 from deploy_prune.outputs import require_outside_runs
 from deploy_prune.shell import shown
+from deploy_prune.text import MAX_MESSAGE, printable
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 UNEXPECTED = 1
@@ -59,7 +60,7 @@ def of_the_system(error: Exception) -> str | None:
 
 
 def _stop(sentence: str, code: int) -> None:
-    click.echo(f"deploy-prune: {' '.join(sentence.split())}", err=True)
+    click.echo(f"deploy-prune: {printable(' '.join(sentence.split()), 2 * MAX_MESSAGE)}", err=True)
     with suppress(OSError):  # what can't be written now can't be written when Python ends, either
         sys.stdout.flush()
     raise click.exceptions.Exit(code)

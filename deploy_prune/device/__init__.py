@@ -120,7 +120,7 @@ def run(
             raise MeasurementError(message) from error
         try:
             return tuple(torch.from_numpy(_array(path)) for path in answer["outputs"][0])
-        except (LookupError, OSError, TypeError, ValueError) as error:
+        except (LookupError, OSError, TypeError, ValueError, AttributeError, EOFError) as error:
             message = f"{artifact.path} was run on {runner}, but its outputs can't be read: {error}."
             raise MeasurementError(message) from error
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deploy_prune import strict_json
 from deploy_prune.errors import CommandError
 from deploy_prune.guard import scratch
 from deploy_prune.shell import clean_environment, run_command
@@ -33,11 +34,10 @@ def as_object(text: str, name: str) -> dict[str, Any]:
         CommandError: there is none.
     """
     last = text.strip().rpartition("\n")[2]
-    try:
-        answer = json.loads(last)
-    except ValueError as error:
-        message = f"{name} answered with something that is not JSON: {last[:80]!r}"
-        raise CommandError(message) from error
+    if len(last) > strict_json.MAX_BYTES:
+        message = f"{name} answered with {len(last)} characters, which is no honest answer."
+        raise CommandError(message)
+    answer = strict_json.parse(last, CommandError, f"{name} answered {last[:80]!r}")
     if not isinstance(answer, dict):
         message = f"{name} answered with something that is not a JSON object: {last[:80]!r}"
         raise CommandError(message)

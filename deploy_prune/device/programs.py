@@ -168,7 +168,7 @@ def _about(there: Workspace, program: Path) -> dict[str, Any]:
     lines = (line.partition("=") for line in there.shell(f"({_ABOUT}) 2>/dev/null; exit 0").splitlines())
     told: dict[str, Any] = {key: value.strip() for key, _, value in lines if value.strip()}
     for raw, (key, size) in _NUMBERS.items():
-        if (number := told.pop(raw, "")).isdigit():
+        if re.fullmatch("[0-9]{1,18}", number := told.pop(raw, "")):
             told[key] = int(number) // size
     device = told.get("board") or told.get("system") or str(there.transport.address)
     return {"device": device, "about": told | {"program": program.name}}
@@ -177,7 +177,9 @@ def _about(there: Workspace, program: Path) -> dict[str, Any]:
 def _conditions(there: Workspace) -> dict[str, Any]:
     """As payload/about.py has them."""
     words = [line.split() for line in there.shell(_CONDITIONS).splitlines()]
-    numbers = [(found[0], int(found[1])) for found in words if len(found) == 2 and re.fullmatch("-?[0-9]+", found[1])]
+    numbers = [
+        (found[0], int(found[1])) for found in words if len(found) == 2 and re.fullmatch("-?[0-9]{1,18}", found[1])
+    ]
     clocks = [khz / 1e3 for name, khz in numbers if name == "clock"]
     zones = {name: value / 1e3 for name, value in numbers if name != "clock" and -50e3 < value < 150e3}
     return ({"clock_mhz": max(clocks)} if clocks else {}) | ({"temperatures_c": zones} if zones else {})

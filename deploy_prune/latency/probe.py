@@ -15,6 +15,8 @@ from deploy_prune.device.programs import runtime_of
 from deploy_prune.errors import CommandError, TargetError
 from deploy_prune.latency.targets import load_target
 from deploy_prune.shell import write_text
+from deploy_prune.strict_json import shown
+from deploy_prune.text import printable
 
 TIMEOUT_S: Final = 60.0
 _RUNTIMES: Final = {
@@ -72,7 +74,10 @@ def described(name: str, device: str, told: Mapping[str, Any], program: Path | N
         TargetError: no runtime that we can start is installed there.
     """
     about = told.get("about", {})
-    packages = about.get("packages", {})
+    packages = about.get("packages", {}) if isinstance(about, dict) else None
+    if not isinstance(about, dict) or not isinstance(packages, dict):
+        message = f"{device} told something else than what it is: {shown(told)}."
+        raise TargetError(message)
     found = [_RUNTIMES[package] for package in _RUNTIMES if package in packages]
     if program is not None:
         found = [kind for kind in _RUNTIMES.values() if kind[0] == runtime_of(program)]
@@ -82,10 +87,12 @@ def described(name: str, device: str, told: Mapping[str, Any], program: Path | N
     runtime, kind = found[0]
     source = f"probed {datetime.now(UTC):%Y-%m-%d}"
     step = {"value": "measure", "source": "found by a measurement of a few seconds, once"}
-    facts = {key: about[key] for key in _FACTS if about.get(key)} | {f"package {k}": v for k, v in packages.items()}
+    facts = {key: about[key] for key in _FACTS if about.get(key)} | {
+        f"package {printable(k, 100)}": v for k, v in packages.items()
+    }
     return {
         "name": name,
-        "title": f"{about.get('board') or told.get('device') or device}, {runtime}",
+        "title": printable(f"{about.get('board') or told.get('device') or device}, {runtime}", 200),
         "format": kind,
         "precision": "fp32",
         "runtime": runtime,
@@ -99,4 +106,6 @@ def described(name: str, device: str, told: Mapping[str, Any], program: Path | N
 
 
 def _plain(value: Any) -> float | int | str:
-    return value if isinstance(value, int | float | str) else ", ".join(map(str, value))
+    if isinstance(value, int | float):
+        return value
+    return printable(value if isinstance(value, str) else ", ".join(map(str, value or ())), 500)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import inf
 from typing import Any, Final
 
 from deploy_prune.device import RUNTIMES, SCRIPT, TIMEOUT_S, entry, reach
@@ -11,12 +10,16 @@ from deploy_prune.device.address import LOCAL
 from deploy_prune.errors import CommandError, MeasurementError
 from deploy_prune.latency.conditions import disturbance
 from deploy_prune.locks import one_at_a_time
+from deploy_prune.strict_json import shown
+from deploy_prune.text import printable
 from deploy_prune.types import Artifact, Latency, Target
 
 MIN_S: Final = 1.0
 """Artifacts are timed for about this long each ..."""
 MAX_RUNS: Final = 3000
 """... but not more often than this."""
+MAX_MS: Final = 1e9
+"""Eleven days; no inference takes as long."""
 _MEASURED_ON: Final = {LOCAL: "host"}
 
 
@@ -51,17 +54,19 @@ def measure(
     spec = {"mode": "bench", "runs": runs, "warmup": warmup, "min_s": min_s, "max_runs": MAX_RUNS}
     answer = _run(target, artifacts, spec, timeout_s)
     samples = _samples(target, answer)
-    each = int(answer.get("runs_per_sample", 1))
+    each, conditions = answer.get("runs_per_sample", 1), answer.get("conditions")
+    if type(each) is not int or not 0 < each <= MAX_RUNS or not isinstance(conditions, dict | None):
+        message = f"The measurement on {target.name} came back with runs_per_sample {shown(each)} and conditions "
+        raise MeasurementError(message + f"{shown(conditions)}, which no device can have.")
     if len(samples) != len(artifacts) or any(len(one) * each < runs for one in samples):
         message = f"The measurement on {target.name} came back with too few samples."
         raise MeasurementError(message)
-    conditions = answer.get("conditions")
     return tuple(
         Latency(
             samples_ms=one,
             warmup=warmup,
             threads=target.threads,
-            device=str(answer.get("device")),
+            device=printable(answer.get("device"), 200),
             measured_on=_MEASURED_ON.get(str(target.runner), str(target.runner)),
             conditions=(conditions,) if conditions else (),
             disturbed=disturbance(conditions),
@@ -84,10 +89,14 @@ def profile(
     """
     answer = _run(target, artifacts, {"mode": "profile", "runs": runs, "warmup": warmup}, timeout_s)
     try:
-        return tuple({str(name): float(ms) for name, ms in nodes.items()} for nodes in answer["nodes"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        message = f"The profile from {target.name} can't be read: {str(answer)[:80]!r}."
+        found = tuple({str(name): float(ms) for name, ms in nodes.items()} for nodes in answer["nodes"])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        message = f"The profile from {target.name} can't be read: {shown(answer)}."
         raise MeasurementError(message) from error
+    if len(found) != len(artifacts) or not all(0 <= ms < MAX_MS for nodes in found for ms in nodes.values()):
+        message = f"The profile from {target.name} came back with times that are no times."
+        raise MeasurementError(message)
+    return found
 
 
 def profile_for(
@@ -101,10 +110,10 @@ def profile_for(
 def _samples(target: Target, answer: Mapping[str, Any]) -> list[tuple[float, ...]]:
     try:
         samples = [tuple(float(ms) for ms in one) for one in answer["samples_ms"]]
-    except (KeyError, TypeError, ValueError) as error:
-        message = f"The measurement on {target.name} came back without its samples: {str(answer)[:80]!r}."
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        message = f"The measurement on {target.name} came back without its samples: {shown(answer)}."
         raise MeasurementError(message) from error
-    if not all(0 < ms < inf for one in samples for ms in one):
+    if not all(0 < ms < MAX_MS for one in samples for ms in one):
         message = f"The measurement on {target.name} came back with times that are no times."
         raise MeasurementError(message)
     return samples

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,14 +11,18 @@ from typing import Any, TypeVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from deploy_prune import strict_json
 from deploy_prune.errors import RunFolderError
 from deploy_prune.report import charts, table
 from deploy_prune.report.units import amount, digits, percent, plain
 from deploy_prune.shell import write_text
+from deploy_prune.text import printable
 from deploy_prune.types import Metric, Row
 
 T = TypeVar("T")
 MAX_PANELS = 4
+MAX_NUMBER = 1e15
+"""No figure of a search, in MACs, is as large."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +116,8 @@ def read_run(run: Path) -> Run:
         name=run.resolve().name,
         rows=rows,
         networks=tuple(networks),
-        trace=_read(run / "search" / "trace.json", lambda value: tuple(dict(row) for row in value)),
-        provenance=_read(run / "provenance.json", dict),
+        trace=_read(run / "search" / "trace.json", _trace),
+        provenance=_read(run / "provenance.json", _provenance),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
     )
 
@@ -125,8 +128,7 @@ def read_rows(run: Path) -> tuple[Row, ...] | None:
     Raises:
         RunFolderError: the file is damaged.
     """
-    known = [field.name for field in fields(Row)]
-    return _read(run / "results.json", lambda rows: tuple(Row(**{key: row[key] for key in known}) for row in rows))
+    return _read(run / "results.json", lambda rows: _as(tuple[Row, ...], rows))
 
 
 def _network(folder: Path) -> Network:
@@ -139,9 +141,39 @@ def _network(folder: Path) -> Network:
     )
 
 
+def _as(kind: Callable[..., T], value: Any) -> T:
+    return strict_json.conform(kind, value, RunFolderError, "it")
+
+
+def _trace(value: Any) -> tuple[dict[str, float], ...]:
+    rows: tuple[dict[str, float], ...] = _as(tuple[dict[str, float], ...], value)
+    if not all("step" in row and all(abs(number) < MAX_NUMBER for number in row.values()) for row in rows):
+        message = "a step of the search has no number, or a figure that is no figure"
+        raise ValueError(message)
+    return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Provenance:
+    """Of provenance.json, what the page takes apart."""
+
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+def _provenance(value: Any) -> dict[str, Any]:
+    _as(_Provenance, value)
+    return dict(value)
+
+
 def _bars(architecture: Any) -> tuple[charts.Bar, ...]:
     groups = architecture["groups"].items()
-    return tuple(charts.Bar(name, int(group["channels"]), int(group["kept"])) for name, group in groups)
+    bars = tuple(charts.Bar(printable(name, 100), int(group["channels"]), int(group["kept"])) for name, group in groups)
+    if not all(bar.channels > 0 and 0 <= bar.kept <= bar.channels for bar in bars):
+        message = "a group keeps more channels than it has"
+        raise ValueError(message)
+    return bars
 
 
 def _loop(value: Any) -> Loop:
@@ -174,8 +206,8 @@ def _read(path: Path, convert: Callable[[Any], T]) -> T | None:
     if not path.is_file():
         return None
     try:
-        return convert(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return convert(strict_json.read(path, RunFolderError, finite=False))
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RunFolderError) as error:
         message = f"{path} is damaged ({type(error).__name__}: {error}): delete it and run the recipe again."
         raise RunFolderError(message) from error
 
@@ -249,9 +281,15 @@ def _channel_charts(networks: Sequence[Network]) -> list[Markup]:
     return [charts.channels(dict(bars[at : at + MAX_PANELS])) for at in range(0, len(bars), MAX_PANELS)]
 
 
+def _shown(value: Any) -> Any:
+    """What is written into the page: text without control characters; what is markup already is ours."""
+    return printable(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _template() -> Any:
     here = FileSystemLoader(Path(__file__).parent)
     env = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.finalize = _shown
     env.filters["ms"] = partial(amount, metric="latency")
     env.filters["digits"] = digits
     env.filters["percent"] = percent
