@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deploy_prune import cache, keys, models, preprocessing, strict_json
+from deploy_prune import cache, keys, models, preprocessing
 from deploy_prune.checked import calibration_inputs, prove_artifact
 from deploy_prune.data import TransferData, batches
 from deploy_prune.enforce import Plan, enforce
-from deploy_prune.errors import BudgetError, ParityError, RunFolderError, TargetError
+from deploy_prune.errors import BudgetError, ParityError, TargetError
 from deploy_prune.export import FORMATS, isolated
 from deploy_prune.export.artifact import require
 from deploy_prune.latency.targets import load_target
@@ -375,14 +375,7 @@ def require_accuracy(road: Road, place: str) -> float | None:
 
 def artifact_of(folder: RunFolder, place: str) -> Artifact:
     """The artifact that a place's artifact.json tells of."""
-    file = folder.path / place / "artifact.json"
-    found: Artifact = strict_json.conform(
-        Artifact, folder.read_json(f"{place}/artifact.json"), RunFolderError, str(file)
-    )
-    if found.path.name != str(found.path) or found.path.name in ("", ".."):
-        message = f"{file}: 'path' is {strict_json.shown(found.path)}, which is no file beside it."
-        raise RunFolderError(message)
-    return replace(found, path=folder.path / place / found.path)
+    return folder.read_artifact(place)
 
 
 def place_of(target: Target, budget: Budget) -> str:

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +23,7 @@ from deploy_prune.errors import RunFolderError
 from deploy_prune.shell import atomic, shown, sweep, write_text
 from deploy_prune.shell import digest as digest_of
 from deploy_prune.text import cell
-from deploy_prune.types import Row
+from deploy_prune.types import Artifact, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,6 +170,19 @@ class RunFolder:
             tuple[Row, ...], read_json(path), RunFolderError, f"{path} is not what this program writes"
         )
         return rows
+
+    def read_artifact(self, place: str) -> Artifact:
+        """The artifact that a place's artifact.json tells of.
+
+        Raises:
+            RunFolderError: it is missing or damaged, or leads out of its folder.
+        """
+        file = self.path / place / "artifact.json"
+        found: Artifact = strict_json.conform(Artifact, read_json(file), RunFolderError, str(file))
+        if found.path.name != str(found.path) or found.path.name in ("", ".."):
+            message = f"{file}: 'path' is {strict_json.shown(found.path)}, which is no file beside it."
+            raise RunFolderError(message)
+        return replace(found, path=self.path / place / found.path)
 
     def write_provenance(self, recipe_text: str, seed: int, summary: Sequence[str] = ()) -> None:
         """provenance.json: versions, machine, command line, and the sha256 of every file of the run.
