@@ -18,9 +18,9 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from string import Template
 from typing import Any, Final
 
@@ -35,7 +35,7 @@ from deploy_prune.errors import ExportError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.parity import Reference, compare_contents, reference
 from deploy_prune.locks import one_at_a_time
-from deploy_prune.outputs import ARTIFACT, require_replaceable
+from deploy_prune.outputs import require_outside_runs
 from deploy_prune.shell import atomic, digest
 from deploy_prune.types import Artifact
 
@@ -112,14 +112,14 @@ def write(contents: Contents, out: Path) -> Bundle:
 
     Raises:
         ExportError: something that is no bundle is in the way.
-        RunFolderError: a run folder is in the way, or a bundle with files beside its own; or it can't be written to.
+        RunFolderError: it would be in a run folder, or the place can't be written to.
         MeasurementError: the artifact isn't there or has changed since it was written, or can't be run.
         ParityError: the artifact doesn't compute what the network does, or comparing them would prove nothing.
         MissingDependencyError: the artifact's runtime isn't installed.
     """
     packed = out.with_name(f"{out.name}.zip")
     _refuse_others(out, packed)
-    require_replaceable(out, "this bundle", _listed(out))
+    require_outside_runs(out)
     device.entry(contents.artifact, contents.runtime)
     with one_at_a_time("output", str(out.resolve())), atomic(packed) as zipped, atomic(out) as folder:
         folder.mkdir()
@@ -154,16 +154,6 @@ def _refuse_others(out: Path, packed: Path) -> None:
         if there.exists() and not is_bundle():
             message = f"{there} is there already and is no bundle; choose another --out."
             raise ExportError(message)
-
-
-def _listed(out: Path) -> Callable[[str], bool]:
-    """Whether a file is of the bundle that is there, by its own list; a device adds what it builds of an artifact."""
-    try:
-        told = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]
-        names = frozenset(told) | {MANIFEST}
-    except (OSError, ValueError, LookupError, TypeError):
-        names = frozenset[str]()
-    return lambda name: name in names or PurePosixPath(name).name in ARTIFACT or "__pycache__" in name
 
 
 def _is_packed_bundle(packed: Path) -> bool:
