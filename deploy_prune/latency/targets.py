@@ -16,7 +16,7 @@ from deploy_prune.device.programs import runtime_of
 from deploy_prune.errors import TargetError, perhaps
 from deploy_prune.recipe import EXPORT_FORMATS
 from deploy_prune.strict_json import is_file, shown
-from deploy_prune.types import ErrorBand, Roofline, Target
+from deploy_prune.types import ErrorBand, Precision, Roofline, Target
 
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 NotNegative = Annotated[float, Field(ge=0, le=1e6)]
@@ -83,6 +83,7 @@ class _Roofline(_Part):
     network_overhead_ms: _Overhead
     winograd: _Number | None = None
     matmul_gmacs_per_s: _Number | None = None
+    precision: Precision | None = None
 
 
 class _Error(_Part):
@@ -168,6 +169,7 @@ def _read(path: Path) -> Target:
     if part.runner == "none" and part.roofline is None:
         message = f"{path}: a target with 'runner: none' needs a 'roofline:' to predict its latency from."
         raise TargetError(message)
+    _require_rates_of_its_own(path, part)
     return _target(part, path.parent)
 
 
@@ -197,8 +199,21 @@ def _target(part: _Target, folder: Path) -> Target:
     )
 
 
+def _require_rates_of_its_own(path: Path, part: _Target) -> None:
+    """Rates hold in the precision that they are of; those of int8 are so far from others that a file has to say so."""
+    rates = part.roofline
+    if rates is None or rates.precision == part.precision or (rates.precision is None and part.precision != "int8"):
+        return
+    told = f"are of {rates.precision}" if rates.precision else "aren't said to be of int8"
+    message = (
+        f"{path}: its precision is {part.precision}, and the rates under 'roofline:' {told}. Give rates of "
+        f"{part.precision}, with 'precision: {part.precision}' among them."
+    )
+    raise TargetError(message)
+
+
 def _roofline(part: _Roofline) -> Roofline:
-    given = {key: number for key in _Roofline.model_fields if (number := getattr(part, key)) is not None}
+    given = {key: number for key, number in part if isinstance(number, _Number | _Overhead)}
     source = " ".join(f"{key}: {number.source}." for key, number in given.items())
     return Roofline(**{key: number.value for key, number in given.items()}, source=source)
 

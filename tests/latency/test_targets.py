@@ -221,3 +221,12 @@ def test_a_target_is_a_small_plain_file(tmp_path):
         load_target(str(tmp_path / "fifo.yaml"))
     with pytest.raises(TargetError, match="no target file"):
         load_target("x" * 5000 + ".yaml")
+
+
+@pytest.mark.parametrize(("name", "precision"), [("pixel-8", "int8"), ("jetson-orin-nx", "fp16")])
+def test_rates_of_another_precision_are_refused(tmp_path, name, precision):
+    text = (targets_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    file = tmp_path / f"{name}.yaml"
+    file.write_text(re.sub(r"^precision: .*$", f"precision: {precision}", text, flags=re.M), encoding="utf-8")
+    with pytest.raises(TargetError, match=f"its precision is {precision}, and the rates under 'roofline:' are"):
+        load_target(str(file))
