@@ -215,7 +215,7 @@ def test_check_fails_where_a_run_would(pipeline):
 def test_bench_writes_its_rows_as_json(pipeline, tmp_path):
     result = call("bench", "runs/quickstart", "--runs", "50", "--json", str(tmp_path / "again.json"))
     assert result.exit_code == 0
-    assert pipeline.calls == [("bench", Path("runs/quickstart"), 50, None)]
+    assert pipeline.calls == [("bench", Path("runs/quickstart"), 50, None, False)]
     assert [r["budget"] for r in json.loads((tmp_path / "again.json").read_text())] == ["dense", "50%"]
 
 

@@ -21,7 +21,7 @@ from tiny_run import arithmetic_device, tiny_recipe
 
 from deploy_prune import benching, check, data, device, models, pipeline, preprocessing, reuse, road, timing
 from deploy_prune.cli import main
-from deploy_prune.errors import ArchitectureError, BudgetError, ParityError, RunFolderError, TrainingError
+from deploy_prune.errors import ArchitectureError, BudgetError, ExportError, ParityError, RunFolderError, TrainingError
 from deploy_prune.latency.targets import load_target, targets_folder
 from deploy_prune.recipe import parse_budget
 from deploy_prune.recipe_file import dump, load
@@ -330,6 +330,19 @@ def test_a_loss_that_is_not_finite_ends_the_command_with_one_line(tmp_path, monk
     assert "\n" not in line
 
 
+def test_a_dense_artifact_that_can_not_be_written_is_its_target_s_failure(again, monkeypatch):
+    def refuse(way, network, target, place, key):
+        message = f"{place} can't be written"
+        raise ExportError(message)
+
+    monkeypatch.setattr(road, "export", refuse)
+    result = call("recipe", write_recipe(again.parent / "tiny.yaml"), "--out", again.parent, "--quiet")
+    assert result.exit_code == ExportError.exit_code
+    rows = json.loads((again / "results.json").read_text())
+    told = ("failed", "dense/pixel-8 can't be written", "ExportError")
+    assert [(row["status"], row["error"], row["error_kind"]) for row in rows] == [told, told]
+
+
 def test_one_row_that_fails_does_not_stop_the_others(again, monkeypatch):
     """The slim artifact is not what the network computes; the dense one is."""
     working = road.prove_artifact
@@ -348,7 +361,7 @@ def test_one_row_that_fails_does_not_stop_the_others(again, monkeypatch):
     assert result.exit_code == 21
     assert "1 of 2 results failed, the first of them pixel-8 50% macs: it differs by 0.3" in result.stderr
     dense, slim = json.loads((again / "results.json").read_text())
-    assert (dense["status"], slim["status"], slim["error"]) == ("ok", "failed", "it differs by 0.3")
+    assert (dense["status"], slim["status"], slim["error"]) == ("predicted", "failed", "it differs by 0.3")
     assert "it differs by 0.3" in (again / "report.html").read_text()
 
     monkeypatch.setattr(road, "prove_artifact", working)
@@ -506,7 +519,9 @@ def test_a_run_that_is_killed_goes_on(finished, tmp_path):
 def test_an_attached_device_is_measured_and_the_other_predicted(attached):
     run, _ = attached
     assert [(r.target, r.budget, r.status) for r in run.rows] == [
-        (target, budget, "ok") for target in ("host", "pixel-8") for budget in ("dense", "50% macs", "80%")
+        (target, budget, status)
+        for target, status in (("host", "ok"), ("pixel-8", "predicted"))
+        for budget in ("dense", "50% macs", "80%")
     ]
     for row in run.rows:
         assert row.measured_on == ("host" if row.target == "host" else None)
