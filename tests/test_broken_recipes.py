@@ -122,7 +122,7 @@ UNUSABLE = {
     "no root": ("data: {source: cifar10}", 13, "data.root"),
     "root that is not there": ("data: {source: cifar10, root: no_such_folder}", 13, "no_such_folder"),
     "root without the files": ("data: {source: idx, root: empty_folder}", 13, "empty_folder"),
-    "folder without images": ("data: {source: folder, root: empty_images}", 13, "no images"),
+    "folder without images": ("data: {source: folder, root: empty_images}", 13, "a task needs at least 2"),
     "damaged file": ("data: {source: cifar10, root: damaged}", 13, "cifar10.npz"),
     "empty data set": ("data: {source: 'broken_plugin:no_examples'}", 13, "empty"),
     "data of the wrong form": ("data: {source: 'broken_plugin:one_array'}", 13, "x_train"),
