@@ -217,13 +217,13 @@ def test_an_architecture_alone_is_the_same_network_with_other_weights(finished):
     assert not torch.equal(fresh[0].weight, trained[0].weight)
 
 
-def test_code_of_the_user_is_not_run_unasked(finished, monkeypatch):
+def test_code_of_the_user_is_not_run_unasked(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(tiny_run, "network", forbidden)
     for path in (finished.folder / PLACE, finished.folder / PLACE / "architecture.json"):
         with pytest.raises(ArchitectureError, match="trust=True"):
             reuse.load(path)
         with pytest.raises(ArchitectureError, match="trust"):
-            reuse.export(path, "host", finished.folder / "never.onnx")
+            reuse.export(path, "host", tmp_path / "never.onnx")
 
 
 def test_loading_unpickles_nothing(finished, monkeypatch):
