@@ -30,7 +30,7 @@ from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt, for_new_classes
 from deploy_prune.retrain.stopping import require_held
-from deploy_prune.runfolder import RunFolder
+from deploy_prune.runfolder import RunFolder, thinned
 from deploy_prune.search import METHODS, SearchGoal, SearchJob, check_options, gates_of, values
 from deploy_prune.surgery import analysis, architecture, verify
 from deploy_prune.surgery.cut import cut
@@ -161,7 +161,8 @@ def train_dense(road: Road) -> str:
         score = accuracy(network, road.data.source_test, accelerator=road.session.accelerator)
         norm = {"mean": road.data.source_train.mean.tolist(), "std": road.data.source_train.std.tolist()}
         folder.write_json(
-            "dense/training.json", {"loss": losses, "source_accuracy": score, **norm, "taken": taken and vars(taken)}
+            "dense/training.json",
+            {"loss": thinned(losses), "source_accuracy": score, **norm, "taken": taken and vars(taken)},
         )
 
     folder.stage("dense", keys.dense(road.basis), ["dense/weights.safetensors", "dense/training.json"], compute)
@@ -188,7 +189,7 @@ def search(road: Road, bench: Workbench, dense: str) -> tuple[str, SearchResult]
             found = METHODS[recipe.search.method](job)
         folder.write_tensors("search/scores.safetensors", found.scores)
         folder.write_tensors("search/weights.safetensors", found.state)
-        folder.write_json("search/trace.json", list(found.trace))
+        folder.write_json("search/trace.json", thinned(found.trace))
 
     files = ["search/scores.safetensors", "search/weights.safetensors", "search/trace.json"]
     folder.stage("search", keys.search(road.basis, dense, bench.structure, strictest(road, bench)), files, compute)

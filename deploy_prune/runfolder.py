@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from deploy_prune import strict_json
 from deploy_prune.errors import RunFolderError
@@ -28,6 +28,8 @@ from deploy_prune.types import Artifact, Row
 if TYPE_CHECKING:
     from torch import Tensor
 
+RowT = TypeVar("RowT")
+
 PACKAGES: Final = (
     "deploy-prune",
     "torch",
@@ -38,6 +40,8 @@ PACKAGES: Final = (
     "onnxruntime",
     "numpy",
 )
+MOST_ROWS: Final = 4096
+"""Of a trace: more than a chart can show, and at 200 bytes a row a tenth of what a JSON file may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +229,13 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 def sha256(path: Path) -> str:
     """The file's or folder's sha256, hexadecimal."""
     return digest_of(path)
+
+
+def thinned(rows: Sequence[RowT]) -> list[RowT]:
+    """Every n-th row of a long trace, and the last: at most ``MOST_ROWS``."""
+    step = -(-len(rows) // (MOST_ROWS - 1)) or 1
+    kept = list(rows[::step])
+    return kept if not rows or (len(rows) - 1) % step == 0 else [*kept, rows[-1]]
 
 
 def cpu_name() -> str:

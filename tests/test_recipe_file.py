@@ -129,12 +129,13 @@ def test_an_override_does_not_take_the_blame_for_the_file(write):
 
 
 def test_a_file_that_can_not_be_read_is_an_error_of_the_recipe(write, monkeypatch):
-    def fail(path: Path) -> bytes:
+    def fail(path: Path, mode: str) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    path = write(MINIMAL)
+    monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(RecipeError, match=r"^r\.yaml: the file can't be read: Permission denied\.$"):
-        load(write(MINIMAL))
+        load(path)
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from deploy_prune.errors import RunFolderError
-from deploy_prune.runfolder import RunFolder, load_tensors, read_json, save_tensors, sha256
+from deploy_prune.runfolder import MOST_ROWS, RunFolder, load_tensors, read_json, save_tensors, sha256, thinned
 from deploy_prune.types import Row
 
 ROW = Row(
@@ -261,3 +262,13 @@ def test_it_knows_how_long_stages_took(folder):
     folder.stage("first", {}, [], lambda: time.sleep(5))
     assert list(folder.seconds()) == ["first", "a/b"]
     assert 0.2 <= folder.seconds()["first"] < 2
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 4095, 4096, 4097, 10_000, 2_000_000])
+def test_a_long_trace_is_thinned_from_the_first_to_the_last_row(length):
+    kept = thinned(range(length))
+    assert len(kept) <= MOST_ROWS
+    assert kept[:1] == list(range(length))[:1]
+    assert kept[-1:] == list(range(length))[-1:]
+    assert len({b - a for a, b in itertools.pairwise(kept[:-1])}) <= 1
+    assert length > MOST_ROWS or len(kept) >= min(length, MOST_ROWS - 1) // 2

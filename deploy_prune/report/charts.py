@@ -182,7 +182,7 @@ def search_trace(trace: Sequence[Mapping[str, float]]) -> Markup:
         for axes in panels:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         ends = f"Loss {losses[0]['loss']:.3g} to {losses[-1]['loss']:.3g}" if losses else "No loss"
-        return _svg(figure, "The search, step by step", f"{ends} in {len(trace)} steps.")
+        return _svg(figure, "The search, step by step", f"{ends} in {trace[-1].get('step', len(trace)):g} steps.")
 
 
 def _trace_line(
