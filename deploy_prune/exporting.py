@@ -18,6 +18,7 @@ from deploy_prune.export.bundle import Bundle, Contents
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe, parse_budget
 from deploy_prune.runfolder import RunFolder, read_json, sha256
+from deploy_prune.strict_json import shown
 from deploy_prune.surgery import architecture
 from deploy_prune.trust import trusted
 from deploy_prune.types import Row
@@ -155,12 +156,17 @@ def _contents(finished: Finished, row: Row, examples: TransferData, trust: bool)
 
 
 def _place(row: Row, recipe: Recipe) -> str:
-    """The row's folder in the run folder."""
-    if row.budget == "dense":
-        return f"dense/{row.target}"
-    (budget,) = [b for b in recipe.parsed_budgets if b.text == row.budget]
-    (target,) = [t for t in map(load_target, recipe.targets) if t.name == row.target]
-    return road.place_of(target, budget)
+    """The row's folder in the run folder.
+
+    Raises:
+        RunFolderError: the row is of no target and budget of the recipe.
+    """
+    targets = [t for t in map(load_target, recipe.targets) if t.name == row.target]
+    budgets = [b for b in recipe.parsed_budgets if b.text == row.budget]
+    if not targets or (row.budget != "dense" and not budgets):
+        message = f"results.json has {shown(row.target)} {shown(row.budget)}, which its recipe.yaml has not."
+        raise RunFolderError(message)
+    return f"dense/{row.target}" if row.budget == "dense" else road.place_of(targets[0], budgets[0])
 
 
 def _refuse_changed(finished: Finished, place: str) -> None:

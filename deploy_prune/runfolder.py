@@ -170,9 +170,9 @@ class RunFolder:
             RunFolderError: there are none.
         """
         path = self.path / "results.json"
-        rows: tuple[Row, ...] = strict_json.conform(
-            tuple[Row, ...], read_json(path), RunFolderError, f"{path} is not what this program writes"
-        )
+        where = f"{path} is not what this program writes"
+        told = strict_json.figures(read_json(path), RunFolderError, where)
+        rows: tuple[Row, ...] = strict_json.conform(tuple[Row, ...], told, RunFolderError, where)
         return rows
 
     def read_artifact(self, place: str) -> Artifact:

@@ -138,6 +138,21 @@ def conform(kind: Callable[..., T], value: Any, error: type[DeployPruneError], w
     return found
 
 
+def figures(value: Any, error: type[DeployPruneError], where: str) -> Any:
+    """The value, whose numbers can all be figures of a network: 0, or from 1e-30 to 1e18 in size.
+
+    Raises:
+        DeployPruneError: (of the class ``error``) one is beyond, so that what is computed of it would overflow.
+    """
+    level = [value]
+    while level:
+        node = level.pop()
+        level += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        if isinstance(node, int | float) and node != 0 and not 1e-30 <= abs(node) <= 1e18:
+            _refuse(error, f"{where}: {node} is no figure that a network can have.")
+    return value
+
+
 def shown(value: Any, limit: int = MAX_SHOWN) -> str:
     """A value of unknown origin, fit for a message."""
     return printable(value, limit)

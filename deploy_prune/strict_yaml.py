@@ -107,6 +107,8 @@ def _refused(text: str) -> Iterator[tuple[int, str]]:
             yield line, f"it is nested more than {MAX_DEPTH} deep"
         if isinstance(event, AliasEvent) or (isinstance(event, ScalarEvent) and event.value == "<<"):
             yield line, "aliases (*x) and merges (<<) are not read; write the values out"
+        elif isinstance(event, NodeEvent) and event.anchor:
+            yield line, "anchors (&x) and aliases are not read; write the values out"
         if isinstance(event, NodeEvent) and getattr(event, "tag", None):
             yield line, "tags (!x) are not read; write the plain value"
         if isinstance(event, ScalarEvent) and _giant(event):

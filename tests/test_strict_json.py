@@ -89,3 +89,11 @@ def test_or_the_sentence_says_where_not(value: object, words: str) -> None:
     assert words in str(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("number", [1e-320, -1e-31, 1e19, 1e308])
+def test_a_figure_is_one_that_can_be_computed_with(number: float) -> None:
+    honest = {"a": [0, 0.0, 1e-30, 2**59, "1e308", None, True]}
+    assert strict_json.figures(honest, RunFolderError, "it") == honest
+    with pytest.raises(RunFolderError, match="no figure"):
+        strict_json.figures({"a": [{"b": number}]}, RunFolderError, "it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
 from io import StringIO
@@ -197,7 +198,9 @@ def _trace_line(
 def _svg(figure: Figure, title: str, description: str) -> Markup:
     """The figure as an inline ``<svg>`` with a title and a description, and the page's colours."""
     written = StringIO()
-    figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():  # the browser's fonts draw the text, not matplotlib's
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = written.getvalue()
     head, _, body = text[text.index("<svg") :].partition(">")
     head = re.sub(r' (?:width|height)="[^"]*"', "", head)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,7 +128,7 @@ def read_rows(run: Path) -> tuple[Row, ...] | None:
     Raises:
         RunFolderError: the file is damaged.
     """
-    return _read(run / "results.json", lambda rows: _as(tuple[Row, ...], rows))
+    return _read(run / "results.json", _rows)
 
 
 def _network(folder: Path) -> Network:
@@ -143,6 +143,11 @@ def _network(folder: Path) -> Network:
 
 def _as(kind: Callable[..., T], value: Any) -> T:
     return strict_json.conform(kind, value, RunFolderError, "it")
+
+
+def _rows(value: Any) -> tuple[Row, ...]:
+    rows: tuple[Row, ...] = _as(tuple[Row, ...], strict_json.figures(value, RunFolderError, "it"))
+    return tuple(replace(r, target=printable(r.target, 100), budget=printable(r.budget, 100)) for r in rows)
 
 
 def _trace(value: Any) -> tuple[dict[str, float], ...]:
@@ -163,8 +168,8 @@ class _Provenance:
 
 
 def _provenance(value: Any) -> dict[str, Any]:
-    _as(_Provenance, value)
-    return dict(value)
+    taken_apart = _as(_Provenance, value)
+    return {"finished": "", **value, **asdict(taken_apart)}
 
 
 def _bars(architecture: Any) -> tuple[charts.Bar, ...]:
@@ -177,18 +182,11 @@ def _bars(architecture: Any) -> tuple[charts.Bar, ...]:
 
 
 def _loop(value: Any) -> Loop:
-    steps = tuple(
-        Step(
-            step=step["step"],
-            limit=step["limit"],
-            predicted=step["predicted"],
-            observed=step["observed"],
-            asked=float(step["asked"]),
-            chosen=step["chosen"],
-        )
-        for step in value["steps"]
-    )
-    return Loop(metric=value["metric"], tolerance=value["tolerance"], steps=steps)
+    found = _as(Loop, strict_json.figures(value, RunFolderError, "it"))
+    if not all(step.asked > 0 for step in found.steps):
+        message = "a step asked for nothing"
+        raise ValueError(message)
+    return found
 
 
 def _measured(latency: Any) -> str:
