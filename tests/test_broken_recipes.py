@@ -206,7 +206,7 @@ def material(folder, monkeypatch):
 
 def check(text: str | bytes):
     Path("r.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    return CliRunner().invoke(main, ["check", "r.yaml"])
+    return CliRunner().invoke(main, ["check", "r.yaml", "--quiet"])
 
 
 def assert_one_sentence(result, code: int, parts: tuple[str, ...]) -> None:
