@@ -230,9 +230,9 @@ def test_a_runtime_that_is_not_there(board, tmp_path):
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("print('nonsense')", "device.py answered with something that is not JSON: 'nonsense'"),
+        ("print('nonsense')", "device.py answered 'nonsense': it is not JSON: "),
         ("print('[1]')", "not a JSON object"),
-        ("pass", "not JSON: ''"),
+        ("pass", "device.py answered '': it is not JSON"),
         ("print('{\"a\": 1')", "not JSON"),
         ("sys.exit('it broke; so sorry')", "failed with exit code 1: it broke; so sorry"),
         ("sys.exit(255)", "failed with exit code 254"),

@@ -368,7 +368,7 @@ def test_without_the_runtime_the_files_are_checked_and_the_rest_is_said_not_to_b
 
 
 def test_the_command_says_it_too(small, monkeypatch):
-    def without(args, timeout_s):
+    def without(args, timeout_s, env):
         command = [sys.executable, "-I", "-c", WITHOUT, "onnxruntime", *args[2:]]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
