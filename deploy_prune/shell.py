@@ -249,8 +249,9 @@ def held_open() -> Iterator[IO[bytes]]:
 
 
 def tail(text: str, lines: int = 5) -> str:
-    """The last lines of what a command printed, as one."""
-    return " | ".join(text.strip().splitlines()[-lines:])[-TOLD:] or "no message"
+    """The last lines of what a command printed, as one; a long one's middle is left out."""
+    told = " | ".join(text.strip().splitlines()[-lines:]) or "no message"
+    return told if len(told) <= TOLD else f"{told[: TOLD // 2]} [...] {told[-TOLD // 2 :]}"
 
 
 def _until_its_end(process: subprocess.Popen[bytes], errors: IO[bytes], timeout_s: float, most: Most | None) -> bytes:

@@ -197,6 +197,10 @@ FAULTS = (
 def test_a_planted_fault_is_caught(kind, network, fault, tmp_path):
     wrong = fault(copy.deepcopy(network)).eval()
     artifact = write(kind, wrong, tmp_path)
+    if (kind, fault) == (("executorch", "int8"), half_the_channels):  # XNNPACK has no such slice in 8 bits
+        with pytest.raises(MeasurementError, match="can't be run"):
+            check_parity(network, artifact, images(64))
+        return
     check_parity(wrong, artifact, images(64))
     with pytest.raises(ParityError, match="differs"):
         check_parity(network, artifact, images(64))
@@ -217,7 +221,7 @@ def test_what_is_not_finite_is_refused_on_either_side(kind, network, honest, dam
     with pytest.raises(ParityError, match="The network's output 0 is not finite"):
         check_parity(broken, honest, images(64))
     try:
-        artifact = write(kind, broken, tmp_path)
+        artifact = write(kind, copy.deepcopy(broken), tmp_path)  # litert clamps what it is given
     except (ExportError, AssertionError, RuntimeError, ValueError):  # some formats' libraries refuse to write it
         return
     with pytest.raises((ParityError, MeasurementError)):
