@@ -33,7 +33,7 @@ UNREADABLE = {
     "impossible date": (HEAD + "seed: 2020-13-45\n", "the YAML can't be read", "month"),
     "same key twice": (HEAD + "seed: 1\nseed: 2\n", "r.yaml:5: ", 'duplicate key "seed"'),
     "same key twice, nested": (HEAD + "train:\n  lr: 1\n  lr: 2\n", "r.yaml:6: ", 'duplicate key "lr"'),
-    "alias": (HEAD + "train: &t {lr: 1}\nsearch: *t\n", "r.yaml:5: aliases"),
+    "alias": (HEAD + "train: &t {lr: 1}\nsearch: *t\n", "r.yaml:4: anchors (&x) and aliases"),
     "merge": (HEAD + "train:\n  <<: {lrr: 1}\n", "r.yaml:5: ", "merges (<<)"),
     "code": (HEAD + "seed: !!python/object/apply:os.getpid []\n", "r.yaml:4: ", "tags"),
     # keys
@@ -122,7 +122,7 @@ UNUSABLE = {
     "no root": ("data: {source: cifar10}", 13, "data.root"),
     "root that is not there": ("data: {source: cifar10, root: no_such_folder}", 13, "no_such_folder"),
     "root without the files": ("data: {source: idx, root: empty_folder}", 13, "empty_folder"),
-    "folder without images": ("data: {source: folder, root: empty_images}", 13, "a task needs at least 2"),
+    "folder without images": ("data: {source: folder, root: empty_images}", 13, "has no images"),
     "damaged file": ("data: {source: cifar10, root: damaged}", 13, "cifar10.npz"),
     "empty data set": ("data: {source: 'broken_plugin:no_examples'}", 13, "empty"),
     "data of the wrong form": ("data: {source: 'broken_plugin:one_array'}", 13, "x_train"),
