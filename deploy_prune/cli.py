@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from deploy_prune import __version__
-from deploy_prune.commands.frame import Commands, file_option, result_file, run_folder, settings
+from deploy_prune.commands.frame import Commands, file_option, result_file, run_folder, say, settings
 from deploy_prune.commands.outcome import require_met, require_ok, show_rows, write_artifact, write_bundles
 from deploy_prune.locks import hold
 from deploy_prune.shell import write_text
@@ -45,12 +45,12 @@ def recipe(name: str, settings: Sequence[str], out: Path, fresh: bool, wait: boo
     from deploy_prune.recipe_file import load
 
     parsed = load(name, settings)
-    with hold(out / parsed.name, (lambda told: click.echo(told, err=True)) if wait else None):
+    with hold(out / parsed.name, (lambda told: say(told, err=True)) if wait else None):
         from deploy_prune import pipeline
         from deploy_prune.console import output, rich_progress
 
         with nullcontext(silent) if quiet else rich_progress() as progress:
-            tell = pipeline.untold if quiet else partial(click.echo, err=True)
+            tell = pipeline.untold if quiet else partial(say, err=True)
             run = pipeline.run(parsed, out, progress, fresh, tell)
     show_rows(run.rows)
     output().print(*run.summary, sep="\n", markup=False, highlight=False)
@@ -152,7 +152,7 @@ def verify(bundle: Path, hashes_only: bool) -> None:
     """
     from deploy_prune.device.bundle import verify as check_bundle
 
-    click.echo("\n".join(check_bundle(bundle, hashes_only)))
+    say("\n".join(check_bundle(bundle, hashes_only)))
 
 
 @main.command(epilog="Example: deploy-prune transfer slim.json --data photos --shots 10 --out slim-photos")
@@ -212,7 +212,7 @@ def show(source: Path, target: str | None, trust: bool, as_json: bool) -> None:
 
     found = overview(source, target, trust)
     if as_json:
-        click.echo(json.dumps(found.as_json(), indent=1))
+        say(json.dumps(found.as_json(), indent=1))
     else:
         output().print(*overview_tables(found), sep="\n")
 
@@ -231,7 +231,7 @@ def predict(model: str, target: str, shape: str | None, trust: bool, as_json: bo
     from deploy_prune import predicting
 
     found = predicting.predicted(model, target, predicting.parse_shape(shape) if shape else None, trust)
-    click.echo(json.dumps(found.as_json(), indent=1) if as_json else str(found))
+    say(json.dumps(found.as_json(), indent=1) if as_json else str(found))
 
 
 @main.command(epilog="Example: deploy-prune profile torchvision:mobilenet_v2 --target host --input 3,224,224")
@@ -265,7 +265,7 @@ def profile(model: str, shape: str | None, as_json: bool, out: Path | None, **ho
     text = json.dumps(found.as_json(), indent=1)
     if out:
         write_text(out, text + "\n")
-    click.echo(text if as_json else str(found))
+    say(text if as_json else str(found))
 
 
 @main.command(epilog="Example: deploy-prune report runs/mobilenet")
@@ -276,7 +276,7 @@ def report(run: Path) -> None:
     from deploy_prune.runfolder import is_run
 
     with hold(run) if is_run(run) else nullcontext():
-        click.echo(write_page(run))
+        say(write_page(run))
 
 
 @main.group(invoke_without_command=True, epilog="Example: deploy-prune targets")
@@ -310,7 +310,7 @@ def new(name: str, host: str | None, serial: str | None, program: Path | None, o
     from deploy_prune.latency.probe import new_target
 
     device = f"adb://{serial}" if host is None else f"ssh://{host}"
-    click.echo(new_target(name, device, out or Path(f"{name}.yaml"), program))
+    say(new_target(name, device, out or Path(f"{name}.yaml"), program))
 
 
 @main.command(epilog="Example: deploy-prune schema --out recipe.schema.json")
@@ -320,7 +320,7 @@ def schema(out: Path | None) -> None:
     from deploy_prune.recipe import schema as recipe_schema
 
     text = json.dumps(recipe_schema(), indent=2)
-    write_text(out, text + "\n") if out else click.echo(text)
+    write_text(out, text + "\n") if out else say(text)
 
 
 @main.command(epilog="Example: deploy-prune cache --clear latency")

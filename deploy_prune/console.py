@@ -5,17 +5,19 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, TextIO
 
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from deploy_prune import types
+from deploy_prune.text import printable
 
 PLAIN_EVERY_S = 5.0
 SHARE: Final = "kept/"
@@ -30,7 +32,7 @@ _PIPED_WIDTH = 160  # columns of a table that no terminal shows
 def rich_progress(stream: TextIO | None = None) -> Iterator[types.Progress]:
     """Yield a progress that shows a bar per work on a terminal, and plain lines on anything else (default: stderr)."""
     stream = stream or sys.stderr
-    console = Console(file=stream)
+    console = PrintableConsole(file=stream)
     if not (stream.isatty() and console.is_interactive):
         yield PlainLines(stream)
         return
@@ -40,7 +42,16 @@ def rich_progress(stream: TextIO | None = None) -> Iterator[types.Progress]:
 
 def output() -> Console:
     """The console for results on standard output; wide where it is not a terminal, so that no table is folded."""
-    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    return PrintableConsole(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+
+
+class PrintableConsole(Console):
+    """A console on which names of files, targets and devices can't steer the terminal, whatever they contain."""
+
+    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+        """What is written: text without control characters, and the console's own controls and colours."""
+        clean = [s if s.control else Segment(printable(s.text, keep="\n"), s.style) for s in buffer]
+        return super()._render_buffer(clean)
 
 
 class PlainLines:
@@ -57,7 +68,8 @@ class PlainLines:
         if done < total and now - self._shown.get(work, -PLAIN_EVERY_S) < PLAIN_EVERY_S:
             return
         self._shown[work] = now
-        print(f"{work}: {done}/{total} {_shown(figures)}".rstrip(), file=self._stream, flush=True)
+        line = printable(f"{work}: {done}/{total} {_shown(figures)}".rstrip())
+        print(line, file=self._stream, flush=True)
 
 
 class Bars:

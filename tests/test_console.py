@@ -3,7 +3,11 @@
 import io
 import re
 
-from deploy_prune import types
+from rich.table import Table
+from rich.text import Text
+
+from deploy_prune import console, types
+from deploy_prune.commands import frame
 from deploy_prune.console import PLAIN_EVERY_S, PlainLines, rich_progress, targets_table
 
 
@@ -91,3 +95,36 @@ def test_many_groups_share_blocks():
     assert len(blocks) <= 32
     assert blocks[0] == "▁"
     assert blocks[-1] == "█"
+
+
+HOSTILE = "a\x1b]0;title\x07b\x1b[2Jc\u202ed\x9be\rf"
+SHOWN = "a?]0;title?b?[2Jc?d?e f"
+IN_A_TABLE = "a?]0;titleb?[2Jc?d?ef"  # rich leaves some out itself
+
+
+def test_a_table_shows_no_control_characters(capsys):
+    table = Table(HOSTILE)
+    table.add_row(Text(HOSTILE))
+    console.output().print(table, HOSTILE, markup=False)
+    shown = capsys.readouterr().out
+    assert shown.count(IN_A_TABLE) == 3
+    assert not set(shown) & set("\x1b\x07\u202e\x9b\r")
+
+
+def test_a_terminals_own_controls_stay():
+    stream = io.StringIO()
+    printing = console.PrintableConsole(file=stream, force_terminal=True, color_system="standard", legacy_windows=False)
+    printing.print(Text(HOSTILE, style="red"))
+    printing.clear()
+    assert stream.getvalue() == f"\x1b[31m{IN_A_TABLE}\x1b[0m\n\x1b[2J\x1b[H"
+
+
+def test_plain_progress_shows_no_control_characters():
+    stream = io.StringIO()
+    console.PlainLines(stream)(HOSTILE, 1, 1)
+    assert stream.getvalue() == f"{SHOWN}: 1/1\n"
+
+
+def test_what_a_command_says_has_no_control_characters(capsys):
+    frame.say(f"{HOSTILE}\nnext")
+    assert capsys.readouterr().out == f"{SHOWN}\nnext\n"

@@ -47,6 +47,11 @@ class Commands(click.Group):
             _stop(f"error: unexpected {kind}: {error} (run again with deploy-prune --debug to see where)", UNEXPECTED)
 
 
+def say(text: object, err: bool = False) -> None:
+    """Print lines of which parts may come from a file or a device: without characters that steer a terminal."""
+    click.echo(printable(text, keep="\n"), err=err)
+
+
 def of_the_system(error: Exception) -> str | None:
     """The sentence for what files, disks and homes do to any command; None for what is a fault of ours."""
     if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deploy_prune.commands.frame import say
 from deploy_prune.errors import BudgetError, of_kind
 from deploy_prune.types import Row
 
@@ -21,9 +22,9 @@ def write_bundles(run: Path, target: str, budget: str | None, out: Path | None, 
 
     delivery = exporting.bundles(run, target, budget, out, trust)
     for made in delivery.bundles:
-        click.echo("\n  ".join((f"{made.folder} and {made.packed}", *made.checked)))
+        say("\n  ".join((f"{made.folder} and {made.packed}", *made.checked)))
     for row in delivery.left_out:
-        click.echo(f"left out: {row.target} {row.budget} failed: {row.error}", err=True)
+        say(f"left out: {row.target} {row.budget} failed: {row.error}", err=True)
 
 
 def write_artifact(source: Path, target: str, out: Path, trust: bool) -> None:
@@ -31,9 +32,9 @@ def write_artifact(source: Path, target: str, out: Path, trust: bool) -> None:
     from deploy_prune import reuse
 
     made = reuse.export(source, target, out, trust)
-    click.echo(f"{made.path} {made.format} {made.precision} {made.size_bytes} bytes {made.sha256}")
+    say(f"{made.path} {made.format} {made.precision} {made.size_bytes} bytes {made.sha256}")
     if made.unchecked:
-        click.echo(f"not compared with the network: {made.unchecked}", err=True)
+        say(f"not compared with the network: {made.unchecked}", err=True)
 
 
 def show_rows(rows: Sequence[Row]) -> None:
@@ -72,8 +73,8 @@ def show_cache() -> None:
     found = kinds()
     for one in found:
         ages = f"{one.newest_days:.0f} to {one.oldest_days:.0f} days old"
-        click.echo(f"{one.name:12} {one.entries:6} entries {one.size_bytes / 1e6:9.2f} MB  {ages}")
-    click.echo(f"{cache_folder()}{'' if found else ' is empty'}")
+        say(f"{one.name:12} {one.entries:6} entries {one.size_bytes / 1e6:9.2f} MB  {ages}")
+    say(f"{cache_folder()}{'' if found else ' is empty'}")
 
 
 def clear_cache(kind: str) -> None:
@@ -84,4 +85,4 @@ def clear_cache(kind: str) -> None:
         message = f"there is no kind {kind!r} in the cache; write one of {', '.join(KINDS)}, or --clear alone for all"
         raise click.UsageError(message)
     num = clear(None if kind == "all" else kind)
-    click.echo(f"removed {num} entries from {cache_folder()}")
+    say(f"removed {num} entries from {cache_folder()}")
