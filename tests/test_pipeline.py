@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -341,6 +342,30 @@ def test_a_dense_artifact_that_can_not_be_written_is_its_target_s_failure(again,
     rows = json.loads((again / "results.json").read_text())
     told = ("failed", "dense/pixel-8 can't be written", "ExportError")
     assert [(row["status"], row["error"], row["error_kind"]) for row in rows] == [told, told]
+
+
+def test_other_targets_go_on_where_one_can_not_be_written(tmp_path, monkeypatch):
+    working = road.export
+
+    def refuse(way, network, target, place, key):
+        if target.name == "pixel-8":
+            message = f"{place} can't be written"
+            raise ExportError(message)
+        return working(way, network, target, place, key)
+
+    monkeypatch.setattr(road, "export", refuse)
+    rows = pipeline.run(tiny_recipe(targets=["pixel-8", "raspberry-pi-5"]), tmp_path).rows
+    assert [(row.target, row.status) for row in rows] == [
+        ("pixel-8", "failed"), ("pixel-8", "failed"), ("raspberry-pi-5", "predicted"), ("raspberry-pi-5", "predicted"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("size_bytes", "fits"), [(999, True), (1000, True), (1001, False)])
+def test_a_finished_file_is_held_to_its_budget(size_bytes, fits):
+    target = load_target("pixel-8")
+    row = replace(pipeline._empty_row(target, "1 kB", "size"), asked=1000.0, size_bytes=size_bytes)
+    with nullcontext() if fits else pytest.raises(BudgetError, match="1001 bytes, asked were 1000"):
+        pipeline._require_size(row)
 
 
 def test_one_row_that_fails_does_not_stop_the_others(again, monkeypatch):
