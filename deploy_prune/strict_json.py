@@ -42,15 +42,6 @@ def read(path: Path, error: type[DeployPruneError], max_bytes: int = MAX_BYTES, 
     return parse(read_text(path, error, max_bytes), error, str(path), finite)
 
 
-def read_as(kind: Callable[..., T], path: Path, error: type[DeployPruneError]) -> T:
-    """What a JSON file says, as ``kind`` (see ``conform``).
-
-    Raises:
-        DeployPruneError: (of the class ``error``) as ``read`` and ``conform``.
-    """
-    return conform(kind, read(path, error), error, str(path))
-
-
 def read_text(path: Path, error: type[DeployPruneError], max_bytes: int = MAX_BYTES) -> str:
     """The text of a plain file; never waits, as reading a pipe would.
 

@@ -22,7 +22,15 @@ from tiny_run import arithmetic_device, tiny_recipe
 
 from deploy_prune import benching, check, data, device, models, pipeline, preprocessing, reuse, road, timing
 from deploy_prune.cli import main
-from deploy_prune.errors import ArchitectureError, BudgetError, ExportError, ParityError, RunFolderError, TrainingError
+from deploy_prune.errors import (
+    ArchitectureError,
+    BudgetError,
+    ExportError,
+    MeasurementError,
+    ParityError,
+    RunFolderError,
+    TrainingError,
+)
 from deploy_prune.latency.targets import load_target, targets_folder
 from deploy_prune.recipe import parse_budget
 from deploy_prune.recipe_file import dump, load
@@ -358,6 +366,20 @@ def test_other_targets_go_on_where_one_can_not_be_written(tmp_path, monkeypatch)
     assert [(row.target, row.status) for row in rows] == [
         ("pixel-8", "failed"), ("pixel-8", "failed"), ("raspberry-pi-5", "predicted"), ("raspberry-pi-5", "predicted"),
     ]  # fmt: skip
+
+
+def test_a_dense_artifact_that_can_not_be_timed_fails_its_row_only(tmp_path, monkeypatch):
+    def lost(way, target, artifact):
+        message = "the device is gone"
+        raise MeasurementError(message)
+
+    monkeypatch.setattr(timing, "time_dense", lost)
+    with arithmetic_device(tmp_path / "cache"):
+        rows = pipeline.run(tiny_recipe(targets=["host", "pixel-8"]), tmp_path).rows
+    assert [(row.target, row.status) for row in rows] == [
+        ("host", "failed"), ("host", "ok"), ("pixel-8", "predicted"), ("pixel-8", "predicted"),
+    ]  # fmt: skip
+    assert rows[0].error == "the device is gone"
 
 
 @pytest.mark.parametrize(("size_bytes", "fits"), [(999, True), (1000, True), (1001, False)])
