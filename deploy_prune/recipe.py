@@ -91,6 +91,10 @@ def _one_of(word: str, known: tuple[str, ...], what: str) -> str:
 
 Steps = Annotated[int, Field(ge=0, le=10_000_000)]
 Rate = Annotated[float, Field(gt=0, le=1000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+BatchSize = Annotated[int, Field(ge=2)]
+WeightDecay = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
 BudgetText = Annotated[str, AfterValidator(_checked_budget)]
 
 
@@ -98,18 +102,29 @@ class ModelPart(Part):
     """Which network, and its weights."""
 
     source: str = Field(
-        description="torchvision:NAME, timm:NAME, built-in resnet20/32/44/56/110 and conv2/4/6, or module:callable"
+        description="The network: torchvision:NAME, timm:NAME, one of the built-in resnet20/32/44/56/110 and "
+        "conv2/4/6, or module:callable for a function of your own."
     )
-    args: dict[str, Any] = Field(default={}, description="keyword arguments of the builder, besides num_classes")
+    args: dict[str, Any] = Field(
+        default={}, description="Keyword arguments of the function that builds it. num_classes comes from the data."
+    )
     weights: str | None = Field(
-        default=None, description="a .safetensors file or what torch.save wrote; none: train on source data"
+        default=None,
+        description="The trained weights: a .safetensors file, or a file that torch.save wrote. null: the network is "
+        "trained on the source classes first, see train.",
     )
-    weights_key: str | None = Field(default=None, description="the entry of the file, where several would fit")
+    weights_key: str | None = Field(
+        default=None, description="The entry of the weights file to use, if several would fit, as in state_dict_ema."
+    )
     head: Literal["keep", "new"] = Field(
-        default="keep", description="new: leave the file's class layers out and train the network with new ones"
+        default="keep",
+        description="keep: the weights file has the class layers too. new: the file is of other classes; its class "
+        "layers are left out, and train trains new ones.",
     )
     accuracy: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        default=None, description="what the weights are said to score on the source classes; far less is warned of"
+        default=None,
+        description="The accuracy (0 to 1) that the weights are said to have on the source classes. You are warned if "
+        "they score far less here.",
     )
 
     @field_validator("weights_key", "head")
@@ -129,25 +144,30 @@ class ModelPart(Part):
 class TrainPart(Part):
     """How the dense network is trained on the source data when no weights are given."""
 
-    steps: Steps = 300
-    batch_size: Annotated[int, Field(ge=2)] = 64
-    lr: Rate = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    steps: Steps = Field(default=300, description="Training steps.")
+    batch_size: BatchSize = Field(default=64, description="Examples of a batch.")
+    lr: Rate = Field(default=0.05, description="Peak learning rate.")
+    weight_decay: WeightDecay = Field(default=5e-4, description="Weight decay.")
 
 
 class SearchPart(Part):
     """Which method scores the channels, and for how long."""
 
     method: str = Field(
-        default="gate", description="dap, gate, gumbel, or a baseline", json_schema_extra={"enum": [*SEARCH_METHODS]}
+        default="gate",
+        description="What scores the channels: a learned method (gate, dap, gumbel) or a baseline.",
+        json_schema_extra={"enum": [*SEARCH_METHODS]},
     )
-    steps: Steps = 200
-    batch_size: Annotated[int, Field(ge=2)] = 64
-    lr: Rate = Field(default=0.02, description="learning rate of the weights (they are trained with the gates)")
+    steps: Steps = Field(default=200, description="Training steps of the search.")
+    batch_size: BatchSize = Field(default=64, description="Examples of a batch.")
+    lr: Rate = Field(
+        default=0.02, description="Learning rate of the weights, which are trained together with the gates."
+    )
     lr_gates: Rate | None = Field(
-        default=None, description="learning rate of the gates; none: what lets a logit go 30 in all steps"
+        default=None,
+        description="Learning rate of the gates. null: chosen so that a gate's logit can move by 30 in all steps.",
     )
-    options: dict[str, Any] = Field(default={}, description="options of the method, see its page")
+    options: dict[str, Any] = Field(default={}, description="Options of the method, as in {derivative: sigmoid}.")
 
     @field_validator("method")
     @classmethod
@@ -158,72 +178,97 @@ class SearchPart(Part):
 class SourceSearchPart(SearchPart):
     """The search of a recipe: also told by the dense network, which is the teacher of its own slimmer self."""
 
-    distill: Annotated[float, Field(ge=0, le=1)] = Field(default=0.9, description="share of the teacher in the loss")
-    temperature: Rate = 2.0
+    distill: Share = Field(
+        default=0.9,
+        description="Share of the loss (0 to 1) that compares the output with the dense network's; the rest compares "
+        "it with the labels.",
+    )
+    temperature: Rate = Field(default=2.0, description="Temperature of that comparison.")
 
 
 class RetrainPart(Part):
     """How the slim network is adapted to the target task."""
 
     steps: Steps | None = Field(
-        default=None, description="none: 20 passes over the examples, but at least 400 steps and at most 4000"
+        default=None,
+        description="Training steps. null: 20 passes over the examples, but at least 400 steps and at most 4000.",
     )
-    batch_size: Annotated[int, Field(ge=2)] = 64
+    batch_size: BatchSize = Field(default=64, description="Examples of a batch.")
     lr: Rate | None = Field(
         default=None,
-        description="peak rate of AdamW, of the last layer; none: 0.001 if weights and classes are kept, else 0.005",
+        description="Peak learning rate (AdamW) of the last layer. null: 0.001 if weights and classes are kept, else "
+        "0.005.",
     )
     first_layer_lr: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
-        description="the first layer's learning rate as a share of the last's; from layer to layer it grows",
+        description="The first layer's learning rate as a share of the last layer's; it grows from layer to layer.",
     )
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    distill: Annotated[float, Field(ge=0, le=1)] = Field(default=0.9, description="share of the teacher in the loss")
-    temperature: Rate = 2.0
+    weight_decay: WeightDecay = Field(default=5e-4, description="Weight decay.")
+    distill: Share = Field(
+        default=0.9,
+        description="Share of the loss (0 to 1) that compares the output with the dense network's; the rest compares "
+        "it with the labels.",
+    )
+    temperature: Rate = Field(default=2.0, description="Temperature of that comparison.")
     features: Annotated[float, Field(ge=0, le=1e6)] | None = Field(
         default=None,
-        description="weight of the distance to the teacher's features, at the kept channels; none: 10 if weights are "
-        "kept, else 0",
+        description="Weight of the distance to the dense network's features, at the channels that stay. null: 10 if "
+        "weights are kept, else 0.",
     )
-    init: Literal["inherit", "fresh"] = Field(default="inherit", description="start from the kept weights, or new ones")
+    init: Literal["inherit", "fresh"] = Field(
+        default="inherit",
+        description="inherit: begin with the weights of the channels that stay. fresh: draw new weights.",
+    )
     batchnorm: Literal["reestimate", "running", "freeze"] = Field(
         default="reestimate",
-        description="statistics: taken anew at the end, the running ones of training, or those it came with",
+        description="Batch-norm statistics. reestimate: computed again after training. running: as training leaves "
+        "them. freeze: as they were before.",
     )
-    mix: Literal["none", "mixup", "cutmix"] = Field(default="none", description="mix examples with each other")
+    mix: Literal["none", "mixup", "cutmix"] = Field(
+        default="none", description="Mix training examples with each other: mixup or cutmix."
+    )
     ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None,
-        description="decay of a moving average of the weights, which is what stays; none: the last weights",
+        description="Decay of a moving average of the weights, which is then the result. null: the last weights are.",
     )
     hold_out: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0,
-        description="share of the examples whose loss says which step's weights stay, and when to stop; 0: the last's",
+        description="Share of the examples that is not trained on; its loss decides which step's weights stay and when "
+        "to stop. 0: all steps are done, and the last weights stay.",
     )
 
 
 class PrunePart(Part):
     """Which groups may be pruned, by glob patterns over module names."""
 
-    only: list[str] = Field(default=[], description="prune only groups whose name matches one of these; empty: all")
-    skip: list[str] = []
-    min_channels: Annotated[int, Field(ge=1)] = 1
-    trace_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    only: list[str] = Field(
+        default=[], description="Prune only groups whose name matches one of these patterns. Empty: all groups."
+    )
+    skip: list[str] = Field(default=[], description="Don't prune groups whose name matches one of these patterns.")
+    min_channels: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="Every group keeps at least so many channels."
+    )
+    trace_timeout_s: Seconds = Field(
+        default=300.0, description="Time limit for tracing the network and finding its groups."
+    )
 
 
 class ExportPart(Part):
     """How artifacts are written."""
 
-    opset: Annotated[int, Field(ge=18, le=23)] = 18
-    dynamic_batch: bool = False
-    timeout_s: Annotated[float, Field(gt=0)] = Field(default=600.0, description="for writing one artifact")
+    opset: Annotated[int, Field(ge=18, le=23)] = Field(default=18, description="ONNX operator set.")
+    dynamic_batch: bool = Field(default=False, description="Leave the batch size of the artifact's input open.")
+    timeout_s: Seconds = Field(default=600.0, description="Time limit for writing one artifact.")
     max_memory_gb: Annotated[float, Field(gt=0)] = Field(
-        default=8.0, description="memory (1e9 bytes) of the process that writes artifacts"
+        default=8.0, description="Memory limit (1e9 bytes) of the process that writes artifacts."
     )
     calibration_examples: Annotated[int, Field(ge=1)] = Field(
-        default=256, description="training inputs that int8 is calibrated on"
+        default=256, description="Training examples that int8 is calibrated on."
     )
-    max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.02, description="of an fp16 or int8 artifact against the network that it was made from; absolute"
+    max_accuracy_drop: Share = Field(
+        default=0.02,
+        description="How much accuracy an fp16 or int8 artifact may lose against the network that it was made from. "
+        "Absolute: 0.02 is two percentage points.",
     )
 
     def content(self) -> dict[str, Any]:
@@ -234,37 +279,58 @@ class ExportPart(Part):
 class MeasurePart(Part):
     """How latency is measured and how near to the budget it must come."""
 
-    runs: Annotated[int, Field(ge=10)] = 300
-    warmup: Annotated[int, Field(ge=0)] = 30
-    tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.03
-    max_corrections: Annotated[int, Field(ge=0, le=50)] = 6
+    runs: Annotated[int, Field(ge=10)] = Field(default=300, description="Timed inferences per artifact.")
+    warmup: Annotated[int, Field(ge=0)] = Field(default=30, description="Inferences before them that are not timed.")
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.03, description="How far measured latency may be from the budget, as a share of it."
+    )
+    max_corrections: Annotated[int, Field(ge=0, le=50)] = Field(
+        default=6, description="How often channel counts are chosen again after a measured candidate missed the budget."
+    )
 
 
 class Recipe(Part):
     """One run: search, cut, retrain, export and measure, for every target and budget."""
 
-    name: str = Field(description="names the run folder", json_schema_extra={"pattern": _NAME})
-    model: ModelPart
-    data: DataPart = DataPart()
-    train: TrainPart = TrainPart()
-    search: SourceSearchPart = SourceSearchPart()
-    prune: PrunePart = PrunePart()
-    retrain: RetrainPart = RetrainPart()
-    export: ExportPart = ExportPart()
-    measure: MeasurePart = MeasurePart()
-    targets: Annotated[list[str], Field(min_length=1), AfterValidator(distinct)] = ["host"]
-    metric: Metric = Field(default="latency", description="what a percentage in budgets is of")
-    budgets: Annotated[list[BudgetText], Field(min_length=1)] = ["50%"]
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    name: str = Field(description="The run folder's name.", json_schema_extra={"pattern": _NAME})
+    model: ModelPart = Field(description="Which network, and its weights.")
+    data: DataPart = Field(default=DataPart(), description="Which examples.")
+    train: TrainPart = Field(
+        default=TrainPart(), description="How the dense network is trained if there are no weights for it."
+    )
+    search: SourceSearchPart = Field(default=SourceSearchPart(), description="How channels are scored.")
+    prune: PrunePart = Field(default=PrunePart(), description="Which channels may be removed.")
+    retrain: RetrainPart = Field(default=RetrainPart(), description="How the slim network is trained.")
+    export: ExportPart = Field(default=ExportPart(), description="How artifacts are written.")
+    measure: MeasurePart = Field(default=MeasurePart(), description="How latency is measured.")
+    targets: Annotated[list[str], Field(min_length=1), AfterValidator(distinct)] = Field(
+        default=["host"], description="The devices: names that `deploy-prune targets` lists, or paths of target files."
+    )
+    metric: Metric = Field(default="latency", description="What a percentage in budgets is of.")
+    budgets: Annotated[list[BudgetText], Field(min_length=1)] = Field(
+        default=["50%"],
+        description="The budgets: '50%' (of the dense network's), '50% macs', '4 ms', '120 MMACs', '3 Mparams' or "
+        "'2.5 MB'.",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(default=0, description="Seed of everything that is drawn.")
     device: str = Field(
-        default="auto", description="where training runs: auto, cpu, cuda", json_schema_extra={"pattern": _DEVICE}
+        default="auto",
+        description="Where training runs: auto (a GPU if there is one), cpu, cuda or cuda:N.",
+        json_schema_extra={"pattern": _DEVICE},
     )
-    mixed_precision: Literal["no", "bf16"] = Field(default="no", description="of all training")
-    accumulate: Annotated[int, Field(ge=1)] = Field(default=1, description="batches whose mean gradient makes a step")
+    mixed_precision: Literal["no", "bf16"] = Field(
+        default="no", description="Precision of all training: no is float32."
+    )
+    accumulate: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="Batches whose mean gradient makes one training step."
+    )
     track: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], AfterValidator(distinct)] = Field(
-        default=[], description="trackers that losses and costs are sent to; their files lie in the run's tracking/"
+        default=[],
+        description="Trackers that losses and costs are sent to meanwhile. Their files lie in the run's tracking/.",
     )
-    threads: Annotated[int, Field(ge=1)] | None = Field(default=None, description="CPU threads of training; none: all")
+    threads: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="CPU threads of training. null: all cores."
+    )
 
     @property
     def parsed_budgets(self) -> tuple[Budget, ...]:

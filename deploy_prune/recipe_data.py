@@ -67,37 +67,51 @@ Shots = Annotated[int | Literal["auto"] | None, BeforeValidator(_checked_shots)]
 class DataPart(Part):
     """Which examples: the source task to search on, the target task to adapt to."""
 
-    source: str = Field(default="digits", description="digits, cifar10, cifar100, npz, idx, folder or module:callable")
-    root: str | None = Field(default=None, description="where the files are (not for digits); or set DEPLOY_PRUNE_DATA")
+    source: str = Field(
+        default="digits", description="The data set: digits, cifar10, cifar100, npz, idx, folder or module:callable."
+    )
+    root: str | None = Field(
+        default=None, description="Where its files are; digits has none. null: the variable DEPLOY_PRUNE_DATA."
+    )
     image_size: Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE)] | None = Field(
         default=None,
-        description="side of the square input in pixels; none: what the network's own configuration says, else the one "
-        "size that the images have",
+        description="Side of the network's square input, in pixels. null: from the network's own configuration, or the "
+        "images' size if all have one square size.",
     )
-    channels: Literal[1, 3] = 3
+    channels: Literal[1, 3] = Field(default=3, description="1: images are made grey. 3: they are made colour.")
     mean: list[float] | None = Field(
         default=None,
-        description="per channel, of inputs in 0..1; none: with weights, what the network's own configuration says, "
-        "else the data set's own",
+        description="Mean of each channel, of values in 0..1, which is subtracted. null: with weights, from the "
+        "network's own configuration; else the data set's own.",
     )
-    std: list[Annotated[float, Field(gt=0)]] | None = None
+    std: list[Annotated[float, Field(gt=0)]] | None = Field(
+        default=None, description="Standard deviation of each channel, which is divided by. null: as for mean."
+    )
     shots: Shots = Field(
         default="auto",
-        description="K training examples of each target class; none: all; auto: all where the target classes are the "
-        f"source classes, else {FEW_SHOTS}",
+        description="Training examples of each target class, drawn with the seed. null: all. auto: all if the target "
+        f"classes are the source classes, else {FEW_SHOTS}.",
     )
     short_classes: Literal["fail", "use_all"] = Field(
-        default="fail", description="where a target class has fewer than K examples"
+        default="fail", description="What to do if a class has fewer than shots: fail, or use_all that it has."
     )
     unreadable: Literal["fail", "skip"] = Field(
-        default="fail", description="where files of a folder can't be read as images"
+        default="fail", description="What to do with files that can't be read as images: fail, or skip and name them."
     )
-    source_classes: Classes | None = Field(default=None, description="classes of the source task; none: all")
-    target_classes: Classes | None = Field(default=None, description="classes of the target task; none: all")
+    source_classes: Classes | None = Field(
+        default=None, description="The classes that channels are chosen on. null: all."
+    )
+    target_classes: Classes | None = Field(
+        default=None, description="The classes that the slim network learns. null: all."
+    )
     ways: Annotated[int, Field(ge=2)] | None = Field(
-        default=None, description="N of the target classes, drawn with the seed; none: all of them"
+        default=None, description="Learn only so many of the target classes, drawn with the seed. null: all of them."
     )
-    augment: Augment = Field(default="shift", description="how training images are varied")
+    augment: Augment = Field(
+        default="shift",
+        description="How training images are varied: none, shift, shift_flip, affine "
+        "(turned, scaled and moved a little), crop_flip or crop_flip_colour (for photographs).",
+    )
 
     @field_validator("source")
     @classmethod
