@@ -1,8 +1,9 @@
-# The words a newcomer guesses: run, test, check, bench, clean. Everything is installed into VENV, once.
+# The words a newcomer guesses: run, test, check, docs, bench, clean. Everything is installed into VENV, once.
 #
 #   make run                      the mobilenet recipe; results in runs/mobilenet
 #   make run RECIPE=quickstart    another recipe
 #   make test-extras              the tests of all extras' formats, with every extra installed
+#   make docs                     the documentation as a site, in build/site
 #   make test VENV=/tmp/env       in another environment
 #   make test PYTHON=python3.12   with another Python
 
@@ -17,10 +18,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 INSTALLED_EXTRAS := $(VENV)/.installed-extras
+INSTALLED_DOCS := $(VENV)/.installed-docs
 EXTRAS := litert executorch ncnn coreml openvino
 OR := $(subst $() $(), or ,$(EXTRAS))
 
-.PHONY: run test test-extras check fuzz bench clean
+.PHONY: run test test-extras check docs picture fuzz bench clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)
@@ -42,6 +44,16 @@ lint: $(INSTALLED_TEST)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Every warning is an error, broken links too. Nothing is fetched but the packages.
+docs: $(INSTALLED_DOCS)
+	PYTHONPATH=docs $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/site
+
+# The report of a finished mobilenet run, as the README shows it.
+CHROMIUM ?= chromium
+picture: $(INSTALLED)
+	$(BIN)/deploy-prune report runs/mobilenet
+	$(BIN)/python docs/_picture.py runs/mobilenet/report.html docs/images/report.png $(CHROMIUM)
+
 # Hostile input of every kind that comes from outside, 20,000 in all; at most 20 minutes on two cores.
 fuzz: $(INSTALLED_TEST)
 	DEPLOY_PRUNE_FUZZ=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -n 2 --dist worksteal
@@ -61,6 +73,10 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 
 $(INSTALLED_TEST): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $(INSTALLED) $@
+
+$(INSTALLED_DOCS): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $(INSTALLED) $@
 
 $(INSTALLED_EXTRAS): pyproject.toml | $(BIN)/python

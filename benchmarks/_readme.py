@@ -1,6 +1,6 @@
-"""Write the tables of README.md and benchmarks/README.md from a run's results.json and benchmarks/results/*.json.
+"""Write figures into README.md, docs/ and benchmarks/README.md, from runs and from benchmarks/results/*.json.
 
-python benchmarks/_readme.py [RUN]      (default: runs/mobilenet; where there is none, its table stays as it is)
+python benchmarks/_readme.py [RUNS]      (default: runs, with mobilenet and quickstart; what isn't there stays as it is)
 """
 
 from __future__ import annotations
@@ -8,19 +8,23 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
 import _texts
-from _summary import summary
+from _summary import sentences, summary
 from _texts import Text, table
+from rich.console import Console
 
-from deploy_prune.report.table import accuracy, measured, predicted, status
-from deploy_prune.report.units import amount
+from deploy_prune.report.table import accuracy, results_table
+from deploy_prune.report.units import amount, plain
 from deploy_prune.runfolder import RunFolder
 from deploy_prune.shell import write_text
+from deploy_prune.types import Row
 
 ROOT: Final = Path(__file__).parent.parent
+TERMINAL_COLUMNS: Final = 120
 Results = Mapping[str, dict[str, Any]]
 """A file's name in benchmarks/results, without its suffix -> what is in it."""
 
@@ -52,9 +56,9 @@ def sections(results: Results) -> str:
 
 
 BLOCKS: Final[dict[str, dict[str, Callable[[Results], str]]]] = {
-    "README.md": {
-        "promise": all_of({"budgets": _texts.promise}),
-        "benchmarks": summary,
+    "README.md": {"figures": sentences},
+    "docs/benchmarks.md": {"benchmarks": summary},
+    "docs/latency.md": {
         "latency-table": all_of({"latency_table": _texts.latency_table}),
         "budgets": all_of({"budgets": _texts.budgets}),
     },
@@ -74,19 +78,44 @@ def run_table(folder: Path) -> str:
     """The results of a run."""
     run = RunFolder(path=folder)
     provenance = run.read_json("provenance.json")
-    header = ["target", "budget", "asked", "predicted", "measured p50 / p90 (ms)", "MACs", "accuracy", "status"]
-    rows = [
-        [
-            row.target, row.budget, amount(row.asked, row.metric), predicted(row), measured(row),
-            amount(row.macs, "macs"), accuracy(row), status(row),
-        ]
-        for row in run.read_results()
-    ]  # fmt: skip
+    header = ["target", "budget", "latency, dense → slim", "speed-up, paired", "accuracy, dense → slim"]
+    slim = [row for row in run.read_results() if row.budget != "dense"]
+    rows = [[row.target, row.budget, latency(row), speed_up(row), accuracy(row)] for row in slim]
     where = f"`{provenance['command']}` on {provenance['cpu']}, one thread, {provenance['finished'][:10]}."
     return f"{table(header, rows)}\n\n{where}"
 
 
-def written(run: Path | None = None) -> dict[str, str]:
+def terminal_table(folder: Path) -> str:
+    """The results of a run as the terminal shows them."""
+    console = Console(file=StringIO(), width=TERMINAL_COLUMNS, color_system=None)
+    with console.capture() as captured:
+        console.print(results_table(RunFolder(path=folder).read_results()))
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    return "\n".join(["```text", *(line for line in lines if line), "```"])
+
+
+def latency(row: Row) -> str:
+    """Of the dense and of the slim network in the same interleaved run; or what is predicted for the slim one."""
+    if row.measured_p50_ms is None:
+        return f"{amount(row.predicted_ms, 'latency')} (predicted)"
+    return f"{plain(row.dense_p50_ms, 'latency')} → {amount(row.measured_p50_ms, 'latency')}"
+
+
+def speed_up(row: Row) -> str:
+    """As "1.94x (1.92 to 1.97)": the paired speed-up and its 95% interval."""
+    if row.ratio is None or row.ratio_low is None or row.ratio_high is None:
+        return "not measured"
+    return f"{1 / row.ratio:.2f}x ({1 / row.ratio_high:.2f} to {1 / row.ratio_low:.2f})"
+
+
+RUNS: Final[dict[str, tuple[str, Callable[[Path], str]]]] = {
+    "results": ("mobilenet", run_table),
+    "quickstart": ("quickstart", terminal_table),
+}
+"""Marker in README.md -> the run's name, and what stands there."""
+
+
+def written(runs: Path | None = None) -> dict[str, str]:
     """File -> its text with what the results say between its markers."""
     files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
     results = {path.stem: json.loads(path.read_text()) for path in files}
@@ -95,14 +124,15 @@ def written(run: Path | None = None) -> dict[str, str]:
         for name, tell in blocks.items():
             if content := tell(results):
                 texts[file] = put(texts[file], name, content)
-    if run is not None and run.is_dir():
-        texts["README.md"] = put(texts["README.md"], "results", run_table(run))
+    for marker, (name, tell_run) in RUNS.items():
+        if runs is not None and (runs / name).is_dir():
+            texts["README.md"] = put(texts["README.md"], marker, tell_run(runs / name))
     return texts
 
 
 def main() -> None:
     """Rewrite what stands between the markers."""
-    for file, text in written(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/mobilenet")).items():
+    for file, text in written(Path(sys.argv[1] if len(sys.argv) > 1 else "runs")).items():
         write_text(ROOT / file, text)
 
 

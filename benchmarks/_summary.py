@@ -1,4 +1,4 @@
-"""What the main README tells of each benchmark: a row or a sentence; the tables are in benchmarks/README.md."""
+"""What README.md and docs/benchmarks.md say of each benchmark; the tables are in benchmarks/README.md."""
 
 from __future__ import annotations
 
@@ -124,3 +124,31 @@ def summary(results: Mapping[str, dict[str, Any]]) -> str:
     parts += ["\n".join(told)] if told else []
     parts += [cut_speed(results["cut_speed"])] if "cut_speed" in results else []
     return "\n\n".join(parts)
+
+
+def sentences(results: Mapping[str, dict[str, Any]]) -> str:
+    """The six sentences of README.md, one figure each; empty unless all of the figures are there."""
+    names = ("budgets", "recovery_resnet56", "parity", "zoo", "published_latencies")
+    if not all(name in results for name in names):
+        return ""
+    budgets, recovered, parities, networks, published_ones = (results[name] for name in names)
+    reached, rows = budgets["summary"], budgets["rows"].values()
+    met = round(reached["within_3_percent"] * reached["counted"])
+    everything = "All" if met == reached["counted"] else f"{met} of"
+    longest = max(row["uniform_over_ours"] for row in rows if "uniform_over_ours" in row)
+    name, best = list(recovered["figures"].items())[-1]
+    shots = name.partition(",")[0]
+    passed = sum(row["passed"] for row in networks["rows"].values())
+    accepted = sum("error" not in row for row in parities["rows"].values())
+    errors = [d["median_error"] for d in list(published_ones["left_out"].values())[-1].values()]
+    told = (
+        f"{everything} {reached['counted']} reachable latency budgets were met within 3% by the finished artifacts.",
+        f"Uniform pruning to as many MACs takes up to {longest:.1f} times as long: hardware rounds channel counts up.",
+        f"{recovered['network']} at {recovered['point']} of its MACs, retrained with {shots} images of each class, has "
+        f"{best['mean']:.1%} accuracy on CIFAR-10; dense, it has {recovered['dense']:.1%}.",
+        f"{accepted} of {len(parities['rows'])} artifacts compute what their network does in torch, in their own "
+        "runtimes; the others were refused.",
+        f"{passed} of {len(networks['rows'])} networks from torchvision, timm, transformers and others can be pruned.",
+        f"Latencies predicted without a device are off by {statistics.median(errors):.0%} (median over devices).",
+    )
+    return "\n".join(f"- {sentence}" for sentence in told)

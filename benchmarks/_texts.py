@@ -266,19 +266,6 @@ def budgets(figures: dict[str, Any]) -> str:
     return f"{head}\n\n{table(titles, rows)}"
 
 
-def promise(figures: dict[str, Any]) -> str:
-    """What `budgets` shows, in two sentences."""
-    found, rows = figures["summary"], figures["rows"]
-    longer = [row["uniform_over_ours"] for row in rows.values() if "uniform_over_ours" in row]
-    asked = sorted({row["asked"] for row in rows.values()}, reverse=True)
-    text = f"On {figures['device']}, budgets of {', '.join(f'{share:.0%}' for share in asked)} of the dense latency on "
-    text += f"{len({name.split(' ')[0] for name in rows})} networks: {found['within_3_percent']:.0%} of the "
-    text += f"{found['counted']} that are within reach were met to 3% by the finished artifacts"
-    text += "" if found["worst"] is None else f", the worst to {found['worst']:.1%}"
-    text += f". Uniform pruning to as many MACs takes {min(longer):.1f} to {max(longer):.1f} times as long, because it "
-    return text + "keeps counts that the processor rounds up ([figures](#latency-tables))."
-
-
 def parted(key: str) -> tuple[str, str]:
     """Network and input of a row that is called "torchvision:resnet18:3,224,224:1000 ..."."""
     name, shape, _ = key.split(" ")[0].rsplit(":", 2)

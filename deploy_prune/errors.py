@@ -1,4 +1,8 @@
-"""Every error a user can meet: one class, one exit code; the message names the cause and what to change."""
+"""Every error that a user can meet: one class and one exit code each.
+
+A message names the cause and what to change. A class's docstring says what happened, then what to do: the errors page
+of the documentation is made from it.
+"""
 
 from __future__ import annotations
 
@@ -22,103 +26,154 @@ class DeployPruneError(Exception):
 
 
 class RecipeError(DeployPruneError):
-    """The recipe can't be read: unknown key, wrong type, bad value. The message has file and line."""
+    """The recipe can't be read: an unknown key, a wrong type or a bad value.
+
+    Change the line that the message names. `deploy-prune schema` lists every key.
+    """
 
     exit_code = 10
 
 
 class ModelError(DeployPruneError):
-    """The network can't be built: unknown source or name, or its builder raised."""
+    """The network can't be built: its source or name is unknown, or the function that builds it failed.
+
+    Check `model.source` and `model.args`.
+    """
 
     exit_code = 11
 
 
 class WeightsError(DeployPruneError):
-    """The weights file is missing, unsafe (pickled code), truncated, or does not fit the network."""
+    """The weights file is missing, damaged, contains code, or doesn't fit the network.
+
+    Check `model.weights`; `model.weights_key` chooses an entry, `model.head: new` gives new class layers.
+    """
 
     exit_code = 12
 
 
 class DataError(DeployPruneError):
-    """The data set is missing, empty, or too small for what the recipe asks."""
+    """The data is missing, damaged, empty, or too small for what the recipe asks.
+
+    Check `data.root`, the classes and `data.shots`; `data.unreadable: skip` leaves damaged images out.
+    """
 
     exit_code = 13
 
 
 class TargetError(DeployPruneError):
-    """The target is unknown or its description in edge_targets/ is wrong."""
+    """The target is unknown, or its file is wrong.
+
+    `deploy-prune targets` lists the known ones; change the line that the message names in a file of your own.
+    """
 
     exit_code = 14
 
 
 class BudgetError(DeployPruneError):
-    """The budget can't be read, can't be met by any allowed choice of channels, or is missed by what was made."""
+    """The budget can't be read or met, or the finished artifact misses it.
+
+    Ask for a larger budget or another metric. `deploy-prune check` shows the smallest that can be reached.
+    """
 
     exit_code = 15
 
 
 class SurgeryError(DeployPruneError):
-    """The network can't be traced or cut."""
+    """The network can't be traced, or its channels can't be removed.
+
+    Leave out the part that the message names with `prune.skip`, or raise `prune.trace_timeout_s`.
+    """
 
     exit_code = 16
 
 
 class ArchitectureError(DeployPruneError):
-    """architecture.json is damaged, hostile, or does not fit the network's definition."""
+    """architecture.json is damaged, unsafe, or doesn't fit the network's code.
+
+    Take it from the run again, with the same version of the code; `--trust` allows code of your own.
+    """
 
     exit_code = 17
 
 
 class VerificationError(DeployPruneError):
-    """The cut network differs from the masked one, or the comparison would prove nothing."""
+    """The slim network computes something else than the masked one, or the comparison proves nothing.
+
+    Leave out the part that the message names with `prune.skip`, and please report it.
+    """
 
     exit_code = 18
 
 
 class TrainingError(DeployPruneError):
-    """Training can't go on: the loss is not finite."""
+    """Training can't go on: the loss is not finite, or the device isn't there.
+
+    Lower the learning rate that the message names, or change `device`.
+    """
 
     exit_code = 19
 
 
 class ExportError(DeployPruneError):
-    """The artifact can't be written."""
+    """The artifact can't be written.
+
+    Change the format, precision or `export` setting that the message names.
+    """
 
     exit_code = 20
 
 
 class ParityError(DeployPruneError):
-    """The artifact's output differs from the network's."""
+    """The artifact's output differs from the network's by more than its format may.
+
+    Use a higher precision: fp16 instead of int8, or fp32.
+    """
 
     exit_code = 21
 
 
 class MeasurementError(DeployPruneError):
-    """The artifact can't be run or timed on the target."""
+    """The artifact can't be run or timed on the target.
+
+    Check that the device is reachable and idle, and that the runtime the message names works there.
+    """
 
     exit_code = 22
 
 
 class MissingDependencyError(DeployPruneError):
-    """An optional package is not installed. The message has the pip command."""
+    """An optional package is not installed.
+
+    Run the pip command in the message.
+    """
 
     exit_code = 23
 
 
 class RunFolderError(DeployPruneError):
-    """A folder or file of results is missing, damaged, in use by another process, or can't be written."""
+    """A folder or file of results is missing, damaged, in use by another process, or can't be written.
+
+    Check the path; `--fresh` does a damaged run again, `--wait` waits for the other process.
+    """
 
     exit_code = 24
 
 
 class CommandError(DeployPruneError):
-    """An external command failed or timed out. The message has its standard error."""
+    """An external command failed or took too long.
+
+    The message has what it printed.
+    """
 
     exit_code = 25
 
 
 class BundleError(DeployPruneError):
-    """The bundle is damaged, edited after it was made, unsafe to unpack, or not there."""
+    """The bundle is missing, damaged, changed after it was made, or unsafe to unpack.
+
+    Get it again from the one who made it.
+    """
 
     exit_code = 26
 

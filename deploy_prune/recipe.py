@@ -142,7 +142,7 @@ class ModelPart(Part):
 
 
 class TrainPart(Part):
-    """How the dense network is trained on the source data when no weights are given."""
+    """How the dense network is trained on the source classes, if no weights are given."""
 
     steps: Steps = Field(default=300, description="Training steps.")
     batch_size: BatchSize = Field(default=64, description="Examples of a batch.")
@@ -176,7 +176,7 @@ class SearchPart(Part):
 
 
 class SourceSearchPart(SearchPart):
-    """The search of a recipe: also told by the dense network, which is the teacher of its own slimmer self."""
+    """Which method scores the channels, and for how long. The dense network is the teacher."""
 
     distill: Share = Field(
         default=0.9,
@@ -187,7 +187,7 @@ class SourceSearchPart(SearchPart):
 
 
 class RetrainPart(Part):
-    """How the slim network is adapted to the target task."""
+    """How the slim network is trained after the cut. The dense network is the teacher."""
 
     steps: Steps | None = Field(
         default=None,
@@ -239,7 +239,7 @@ class RetrainPart(Part):
 
 
 class PrunePart(Part):
-    """Which groups may be pruned, by glob patterns over module names."""
+    """Which channel groups may be pruned, by patterns of their names, as in layer4.* (`check` lists the names)."""
 
     only: list[str] = Field(
         default=[], description="Prune only groups whose name matches one of these patterns. Empty: all groups."
@@ -277,7 +277,7 @@ class ExportPart(Part):
 
 
 class MeasurePart(Part):
-    """How latency is measured and how near to the budget it must come."""
+    """How latency is measured, and how near to its budget it must be."""
 
     runs: Annotated[int, Field(ge=10)] = Field(default=300, description="Timed inferences per artifact.")
     warmup: Annotated[int, Field(ge=0)] = Field(default=30, description="Inferences before them that are not timed.")
@@ -293,16 +293,14 @@ class Recipe(Part):
     """One run: search, cut, retrain, export and measure, for every target and budget."""
 
     name: str = Field(description="The run folder's name.", json_schema_extra={"pattern": _NAME})
-    model: ModelPart = Field(description="Which network, and its weights.")
-    data: DataPart = Field(default=DataPart(), description="Which examples.")
-    train: TrainPart = Field(
-        default=TrainPart(), description="How the dense network is trained if there are no weights for it."
-    )
-    search: SourceSearchPart = Field(default=SourceSearchPart(), description="How channels are scored.")
-    prune: PrunePart = Field(default=PrunePart(), description="Which channels may be removed.")
-    retrain: RetrainPart = Field(default=RetrainPart(), description="How the slim network is trained.")
-    export: ExportPart = Field(default=ExportPart(), description="How artifacts are written.")
-    measure: MeasurePart = Field(default=MeasurePart(), description="How latency is measured.")
+    model: ModelPart
+    data: DataPart = DataPart()
+    train: TrainPart = TrainPart()
+    search: SourceSearchPart = SourceSearchPart()
+    prune: PrunePart = PrunePart()
+    retrain: RetrainPart = RetrainPart()
+    export: ExportPart = ExportPart()
+    measure: MeasurePart = MeasurePart()
     targets: Annotated[list[str], Field(min_length=1), AfterValidator(distinct)] = Field(
         default=["host"], description="The devices: names that `deploy-prune targets` lists, or paths of target files."
     )

@@ -65,7 +65,7 @@ Shots = Annotated[int | Literal["auto"] | None, BeforeValidator(_checked_shots)]
 
 
 class DataPart(Part):
-    """Which examples: the source task to search on, the target task to adapt to."""
+    """Which examples. Channels are chosen on the source classes; the slim network learns the target classes."""
 
     source: str = Field(
         default="digits", description="The data set: digits, cifar10, cifar100, npz, idx, folder or module:callable."

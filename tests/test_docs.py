@@ -1,4 +1,4 @@
-"""What README, CHANGELOG and CONTRIBUTING say is true of the package."""
+"""What README, docs, CHANGELOG and CONTRIBUTING say is true of the package, and everything in it is described."""
 
 import ast
 import importlib
@@ -15,9 +15,13 @@ from ruamel.yaml import YAML
 import deploy_prune
 from deploy_prune import cli, errors
 from deploy_prune.recipe import Recipe
+from deploy_prune.search import OPTIONS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+TEXTS = {"README.md": README, **PAGES}
+ALL = "\n".join(TEXTS.values())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 COMMANDS = cli.main.commands
 ALL_COMMANDS = COMMANDS | {
@@ -37,10 +41,16 @@ def code_lines(text: str) -> list[str]:
 
 
 def fenced(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", ALL, flags=re.MULTILINE | re.DOTALL)
 
 
-SHOWN = [line for line in code_lines(README) if line.startswith("deploy-prune ")]
+def headings(text: str) -> set[str]:
+    """A page's anchors, as GitHub and MyST make them of its headings."""
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+SHOWN = list(dict.fromkeys(line for line in code_lines(ALL) if line.startswith("deploy-prune ")))
 
 
 def test_there_is_something_to_check():
@@ -61,9 +71,14 @@ def test_a_shown_command_can_be_parsed(line):
     assert missing == []
 
 
-def test_every_command_is_shown():
-    assert {line.split()[1] for line in SHOWN} == set(COMMANDS)
-    assert all(any(line.startswith(f"deploy-prune {name}") for line in SHOWN) for name in ALL_COMMANDS)
+def test_every_command_is_in_the_readme_and_shown():
+    section = README[README.index("## The commands") : README.index("## How well it works")]
+    assert {
+        name
+        for row in re.findall(r"^\| (`.+?`) \|", section, flags=re.MULTILINE)
+        for name in row.strip("`").split("`, `")
+    } == set(ALL_COMMANDS)
+    assert [name for name in ALL_COMMANDS if not any(line.startswith(f"deploy-prune {name}") for line in SHOWN)] == []
 
 
 @pytest.mark.parametrize("name", sorted(ALL_COMMANDS))
@@ -71,35 +86,39 @@ def test_every_command_and_option_has_help(name):
     done = CliRunner().invoke(cli.main, [*name.split(), "--help"])
     assert done.exit_code == 0
     assert ALL_COMMANDS[name].help
+    assert f"deploy-prune {name} " in f"{ALL_COMMANDS[name].help} {ALL_COMMANDS[name].epilog} "
     options = [parameter for parameter in ALL_COMMANDS[name].params if isinstance(parameter, click.Option)]
     assert [option.name for option in options if not option.help] == []
 
 
 def test_make_commands_exist():
-    text = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = ALL + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     shown = {line.split()[1] for line in code_lines(text) if line.startswith("make ")}
     assert shown
     assert shown <= targets
 
 
-def test_the_first_screen_has_the_two_commands():
-    first = "\n".join(README.splitlines()[:25])
-    assert "make run" in first
-    assert "make test" in first
-    assert "deploy-prune recipe mobilenet.yaml" in first
+def test_the_readme_is_short_and_begins_with_a_picture_and_a_table():
+    lines = README.splitlines()
+    assert len(lines) <= 200
+    first = "\n".join(lines[:25])
+    assert "](docs/images/report.png)" in first
+    assert "<!-- results:begin -->" in first
+    assert "make run" in "\n".join(lines[:40])
 
 
-def test_the_results_have_their_place():
-    assert README.count("<!-- results:begin -->") == README.count("<!-- results:end -->") == 1
-    assert README.index("<!-- results:begin -->") < README.index("<!-- results:end -->")
-
-
-def test_markers_come_in_pairs():
-    found = re.findall(r"^<!-- ([a-z-]+):(begin|end) -->$", README, flags=re.MULTILINE)
-    names = list(dict.fromkeys(name for name, _ in found))
-    assert {"results", "promise", "benchmarks", "latency-table", "budgets"} == set(names)
-    assert found == [(name, kind) for name in names for kind in ("begin", "end")]
+@pytest.mark.parametrize("name", [*TEXTS, "benchmarks/README.md"])
+def test_markers_come_in_pairs(monkeypatch, name):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    readme = importlib.import_module("_readme")
+    found = re.findall(
+        r"^<!-- ([a-z-]+):(begin|end) -->$", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    names = list(dict.fromkeys(marker for marker, _ in found))
+    assert found == [(marker, kind) for marker in names for kind in ("begin", "end")]
+    runs = readme.RUNS if name == "README.md" else {}
+    assert set(names) == {*readme.BLOCKS.get(name, {}), *runs}
 
 
 def test_tables_are_what_the_results_say(monkeypatch):
@@ -115,16 +134,64 @@ def test_python_blocks_compile_and_use_names_that_exist(code):
             assert hasattr(deploy_prune, node.attr)
 
 
-def test_the_recipe_reference_is_a_recipe_with_every_part():
-    (text,) = fenced("yaml")
-    values = YAML(typ="safe").load(text)
-    Recipe.model_validate(values)
-    assert set(Recipe.model_fields) - {"threads"} == set(values)
+@pytest.mark.parametrize("text", fenced("yaml"))
+def test_yaml_blocks_are_recipes(text):
+    Recipe.model_validate(YAML(typ="safe").load(text))
 
 
-def test_every_exit_code_is_in_the_table():
-    table = {name: int(code) for code, name in re.findall(r"^\| (\d+) \| `(\w+)`", README, flags=re.MULTILINE)}
-    assert table == {kind.__name__: kind.exit_code for kind in ERRORS if kind is not errors.DeployPruneError}
+def described(schema: dict, definitions: dict, above: str = "") -> dict[str, str | None]:
+    """Every key of a schema, and its description."""
+    found = {}
+    for name, of in schema.get("properties", {}).items():
+        part = definitions.get(of.get("$ref", "").rpartition("/")[2])
+        found[f"{above}{name}"] = (part or of).get("description")
+        found |= described(part, definitions, f"{above}{name}.") if part else {}
+    return found
+
+
+@pytest.mark.parametrize("model", [Recipe, *OPTIONS.values()], ids=lambda model: model.__name__)
+def test_every_key_has_a_description(model):
+    schema = model.model_json_schema()
+    found = described(schema, schema.get("$defs", {}))
+    assert [key for key, text in found.items() if not text or not text.endswith(".")] == []
+
+
+@pytest.fixture
+def reference(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return importlib.import_module("_reference")
+
+
+def test_the_references_have_everything(reference):
+    keys, options = reference.recipe_keys(), reference.options()
+    schema = Recipe.model_json_schema()
+    for key in described(schema, schema["$defs"]):
+        assert f"```{{confval}} {key}\n" in keys or f"### {key}\n" in keys
+    for method, model in OPTIONS.items():
+        for name in model.model_fields:
+            assert f"{{confval}} {method}: {name}\n" in options or f"{{confval}} search.options.{name}\n" in options
+    assert all(f"## deploy-prune {name}\n" in reference.commands() for name in ALL_COMMANDS)
+
+
+def test_every_generated_part_has_its_page(reference):
+    assert sorted(reference.MARKER.findall(ALL)) == sorted(reference.PARTS)
+
+
+def test_every_error_says_what_happened_and_what_to_do(reference):
+    assert [
+        kind.__name__ for kind in ERRORS[1:] if len([p for p in (kind.__doc__ or "").split("\n\n") if p.strip()]) != 2
+    ] == []
+    table = dict(re.findall(r"^\| (\d+) \| `(\w+)` \|", reference.error_table(), flags=re.MULTILINE))
+    assert table == {str(kind.exit_code): kind.__name__ for kind in ERRORS if kind is not errors.DeployPruneError}
+
+
+def test_every_public_function_is_documented():
+    assert [
+        name for name in deploy_prune.__all__ if not name.startswith("_") and not getattr(deploy_prune, name).__doc__
+    ] == []
+    assert [
+        name for name in deploy_prune.__all__ if not name.startswith("_") and f"## deploy_prune.{name}\n" not in ALL
+    ] == []
 
 
 def test_exit_codes_are_one_error_each():
@@ -133,8 +200,8 @@ def test_exit_codes_are_one_error_each():
 
 
 def test_every_dependency_has_a_reason():
-    section = README[README.index("## Dependencies") : README.index("## Limits")]
-    shown = {name for row in re.findall(r"^\| ([^|]+) \|", section, flags=re.MULTILINE) for name in row.split(", ")}
+    rows = re.findall(r"^\| ([^|]+) \|", PAGES["docs/dependencies.md"], flags=re.MULTILINE)
+    shown = {name for row in rows for name in row.split(", ")}
     needed = {re.split(r"[<>=\[ ]", dependency)[0] for dependency in PROJECT["dependencies"]}
     assert shown - {"package"} == needed
 
@@ -144,12 +211,34 @@ def test_every_recipe_and_target_file_is_named():
     targets = [path.stem for path in (ROOT / "edge_targets").glob("*.yaml")]
     assert recipes
     assert targets
-    assert [name for name in (*recipes, *targets) if f"`{name}`" not in README] == []
+    assert [name for name in (*recipes, *targets) if f"`{name}`" not in ALL] == []
 
 
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("name", [*TEXTS, "benchmarks/README.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(name):
+    text, place = (ROOT / name).read_text(encoding="utf-8"), (ROOT / name).parent
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    lost = []
+    for link in re.findall(r"\]\(([^)]+)\)", prose):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            assert re.fullmatch(r"https://[a-z0-9.-]+(/[^ ]*)?", link)
+        elif path and not (place / path).exists():
+            lost.append(link)
+        elif anchor and (place / path).suffix in {".md", ""}:
+            there = (place / path).read_text(encoding="utf-8") if path else text
+            generated = "<!-- generated:" in there  # the site's own build checks these
+            lost += [link] if anchor not in headings(there) and not generated else []
+    assert lost == []
+
+
+def test_every_page_is_in_the_contents():
+    listed = {
+        line
+        for block in re.findall(r"```{toctree}\n(.*?)```", PAGES["docs/index.md"], flags=re.DOTALL)
+        for line in block.splitlines()
+    }
+    assert {Path(name).stem for name in PAGES} - listed == {"index"}
 
 
 def test_changelog_and_package_have_one_version():

@@ -43,7 +43,7 @@ def export(
     Args:
         model: any module that torch.export can trace; it is exported in eval mode and left as it was.
         example: float32 [B, C, H, W]; fixes the artifact's input shape.
-        format: a format's name, as in edge_targets/*.yaml.
+        format: a format's name, such as "onnx".
         precision: "fp32", "fp16" or "int8", as far as the format has it; inputs and outputs stay float32.
         path: the file or folder, with the format's suffix; it appears only when complete, and is removed if it fails
             the check.

@@ -26,19 +26,26 @@ State = dict[str, Tensor]
 class MagnitudeOptions(Part):
     """Options of `magnitude`."""
 
-    over: Literal["members", "consumers"] = "members"
+    over: Literal["members", "consumers"] = Field(
+        default="members",
+        description="Which weights count. members: all weights of the channel. consumers: only those that read it.",
+    )
 
 
 class BnScaleOptions(Part):
-    """Options of `bn_scale`: ``without_norm`` says what to do with groups that no norm scales."""
+    """Options of `bn_scale`."""
 
-    without_norm: Literal["error", "magnitude"] = "error"
+    without_norm: Literal["error", "magnitude"] = Field(
+        default="error", description="What to do with groups that no norm scales: fail, or score them by magnitude."
+    )
 
 
 class TaylorOptions(Part):
-    """Options of `taylor`: the number of batches the gradient is taken on."""
+    """Options of `taylor`."""
 
-    num_batches: Annotated[int, Field(ge=1, le=100_000)] = 20
+    num_batches: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=20, description="Number of batches that the gradient is computed on."
+    )
 
 
 def uniform(job: SearchJob) -> SearchResult:

@@ -22,22 +22,24 @@ from pydantic import Field
 from torch import Tensor
 
 from deploy_prune.search.method import SearchJob, read_options
-from deploy_prune.search.relaxed import Relaxation, RelaxedOptions, Weights, gate_rate, learn_gates
+from deploy_prune.search.relaxed import Relaxation, RelaxedOptions, gate_rate, learn_gates
 from deploy_prune.types import SearchResult
 
 
 class DapOptions(RelaxedOptions):
-    """Options of `dap`, beside those of all differentiable methods.
+    """Options of `dap`, beside those of all differentiable methods; ``weights: resample`` is the paper's."""
 
-    ``weights: resample`` is the paper's. ``hard`` and ``soft``: the temperatures t_h and t_s, and ``start``: theta of
-    every unit at first (open: above 0); all three as shares of the way that the learning rate can take theta in all
-    steps. A larger t_h leaves gates half open, which the cut then closes or opens: the trained weights fit neither.
-    """
-
-    weights: Weights = "joint"
-    hard: Annotated[float, Field(gt=0, le=10)] = 0.0005
-    soft: Annotated[float, Field(gt=0, le=10)] = 0.25
-    start: Annotated[float, Field(gt=0, le=1)] = 0.1
+    hard: Annotated[float, Field(gt=0, le=10)] = Field(
+        default=0.0005,
+        description="Temperature t_h of the forward sigmoid, as a share of how far the learning rate can move theta in "
+        "all steps. If it is larger, gates stay half open, and the trained weights fit neither choice.",
+    )
+    soft: Annotated[float, Field(gt=0, le=10)] = Field(
+        default=0.25, description="Temperature t_s of the backward sigmoid, in the same unit."
+    )
+    start: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.1, description="theta of every unit at first (open: above 0), in the same unit."
+    )
 
 
 class _TwoTemperatures(torch.autograd.Function):

@@ -28,14 +28,16 @@ Shape = Literal["constant", "sigmoid"]
 
 
 class GateOptions(RelaxedOptions):
-    """Options of `gate`, beside those of all differentiable methods.
+    """Options of `gate`, beside those of all differentiable methods."""
 
-    ``derivative``: g, either 1 or the sigmoid's derivative. ``start``: w of every gate at first (open: above 0), as a
-    share of the way that the learning rate can take it in all steps.
-    """
-
-    derivative: Shape = "constant"
-    start: Annotated[float, Field(gt=0, le=1)] = 0.1
+    derivative: Shape = Field(
+        default="constant", description="The gate's derivative g: 1 (constant), or that of a sigmoid."
+    )
+    start: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.1,
+        description="w of every gate at first (open: above 0), as a share of how far the learning rate can move it in "
+        "all steps.",
+    )
 
 
 class _TrainableGate(torch.autograd.Function):

@@ -28,20 +28,22 @@ from deploy_prune.types import SearchResult
 
 
 class GumbelOptions(RelaxedOptions):
-    """Options of `gumbel`, beside those of all differentiable methods.
+    """Options of `gumbel`, beside those of all differentiable methods."""
 
-    ``unit``: what a logit stands for, a channel or (the paper) a single weight. ``start``: m of every unit at first;
-    the paper's 0 leaves every second one out, 4 all but one in 55. ``tau``: the temperature of the soft sample.
-    ``rescale`` (with its learning rate ``lr_scale``): learn one scalar per weight. ``signed``: weights are sign(w)
-    times their tensor's standard deviation, with ``unit: weight``.
-    """
-
-    unit: Literal["channel", "weight"] = "channel"
-    start: Annotated[float, Field(ge=-20, le=20)] = 4.0
-    tau: Annotated[float, Field(gt=0, le=100)] = 1.0
-    rescale: bool = True
-    lr_scale: Annotated[float, Field(gt=0, le=100)] = 1e-3
-    signed: bool = False
+    unit: Literal["channel", "weight"] = Field(
+        default="channel", description="What a gate is for: a channel, or (as in the paper) a single weight."
+    )
+    start: Annotated[float, Field(ge=-20, le=20)] = Field(
+        default=4.0,
+        description="m of every unit at first. The paper's 0 leaves out every second unit, 4 one in 55.",
+    )
+    tau: Annotated[float, Field(gt=0, le=100)] = Field(default=1.0, description="Temperature of the soft sample.")
+    rescale: bool = Field(default=True, description="Learn one scale for each weight tensor (Smart Rescale).")
+    lr_scale: Annotated[float, Field(gt=0, le=100)] = Field(default=1e-3, description="Learning rate of these scales.")
+    signed: bool = Field(
+        default=False,
+        description="With unit: weight, replace weights by their sign times their tensor's standard deviation.",
+    )
 
 
 def gumbel_gate(m: Tensor, tau: float) -> Tensor:

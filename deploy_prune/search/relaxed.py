@@ -37,24 +37,33 @@ short search as in a long one. Chosen on CIFAR-10 with ResNet-20: with half of i
 
 
 class RelaxedOptions(Part):
-    """Options of every differentiable method.
+    """Options of every differentiable method."""
 
-    ``weights``, while the gates are learned: trained with them (joint), left as they are (frozen), or drawn anew for
-    each step from the layers' own initialisers (resample).
-    ``anneal``: share of the steps in which the limit falls from dense to the goal. ``gain`` and ``damping``: how fast
-    the price of the cost answers to the gap, per step and at once; in shares of the task's gradient per unit of
-    relative cost. ``average``: share of the steps, at the end, in which the gates' learning rate falls to 0, so that
-    the weights settle on one choice, and over which logits are averaged into the score.
-    ``momentum`` and ``weight_decay``: of the weights' SGD, whose learning rate falls to 0 along a cosine.
-    """
-
-    weights: Weights = "joint"
-    anneal: Annotated[float, Field(gt=0, le=1)] = 0.65
-    gain: Annotated[float, Field(gt=0, le=1000)] = 0.1
-    damping: Annotated[float, Field(ge=0, le=1000)] = 2.0
-    average: Annotated[float, Field(gt=0, le=1)] = 0.35
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
+    weights: Weights = Field(
+        default="joint",
+        description="The weights while gates are learned. joint: trained too. frozen: left as they are. resample: "
+        "drawn anew for each step by the layers' own initialisers.",
+    )
+    anneal: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.65, description="Share of the steps in which the limit on the cost falls from dense to the budget."
+    )
+    gain: Annotated[float, Field(gt=0, le=1000)] = Field(
+        default=0.1,
+        description="How fast the price of the cost follows the gap to the limit, per step. In shares of the task's "
+        "gradient per unit of relative cost.",
+    )
+    damping: Annotated[float, Field(ge=0, le=1000)] = Field(
+        default=2.0, description="How strongly the price answers to the gap at once, in the same unit."
+    )
+    average: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.35,
+        description="Share of the steps, at the end, in which the gates' learning rate falls to 0. Scores are the mean "
+        "logits of these steps.",
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.9, description="Momentum of the weights' SGD, whose learning rate falls to 0 along a cosine."
+    )
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(default=1e-4, description="Weight decay of that SGD.")
 
 
 @dataclass(frozen=True, kw_only=True)
