@@ -35,7 +35,7 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
-            _stop("interrupted; the same command goes on from the last finished stage", INTERRUPTED)
+            _stop("interrupted; run the same command again to resume", INTERRUPTED)
         except Exception as error:
             if ctx.params["debug"]:
                 traceback.print_exc()

@@ -1,0 +1,66 @@
+"""Examples of every command, which its ``--help`` ends with."""
+
+from __future__ import annotations
+
+from typing import Final
+
+EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
+    "recipe": (
+        "deploy-prune recipe quickstart",
+        "deploy-prune recipe mobilenet --set budgets=[50%] --set search.method=uniform --out other-runs",
+        "deploy-prune recipe my-recipe.yaml --fresh",
+    ),
+    "check": ("deploy-prune check mobilenet --set budgets=[20%]",),
+    "bench": (
+        "deploy-prune bench runs/mobilenet --runs 1000 --json again.json",
+        "deploy-prune bench runs/mobilenet --device ssh://pi@raspberrypi.local",
+        "deploy-prune bench runs/mobilenet --device ssh://pi@10.0.0.7:2222/home/pi/env/bin/python3",
+    ),
+    "export": (
+        "deploy-prune export runs/mobilenet --target host",
+        "deploy-prune export runs/mobilenet --target host --budget 50% --out handover/mobilenet",
+        "deploy-prune export runs/mobilenet/host/50% --target pixel-6 --out slim.tflite",
+    ),
+    "verify": ("deploy-prune verify bundles/mobilenet-pixel-8-50pct.zip",),
+    "transfer": (
+        "deploy-prune transfer architecture.json --data photos --shots 10 --out slim-photos",
+        "deploy-prune transfer runs/mobilenet/host/50% --data photos --set data.augment=crop_flip --out slim",
+        "deploy-prune transfer runs/mobilenet/host/50% --episodes 5 --out how-sure",
+        "deploy-prune export slim-photos --target pixel-6 --out slim-photos.tflite",
+    ),
+    "show": (
+        "deploy-prune show architecture.json",
+        "deploy-prune show runs/mobilenet/host/50% --target pixel-8",
+        "deploy-prune show my/architecture.json --trust --json",
+    ),
+    "predict": (
+        "deploy-prune predict torchvision:resnet18 --target jetson-nano --input 3,224,224",
+        "deploy-prune predict runs/mobilenet/host/50% --target pixel-8",
+    ),
+    "profile": (
+        "deploy-prune profile torchvision:mobilenet_v2 --target host --input 3,224,224",
+        "deploy-prune profile resnet20 --target ./my-pi.yaml --input 3,32,32 --classes 10 --out table.json",
+        "deploy-prune profile runs/mobilenet/host/50% --target host --device ssh://pi@raspberrypi.local --json",
+    ),
+    "report": ("deploy-prune report runs/mobilenet",),
+    "targets": (
+        "deploy-prune targets",
+        "deploy-prune targets new my-pi --ssh pi@raspberrypi.local",
+    ),
+    "targets new": (
+        "deploy-prune targets new my-pi --ssh pi@raspberrypi.local",
+        "deploy-prune targets new my-phone --adb R58M12ABCDE --program ./benchmark_model",
+        "deploy-prune recipe mobilenet --set targets=[./my-pi.yaml]",
+    ),
+    "schema": ("deploy-prune schema --out recipe.schema.json",),
+    "cache": (
+        "deploy-prune cache",
+        "deploy-prune cache --clear latency",
+    ),
+}
+"""Command -> lines for a shell, from the plainest to the most special."""
+
+
+def examples(command: str) -> str:
+    """The command's epilog: a line each, which click would join without the mark."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in EXAMPLES[command])])
