@@ -46,7 +46,7 @@ lint: $(INSTALLED_TEST)
 
 # Every warning is an error, broken links too. Nothing is fetched but the packages.
 docs: $(INSTALLED_DOCS)
-	PYTHONPATH=docs $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/site
+	PYTHONPATH=docs $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env -b html docs build/site
 
 # The report of a finished mobilenet run, as the README shows it.
 CHROMIUM ?= chromium

@@ -102,8 +102,8 @@ def help_of(name: str, command: click.Command) -> str:
 
 
 def _key(name: str, of: Schema) -> str:
-    default = "" if "default" not in of else f":default: `{json.dumps(of['default'])}`\n"
-    return f"```{{confval}} {name}\n:type: {type_of(of)}\n{default}\n{of['description']}\n```"
+    default = "required" if "default" not in of else f"default `{json.dumps(of['default'])}`"
+    return f"```{{confval}} {name}\n\n{type_of(of)}; {default}\n\n{of['description']}\n```"
 
 
 def type_of(of: Schema) -> str:
