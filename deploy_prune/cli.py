@@ -54,7 +54,7 @@ def recipe(name: str, settings: Sequence[str], out: Path, fresh: bool, wait: boo
 
         with nullcontext(silent) if quiet else rich_progress() as progress:
             tell = pipeline.untold if quiet else partial(say, err=True)
-            run = pipeline.run(parsed, out, progress, fresh, tell)
+            run = pipeline.run(parsed, out, progress, fresh, tell, tell_threads=tell)
     show_rows(run.rows)
     output().print(*run.summary, sep="\n", markup=False, highlight=False)
     output().print(f"{run.folder}", markup=False, highlight=False)
@@ -193,6 +193,7 @@ def transfer(source: Path, settings: Sequence[str], quiet: bool, **how: Any) -> 
 
     with nullcontext(silent) if quiet else rich_progress() as progress:
         given = transferring.as_settings(how.pop("collection"), how.pop("shots"), how.pop("init"))
+        how["tell_threads"] = (lambda sentence: None) if quiet else partial(say, err=True)
         found = transferring.transfer(source, [*given, *settings], progress=progress, **how)
     output().print(transfer_table(found))
 

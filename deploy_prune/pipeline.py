@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -26,13 +26,12 @@ from deploy_prune.recipe import Recipe
 from deploy_prune.report.page import write_page
 from deploy_prune.road import Road, place_of
 from deploy_prune.runfolder import RunFolder
+from deploy_prune.threads import Tell
 from deploy_prune.types import Artifact, Budget, Metric, Progress, Row, SearchResult, Target, silent
 from deploy_prune.workbench import Workbench
 
 PLANS: Final = 3
 """A budget that the finished artifact misses, though its candidate met it, is planned again: so many times in all."""
-
-Tell = Callable[[str], None]
 
 
 def untold(sentence: str) -> None:
@@ -48,10 +47,19 @@ class Run:
     summary: tuple[str, ...] = ()
 
 
-def run(recipe: Recipe, out: Path, progress: Progress = silent, fresh: bool = False, tell: Tell = untold) -> Run:
+def run(
+    recipe: Recipe,
+    out: Path,
+    progress: Progress = silent,
+    fresh: bool = False,
+    tell: Tell = untold,
+    tell_threads: Tell | None = None,
+) -> Run:
     """Do what the recipe says, in ``out/NAME``; what is finished there is not done again (unless ``fresh``).
 
     ``tell`` gets, before any work, sentences of what goes into the network: its input and the examples.
+    ``tell_threads``: training on a CPU may use fewer threads where other programs are at work, and this is told how
+    many, and why; None: the number of threads that torch has stays. The recipe's ``threads`` wins.
 
     Nobody else may write in ``out/NAME`` meanwhile.
 
@@ -60,7 +68,7 @@ def run(recipe: Recipe, out: Path, progress: Progress = silent, fresh: bool = Fa
             a row with status "failed".
     """
     with hold(out / recipe.name), scratch() as folder:
-        way = _set_out(recipe, out, progress, fresh)
+        way = _set_out(recipe, out, progress, fresh, tell_threads)
         for sentence in way.summary:
             tell(sentence)
         try:
@@ -99,9 +107,9 @@ def _travel(way: Road, bench: Workbench) -> Run:
     return Run(folder=way.folder.path, rows=tuple(rows), summary=way.summary)
 
 
-def _set_out(recipe: Recipe, out: Path, progress: Progress, fresh: bool) -> Road:
+def _set_out(recipe: Recipe, out: Path, progress: Progress, fresh: bool, tell_threads: Tell | None) -> Road:
     """Everything that can be wrong with the recipe's names and files is found here, before any work."""
-    way = road.prepare(recipe, RunFolder(path=out / recipe.name), progress, fresh)
+    way = road.prepare(recipe, RunFolder(path=out / recipe.name), progress, fresh, tell_threads)
     if not fresh:
         run_recipe.require_same_experiment(way.recipe, way.folder.path)
     way.folder.open(fresh)

@@ -327,7 +327,9 @@ class Recipe(Part):
         description="Trackers that losses and costs are sent to meanwhile. Their files lie in the run's tracking/.",
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="CPU threads of training. null: all cores."
+        default=None,
+        description="CPU threads of training. null: as many as other programs leave cores. "
+        "Another number adds up in another order, which changes the last digits of a result.",
     )
 
     @property

@@ -34,6 +34,7 @@ from deploy_prune.runfolder import RunFolder, thinned
 from deploy_prune.search import METHODS, SearchGoal, SearchJob, check_options, gates_of, values
 from deploy_prune.surgery import analysis, architecture, verify
 from deploy_prune.surgery.cut import cut
+from deploy_prune.threads import Tell, share_cores
 from deploy_prune.tracking import Tracked, require_trackers
 from deploy_prune.training import (
     Session,
@@ -82,15 +83,16 @@ class Road:
         return self.data.source_classes == self.data.target_classes
 
 
-def prepare(recipe: Recipe, folder: RunFolder, progress: Progress, fresh: bool = False) -> Road:
+def prepare(
+    recipe: Recipe, folder: RunFolder, progress: Progress, fresh: bool = False, tell_threads: Tell | None = None
+) -> Road:  # fmt: skip
     """What the stages need. Everything that can be wrong with the recipe's names and files is found here.
 
-    ``fresh``: nothing that was measured before is used.
+    ``fresh``: nothing that was measured before is used. ``tell_threads``: see `pipeline.run`.
 
     Raises:
         DeployPruneError: options, targets, data, weights or device don't work.
     """
-    torch.set_num_threads(recipe.threads or torch.get_num_threads())
     check_options(recipe.search)
     targets = _targets(recipe)
     require_trackers(recipe.track)
@@ -99,6 +101,7 @@ def prepare(recipe: Recipe, folder: RunFolder, progress: Progress, fresh: bool =
     )
     if recipe.track:
         progress = Tracked(progress, accelerator, recipe.name, {"recipe": recipe.model_dump_json()})
+    progress = share_cores(progress, recipe.threads, accelerator.device, tell_threads)
     session = Session(accelerator=accelerator, seed=recipe.seed, progress=progress)
     found = preprocessing.resolve(recipe)
     summary = found.summary + preprocessing.try_weights(found, accelerator.device)

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
 
 from deploy_prune import data, models, strict_json
@@ -31,6 +30,7 @@ from deploy_prune.shell import shown, write_text
 from deploy_prune.surgery import architecture
 from deploy_prune.surgery.architecture import Architecture
 from deploy_prune.surgery.cut import cut
+from deploy_prune.threads import Tell, share_cores
 from deploy_prune.training import Session, accuracy, make_accelerator, set_seed
 from deploy_prune.trust import found_recipe
 from deploy_prune.types import Progress, Structure, silent
@@ -95,6 +95,7 @@ def transfer(
     teacher: Path | None = None,
     trust: bool = False,
     progress: Progress = silent,
+    tell_threads: Tell | None = None,
 ) -> Transfer:
     """Adapt an architecture to new data, and write the architecture, weights, recipe and figures to ``out``.
 
@@ -107,6 +108,7 @@ def transfer(
         teacher: the dense network's weights, which teach after they are adapted themselves; by default the run's.
         trust: build networks whose source is ``module:callable`` too. That imports and calls what the file names.
         progress: told of every step.
+        tell_threads: see `pipeline.run`.
 
     Raises:
         RunFolderError: ``out`` is in a run folder, has files that are no transfer's, or is being written by another.
@@ -114,7 +116,12 @@ def transfer(
     """
     _require_own(out)
     with hold(out, keep=False):
-        return _transferred(gather(source, teacher, trust), settings, out, episodes, trust, progress)
+        given = gather(source, teacher, trust)
+        recipe = transfer_recipe(given, settings)
+        accelerator = make_accelerator(recipe.device, recipe.mixed_precision, recipe.accumulate)
+        told = share_cores(progress, recipe.threads, accelerator.device, tell_threads)
+        session = Session(accelerator=accelerator, seed=recipe.seed, progress=told)
+        return _transferred(given, recipe, session, out, episodes, trust)
 
 
 def _require_own(out: Path) -> None:
@@ -126,16 +133,7 @@ def _require_own(out: Path) -> None:
         raise RunFolderError(message)
 
 
-def _transferred(
-    given: Given, settings: Sequence[str], out: Path, episodes: int, trust: bool, progress: Progress
-) -> Transfer:
-    recipe = transfer_recipe(given, settings)
-    session = Session(
-        accelerator=make_accelerator(recipe.device, recipe.mixed_precision, recipe.accumulate),
-        seed=recipe.seed,
-        progress=progress,
-    )
-    torch.set_num_threads(recipe.threads or torch.get_num_threads())
+def _transferred(given: Given, recipe: Recipe, session: Session, out: Path, episodes: int, trust: bool) -> Transfer:
     task: _Task | None = None
     done: list[Episode] = []
     for seed in range(recipe.seed, recipe.seed + episodes):

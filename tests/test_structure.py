@@ -41,6 +41,7 @@ LEVELS = (
             "recipe",
             "recipe_data",
             "recipe_file",
+            "threads",
             "torch_files",
             "tracking",
             "training",
