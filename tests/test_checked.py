@@ -29,6 +29,18 @@ def test_calibration_takes_the_target_tasks_examples_first(wanted, target, sourc
     assert x[:, 0, 0, 0].tolist() == [0.25] * target + [0.75] * source
 
 
+@pytest.mark.parametrize("wanted", [2, 3, 7, 19, 20])
+def test_calibration_examples_are_spread_evenly(wanted):
+    """Images lie class by class: the first ones are all of one class."""
+    images = torch.arange(20.0).view(-1, 1, 1, 1).expand(-1, 1, 4, 4) / 20
+    ordered = Examples(images=images, labels=torch.zeros(20).long(), mean=torch.zeros(1), std=torch.ones(1))
+    data = SimpleNamespace(target_train=ordered, source_train=examples(20, 0.75))
+    taken = (checked.calibration_inputs(data, ExportPart(calibration_examples=wanted))[:, 0, 0, 0] * 20).round()
+    gaps = taken.diff().tolist()
+    assert (len(taken), taken[0], taken[-1]) == (wanted, 0, 19)
+    assert max(gaps) - min(gaps) <= 1
+
+
 def way(tmp_path, told):
     folder = RunFolder(path=tmp_path)
     folder.write_json("host/50%/parity.json", told)

@@ -636,21 +636,29 @@ def test_a_check_of_an_attached_device_measures_the_smallest_network(tmp_path):
 
 
 @pytest.mark.slow
-def test_this_machine_keeps_the_budget(tmp_path):
-    """Nothing is made up here: a network large enough for a quiet clock, measured."""
+def test_this_machine_keeps_the_budget(tmp_path, monkeypatch):
+    """Nothing is made up here: a network large enough for a quiet clock, measured beside the dense one.
+
+    A busy machine can miss a budget by chance, so a miss is tried again, from the first measurement on; what is judged
+    is the lower end of the interval of slim over dense. A network that is too wide misses each time.
+    """
     model = {"source": "tiny_run:network", "args": {"width": 48}}
     recipe = tiny_recipe(
         model=model, targets=["host"], budgets=["55%"], metric="latency", search={"steps": 2, "batch_size": 8}
     )
-    dense, slim = pipeline.run(recipe, tmp_path).rows
-    assert dense.measured_on == "host"
-    if slim.status == "failed":
-        assert "asked were" in slim.error
-        pytest.skip(f"the machine is too busy to measure on: {slim.error}")
+    missed = []
+    for attempt in "abc":
+        monkeypatch.setenv("DEPLOY_PRUNE_CACHE", str(tmp_path / attempt / "cache"))
+        dense, slim = pipeline.run(recipe, tmp_path / attempt).rows
+        assert dense.measured_on == "host"
+        assert slim.status == "ok" or slim.error_kind == "BudgetError", slim.error
+        if slim.ratio_low is not None and slim.ratio_low <= 0.55 * (1 + recipe.measure.tolerance):
+            break
+        missed.append(slim.error)
+    assert len(missed) < 3, missed
     assert slim.measured_on == "host"
-    assert slim.measured_p50_ms <= 1.05 * slim.asked
-    assert slim.measured_p50_ms < 0.7 * dense.measured_p50_ms
-    assert architecture.load(tmp_path / "tiny" / "host" / "55%" / "architecture.json").model == recipe.model
+    assert slim.ratio < 0.7
+    assert architecture.load(tmp_path / attempt / "tiny" / "host" / "55%" / "architecture.json").model == recipe.model
 
 
 # --- a finished artifact that misses its budget -----------------------------------------------------------------------

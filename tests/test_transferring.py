@@ -13,10 +13,11 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 from tiny_run import tiny_recipe
 
-from deploy_prune import data, pipeline, reuse
+from deploy_prune import data, pipeline, reuse, transferring
 from deploy_prune.cli import main
 from deploy_prune.errors import ArchitectureError, DataError, RecipeError, RunFolderError, WeightsError
 from deploy_prune.pipeline import Run
+from deploy_prune.retrain.fewshot import FEATURES, RATES
 from deploy_prune.runfolder import load_tensors
 from deploy_prune.surgery import architecture
 from deploy_prune.transferring import as_settings, transfer
@@ -56,6 +57,34 @@ def test_a_slim_run_hands_on_its_weights_but_not_its_classifier(finished, tmp_pa
     changed = {name for name in old if old[name].shape != new[name].shape or not torch.equal(old[name], new[name])}
     assert changed == {"11.weight", "11.bias"}
     assert new["11.weight"].shape[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "same"),
+    [
+        (f"retrain.lr={RATES['fresh']}", True),
+        (f"retrain.lr={RATES['inherit']}", False),
+        (f"retrain.features={FEATURES['inherit']}", True),
+        ("retrain.features=0", False),
+    ],
+)
+def test_inherited_weights_match_features_at_the_rate_of_a_new_classifier(finished, tmp_path, setting, same):
+    """Both are the default, and both change what is learned."""
+    place = finished.folder / PLACE
+    default, told = move(place, tmp_path / "a"), move(place, tmp_path / "b", setting)
+    assert default.init == told.init == "inherit"
+    weights = [load_tensors(tmp_path / name / "weights.safetensors") for name in ("a", "b")]
+    assert [torch.equal(weights[0][n], weights[1][n]) for n in ("0.weight", "11.weight")] == [same, same]
+
+
+def test_the_teacher_learns_the_new_classes_at_their_rate(finished, tmp_path, monkeypatch):
+    """So does the slim network; a rate of the recipe's own holds for both."""
+    asked = []
+    adapt = transferring.adapt
+    monkeypatch.setattr(transferring, "adapt", lambda *args, **how: asked.append(args[2].lr) or adapt(*args, **how))
+    move(finished.folder / PLACE, tmp_path / "a")
+    move(finished.folder / PLACE, tmp_path / "b", "retrain.lr=0.002")
+    assert asked == [RATES["fresh"]] * 2 + [0.002] * 2
 
 
 def test_fresh_weights_are_new(finished, tmp_path):

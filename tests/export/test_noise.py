@@ -13,6 +13,7 @@ from deploy_prune.export.noise import eight_bits, half, single
 from deploy_prune.export.overflow import stored_in_half
 from deploy_prune.export.parity import CEILING, HALF_CEILING, HALF_MARGIN, HALF_TOLERANCE, TOLERANCE, check_parity
 from deploy_prune.recipe import ExportPart
+from deploy_prune.types import Artifact
 
 
 def test_half_rounds_what_layers_read():
@@ -235,3 +236,51 @@ def test_values_that_may_overflow_without_harm_are_no_overflow():
     assert parity._relative(expected[0], outputs[0]) < HALF_TOLERANCE * 5
     made = SimpleNamespace(precision="fp16", input_shape=(2, 4, 8))
     assert parity._tolerance(network, made, tokens, expected) < HALF_CEILING
+
+
+class Close(nn.Module):
+    """Two outputs that differ by ``gap`` only, whatever the input: a near tie that 8 bits don't turn.
+
+    A negative one makes the other output the larger.
+    """
+
+    def __init__(self, gap: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+        with torch.no_grad():
+            self.head.weight[1] = self.head.weight[0]
+            self.head.bias.copy_(torch.tensor([max(-gap, 0.0), max(gap, 0.0)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x).relu().mean((2, 3)))
+
+
+def test_an_int8_file_that_answers_otherwise_is_refused_however_little_noise_it_has(tmp_path):
+    """Signal over noise hardly sees two small biases that decide every answer, two steps of an 8-bit output apart."""
+    x = torch.randn(32, 3, 16, 16) * torch.linspace(0.2, 4, 32).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        gap = 0.03 * float(Close(0.0)(x).std())
+    artifact = onnx.write(Close(gap), x[:1], tmp_path / "a.onnx", "int8", ExportPart(), x)
+    honest = check_parity(Close(gap), artifact, x)
+    assert honest.agreement == 1.0
+    assert honest.snr_db >= honest.least_db
+    with pytest.raises(ParityError, match="differs: 0% of the largest outputs agree, 100% should"):
+        check_parity(Close(-gap), artifact, x)
+
+
+@pytest.mark.parametrize(("num", "turned", "refused"), [(8, 2, False), (8, 3, True), (100, 15, False), (100, 16, True)])
+def test_so_many_answers_may_turn_in_int8(num, turned, refused, monkeypatch, tmp_path):
+    """Two inputs, or 15% of them."""
+    network, x = Close(0.01), torch.randn(num, 3, 16, 16) * torch.linspace(0.2, 4, num).view(-1, 1, 1, 1)
+    network.head.weight.data *= 100
+    with torch.no_grad():
+        expected = network(x)
+    found = torch.where(torch.arange(num)[:, None] < turned, expected.flip(1), expected)
+    monkeypatch.setattr(parity.device, "run", lambda artifact, inputs, runtime: (found,))
+    made = Artifact(path=tmp_path, format="onnx", precision="int8", sha256="", input_shape=(1, 3, 16, 16), versions={})
+    if refused:
+        with pytest.raises(ParityError, match="of the largest outputs agree, 100% should"):
+            check_parity(network, made, x)
+    else:
+        assert check_parity(network, made, x).agreement == pytest.approx(1 - turned / num)

@@ -239,3 +239,84 @@ def test_dropping_a_groups_only_kept_unit_is_no_proof_of_sight() -> None:
     keep = {"first": torch.arange(8) == 3}
     with pytest.raises(VerificationError, match="proves nothing"):
         verify(network, cut(network, structure, keep), structure, keep, (x,), gates_of(structure))
+
+
+# --- how near, and whether it would notice ----------------------------------------------------------------------------
+
+
+class Cancelling(nn.Module):
+    """Its output is what is left of two large sums, so float32 loses some of it."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.size = size
+        self.first, self.head = nn.Linear(6, 96), nn.Linear(96, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.head(x + self.size) - self.head(torch.full_like(x, self.size))
+
+
+def cancelling(size: float) -> tuple[nn.Module, nn.Module, Structure, Keep, Tensor]:
+    """A network, its cut, its structure, what is kept, and inputs."""
+    torch.manual_seed(0)
+    network, x = Cancelling(size).eval(), torch.randn(8, 6)
+    structure = groups_of(network, x)
+    keep = half(structure)
+    return network, cut(network, structure, keep), structure, keep, x
+
+
+@pytest.mark.parametrize(("size", "precision"), [(0.0, "float32"), (3000.0, "float64")])
+@pytest.mark.parametrize(("off", "refused"), [(0.0, False), (1e-4, True)])
+def test_a_cut_that_is_off_by_a_ten_thousandth_is_refused(
+    size: float, precision: str, off: float, refused: bool
+) -> None:
+    network, slim, structure, keep, x = cancelling(size)
+    with torch.no_grad():
+        slim.head.weight[0] *= 1 + off
+    if refused:
+        with pytest.raises(
+            VerificationError, match=r"differs from the masked one's by \d.\de-0[45] \(relative, float64\)"
+        ):
+            verify(network, slim, structure, keep, (x,), gates_of(structure))
+    else:
+        proof = verify(network, slim, structure, keep, (x,), gates_of(structure))
+        assert (proof.precision, proof.difference <= proof.tolerance) == (precision, True)
+        assert not proof.calibrated
+        assert proof.num_inputs == 8
+
+
+def test_where_float32_is_too_noisy_float64_sees_weights_that_are_off_by_one_unit_in_the_last_place() -> None:
+    network, slim, structure, keep, x = cancelling(3000.0)
+    with torch.no_grad():
+        slim.head.weight.copy_(slim.head.weight.nextafter(torch.tensor(torch.inf)))
+    with pytest.raises(VerificationError, match=r"by \d.\de-0[78] \(relative, float64\); allowed is 1e-09"):
+        verify(network, slim, structure, keep, (x,), gates_of(structure))
+
+
+class Skipped(nn.Module):
+    """Its channels do next to nothing beside what skips them."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.share * self.second(self.first(x).relu())
+
+
+@pytest.mark.parametrize("share", [1.0, 1e-7])
+def test_an_output_that_no_channel_moves_proves_nothing(share: float) -> None:
+    """It moves with the input all the same; any cut of these channels would pass."""
+    torch.manual_seed(0)
+    network, x = Skipped(share).eval(), torch.randn(8, 6)
+    structure = groups_of(network, x)
+    assert [g.name for g in structure.groups] == ["first"]
+    keep = half(structure)
+    if share == 1:
+        proof = verify(network, cut(network, structure, keep), structure, keep, (x,), gates_of(structure))
+        assert min(proof.moved_by_input, proof.moved_by_channel) > 0.01
+        return
+    with pytest.raises(VerificationError, match="proves nothing.*when a kept channel of every group changes"):
+        verify(network, cut(network, structure, keep), structure, keep, (x,), gates_of(structure))
