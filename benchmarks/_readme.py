@@ -17,14 +17,13 @@ from _summary import sentences, summary
 from _texts import Text, table
 from rich.console import Console
 
-from deploy_prune.report.table import accuracy, results_table
-from deploy_prune.report.units import amount, plain
+from deploy_prune.report.latency import remarks
+from deploy_prune.report.table import accuracy, faster, milliseconds, results_table
 from deploy_prune.runfolder import RunFolder
 from deploy_prune.shell import write_text
-from deploy_prune.types import Row
 
 ROOT: Final = Path(__file__).parent.parent
-TERMINAL_COLUMNS: Final = 120
+TERMINAL_COLUMNS: Final = 80
 Results = Mapping[str, dict[str, Any]]
 """A file's name in benchmarks/results, without its suffix -> what is in it."""
 
@@ -78,11 +77,20 @@ def run_table(folder: Path) -> str:
     """The results of a run."""
     run = RunFolder(path=folder)
     provenance = run.read_json("provenance.json")
-    header = ["target", "budget", "latency, dense → slim", "speed-up, paired", "accuracy, dense → slim"]
-    slim = [row for row in run.read_results() if row.budget != "dense"]
-    rows = [[row.target, row.budget, latency(row), speed_up(row), accuracy(row)] for row in slim]
+    header = ["target", "budget", "speed-up (95%)", "p50 ms, slim / dense", "accuracy, dense → slim"]
+    results = run.read_results()
+    slim = [row for row in results if row.budget != "dense"]
+    rows = [
+        [row.target, row.budget, in_brackets(*faster(row)), in_brackets(*milliseconds(row)), accuracy(row)]
+        for row in slim
+    ]
     where = f"`{provenance['command']}` on {provenance['cpu']}, one thread, {provenance['finished'][:10]}."
-    return f"{table(header, rows)}\n\n{where}"
+    return "\n\n".join((table(header, rows), " ".join((where, *remarks(results)))))
+
+
+def in_brackets(figure: str, more: str) -> str:
+    """As in "1.31x (1.29–1.33)"."""
+    return f"{figure} ({more})" if more else figure
 
 
 def terminal_table(folder: Path) -> str:
@@ -92,20 +100,6 @@ def terminal_table(folder: Path) -> str:
         console.print(results_table(RunFolder(path=folder).read_results()))
     lines = [line.rstrip() for line in captured.get().splitlines()]
     return "\n".join(["```text", *(line for line in lines if line), "```"])
-
-
-def latency(row: Row) -> str:
-    """Of the dense and of the slim network in the same interleaved run; or what is predicted for the slim one."""
-    if row.measured_p50_ms is None:
-        return f"{amount(row.predicted_ms, 'latency')} (predicted)"
-    return f"{plain(row.dense_p50_ms, 'latency')} → {amount(row.measured_p50_ms, 'latency')}"
-
-
-def speed_up(row: Row) -> str:
-    """As "1.94x (1.92 to 1.97)": the paired speed-up and its 95% interval."""
-    if row.ratio is None or row.ratio_low is None or row.ratio_high is None:
-        return "not measured"
-    return f"{1 / row.ratio:.2f}x ({1 / row.ratio_high:.2f} to {1 / row.ratio_low:.2f})"
 
 
 RUNS: Final[dict[str, tuple[str, Callable[[Path], str]]]] = {

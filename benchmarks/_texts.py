@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import Any
 
+from deploy_prune.report.units import digits
+
 Text = Callable[[dict[str, Any]], str]
 """What a benchmark's JSON file becomes."""
 
@@ -131,16 +133,16 @@ def formats(figures: dict[str, Any]) -> str:
     """Latency and size per runtime, dense and slim."""
     rows = [
         [
-            row["network"].rpartition(":")[2], f"{row['image_size']} px", row["format"], f"{row['dense_ms']:.3f}",
-            f"{row['slim_ms']:.3f}", f"{row['speed_up']:.2f}x", f"{row['dense_bytes'] / 1e6:.2f}",
-            f"{row['slim_bytes'] / 1e6:.2f}",
+            row["network"].rpartition(":")[2], f"{row['image_size']} px", row["format"], f"{row['speed_up']:.2f}x",
+            f"{row['slim_ms']:.3f}", f"{row['dense_ms']:.3f}", f"{row['slim_bytes'] / 1e6:.2f}",
+            f"{row['dense_bytes'] / 1e6:.2f}",
         ]
         for row in figures["rows"]
     ]  # fmt: skip
     head = f"Cut to {figures['budget']} of the dense latency for each runtime on this CPU (1 thread, "
     head += f"{figures['precision']}), then all runtimes, dense and slim, in one interleaved run "
     head += f"(`benchmarks/formats.py`; random weights).{elsewhere(figures)}"
-    titles = ["network", "input", "format", "dense ms", "slim ms", "faster", "dense MB", "slim MB"]
+    titles = ["network", "input", "format", "speed-up", "slim ms", "dense ms", "slim MB", "dense MB"]
     return f"{head}\n\n{table(titles, rows)}"
 
 
@@ -250,19 +252,26 @@ def budgets(figures: dict[str, Any]) -> str:
     for name, row in figures["rows"].items():
         cells = [*parted(name), f"{row['asked']:.0%}"]
         if row["status"] == "ok":
-            shares = [f"{row['share'] / row['asked']:.3f}", f"{row['macs']:.1%}", f"{row['uniform_over_ours']:.2f}x"]
+            both = f"{digits(row['slim_ms'])} / {digits(row['dense_ms'])}"
+            latency = f"{row['dense_ms'] / row['slim_ms']:.2f}x", both
+            shares = [*latency, f"{row['share'] / row['asked']:.3f}", f"{row['macs']:.1%}"]
+            shares.append(f"{row['uniform_over_ours']:.2f}x")
         elif row["status"] == "failed":
-            shares = ["not met", "", ""]
+            shares = ["not met", "", "", "", ""]
         else:
-            shares = [f"out of reach: at least {row['smallest']:.0%}", "", ""]
+            shares = [f"out of reach: at least {row['smallest']:.0%}", "", "", "", ""]
         rows.append([*cells, *shares])
     head = f"Budgets of shares of the dense latency on {figures['target']} ({figures['device']}, one thread): the "
-    head += "finished artifact's latency, measured once more after the loop, over what was asked; its MACs; and how "
-    head += "long uniform pruning to as many MACs takes beside it, in multiples of that. "
+    head += (
+        "finished artifact's speed-up and its p50 beside dense's in the same rounds (the speed-up is their quotient), "
+    )
+    head += "measured once more after the loop; that share over what was asked; its MACs; and how long uniform pruning "
+    head += "to as many MACs takes beside it, in multiples of that. "
     head += f"{found['within_3_percent']:.0%} of {found['counted']} budgets within reach are met to 3%"
     head += "" if found["worst"] is None else f", the worst to {found['worst']:.1%}"
     head += " (`benchmarks/budgets.py`; random weights):"
-    titles = ["network", "input", "budget", "measured / asked", "MACs", "uniform at equal MACs"]
+    titles = ["network", "input", "budget", "speed-up", "p50 ms, slim / dense", "measured / asked", "MACs"]
+    titles.append("uniform at equal MACs")
     return f"{head}\n\n{table(titles, rows)}"
 
 

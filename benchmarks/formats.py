@@ -148,12 +148,12 @@ def interleaved(pairs: list[Pair], runtimes: list[str]) -> list[tuple[list[float
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table("network", "format", "dense ms", "slim ms", "faster", "of asked", "dense MB", "slim MB")
+    table = Table("network", "format", "speed-up", "slim ms", "dense ms", "of asked", "slim MB", "dense MB")
     for row in rows:
         table.add_row(
-            row["network"].rpartition(":")[2], row["format"], f"{row['dense_ms']:.3f}", f"{row['slim_ms']:.3f}",
-            f"{row['speed_up']:.2f}x", f"{row['of_asked']:.2f}", f"{row['dense_bytes'] / 1e6:.2f}",
-            f"{row['slim_bytes'] / 1e6:.2f}",
+            row["network"].rpartition(":")[2], row["format"], f"{row['speed_up']:.2f}x", f"{row['slim_ms']:.3f}",
+            f"{row['dense_ms']:.3f}", f"{row['of_asked']:.2f}", f"{row['slim_bytes'] / 1e6:.2f}",
+            f"{row['dense_bytes'] / 1e6:.2f}",
         )  # fmt: skip
     Console().print(table)
 

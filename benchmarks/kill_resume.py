@@ -27,7 +27,17 @@ COMMAND = [
     "--set", "train.steps=12", "--set", "search.steps=8", "--set", "retrain.steps=6", "--set", "budgets=[70%]",
     "--set", "measure.tolerance=0.1",
 ]  # fmt: skip
-TIMES = ("asked", "measured_p50_ms", "measured_p90_ms", "dense_p50_ms")
+TIMES = (
+    "asked",
+    "measured_p50_ms",
+    "measured_p90_ms",
+    "measured_p99_ms",
+    "dense_p50_ms",
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+    "disturbed",
+)
 """What is measured anew in each run (``asked`` is a share of the dense network's time in it)."""
 
 

@@ -29,19 +29,20 @@ LAGS: Final = 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """A row, measured again. ``macs_share``: of the dense network's.
+    """A row, measured again. ``macs_share``: of the dense network's; None where either isn't known.
 
     ``lost``: the layers that lost most time, if latency fell less than MACs and the runtime tells.
     """
 
     row: Row
-    macs_share: float
+    macs_share: float | None
     lost: tuple[Lost, ...] = ()
 
     @property
     def lags(self) -> bool:
         """Whether latency fell less than the multiply-accumulates did."""
-        return self.row.ratio_low is not None and self.row.ratio_low > self.macs_share + LAGS
+        fastest = self.row.speedup_high
+        return fastest is not None and self.macs_share is not None and 1 / fastest > self.macs_share + LAGS
 
     def as_json(self) -> dict[str, Any]:
         """The row as results.json has it, with what was found beside it."""
@@ -95,7 +96,8 @@ def _measured_again(
             )
             raise RunFolderError(message)
         target, budget = targets[row.target], budgets.get(row.budget)
-        found = Bench(row=row, macs_share=row.macs / (macs.get(row.target) or row.macs or 1))
+        dense = macs.get(row.target)
+        found = Bench(row=row, macs_share=row.macs / dense if row.macs and dense else None)
         if row.status == "failed":
             yield replace(found, row=_without_latency(row, budget))
         elif target.runner is None:
@@ -112,7 +114,7 @@ def _without_latency(row: Row, budget: Budget | None) -> Row:
     follows = row.metric == "latency" and (budget is None or budget.relative)
     return replace(
         row, asked=None if follows else row.asked, measured_p50_ms=None, measured_p90_ms=None, measured_p99_ms=None,
-        dense_p50_ms=None, measured_on=None, disturbed=None, ratio=None, ratio_low=None, ratio_high=None,
+        dense_p50_ms=None, measured_on=None, disturbed=None, speedup=None, speedup_low=None, speedup_high=None,
     )  # fmt: skip
 
 
@@ -123,7 +125,9 @@ def _measured(
     dense = road.artifact_of(folder, f"dense/{target.name}")
     place = f"dense/{target.name}" if budget is None else place_of(target, budget)
     slim = dense if budget is None else road.artifact_of(folder, place)
-    beside, latency = measure_steadily(target, [dense, slim], runs, recipe.measure.warmup)
+    artifacts = [dense] if budget is None else [dense, slim]
+    beside, *others = measure_steadily(target, artifacts, runs, recipe.measure.warmup)
+    latency = others[0] if others else beside
     row = replace(with_latency(found.row, budget, latency, beside), status="ok")
     if budget is not None:
         try:

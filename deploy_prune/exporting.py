@@ -17,6 +17,7 @@ from deploy_prune.export import bundle
 from deploy_prune.export.bundle import Bundle, Contents
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import Recipe, parse_budget
+from deploy_prune.report.latency import sentence
 from deploy_prune.runfolder import RunFolder, read_json, sha256
 from deploy_prune.strict_json import shown
 from deploy_prune.surgery import architecture
@@ -138,7 +139,6 @@ def _contents(finished: Finished, row: Row, examples: TransferData, trust: bool)
     test = examples.target_test
     images, inputs = _sample(test, NOISE_SAMPLES if artifact.precision == "int8" else SAMPLES)
     names = examples.target_names
-    dense = next((asdict(r) for r in finished.rows if r.target == row.target and r.budget == "dense"), None)
     return Contents(
         about={"run": recipe.name, "target": row.target, "budget": row.budget},
         artifact=artifact,
@@ -150,7 +150,7 @@ def _contents(finished: Finished, row: Row, examples: TransferData, trust: bool)
         labels=names or tuple(map(str, examples.target_classes)),
         are_names=names is not None,
         parity=folder.read_json(f"{place}/parity.json"),
-        latency={"row": asdict(row), "dense": dense, "latency": _latency(folder, place)},
+        latency={"in_words": sentence(row), "row": asdict(row), "latency": _latency(folder, place)},
         provenance={"seed": recipe.seed, "recipe": recipe.model_dump(mode="json"), "run": _of_the_run(finished)},
     )
 

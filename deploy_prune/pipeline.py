@@ -193,7 +193,7 @@ def _empty_row(target: Target, budget: str, metric: Metric) -> Row:
     return Row(
         target=target.name, runtime=target.runtime, precision=target.precision, budget=budget, metric=metric,
         asked=None, predicted=None, predicted_ms=None, measured_p50_ms=None, measured_p90_ms=None, dense_p50_ms=None,
-        measured_on=None, macs=0, params=0, size_bytes=None, accuracy=None, accuracy_dense=None,
+        measured_on=None, macs=None, params=None, size_bytes=None, accuracy=None, accuracy_dense=None,
         accuracy_artifact=None, parity_max_abs=None,
         status="predicted" if target.runner is None else "ok", error=None,
     )  # fmt: skip
@@ -261,14 +261,16 @@ def _with_costs(way: Road, bench: Workbench, row: Row, target: Target, budget: B
     steps = way.folder.read_json(f"{place_of(target, budget)}/loop.json")["steps"]
     chosen = next(step for step in steps if step["chosen"])
     predicted_ms = chosen["predicted"] if budget.metric == "latency" else None
+    predicted_dense_ms: float | None = None
     if target.runner is None:
-        predicted_ms = bench.cost(target, "latency")(chosen["counts"])
+        model = bench.cost(target, "latency")
+        predicted_ms, predicted_dense_ms = model(chosen["counts"]), model(bench.structure.dense_counts)
         way.folder.write_json(
             f"{place_of(target, budget)}/latency.json", {"predicted_ms": predicted_ms, "method": "roofline"}
         )
     return replace(
         row, asked=chosen["asked"], predicted=chosen["predicted"], predicted_ms=predicted_ms,
-        macs=round(bench.cost(target, "macs")(chosen["counts"])),
+        predicted_dense_ms=predicted_dense_ms, macs=round(bench.cost(target, "macs")(chosen["counts"])),
     )  # fmt: skip
 
 

@@ -90,14 +90,17 @@ def learn(road: Road, bench: Workbench, target: Target, budget: Budget, missed: 
 
 
 def with_latency(row: Row, budget: Budget | None, slim: Latency, dense: Latency) -> Row:
-    """The row with what was measured; what a latency budget (None: no budget) asked for follows from ``dense``."""
+    """The row with what was measured, in the same rounds; ``budget`` None: the dense network's own row.
+
+    What a share of dense asks for follows from this ``dense``, a budget in ms stays as it is.
+    """
     is_asked = budget is not None and budget.metric == "latency"
-    ratio = paired_ratio(slim, dense) if budget is not None else None
+    speedup = paired_ratio(dense, slim) if budget is not None else None
     return replace(
         row, asked=budget.absolute(dense.p50_ms) if budget and is_asked else row.asked, measured_p50_ms=slim.p50_ms,
         measured_p90_ms=slim.p90_ms, measured_p99_ms=slim.p99_ms, dense_p50_ms=dense.p50_ms,
-        measured_on=slim.measured_on, disturbed=slim.disturbed, ratio=ratio.median if ratio else None,
-        ratio_low=ratio.low if ratio else None, ratio_high=ratio.high if ratio else None,
+        measured_on=slim.measured_on, disturbed=slim.disturbed, speedup=speedup.median if speedup else None,
+        speedup_low=speedup.low if speedup else None, speedup_high=speedup.high if speedup else None,
     )  # fmt: skip
 
 

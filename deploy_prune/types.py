@@ -302,11 +302,15 @@ class SearchResult:
 class Row:
     """One row of results.json: one target x budget, or a target's dense row (``budget == "dense"``).
 
-    ``asked`` and ``predicted`` are in the metric's unit (ms for latency). ``accuracy`` is on the target task's test
-    examples, 0 to 1; ``accuracy_artifact`` is that of the file, in its runtime (None in fp32, where it is the
-    network's). ``measured_*`` and ``measured_on`` are None where no device is attached. ``dense_p50_ms`` is the
-    dense artifact's p50 in the same interleaved run. ``disturbed``: as ``Latency`` has it. ``ratio``: the median of the
-    paired samples' ratios to dense, in the 95% interval from ``ratio_low`` to ``ratio_high`` (latency/paired.py).
+    ``asked`` and ``predicted`` are in the metric's unit (ms for latency); a latency budget is held against
+    ``measured_p50_ms``. ``accuracy`` is on the target task's test examples, 0 to 1; ``accuracy_artifact`` is that of
+    the file, in its runtime (None in fp32, where it is the network's). ``measured_*`` and ``measured_on`` are None
+    where no device is attached. ``dense_p50_ms`` is the dense artifact's p50 in the same interleaved run, never in
+    another one. ``speedup``: how many times as fast as dense, the median of the paired samples' ratios, in the 95%
+    interval from ``speedup_low`` to ``speedup_high`` (latency/paired.py); None in a dense row.
+    ``predicted_dense_ms``: the dense network's latency by the model that ``predicted_ms`` is from; None where a device
+    is attached. ``disturbed``: as ``Latency`` has it. ``macs`` and ``params`` are None where the row failed before the
+    network was known.
     ``accuracy_given``: of the network as given (or trained), on the source classes' test examples. ``dense_adapted``:
     whether the dense network is that one with a new classifier, adapted to other classes; else it is the network as
     given. The slim network is retrained on ``train_examples`` of the ``train_examples_of`` that there are of the target
@@ -327,8 +331,8 @@ class Row:
     measured_p90_ms: float | None
     dense_p50_ms: float | None
     measured_on: str | None
-    macs: int
-    params: int
+    macs: int | None
+    params: int | None
     size_bytes: int | None
     accuracy: float | None
     accuracy_dense: float | None
@@ -338,9 +342,10 @@ class Row:
     error: str | None
     disturbed: str | None = None
     measured_p99_ms: float | None = None
-    ratio: float | None = None
-    ratio_low: float | None = None
-    ratio_high: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    predicted_dense_ms: float | None = None
     accuracy_given: float | None = None
     dense_adapted: bool = False
     train_examples: int | None = None

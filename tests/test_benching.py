@@ -38,7 +38,7 @@ def measured(monkeypatch, tmp_path):
     """Measures a run of a dense and a slim artifact, of which the slim one takes the given share."""
 
     def run(share, target=HOST, budget="50%", **changes):
-        monkeypatch.setattr(benching, "measure_steadily", lambda t, both, runs, warmup: (latency(4.0), slim(share)))
+        monkeypatch.setattr(benching, "measure_steadily", lambda t, both, runs, warmup: taken(both, share))
         monkeypatch.setattr(benching.road, "artifact_of", lambda folder, place: SimpleNamespace(place=place))
         monkeypatch.setattr(benching, "profile_for", lambda target, artifacts, ms, seconds: ({"a": 1.0}, {"a": 2.0}))
         monkeypatch.setattr(benching, "lost", lambda artifacts, profiles, granule: (LOST,))
@@ -50,16 +50,16 @@ def measured(monkeypatch, tmp_path):
         rows = (row("dense", macs=100), row(budget, **changes))
         return tuple(benching._measured_again(tmp_path, rows, recipe, {"host": target}, 20))
 
-    def slim(share):
-        return latency(4.0 * share)
+    def taken(artifacts, share):
+        return (latency(4.0), latency(4.0 * share))[: len(artifacts)]
 
     return run
 
 
-def test_a_row_has_percentiles_and_the_interval_of_its_ratio(measured):
+def test_a_row_has_percentiles_and_the_interval_of_its_speedup(measured):
     dense, slim = measured(0.5)
-    assert dense.row.ratio is None, "a network isn't compared with itself"
-    assert slim.row.ratio == slim.row.ratio_low == slim.row.ratio_high == pytest.approx(0.5)
+    assert dense.row.speedup is None, "a network isn't compared with itself"
+    assert slim.row.speedup == slim.row.speedup_low == slim.row.speedup_high == pytest.approx(2)
     assert slim.row.measured_p50_ms < slim.row.measured_p90_ms < slim.row.measured_p99_ms
     assert slim.row.asked == pytest.approx(0.5 * slim.row.dense_p50_ms)
     assert (dense.macs_share, slim.macs_share) == (1.0, 0.4)
@@ -89,7 +89,7 @@ def test_what_was_predicted_and_is_measured_now_is_ok(measured):
 
 
 def test_a_row_that_failed_in_the_run_has_no_old_figures_beside_new_ones(measured):
-    old = {"measured_p50_ms": 9.0, "dense_p50_ms": 8.0, "measured_on": "host", "ratio": 1.1, "asked": 4.0}
+    old = {"measured_p50_ms": 9.0, "dense_p50_ms": 8.0, "measured_on": "host", "speedup": 1.1, "asked": 4.0}
     dense, slim = measured(0.5, status="failed", error="Off by 9%.", error_kind="ParityError", **old)
     assert dense.row.measured_on == "host"
     assert [getattr(slim.row, name) for name in old] == [None] * len(old)
@@ -102,7 +102,7 @@ def test_a_row_that_can_not_be_measured_is_failed_and_the_others_go_on(measured,
             message = "The device is gone."
             raise MeasurementError(message)
         made.append(target)
-        return latency(4.0), latency(4.0)
+        return (latency(4.0),)
 
     made = []
     monkeypatch.setattr(benching, "measure_steadily", once)
@@ -137,9 +137,12 @@ def shown(*found: Bench) -> str:
 
 def test_the_tables_have_all_side_by_side(measured):
     text = shown(*measured(0.5))
-    figures = ("2.02 ms", "1.90 ms", "2.02 / 2.03 / 2.04", "50.0%", "40.0%", "1.00 → 0.80")
-    for words in (*figures, "features.3", "granularity"):
-        assert words in text
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    (first,) = (index for index, line in enumerate(lines) if line.startswith("host 50% 2.02"))
+    assert lines[first : first + 2] == ["host 50% 2.02 ms 2.00x 2.02 / 4.04 2.03 40.0% ok", "1.90 ms 2.00–2.00 2.04"]
+    told = "2.00x as fast as dense, 50.0% of its latency with 40.0% of its MACs"
+    for words in (told, "1.00 → 0.80", "features.3", "granularity"):
+        assert words in " ".join(lines)
 
 
 def test_a_device_measures_the_targets_whose_runtime_it_can_start():
@@ -178,4 +181,4 @@ def test_as_json_is_the_row_and_why(measured):
 def test_a_budget_in_macs_keeps_what_it_asked_for():
     budget = parse_budget("50% macs", "latency")
     found = with_latency(row("50% macs", metric="macs", asked=50.0), budget, latency(2.0), latency(4.0))
-    assert (found.asked, found.ratio) == (50.0, pytest.approx(0.5))
+    assert (found.asked, found.speedup) == (50.0, pytest.approx(2))

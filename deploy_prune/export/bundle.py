@@ -74,7 +74,8 @@ class Contents:
     ``about``: "run", "target" and "budget", in words. ``network``: what the artifact was made of. ``images``: uint8
     [N, C, H, W]; ``inputs``: float32 [N, C, H, W], what the network is trained on for those images. ``mean`` and
     ``std``: of values in 0..1, per channel. ``labels``: the outputs' names; ``are_names``: not just numbers.
-    ``parity``, ``latency``, ``provenance``: what the files of these names say beside what is found here.
+    ``parity``, ``latency``, ``provenance``: what the files of these names say beside what is found here; the latency's
+    ``in_words`` stands in the README too.
     """
 
     about: Mapping[str, str]
@@ -264,6 +265,7 @@ def _words(name: str, contents: Contents, held_to: Reference) -> dict[str, Any]:
         "num_scores": scores.numel(), "first_label": labels[int(scores.argmax())] if named else "of expected_0.npy",
         "labels_note": "" if contents.are_names else " (the data set has only numbers)",
         "snippets": ", ".join(f"`{place}`" for place in places(artifact.format).values()),
+        "latency": contents.latency["in_words"] or "not known",
         "note": NOTES.get(artifact.format, ""), "output": _first_output(artifact),
     }  # fmt: skip
 

@@ -10,13 +10,17 @@ from deploy_prune.latency.runners import measure
 from deploy_prune.types import Artifact, Latency, Target
 
 AGREE: Final = 0.01
-"""Two measurements in which each p50 over the first artifact's differs by less agree."""
+"""Two measurements agree if each p50 over the first artifact's (of one artifact alone: its p50) differs by no more:
+a third of the tolerance that a recipe holds budgets to by default (``measure.tolerance``)."""
 MEASUREMENTS: Final = 5
 """At most so many measurements."""
 
 
 def measure_steadily(target: Target, artifacts: Sequence[Artifact], runs: int, warmup: int) -> tuple[Latency, ...]:
     """``measure`` again until two measurements in a row agree, at most five times; the samples of all are pooled.
+
+    Several artifacts agree if their shares of the first one do: a machine that slows all of them down doesn't matter.
+    One alone has nothing beside it, and its p50 itself must come back. Where no two agree, ``disturbed`` says so.
 
     When it stops doesn't depend on any budget, and no measurement is thrown away: the figure is not a choice among
     several. Samples stay paired between the artifacts.
@@ -35,7 +39,7 @@ def measure_steadily(target: Target, artifacts: Sequence[Artifact], runs: int, w
         rounds.append(measure(target, artifacts, runs, warmup))
     pooled = ([sample for one in each for sample in one.samples_ms] for each in zip(*rounds, strict=True))
     conditions = tuple(told for each in rounds for told in each[0].conditions)
-    disturbed = next((each[0].disturbed for each in rounds if each[0].disturbed), None)
+    disturbed = next((each[0].disturbed for each in rounds if each[0].disturbed), None) or _unsteady(rounds)
     return tuple(
         replace(one, samples_ms=tuple(samples), conditions=conditions, disturbed=disturbed)
         for one, samples in zip(rounds[0], pooled, strict=True)
@@ -43,6 +47,22 @@ def measure_steadily(target: Target, artifacts: Sequence[Artifact], runs: int, w
 
 
 def _agree(before: tuple[Latency, ...], after: tuple[Latency, ...]) -> bool:
-    """Whether every artifact's p50 over the first one's is the same in both measurements, nearly."""
-    shares = [[one.p50_ms / each[0].p50_ms for one in each] for each in (before, after)]
-    return all(abs(b / a - 1) <= AGREE for a, b in zip(*shares, strict=True))
+    """Whether what is compared is the same in both measurements, nearly."""
+    return all(abs(b / a - 1) <= AGREE for a, b in zip(_compared(before), _compared(after), strict=True))
+
+
+def _compared(measured: tuple[Latency, ...]) -> list[float]:
+    """Every other artifact's p50 over the first one's; the p50 in ms of one alone."""
+    first, *others = (one.p50_ms for one in measured)
+    return [other / first for other in others] or [first]
+
+
+def _unsteady(rounds: Sequence[tuple[Latency, ...]]) -> str | None:
+    """How far apart the measurements are, if none agreed with the one before it; None if two did."""
+    if _agree(*rounds[-2:]):
+        return None
+    each = max(zip(*map(_compared, rounds), strict=True), key=lambda values: max(values) / min(values))
+    alone = len(rounds[0]) == 1
+    low, high = (f"{value:.3g} ms" if alone else f"{value:.1%}" for value in (min(each), max(each)))
+    what = "its p50" if alone else "its share of dense"
+    return f"no two of {len(rounds)} measurements in a row agree to {AGREE:.0%}: {what} was {low} to {high}"

@@ -10,7 +10,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from deploy_prune.report.table import predicted, status
+from deploy_prune.report import latency
+from deploy_prune.report.table import faster, lines, milliseconds, predicted, status
 from deploy_prune.report.units import NONE, amount, percent, plain
 from deploy_prune.types import Row
 
@@ -51,7 +52,7 @@ class Bench(Protocol):
         """As in results.json."""
 
     @property
-    def macs_share(self) -> float:
+    def macs_share(self) -> float | None:
         """MACs, of the dense network's."""
 
     @property
@@ -64,40 +65,37 @@ class Bench(Protocol):
 
 
 def bench_tables(benches: Sequence[Bench]) -> tuple[RenderableType, ...]:
-    """What was asked, predicted and measured, row by row; then, where latency fell less than MACs, the layers."""
+    """The speed-up, and p50 beside dense's in the same rounds, row by row; where it lags behind MACs, the layers."""
     table = _table("target", "budget")
-    for header in ("asked", "predicted", "measured ms\np50 / p90 / p99", "of dense\n(95% interval)", "MACs\nof dense"):
-        table.add_column(header, justify="right")
+    headers = ("asked\npredicted", "speed-up\n(95%)", "p50 ms\nslim / dense", "p90 ms\np99 ms", "MACs\nof dense")
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
     table.add_column("status")
     for found in benches:
         table.add_row(*_cells(found), style="red" if found.row.status == "failed" else None)
-    errors = [f"{b.row.target} {b.row.budget}: {b.row.error}" for b in benches if b.row.status == "failed"]
-    if errors:
-        table.caption = Text("\n".join(errors), style="not italic red", justify="left")
+    errors = [f"\n{b.row.target} {b.row.budget}: {b.row.error}" for b in benches if b.row.status == "failed"]
+    told = Text("\n".join(latency.remarks([b.row for b in benches])), style="not italic", justify="left")
+    if told or errors:
+        table.caption = told.append("".join(errors) if told else "".join(errors).lstrip(), style="red")
+        table.caption_justify = "left"
     return table, *(_why(found) for found in benches if found.lags)
 
 
 def _cells(found: Bench) -> tuple[str | Text, ...]:
     row = found.row
-    times = (row.measured_p50_ms, row.measured_p90_ms, row.measured_p99_ms)
-    measured = " / ".join(plain(ms, "latency") for ms in times) if row.measured_on else "not measured"
-    if row.disturbed:
-        measured += " (disturbed)"
-    ratio = (
-        NONE if row.ratio is None else f"{percent(row.ratio)}\n({percent(row.ratio_low)} to {percent(row.ratio_high)})"
-    )
+    tail = "\n".join(plain(ms, "latency") for ms in (row.measured_p90_ms, row.measured_p99_ms))
     return (
-        Text(row.target), Text(row.budget), amount(row.asked, row.metric), predicted(row), measured, ratio,
-        percent(found.macs_share), status(row),
+        Text(row.target), Text(row.budget), lines(amount(row.asked, row.metric), predicted(row)), lines(*faster(row)),
+        lines(*milliseconds(row)), tail, percent(found.macs_share), status(row),
     )  # fmt: skip
 
 
 def _why(found: Bench) -> RenderableType:
     """The layers that lost time, or that the runtime doesn't tell."""
     row = found.row
-    head = (
-        f"{row.target} {row.budget}: {percent(row.ratio)} of dense latency with {percent(found.macs_share)} of its MACs"
-    )
+    share = None if row.speedup is None else 1 / row.speedup
+    head = f"{row.target} {row.budget}: {latency.times(row.speedup)} as fast as dense, {percent(share)} of its latency "
+    head += f"with {percent(found.macs_share)} of its MACs"
     if not found.lost:
         return Text(f"{head}; no single layer can be named.", style="yellow")
     table = _table("layer", title=f"{head}. Time lost against MACs, of the slim network's:")

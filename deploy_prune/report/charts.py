@@ -32,6 +32,8 @@ COLOURS: Final[dict[str, str]] = {
 }
 """Each colour is drawn literally, then replaced by the page's CSS variable."""
 INK, QUIET, LINE, TRACK, CARD, *SERIES = COLOURS
+POINT: Final = "point"
+"""The id of a point's drawing, until its tooltip is there."""
 STYLE: Final[dict[str, Any]] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -56,12 +58,18 @@ STYLE: Final[dict[str, Any]] = {
 
 
 class Point(NamedTuple):
-    """A network on the latency-accuracy chart; ``measured`` False = its latency is predicted."""
+    """A network on the latency-accuracy chart; ``measured`` False = its latency is predicted.
+
+    ``low_ms`` and ``high_ms``: the ends of its error bar. ``about``: what is told of it where one points at it.
+    """
 
     label: str
     ms: float
     accuracy: float
     measured: bool
+    low_ms: float | None = None
+    high_ms: float | None = None
+    about: str = ""
 
 
 class Bar(NamedTuple):
@@ -90,9 +98,10 @@ def latency_accuracy(series: Mapping[str, Sequence[Point]]) -> Markup:
             axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
         axes.margins(x=0.08, y=0.18)
-        axes.set(xlabel="latency, ms", ylabel="accuracy, %")
+        axes.set(xlabel="latency, ms: measured share of dense × the dense row's latency", ylabel="accuracy, %")
         figure.legend(loc="outside upper left", ncols=4, handlelength=1.6)
-        return _svg(figure, "Accuracy against latency", _describe(series))
+        drawn = _svg(figure, "Accuracy against latency", _describe(series))
+        return _with_tooltips(drawn, [point.about for points in series.values() for point in points])
 
 
 def _line(axes: Any, target: str, points: Sequence[Point], colour: str) -> None:
@@ -114,7 +123,10 @@ def _line(axes: Any, target: str, points: Sequence[Point], colour: str) -> None:
     for point, height in zip(points, percents, strict=True):
         shape, size = ("D", 50) if point.label == "dense" else ("o", 54)
         face = colour if point.measured else CARD
-        axes.scatter(point.ms, height, marker=shape, s=size, facecolor=face, edgecolor=colour, linewidth=1.6, zorder=3)
+        if point.low_ms is not None and point.high_ms is not None:
+            axes.plot([point.low_ms, point.high_ms], [height, height], color=colour, linewidth=4, alpha=0.45)
+        dot = axes.scatter(point.ms, height, marker=shape, s=size, facecolor=face, edgecolor=colour, linewidth=1.6)
+        dot.set(zorder=3, gid=POINT)
         axes.annotate(
             point.label,
             (point.ms, height),
@@ -129,9 +141,16 @@ def _line(axes: Any, target: str, points: Sequence[Point], colour: str) -> None:
 def _describe(series: Mapping[str, Sequence[Point]]) -> str:
     def one(point: Point) -> str:
         kind = "measured" if point.measured else "predicted"
-        return f"{point.label} {digits(point.ms)} ms ({kind}), {100 * point.accuracy:.1f}%"
+        return f"{point.label} at {digits(point.ms)} ms ({kind}), {100 * point.accuracy:.1f}%"
 
     return "; ".join(f"{target}: " + ", ".join(map(one, points)) for target, points in series.items())
+
+
+def _with_tooltips(drawn: Markup, texts: Sequence[str]) -> Markup:
+    """The points' texts, in the order in which they were drawn, as titles: what a browser shows at the pointer."""
+    first, *others = str(drawn).split(f'<g id="{POINT}">')
+    parts = [f"<g><title>{escape(text)}</title>{rest}" for text, rest in zip(texts, others, strict=True)]
+    return Markup(first + "".join(parts))  # noqa: S704
 
 
 def channels(budgets: Mapping[str, Sequence[Bar]]) -> Markup:
@@ -207,7 +226,8 @@ def _svg(figure: Figure, title: str, description: str) -> Markup:
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r" font-family: [^;\"]*;", "", body)
     referred = set(re.findall(r"#([\w.-]+)", body))
-    body = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in referred else "", body)
+    kept = referred | {POINT}
+    body = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in kept else "", body)
     for colour, variable in COLOURS.items():
         body = body.replace(colour, f"var({variable})")
     label = f"<title>{escape(title)}</title><desc>{escape(description)}</desc>"

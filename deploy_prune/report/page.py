@@ -6,21 +6,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from deploy_prune import strict_json
 from deploy_prune.errors import RunFolderError
-from deploy_prune.report import charts, table
-from deploy_prune.report.units import amount, digits, percent, plain
+from deploy_prune.report import charts, latency, table
+from deploy_prune.report.units import amount, percent, plain
 from deploy_prune.shell import write_text
 from deploy_prune.text import printable
 from deploy_prune.types import Metric, Row
 
 T = TypeVar("T")
 MAX_PANELS = 4
+METRICS: Final[dict[Metric, str]] = {
+    "latency": "latency", "macs": "MACs", "params": "parameters", "size": "size"
+}  # fmt: skip
 MAX_NUMBER = 1e15
 """No figure of a search, in MACs, is as large."""
 
@@ -86,6 +89,7 @@ def write_page(run: Path) -> Path:
         sentences=headline(found.rows or ()),
         cards=_cards(found.rows or ()),
         accuracy_chart=_accuracy_chart(found.rows or ()),
+        without_dense_row=_enumerate(latency.without_dense_row(found.rows or ())),
         channel_charts={name: _channel_charts([n for n in found.networks if n.target == name]) for name in names},
         trace_chart=charts.search_trace(found.trace) if found.trace else None,
     )
@@ -215,33 +219,39 @@ def headline(rows: Sequence[Row]) -> tuple[str, ...]:
     slim = [row for row in rows if row.budget != "dense"]
     if not slim:
         return ()
-    budgets = list(dict.fromkeys(row.budget for row in slim))
-    share = (
-        f" of the dense {slim[0].metric}" if all(text.endswith("%") for text in budgets) else f" of {slim[0].metric}"
-    )
-    sentences = [f"Asked for {_enumerate(budgets)}{share} on {_enumerate(_targets(slim))}."]
+    sentences = [f"Asked for {_asked(slim)} on {_enumerate(_targets(slim))}."]
     sentences += table.data_sentences(rows)
-    failed = [row for row in slim if row.status == "failed"]
-    sentences.append(f"{len(slim) - len(failed)} of {len(slim)} networks passed every check.")
-    fastest = [row for row in slim if table.status(row) == "ok" and row.measured_p50_ms is not None]
+    failed = [row for row in rows if row.status == "failed"]
+    good = [row for row in slim if row.status != "failed"]
+    sentences.append(f"{len(good)} of {len(slim)} networks passed every check.")
+    fastest = [row for row in good if table.status(row) == "ok" and row.speedup is not None]
     if fastest:
-        sentences.append(_outcome(min(fastest, key=lambda row: row.measured_p50_ms or 0.0)))
+        sentences.append(_outcome(max(fastest, key=lambda row: row.speedup or 0.0)))
     unmeasured = _targets([row for row in slim if table.status(row) == "predicted"])
     if unmeasured:
         sentences.append(f"No device is attached for {_enumerate(unmeasured)}: those latencies are predicted.")
     if failed:
         sentences.append(f"Failed: {_enumerate([f'{row.target} {row.budget}' for row in failed])}; the table says why.")
-    return tuple(sentences)
+    return (*sentences, *latency.remarks(rows))
+
+
+def _asked(slim: Sequence[Row]) -> str:
+    """The budgets in words: shares of dense by their metric, as in "75% and 50% of the dense latency and 4 ms"."""
+    parts: dict[str, list[str]] = {}
+    for row in slim:
+        share = row.budget.partition("%")[0] + "%"
+        is_share = "%" in row.budget
+        shares = parts.setdefault(f" of the dense {METRICS[row.metric]}" if is_share else "", [])
+        if (text := share if is_share else row.budget) not in shares:
+            shares.append(text)
+    return _enumerate([f"{_enumerate(shares)}{of}" for of, shares in parts.items()])
 
 
 def _outcome(row: Row) -> str:
-    text = f"The fastest on {row.target} takes {amount(row.measured_p50_ms, 'latency')} (p50, measured)"
-    if row.dense_p50_ms and row.measured_p50_ms:
-        speedup = digits(row.dense_p50_ms / row.measured_p50_ms)
-        text += f" where the dense network takes {amount(row.dense_p50_ms, 'latency')}: {speedup} times as fast"
+    text = f"The fastest, {row.target} {row.budget}, is {latency.sentence(row)}"
     if row.accuracy is None:
         return f"{text}."
-    return f"{text}, with an accuracy of {percent(row.accuracy)} (dense {percent(row.accuracy_dense)})."
+    return f"{text}; its accuracy is {percent(row.accuracy)} (dense {percent(row.accuracy_dense)})."
 
 
 def _targets(rows: Sequence[Row]) -> list[str]:
@@ -249,28 +259,31 @@ def _targets(rows: Sequence[Row]) -> list[str]:
 
 
 def _enumerate(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
-def latency_ms(row: Row) -> float | None:
-    """The row's latency in ms: measured where there is a device, else predicted."""
-    return row.predicted_ms if row.measured_on is None else row.measured_p50_ms
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def _cards(rows: Sequence[Row]) -> list[Row]:
     """The rows worth large figures: the measured ones, or else the predicted ones."""
-    good = [row for row in rows if row.budget != "dense" and row.status != "failed" and latency_ms(row) is not None]
+    good = [row for row in rows if row.status != "failed" and latency.speedup(row) is not None]
     return [row for row in good if row.measured_on is not None] or good
 
 
 def _accuracy_chart(rows: Sequence[Row]) -> Markup | None:
-    series: dict[str, list[charts.Point]] = {}
-    for row in rows:
-        ms = latency_ms(row)
-        if row.status != "failed" and ms is not None and row.accuracy is not None:
-            point = charts.Point(row.budget, ms, row.accuracy, measured=row.measured_on is not None)
-            series.setdefault(row.target, []).append(point)
+    found = {target: _points(places) for target, places in latency.placed(rows).items()}
+    series = {target: points for target, points in found.items() if points}
     return charts.latency_accuracy(series) if series else None
+
+
+def _points(places: Sequence[latency.Placed]) -> list[charts.Point]:
+    return [
+        charts.Point(
+            place.row.budget, place.ms, place.row.accuracy, measured=place.row.measured_on is not None,
+            low_ms=place.low_ms, high_ms=place.high_ms,
+            about=f"{place.row.target} {place.row.budget}: {latency.sentence(place.row)}",
+        )
+        for place in places
+        if place.row.accuracy is not None
+    ]  # fmt: skip
 
 
 def _channel_charts(networks: Sequence[Network]) -> list[Markup]:
@@ -289,15 +302,19 @@ def _template() -> Any:
     env = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.finalize = _shown
     env.filters["ms"] = partial(amount, metric="latency")
-    env.filters["digits"] = digits
     env.filters["percent"] = percent
     shown: Mapping[str, Callable[..., Any]] = {
         "amount": amount,
         "plain": plain,
-        "latency_ms": latency_ms,
         "accuracy": table.accuracy,
-        "measured": table.measured,
+        "faster": table.faster,
+        "interval": latency.interval,
+        "latency_ms": latency.latency_ms,
+        "milliseconds": table.milliseconds,
+        "own_dense_ms": latency.own_dense_ms,
+        "speedup": latency.speedup,
         "status": table.status,
+        "times": latency.times,
     }
     env.globals.update(shown)
     return env.get_template("page.html.j2")

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from deploy_prune.report import latency
 from deploy_prune.report import table as results
 from deploy_prune.report.units import NONE, amount, percent
 from deploy_prune.types import LayerKind, Metric, Row
@@ -76,12 +77,15 @@ class Overview:
 def overview_tables(overview: Overview) -> tuple[RenderableType, ...]:
     """A headline, a table of layers, totals, and a table of groups."""
     parts = (_headline(overview), _layers(overview), _totals(overview), _groups(overview.groups))
-    return parts if overview.results is None else (*parts, _accuracy(overview.results))
+    return parts if overview.results is None else (*parts, _of_the_run(overview.results))
 
 
-def _accuracy(row: Row) -> Text:
-    """Of the run's row, on which examples, and what the dense network is."""
-    return Text("\n".join([f"accuracy: {results.accuracy(row)} (dense → slim)", *results.data_sentences([row])]))
+def _of_the_run(row: Row) -> Text:
+    """The row's latency and accuracy, on which examples, and what the dense network is."""
+    found = latency.sentence(row)
+    told = [] if found is None or row.status == "failed" else [f"latency on {row.target}: {found}"]
+    accuracy = f"accuracy: {results.accuracy(row)} (dense → slim)"
+    return Text("\n".join([*told, accuracy, *results.data_sentences([row]), *latency.remarks([row])]))
 
 
 def _headline(overview: Overview) -> Text:

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from deploy_prune.report import latency
 from deploy_prune.report.units import NONE, amount, percent, plain
 from deploy_prune.types import ChannelGroup, Metric, Row, Structure
 
@@ -111,14 +112,15 @@ class CheckReport(Protocol):
 
 
 def results_table(rows: Sequence[Row]) -> Table:
-    """Rows of results.json as a table of at most 120 columns; failed rows are red, their errors stand below it.
+    """Rows of results.json as a table of at most 80 columns; failed rows are red, their errors stand below it.
 
+    The speed-up comes first, then p50 in ms beside dense's in the same rounds: ms of two rows can't be compared.
     Where the dense network was adapted to other classes, the original one comes first, with the accuracy on its own.
     """
-    table = _table("target", "budget")
-    for header in ("asked", "predicted", "measured ms\np50 / p90", "MMACs", "params\nM", "size\nMB"):
-        table.add_column(header, justify="right")
-    table.add_column("accuracy\ndense → slim", justify="right")
+    table = _table("target", "budget\nasked")
+    for header in ("speed-up\n(95%)", "p50 ms\nslim / dense", "MMACs\nM params\nMB"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("accuracy\ndense →\nslim", justify="right")
     table.add_column("status")
     for index, row in enumerate(rows):
         new_target = index > 0 and rows[index - 1].target != row.target
@@ -126,11 +128,11 @@ def results_table(rows: Sequence[Row]) -> Table:
             table.add_section()
         if row.budget == "dense" and row.dense_adapted:
             table.add_row(
-                Text(row.target), "original", *[""] * 6, f"{percent(row.accuracy_given)} (source)", style="dim"
+                Text(row.target), "original", *[""] * 3, f"{percent(row.accuracy_given)}\n(source)", style="dim"
             )
         style = "red" if row.status == "failed" else "dim" if row.budget == "dense" else None
         table.add_row(*_result(row), style=style)
-    told = Text("\n".join(data_sentences(rows)), style="not italic", justify="left")
+    told = Text("\n".join((*data_sentences(rows), *latency.remarks(rows))), style="not italic", justify="left")
     errors = [f"\n{row.target} {row.budget}: {row.error}" for row in rows if row.status == "failed"]
     if told or errors:
         table.caption = told.append("".join(errors) if told else "".join(errors).lstrip(), style="red")
@@ -179,27 +181,44 @@ def predicted(row: Row) -> str:
     return "\n".join(figure for figure in figures if figure != NONE) or NONE
 
 
-def measured(row: Row) -> str:
-    """Measured p50 and p90 in ms, and whether the device was disturbed meanwhile; or that there is none."""
+def faster(row: Row) -> tuple[str, str]:
+    """The speed-up, and its interval or that it is predicted; NONE and nothing where there is no speed-up."""
+    found = None if _is_unknown(row) else latency.speedup(row)
+    sure = "predicted" if found is not None and row.measured_on is None else latency.interval(row)
+    return latency.times(found), sure or ""
+
+
+def milliseconds(row: Row) -> tuple[str, str]:
+    """p50 in ms, slim / dense of the same rounds; and whether that is predicted, or was disturbed."""
+    if _is_unknown(row):
+        return NONE, ""
     if row.measured_on is None:
-        return NONE if row.status == "failed" else "not measured"
-    found = f"{plain(row.measured_p50_ms, 'latency')} / {plain(row.measured_p90_ms, 'latency')}"
-    return f"{found} (disturbed)" if row.disturbed else found
+        return latency.beside_dense(row), "predicted"
+    return latency.beside_dense(row), "disturbed" if row.disturbed else ""
+
+
+def _is_unknown(row: Row) -> bool:
+    """Nothing is known of its latency; a prediction of what then failed isn't told as if it were something."""
+    return latency.latency_ms(row) is None or (row.status == "failed" and row.measured_on is None)
 
 
 def _result(row: Row) -> tuple[str | Text, ...]:
+    asked = "" if row.asked is None else amount(row.asked, row.metric)
+    counted = (plain(row.macs, "macs"), plain(row.params, "params"), plain(row.size_bytes, "size"))
     return (
         Text(row.target),
-        Text(row.budget),
-        amount(row.asked, row.metric),
-        predicted(row),
-        measured(row),
-        plain(row.macs, "macs"),
-        plain(row.params, "params"),
-        plain(row.size_bytes, "size"),
-        accuracy(row),
+        Text(lines(row.budget, asked)),
+        lines(*faster(row)),
+        lines(*milliseconds(row)),
+        lines(*counted),
+        accuracy(row).replace("→ ", "→\n"),
         status(row),
     )
+
+
+def lines(*cells: str) -> str:
+    """One below the other, those that say something."""
+    return "\n".join(filter(None, cells))
 
 
 def check_tables(report: CheckReport) -> tuple[RenderableType, ...]:
@@ -243,7 +262,7 @@ def _whole(structure: Structure) -> RenderableType:
 
 def _targets(targets: Sequence[TargetReach]) -> Table:
     table = _table("target", title="Reachable cost")
-    for header in ("smallest", "dense", "smallest\nin % of dense", "multiples of"):
+    for header in ("smallest\nin % of dense", "smallest", "dense", "multiples of"):
         table.add_column(header, justify="right")
     table.add_column("multiples from")
     table.add_column("predicted by")
@@ -251,7 +270,7 @@ def _targets(targets: Sequence[TargetReach]) -> Table:
         figures = (amount(reach.smallest, reach.metric), amount(reach.dense, reach.metric))
         share = percent(reach.smallest / reach.dense)
         origin = (Text(reach.granularity_source), Text(reach.predicted_by))
-        table.add_row(Text(reach.target), *figures, share, str(reach.granularity), *origin)
+        table.add_row(Text(reach.target), share, *figures, str(reach.granularity), *origin)
     return table
 
 

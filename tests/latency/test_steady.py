@@ -60,8 +60,42 @@ def test_the_figure_of_a_busy_moment_does_not_decide(ratios):
     assert median(found) == pytest.approx(0.5)
 
 
-def test_one_artifact_alone_is_measured_twice(ratios):
-    ratios += [1.0, 1.0, 1.0]
+def test_measurements_of_which_no_two_agree_are_said_to_be(ratios):
+    ratios += [0.9, 0.5, 0.8, 0.6, 0.7]
+    both = steady.measure_steadily(HOST, [ONE, ONE], RUNS, 1)
+    told = "no two of 5 measurements in a row agree to 1%: its share of dense was 50.0% to 90.0%"
+    assert [one.disturbed for one in both] == [told, told]
+
+
+def test_measurements_that_agree_at_last_are_steady(ratios):
+    ratios += [0.9, 0.5, 0.5]
+    assert [one.disturbed for one in steady.measure_steadily(HOST, [ONE, ONE], RUNS, 1)] == [None, None]
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """What the next measurements of one artifact alone take, in ms."""
+    answers: list[float] = []
+
+    def measure(target, artifacts, runs, warmup):
+        samples = (answers.pop(0),) * runs
+        return (Latency(samples_ms=samples, warmup=warmup, threads=1, device="test", measured_on="host"),)
+
+    monkeypatch.setattr(steady, "measure", measure)
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("given", "used", "disturbed"),
+    [
+        ([0.8, 0.8, 0.1], 2, None),
+        ([1.13, 0.792, 0.793, 0.1], 3, None),
+        ([0.792, 1.13, 0.9, 0.8, 1.0, 1.0], 5, "no two of 5 measurements in a row agree to 1%: its p50 was 0.792 ms"),
+    ],
+    ids=["two agree", "busy at first", "none agree"],
+)
+def test_one_artifact_alone_is_measured_until_its_own_time_comes_back(alone, given, used, disturbed):
+    alone += given
     (only,) = steady.measure_steadily(HOST, [ONE], RUNS, 1)
-    assert len(only.samples_ms) == 2 * RUNS
-    assert len(ratios) == 1
+    assert only.samples_ms[::RUNS] == tuple(given[:used])
+    assert only.disturbed == disturbed or only.disturbed.startswith(disturbed)

@@ -69,7 +69,7 @@ def contents(folder: Path, kind: tuple[str, str] = ("onnx", "fp32"), **changes: 
     values: dict[str, Any] = {
         "about": {"run": "small", "target": "a-device", "budget": "50%"}, "network": network(), "images": pixels,
         "inputs": inputs(pixels), "mean": MEAN, "std": STD, "labels": LABELS, "are_names": True,
-        "parity": {"max_abs": 1e-7}, "latency": {"row": {"predicted_ms": 1.0}}, "provenance": {"seed": 3},
+        "parity": {"max_abs": 1e-7}, "latency": {"in_words": "1.00 ms (predicted)"}, "provenance": {"seed": 3},
     }  # fmt: skip
     return Contents(**{"artifact": artifact(folder, kind), **values, **changes})
 
