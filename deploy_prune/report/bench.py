@@ -66,8 +66,8 @@ class Bench(Protocol):
 
 def bench_tables(benches: Sequence[Bench]) -> tuple[RenderableType, ...]:
     """The speed-up, and p50 beside dense's in the same rounds, row by row; where it lags behind MACs, the layers."""
-    table = _table("target", "budget")
-    headers = ("asked\npredicted", "speed-up\n(95%)", "p50 ms\nslim / dense", "p90 ms\np99 ms", "MACs\nof dense")
+    table = _table("target", "budget\nasked\npredicted")
+    headers = ("speed-up\n(95%)", "p50 ms\nslim / dense", "p90 ms\np99 ms", "MACs\nof dense")
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("status")
@@ -85,7 +85,7 @@ def _cells(found: Bench) -> tuple[str | Text, ...]:
     row = found.row
     tail = "\n".join(plain(ms, "latency") for ms in (row.measured_p90_ms, row.measured_p99_ms))
     return (
-        Text(row.target), Text(row.budget), lines(amount(row.asked, row.metric), predicted(row)), lines(*faster(row)),
+        Text(row.target), Text(lines(row.budget, amount(row.asked, row.metric), predicted(row))), lines(*faster(row)),
         lines(*milliseconds(row)), tail, percent(found.macs_share), status(row),
     )  # fmt: skip
 

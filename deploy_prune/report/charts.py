@@ -98,7 +98,7 @@ def latency_accuracy(series: Mapping[str, Sequence[Point]]) -> Markup:
             axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
         axes.margins(x=0.08, y=0.18)
-        axes.set(xlabel="latency, ms: measured share of dense × the dense row's latency", ylabel="accuracy, %")
+        axes.set(xlabel="latency, ms: share of dense × the dense row's latency", ylabel="accuracy, %")
         figure.legend(loc="outside upper left", ncols=4, handlelength=1.6)
         drawn = _svg(figure, "Accuracy against latency", _describe(series))
         return _with_tooltips(drawn, [point.about for points in series.values() for point in points])

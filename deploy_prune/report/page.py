@@ -87,6 +87,7 @@ def write_page(run: Path) -> Path:
     page = _template().render(
         run=found,
         sentences=headline(found.rows or ()),
+        remarks=latency.remarks(found.rows or ()),
         cards=_cards(found.rows or ()),
         accuracy_chart=_accuracy_chart(found.rows or ()),
         without_dense_row=_enumerate(latency.without_dense_row(found.rows or ())),
@@ -232,7 +233,7 @@ def headline(rows: Sequence[Row]) -> tuple[str, ...]:
         sentences.append(f"No device is attached for {_enumerate(unmeasured)}: those latencies are predicted.")
     if failed:
         sentences.append(f"Failed: {_enumerate([f'{row.target} {row.budget}' for row in failed])}; the table says why.")
-    return (*sentences, *latency.remarks(rows))
+    return tuple(sentences)
 
 
 def _asked(slim: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import re
@@ -99,10 +100,10 @@ def test_the_table_has_the_speedup_first_and_each_row_s_own_dense():
     assert any(line.startswith("host 50% 2.67x 0.300 / 0.800 ") for line in lines)
 
 
-def test_a_machine_whose_speed_changed_is_said_to_be():
+def test_a_machine_whose_speed_changed_is_said_to_be(page):
     told = "On host the dense network took 0.792 ms to 1.13 ms in different runs: the machine's speed changed."
     assert told in " ".join(printed(results_table(drifted())))
-    assert any(sentence.startswith(told) for sentence in headline(drifted()))
+    assert told in html.unescape(page)
     steady = dense_row(0.792), slim_row("75%", took(0.6), took(0.8))
     assert latency.remarks(steady) == ()
 
