@@ -3,51 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
 
 from deploy_prune import road, run_recipe
 from deploy_prune.device import RUNTIMES
 from deploy_prune.device.address import parse
 from deploy_prune.errors import DeployPruneError, RunFolderError, TargetError
 from deploy_prune.latency.granularity import granularity
-from deploy_prune.latency.lost import Lost, lost
+from deploy_prune.latency.lost import lost
 from deploy_prune.latency.runners import profile_for
 from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.recipe import Recipe
+from deploy_prune.report.results import Bench
 from deploy_prune.road import place_of
 from deploy_prune.runfolder import RunFolder
 from deploy_prune.timing import BudgetMissedError, require_within, with_latency
 from deploy_prune.trust import found_targets
-from deploy_prune.types import Artifact, Budget, Row, Target
+from deploy_prune.types import Artifact, Budget, Lost, Row, Target
 from deploy_prune.workbench import PROFILE_S, profilable, writer
-
-LAGS: Final = 0.03
-"""Latency fell less than the MACs did if its share of dense is larger by this much, at the low end of its interval."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """A row, measured again. ``macs_share``: of the dense network's; None where either isn't known.
-
-    ``lost``: the layers that lost most time, if latency fell less than MACs and the runtime tells.
-    """
-
-    row: Row
-    macs_share: float | None
-    lost: tuple[Lost, ...] = ()
-
-    @property
-    def lags(self) -> bool:
-        """Whether latency fell less than the multiply-accumulates did."""
-        fastest = self.row.speedup_high
-        return fastest is not None and self.macs_share is not None and 1 / fastest > self.macs_share + LAGS
-
-    def as_json(self) -> dict[str, Any]:
-        """The row as results.json has it, with what was found beside it."""
-        beside = {"macs_share": self.macs_share, "lags": self.lags, "lost": [asdict(x) for x in self.lost]}
-        return {**asdict(self.row), **beside}
 
 
 def bench(run_folder: Path, runs: int, device: str | None = None, trust: bool = False) -> tuple[Bench, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -13,51 +12,13 @@ from deploy_prune import road
 from deploy_prune.enforce import UNITS, tolerance_above
 from deploy_prune.guard import scratch
 from deploy_prune.recipe import Recipe
+from deploy_prune.report.results import BudgetReach, CheckReport, TargetReach
 from deploy_prune.runfolder import RunFolder
 from deploy_prune.tracking import require_trackers
-from deploy_prune.types import Metric, Progress, Structure, Target, silent
+from deploy_prune.types import Metric, Progress, Target, silent
 from deploy_prune.workbench import Workbench
 
 _GRANULARITY: Final = "find the channel granularity"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetReach:
-    """How small and how large the network can get on one target, in the metric's unit."""
-
-    target: str
-    granularity: int
-    granularity_source: str
-    metric: Metric
-    smallest: float
-    dense: float
-    predicted_by: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class BudgetReach:
-    """Whether one budget can be met on one target; ``reason`` says why not."""
-
-    target: str
-    budget: str
-    metric: Metric
-    asked: float
-    met: bool
-    reason: str | None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CheckReport:
-    """What ``check`` found. ``dense``: macs and params. ``summary``: sentences of what goes into the network."""
-
-    recipe_name: str
-    network: str
-    structure: Structure
-    dense: dict[str, float]
-    targets: tuple[TargetReach, ...]
-    budgets: tuple[BudgetReach, ...]
-    seconds: float
-    summary: tuple[str, ...] = ()
 
 
 def check(recipe: Recipe, progress: Progress = silent) -> CheckReport:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from deploy_prune.outputs import require_outside_runs
 from deploy_prune.recipe import DataPart, Recipe
 from deploy_prune.recipe_data import FEW_SHOTS
 from deploy_prune.recipe_file import dump, resolve
+from deploy_prune.report.results import Episode, Transfer
 from deploy_prune.retrain.episodes import interval
 from deploy_prune.retrain.features import match
 from deploy_prune.retrain.fewshot import adapt, feature_weight, for_new_classes
@@ -50,40 +51,6 @@ class Given:
     teacher: Mapping[str, Tensor] | None = None
     recipe: Recipe | None = None
     normalisation: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Episode:
-    """One draw of classes and shots, and what came of it; accuracies from 0 to 1 on the task's test examples."""
-
-    seed: int
-    classes: tuple[int, ...]
-    split: str
-    accuracy: float
-    accuracy_teacher: float | None
-    steps: int
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transfer:
-    """All episodes, their mean accuracy, half its 95% interval (None of one), and where the first one's network is.
-
-    ``mean`` and ``std``: what that network's inputs are normalised with, per channel, of values in 0..1.
-    """
-
-    folder: Path
-    episodes: tuple[Episode, ...]
-    accuracy: float
-    interval: float | None
-    init: str
-    params: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """For transfer.json."""
-        return {key: value for key, value in asdict(self).items() if key != "folder"}
 
 
 def transfer(

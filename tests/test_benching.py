@@ -7,14 +7,13 @@ import pytest
 from rich.console import Console
 
 from deploy_prune import benching
-from deploy_prune.benching import Bench
 from deploy_prune.errors import MeasurementError, TargetError
-from deploy_prune.latency.lost import Lost
 from deploy_prune.latency.targets import load_target
 from deploy_prune.recipe import parse_budget
 from deploy_prune.report.bench import bench_tables
+from deploy_prune.report.results import Bench
 from deploy_prune.timing import with_latency
-from deploy_prune.types import Latency, Row
+from deploy_prune.types import Latency, Lost, Row
 
 HOST = replace(load_target("host"), granularity=4)
 LOST = Lost(layer="features.3", dense_ms=1.0, slim_ms=0.8, macs_share=0.25, share=0.4, reason="granularity")

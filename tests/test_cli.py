@@ -14,11 +14,11 @@ from click.testing import CliRunner
 
 import deploy_prune
 from deploy_prune import errors
-from deploy_prune.benching import Bench
 from deploy_prune.cli import main
 from deploy_prune.commands.examples import EXAMPLES
 from deploy_prune.errors import BudgetError, DeployPruneError
 from deploy_prune.recipe_file import load
+from deploy_prune.report.results import Bench
 from deploy_prune.types import Artifact, Row, Structure, silent
 
 ERROR_CLASSES = [DeployPruneError, *DeployPruneError.__subclasses__()]

@@ -13,7 +13,7 @@ from deploy_prune.errors import BudgetError, of_kind
 from deploy_prune.types import Row
 
 if TYPE_CHECKING:
-    from deploy_prune.report.table import CheckReport
+    from deploy_prune.report.results import CheckReport
 
 
 def write_bundles(run: Path, target: str, budget: str | None, out: Path | None, trust: bool) -> None:

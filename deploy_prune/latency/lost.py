@@ -17,15 +17,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Final, Literal
+from typing import Final
 
 import onnx
 
 from deploy_prune.latency.nodes import by_weight
 from deploy_prune.latency.ops import stair
-from deploy_prune.types import Artifact
+from deploy_prune.types import Artifact, Lost, Reason
 
-Reason = Literal["granularity", "memory-bound", "overhead"]
 MOST: Final = 5
 LEAST: Final = 0.01
 """Layers that lost less than this share of the slim network's time are not told of."""
@@ -37,18 +36,6 @@ BALANCE: Final = 20
 and pixel-8 (edge_targets), as gmacs_per_s / (gbytes_per_s / 4). A rule of thumb on any other device."""
 BETWEEN: Final = "(between the layers)"
 """All nodes without a weight: poolings, sums, reorders."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lost:
-    """A layer that is slower than its multiply-accumulates say; ``share``: lost ms over the slim network's ms."""
-
-    layer: str
-    dense_ms: float
-    slim_ms: float
-    macs_share: float
-    share: float
-    reason: Reason
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from rich import box
 from rich.console import RenderableType
@@ -11,57 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy_prune.report import latency
+from deploy_prune.report.results import Bench
 from deploy_prune.report.table import faster, lines, milliseconds, predicted, status
 from deploy_prune.report.units import NONE, amount, percent, plain
-from deploy_prune.types import Row
-
-
-class Lost(Protocol):
-    """A layer that is slower than its multiply-accumulates say."""
-
-    @property
-    def layer(self) -> str:
-        """Its name."""
-
-    @property
-    def dense_ms(self) -> float:
-        """Its time in the dense network."""
-
-    @property
-    def slim_ms(self) -> float:
-        """Its time in the slim network."""
-
-    @property
-    def macs_share(self) -> float:
-        """Its MACs, of the dense layer's."""
-
-    @property
-    def share(self) -> float:
-        """The time that it lost, of the slim network's."""
-
-    @property
-    def reason(self) -> str:
-        """Why."""
-
-
-class Bench(Protocol):
-    """A row, measured again."""
-
-    @property
-    def row(self) -> Row:
-        """As in results.json."""
-
-    @property
-    def macs_share(self) -> float | None:
-        """MACs, of the dense network's."""
-
-    @property
-    def lags(self) -> bool:
-        """Whether latency fell less than MACs."""
-
-    @property
-    def lost(self) -> Sequence[Lost]:
-        """The layers that lost most time."""
 
 
 def bench_tables(benches: Sequence[Bench]) -> tuple[RenderableType, ...]:

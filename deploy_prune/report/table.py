@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import RenderableType
@@ -11,104 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy_prune.report import latency
+from deploy_prune.report.results import BudgetReach, CheckReport, TargetReach
 from deploy_prune.report.units import NONE, amount, percent, plain
-from deploy_prune.types import ChannelGroup, Metric, Row, Structure
-
-
-class TargetReach(Protocol):
-    """How small and how large the network can get on one target, in the metric's own unit."""
-
-    @property
-    def target(self) -> str:
-        """Name of the target."""
-
-    @property
-    def granularity(self) -> int:
-        """Channel counts are multiples of this."""
-
-    @property
-    def granularity_source(self) -> str:
-        """Where the granularity comes from: measured, or the target's file."""
-
-    @property
-    def metric(self) -> Metric:
-        """What the budgets are about."""
-
-    @property
-    def smallest(self) -> float:
-        """The smallest reachable cost."""
-
-    @property
-    def dense(self) -> float:
-        """The cost with every channel."""
-
-    @property
-    def predicted_by(self) -> str:
-        """What the costs are computed with."""
-
-
-class BudgetReach(Protocol):
-    """Whether one budget can be met on one target; ``reason`` says why not."""
-
-    @property
-    def target(self) -> str:
-        """Name of the target."""
-
-    @property
-    def budget(self) -> str:
-        """The budget as the recipe has it."""
-
-    @property
-    def metric(self) -> Metric:
-        """What the budget is about."""
-
-    @property
-    def asked(self) -> float:
-        """The limit in the metric's own unit."""
-
-    @property
-    def met(self) -> bool:
-        """Whether some allowed choice of channels is within it."""
-
-    @property
-    def reason(self) -> str | None:
-        """Why it can't be met."""
-
-
-class CheckReport(Protocol):
-    """What ``deploy-prune check`` found; costs in ``dense`` are ``macs`` and ``params``."""
-
-    @property
-    def recipe_name(self) -> str:
-        """Name of the recipe."""
-
-    @property
-    def network(self) -> str:
-        """The network's source."""
-
-    @property
-    def summary(self) -> Sequence[str]:
-        """Sentences of what goes into the network."""
-
-    @property
-    def structure(self) -> Structure:
-        """Groups, layers, and what stays whole."""
-
-    @property
-    def dense(self) -> Mapping[str, float]:
-        """Costs of the dense network."""
-
-    @property
-    def targets(self) -> Sequence[TargetReach]:
-        """A row per target."""
-
-    @property
-    def budgets(self) -> Sequence[BudgetReach]:
-        """A row per target and budget."""
-
-    @property
-    def seconds(self) -> float:
-        """How long the check took."""
+from deploy_prune.types import ChannelGroup, Row, Structure
 
 
 def results_table(rows: Sequence[Row]) -> Table:

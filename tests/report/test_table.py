@@ -1,9 +1,10 @@
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import pytest
 import torch
 from rich.console import Console
 
+from deploy_prune.report.results import BudgetReach, CheckReport, TargetReach
 from deploy_prune.report.table import check_tables, results_table
 from deploy_prune.types import Axis, ChannelGroup, Structure, Whole
 
@@ -84,27 +85,6 @@ def test_a_dense_row_has_one_accuracy(make_row):
     assert "→" not in line
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reach:
-    target: str = "host"
-    granularity: int = 16
-    granularity_source: str = "measured"
-    metric: str = "latency"
-    smallest: float = 0.31
-    dense: float = 2.48
-    predicted_by: str = "table"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    target: str = "host"
-    budget: str = "50%"
-    metric: str = "latency"
-    asked: float = 1.24
-    met: bool = True
-    reason: str | None = None
-
-
 def make_structure() -> Structure:
     unit_of = torch.arange(8)
     weight, bias = (Axis(tensor=f"stem.conv.{kind}", axis=0, unit_of=unit_of) for kind in ("weight", "bias"))
@@ -113,21 +93,24 @@ def make_structure() -> Structure:
     return Structure(groups=(group,), layers=(), whole=(Whole(name="head", channels=5, reason="it is an output"),))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    recipe_name: str = "mobilenet"
-    network: str = "torchvision:mobilenet_v2"
-    structure: Structure = field(default_factory=make_structure)
-    dense: dict = field(default_factory=lambda: {"macs": 6_130_000.0, "params": 2_230_000.0})
-    targets: tuple = (Reach(),)
-    budgets: tuple = (Answer(), Answer(budget="5%", asked=0.124, met=False, reason="the smallest reachable is 0.31 ms"))
-    seconds: float = 1.234
-    summary: tuple[str, ...] = ("Input: 3 x 32 x 32 pixels.",)
+def make_report(**changes) -> CheckReport:
+    reach = TargetReach(
+        target="host", granularity=16, granularity_source="measured", metric="latency", smallest=0.31, dense=2.48,
+        predicted_by="table",
+    )  # fmt: skip
+    met = BudgetReach(target="host", budget="50%", metric="latency", asked=1.24, met=True, reason=None)
+    unmet = replace(met, budget="5%", asked=0.124, met=False, reason="the smallest reachable is 0.31 ms")
+    report = CheckReport(
+        recipe_name="mobilenet", network="torchvision:mobilenet_v2", structure=make_structure(),
+        dense={"macs": 6_130_000.0, "params": 2_230_000.0}, targets=(reach,), budgets=(met, unmet), seconds=1.234,
+        summary=("Input: 3 x 32 x 32 pixels.",),
+    )  # fmt: skip
+    return replace(report, **changes)
 
 
 @pytest.fixture
 def checked() -> str:
-    return printed(*check_tables(Report()))
+    return printed(*check_tables(make_report()))
 
 
 def test_check_names_the_network_and_what_it_costs(checked):
@@ -154,5 +137,5 @@ def test_check_says_which_budgets_can_be_met(checked):
 
 
 def test_check_of_a_network_without_groups_says_so():
-    text = printed(*check_tables(Report(structure=Structure(groups=(), layers=(), whole=()))))
+    text = printed(*check_tables(make_report(structure=Structure(groups=(), layers=(), whole=()))))
     assert "No channel of this network can be pruned." in text

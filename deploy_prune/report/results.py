@@ -1,0 +1,108 @@
+"""What the commands `check`, `bench` and `transfer` find: plain data that they make and that the tables show."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from deploy_prune.types import Lost, Metric, Row, Structure
+
+LAGS: Final = 0.03
+"""Latency fell less than the MACs did if its share of dense is larger by this much, at the low end of its interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetReach:
+    """How small and how large the network can get on one target, in the metric's unit."""
+
+    target: str
+    granularity: int
+    granularity_source: str
+    metric: Metric
+    smallest: float
+    dense: float
+    predicted_by: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetReach:
+    """Whether one budget can be met on one target; ``reason`` says why not."""
+
+    target: str
+    budget: str
+    metric: Metric
+    asked: float
+    met: bool
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CheckReport:
+    """What ``check`` found. ``dense``: macs and params. ``summary``: sentences of what goes into the network."""
+
+    recipe_name: str
+    network: str
+    structure: Structure
+    dense: dict[str, float]
+    targets: tuple[TargetReach, ...]
+    budgets: tuple[BudgetReach, ...]
+    seconds: float
+    summary: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """A row, measured again. ``macs_share``: of the dense network's; None where either isn't known.
+
+    ``lost``: the layers that lost most time, if latency fell less than MACs and the runtime tells.
+    """
+
+    row: Row
+    macs_share: float | None
+    lost: tuple[Lost, ...] = ()
+
+    @property
+    def lags(self) -> bool:
+        """Whether latency fell less than the multiply-accumulates did."""
+        fastest = self.row.speedup_high
+        return fastest is not None and self.macs_share is not None and 1 / fastest > self.macs_share + LAGS
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as results.json has it, with what was found beside it."""
+        beside = {"macs_share": self.macs_share, "lags": self.lags, "lost": [asdict(x) for x in self.lost]}
+        return {**asdict(self.row), **beside}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One draw of classes and shots, and what came of it; accuracies from 0 to 1 on the task's test examples."""
+
+    seed: int
+    classes: tuple[int, ...]
+    split: str
+    accuracy: float
+    accuracy_teacher: float | None
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """All episodes, their mean accuracy, half its 95% interval (None of one), and where the first one's network is.
+
+    ``mean`` and ``std``: what that network's inputs are normalised with, per channel, of values in 0..1.
+    """
+
+    folder: Path
+    episodes: tuple[Episode, ...]
+    accuracy: float
+    interval: float | None
+    init: str
+    params: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """For transfer.json."""
+        return {key: value for key, value in asdict(self).items() if key != "folder"}
