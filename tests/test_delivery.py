@@ -192,7 +192,7 @@ def test_a_finished_artifact_that_is_always_slower_is_a_failed_row_with_its_figu
     assert (row.budget, row.status, row.error_kind) == ("70%", "failed", "BudgetError")
     assert f"host/70% takes {row.measured_p50_ms:.4g} ms, asked were {row.asked:.4g} ms" in row.error
     assert row.measured_p50_ms > 1.03 * row.asked
-    assert row.ratio == pytest.approx(row.measured_p50_ms / row.dense_p50_ms)
+    assert row.speedup == pytest.approx(row.dense_p50_ms / row.measured_p50_ms)
     assert not (run.folder / "host/70%/latency.json").exists()
     assert [r.status for r in run.rows[:-1]] == ["ok", "ok", "ok"]
 
@@ -220,9 +220,9 @@ def test_a_bench_measures_finished_files_on_this_machine(for_a_bench: Run) -> No
     dense, slim = (found.row for found in benching.bench(for_a_bench.folder, 20, trust=True))
     assert [(row.status, row.error) for row in (dense, slim)] == [("ok", None)] * 2
     assert [row.measured_on for row in (dense, slim)] == ["host", "host"]
-    assert dense.ratio is None
-    assert slim.ratio_low <= slim.ratio <= slim.ratio_high
-    assert slim.ratio < 0.8, "so much less to compute"
+    assert dense.speedup is None
+    assert slim.speedup_low <= slim.speedup <= slim.speedup_high
+    assert slim.speedup > 1 / 0.8, "so much less to compute"
     assert slim.asked == pytest.approx(0.8 * slim.dense_p50_ms)
     assert slim.measured_p50_ms not in {row.measured_p50_ms for row in before}
     assert RunFolder(path=for_a_bench.folder).read_results() == before, "a bench changes no file"
