@@ -15,19 +15,20 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from deploy_prune import data, models
+from deploy_prune.budget.candidates import Workbench
+from deploy_prune.data import splits
+from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError, WeightsError
 from deploy_prune.export import onnx
 from deploy_prune.latency.steady import measure_steadily
-from deploy_prune.latency.targets import load_target
-from deploy_prune.recipe import DataPart, ExportPart, ModelPart, PrunePart, Recipe, TrainPart
-from deploy_prune.search import gates_of
-from deploy_prune.shell import digest
-from deploy_prune.surgery.graph import find_groups
-from deploy_prune.surgery.settle import settle
-from deploy_prune.training import Session, accuracy, make_accelerator, train_classifier
+from deploy_prune.networks import build, weights
+from deploy_prune.recipe.parts import DataPart, ExportPart, ModelPart, PrunePart, Recipe, TrainPart
+from deploy_prune.search.gated_network import gates_of
+from deploy_prune.surgery.groups import find_groups
+from deploy_prune.surgery.try_groups import settle
+from deploy_prune.system.shell import digest
+from deploy_prune.training.loop import Session, accuracy, make_accelerator, train_classifier
 from deploy_prune.types import Keep, Structure, silent
-from deploy_prune.workbench import Workbench
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 IMAGES = 50_000
@@ -48,7 +49,7 @@ class Bench:
 
     network: nn.Module
     structure: Structure
-    examples: data.TransferData
+    examples: splits.TransferData
     workbench: Workbench
     steps: int
     search_steps: int
@@ -80,15 +81,15 @@ def load(arguments: argparse.Namespace, scratch: Path) -> Bench:
         augment="shift_flip",
         image_size=arguments.image_size,
     )
-    examples = data.load(source, 0)
+    examples = splits.load(source, 0)
     torch.manual_seed(0)
-    network = models.build(ModelPart(source=arguments.network), examples.num_source)
+    network = build.build_network(ModelPart(source=arguments.network), examples.num_source)
     if arguments.train_steps:
         train(network, examples, arguments)
     else:
         name = f"cifar10_{arguments.network}.safetensors"
-        models.load_weights(network, arguments.weights or Path(arguments.data) / "weights" / name)
-    example = models.example_input(source, 2)
+        weights.load_weights(network, arguments.weights or Path(arguments.data) / "weights" / name)
+    example = build.example_input(source, 2)
     part = PrunePart()
     structure = find_groups(network, (example[:1],), part)
     if arguments.inner:
@@ -107,7 +108,7 @@ def load(arguments: argparse.Namespace, scratch: Path) -> Bench:
     )  # fmt: skip
 
 
-def train(network: nn.Module, examples: data.TransferData, arguments: argparse.Namespace) -> None:
+def train(network: nn.Module, examples: splits.TransferData, arguments: argparse.Namespace) -> None:
     """The dense network from scratch, or from the weights of another task, kept beside the rows."""
     in_names = {"rows", "seeds", "methods", "data", "source", "target", "weights", "points", "steps", "search_steps"}
     begun = None if arguments.weights is None else digest(arguments.weights)
@@ -126,7 +127,7 @@ def train(network: nn.Module, examples: data.TransferData, arguments: argparse.N
         train_classifier(network, examples.source_train, part, session=session, augment="shift_flip")
         kept.parent.mkdir(parents=True, exist_ok=True)
         torch.save(network.state_dict(), kept)
-    models.load_weights(network, kept)
+    weights.load_weights(network, kept)
 
 
 def inherit(network: nn.Module, path: Path) -> None:

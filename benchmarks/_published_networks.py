@@ -15,12 +15,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from deploy_prune import models
 from deploy_prune.errors import ModelError
 from deploy_prune.latency.ops import Op, list_ops
-from deploy_prune.recipe import ModelPart
+from deploy_prune.networks import build
+from deploy_prune.networks.libraries import import_timm, import_torchvision
+from deploy_prune.recipe.parts import ModelPart
 from deploy_prune.surgery.trace import trace
-from deploy_prune.vision import import_timm, import_torchvision
 
 NCNN: dict[str, tuple[str, int]] = {
     "mobilenet": ("timm:mobilenetv1_100", 224),
@@ -103,7 +103,7 @@ def _network(part: ModelPart) -> nn.Module:
 
 def _build(part: ModelPart) -> nn.Module:
     own = OWN.get(part.source)
-    return (models.build(part, CLASSES) if own is None else own()).eval()
+    return (build.build_network(part, CLASSES) if own is None else own()).eval()
 
 
 def _mobilenet_v2() -> nn.Module:

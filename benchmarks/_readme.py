@@ -19,8 +19,8 @@ from rich.console import Console
 
 from deploy_prune.report.latency import remarks
 from deploy_prune.report.table import accuracy, faster, milliseconds, results_table
-from deploy_prune.runfolder import RunFolder
-from deploy_prune.shell import write_text
+from deploy_prune.run.folder import RunFolder
+from deploy_prune.system.shell import write_text
 
 ROOT: Final = Path(__file__).parent.parent
 TERMINAL_COLUMNS: Final = 80

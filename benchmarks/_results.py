@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from deploy_prune.data import Examples
-from deploy_prune.readers import Collection
-from deploy_prune.runfolder import PACKAGES, cpu_name, versions
-from deploy_prune.shell import write_text
-from deploy_prune.surgery.analysis import own_code
+from deploy_prune.data.examples import Examples
+from deploy_prune.data.sources import Collection
+from deploy_prune.run.folder import PACKAGES, cpu_name, versions
+from deploy_prune.surgery.remembered import own_code
+from deploy_prune.system.shell import write_text
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from deploy_prune.latency.targets import load_target
-from deploy_prune.recipe import SearchPart
-from deploy_prune.search import METHODS, SearchGoal, SearchJob, values
-from deploy_prune.training import Session, make_accelerator
+from deploy_prune.budget.candidates import Workbench
+from deploy_prune.device.targets import load_target
+from deploy_prune.recipe.parts import SearchPart
+from deploy_prune.search.frame import SearchGoal, SearchJob
+from deploy_prune.search.methods import METHODS, values
+from deploy_prune.training.loop import Session, make_accelerator
 from deploy_prune.types import Scores, silent
-from deploy_prune.workbench import Workbench
 
 
 def magnitude(bench: Workbench) -> Scores:

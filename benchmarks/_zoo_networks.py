@@ -15,9 +15,9 @@ import _zoo_own
 import torch
 from torch import Tensor, nn
 
-from deploy_prune import models
-from deploy_prune.recipe import ModelPart
-from deploy_prune.vision import import_timm, import_torchvision
+from deploy_prune.networks import build
+from deploy_prune.networks.libraries import import_timm, import_torchvision
+from deploy_prune.recipe.parts import ModelPart
 
 NUM_CLASSES: Final = 10
 
@@ -112,7 +112,7 @@ def lively(network: nn.Module, x: Tensor) -> nn.Module:
 def _torchvision(name: str) -> tuple[nn.Module, int]:
     import_torchvision()
     extra = {"init_weights": True} if name in {"googlenet", "inception_v3"} else {}
-    network = models.build(ModelPart(source=f"torchvision:{name}", args=extra), NUM_CLASSES)
+    network = build.build_network(ModelPart(source=f"torchvision:{name}", args=extra), NUM_CLASSES)
     return (_First(network), 224) if name in {"googlenet", "inception_v3"} else (network, 224)
 
 

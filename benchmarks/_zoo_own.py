@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deploy_prune import models
-from deploy_prune.recipe import ModelPart
+from deploy_prune.networks import build
+from deploy_prune.recipe.parts import ModelPart
 
 
 def conv(i: int, o: int, k: int = 3, stride: int = 1, act: type[nn.Module] = nn.SiLU) -> nn.Sequential:
@@ -255,6 +255,6 @@ OWN: Final[dict[str, Callable[[int], nn.Module]]] = {
     "unet": UNet,
     "style_transfer": lambda classes: Style(),
     "optical_flow": lambda classes: Flow(),
-    "resnet20_option_a": lambda classes: models.build(ModelPart(source="resnet20"), classes),
+    "resnet20_option_a": lambda classes: build.build_network(ModelPart(source="resnet20"), classes),
     "super_resolution": lambda classes: SuperResolution(),
 }

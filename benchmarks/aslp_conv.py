@@ -26,13 +26,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import SGD
 
-from deploy_prune import data, models
-from deploy_prune.data import Examples, batches
-from deploy_prune.recipe import DataPart, ModelPart
-from deploy_prune.search.gumbel import gumbel_gate
+from deploy_prune.data import splits
+from deploy_prune.data.examples import Examples
+from deploy_prune.data.loaders import batches
+from deploy_prune.networks import build
+from deploy_prune.recipe.parts import DataPart, ModelPart
+from deploy_prune.search.methods.gumbel import gumbel_gate
 from deploy_prune.search.relaxed import Relaxation
 from deploy_prune.search.subnetwork import MOMENTUM, MaskedNetwork
-from deploy_prune.training import accuracy, classification, fit, make_accelerator, set_seed
+from deploy_prune.training.loop import accuracy, classification, fit, make_accelerator, set_seed
 
 BATCH = 256
 
@@ -155,7 +157,7 @@ def main() -> None:
     if arguments.data is None:
         print("skipped: say where CIFAR-10 is, with --data ROOT or DEPLOY_PRUNE_DATA")
         return
-    found = data.load(DataPart(source="cifar10", root=str(arguments.data), image_size=32, augment="none"), 0)
+    found = splits.load(DataPart(source="cifar10", root=str(arguments.data), image_size=32, augment="none"), 0)
     train, test = found.source_train, found.source_test
     epochs, images = (100, len(train)) if arguments.full else (arguments.epochs, min(arguments.images, len(train)))
     train = replace(train, images=train.images[:images], labels=train.labels[:images])
@@ -165,7 +167,7 @@ def main() -> None:
     rows: dict[str, list[float]] = _results.kept(arguments.rows, under)
     for name in (n for n in names if n not in rows):
         set_seed(0)
-        network = models.build(ModelPart(source=arguments.network), 10)
+        network = build.build_network(ModelPart(source=arguments.network), 10)
         rows[name] = learn(network, CONTENDERS[name], train, test, epochs, arguments.precision)
         _results.keep(arguments.rows, under, rows)
         print(name, [f"{a:.1%}" for a in rows[name]], flush=True)

@@ -36,20 +36,20 @@ from _scores import magnitude
 from latency_table import NETWORKS
 
 from deploy_prune import cost
-from deploy_prune.check import reaches
-from deploy_prune.enforce import Plan, enforce
+from deploy_prune.budget.candidates import Timed, Workbench
+from deploy_prune.budget.loop import Plan, enforce
+from deploy_prune.commands.predict import network_of, parse_shape
+from deploy_prune.commands.profile import workbench_for
+from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError
 from deploy_prune.export import isolated
 from deploy_prune.latency.paired import paired_ratio
 from deploy_prune.latency.steady import measure_steadily
-from deploy_prune.latency.targets import load_target
-from deploy_prune.pipeline import PLANS
-from deploy_prune.predicting import network_of, parse_shape
-from deploy_prune.profiling import workbench_for
-from deploy_prune.recipe import parse_budget
+from deploy_prune.recipe.parts import parse_budget
+from deploy_prune.run.pipeline import PLANS
+from deploy_prune.run.reach import reaches
 from deploy_prune.surgery.cut import cut
 from deploy_prune.types import Artifact, Budget, Counts, Keep, Scores, Target, silent
-from deploy_prune.workbench import Timed, Workbench
 
 BUDGETS: Final = "80%,65%,50%,35%"
 AIMS: Final = {"within_3_percent": 0.95, "worst": 0.06}

@@ -23,9 +23,11 @@ import _results
 import torch
 from torch.optim import SGD
 
-from deploy_prune import data, models, threads
-from deploy_prune.recipe_file import load
-from deploy_prune.training import MOMENTUM, channels_last, classification, fit, make_accelerator, sample
+from deploy_prune.data import loaders, splits
+from deploy_prune.networks import build
+from deploy_prune.recipe.file import load_recipe
+from deploy_prune.training import threads
+from deploy_prune.training.loop import MOMENTUM, channels_last, classification, fit, make_accelerator, sample
 from deploy_prune.types import Progress, silent
 
 SETTINGS = ("old", "new")
@@ -35,12 +37,12 @@ Worker = subprocess.Popen[str]
 
 def worker(setting: str, name: str) -> None:
     """For a number of seconds on standard input, train that long; answer with ms a step and threads in the end."""
-    recipe = load(name, [])
-    examples = data.load(recipe.data, recipe.seed)
-    network = models.build(recipe.model, examples.num_source).train()
+    recipe = load_recipe(name, [])
+    examples = splits.load(recipe.data, recipe.seed)
+    network = build.build_network(recipe.model, examples.num_source).train()
     accelerator = make_accelerator("cpu")
     optimizer = SGD(network.parameters(), lr=1e-4, momentum=MOMENTUM, nesterov=True)
-    stream = data.batches(examples.source_train, recipe.train.batch_size, recipe.seed, recipe.data.augment)
+    stream = loaders.batches(examples.source_train, recipe.train.batch_size, recipe.seed, recipe.data.augment)
     most = torch.get_num_threads()
 
     def step(progress: Progress = silent) -> None:

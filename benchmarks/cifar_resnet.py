@@ -35,17 +35,20 @@ from rich.table import Table
 from torch import nn
 
 from deploy_prune import cost
-from deploy_prune.batchnorm import reestimate
-from deploy_prune.data import Examples, batches
-from deploy_prune.enforce import enforce
+from deploy_prune.budget.choose import choose
+from deploy_prune.budget.loop import enforce
+from deploy_prune.data.examples import Examples
+from deploy_prune.data.loaders import batches
+from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError
-from deploy_prune.latency.targets import load_target
-from deploy_prune.recipe import RetrainPart, SourceSearchPart, parse_budget
+from deploy_prune.recipe.parts import RetrainPart, SourceSearchPart, parse_budget
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt
-from deploy_prune.search import METHODS, SearchGoal, SearchJob, choose, values
+from deploy_prune.search.frame import SearchGoal, SearchJob
+from deploy_prune.search.methods import METHODS, values
 from deploy_prune.surgery.cut import cut
+from deploy_prune.training.batchnorm import reestimate
 from deploy_prune.types import Keep, SearchResult, silent
 
 LEARNED = ("dap", "gate", "gumbel")

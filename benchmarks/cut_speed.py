@@ -22,12 +22,12 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from deploy_prune import models
-from deploy_prune.recipe import ModelPart, PrunePart
-from deploy_prune.search import gates_of
+from deploy_prune.networks import build
+from deploy_prune.recipe.parts import ModelPart, PrunePart
+from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.cut import cut, lost_coordinates
-from deploy_prune.surgery.graph import find_groups
-from deploy_prune.surgery.settle import settle
+from deploy_prune.surgery.groups import find_groups
+from deploy_prune.surgery.try_groups import settle
 from deploy_prune.types import ChannelGroup, Keep, Structure
 
 NAMES: Final = ("resnet50", "mobilenet_v2", "vit_b_16", "densenet121")
@@ -90,7 +90,7 @@ def same(a: nn.Module, b: nn.Module) -> None:
 def compare(name: str, rounds: int) -> dict[str, Any]:
     """Medians of one network."""
     torch.manual_seed(0)
-    network = models.build(ModelPart(source=f"torchvision:{name}"), 1000).eval()
+    network = build.build_network(ModelPart(source=f"torchvision:{name}"), 1000).eval()
     x = torch.randn(2, 3, 224, 224)
     started = time.process_time()
     structure = find_groups(network, (x[:1],), PrunePart())

@@ -21,10 +21,10 @@ import _results
 from rich.console import Console
 from rich.table import Table
 
-from deploy_prune import pipeline
-from deploy_prune.console import rich_progress
-from deploy_prune.recipe_file import load
-from deploy_prune.shell import write_text
+from deploy_prune.recipe.file import load_recipe
+from deploy_prune.report.terminal import rich_progress
+from deploy_prune.run import pipeline
+from deploy_prune.system.shell import write_text
 
 Rows = list[dict[str, Any]]
 
@@ -33,7 +33,7 @@ def run(recipe: str, method: str, seed: int, out: Path, settings: list[str]) -> 
     """One run on the host; runs of one seed share a folder, and so the dense network."""
     mine = [f"seed={seed}", f"search.method={method}", "targets=[host]", "train.steps=300", f"name=seed-{seed}"]
     with rich_progress() as progress:
-        return [asdict(row) for row in pipeline.run(load(recipe, mine + settings), out, progress).rows]
+        return [asdict(row) for row in pipeline.run(load_recipe(recipe, mine + settings), out, progress).rows]
 
 
 def summary(rows: Rows) -> dict[str, Any]:

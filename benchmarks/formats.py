@@ -24,19 +24,19 @@ from _scores import magnitude
 from rich.console import Console
 from rich.table import Table
 
-from deploy_prune import models
+from deploy_prune.budget.candidates import Workbench
+from deploy_prune.budget.loop import enforce
 from deploy_prune.device import RUNNERS, SCRIPT, TIMEOUT_S, entry
-from deploy_prune.enforce import enforce
+from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError, DeployPruneError
 from deploy_prune.export import FORMATS, isolated
-from deploy_prune.latency.targets import load_target
-from deploy_prune.recipe import DataPart, ModelPart, Recipe, parse_budget
-from deploy_prune.search import gates_of
+from deploy_prune.networks import build
+from deploy_prune.recipe.parts import DataPart, ModelPart, Recipe, parse_budget
+from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.graph import find_groups
-from deploy_prune.surgery.settle import settle
+from deploy_prune.surgery.groups import find_groups
+from deploy_prune.surgery.try_groups import settle
 from deploy_prune.types import Artifact, Scores, Target, silent
-from deploy_prune.workbench import Workbench
 
 NETWORKS = "torchvision:mobilenet_v2:96,torchvision:mobilenet_v3_small:96,torchvision:resnet18:64"
 RUNS, WARMUP = 200, 30
@@ -95,7 +95,7 @@ def workbench(source: str, size: int, folder: Path) -> Workbench:
     """The dense network and its groups."""
     part = DataPart(source="digits", image_size=size)
     torch.manual_seed(0)
-    network = models.build(ModelPart(source=source), 10).eval()
+    network = build.build_network(ModelPart(source=source), 10).eval()
     recipe = Recipe(name="formats", model=ModelPart(source=source), data=part, targets=["host"])
     example = torch.randn(2, 3, size, size)
     structure = find_groups(network, (example[:1],), recipe.prune)

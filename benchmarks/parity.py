@@ -24,15 +24,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from deploy_prune import data, device, models
+from deploy_prune import device
+from deploy_prune.api.prune import prune
+from deploy_prune.data import splits
 from deploy_prune.errors import DeployPruneError
 from deploy_prune.export import FORMATS, isolated
 from deploy_prune.export.artifact import eval_mode
 from deploy_prune.export.noise import agreement
 from deploy_prune.export.parity import can_run, check_parity, compare_contents
-from deploy_prune.pruning import prune
-from deploy_prune.recipe import DataPart, ExportPart, ModelPart, TrainPart
-from deploy_prune.training import Session, accuracy, make_accelerator, train_classifier
+from deploy_prune.networks import build
+from deploy_prune.recipe.parts import DataPart, ExportPart, ModelPart, TrainPart
+from deploy_prune.training.loop import Session, accuracy, make_accelerator, train_classifier
 from deploy_prune.types import silent
 
 NETWORKS = (
@@ -94,10 +96,10 @@ def subjects(source: str, size: int, rate: float, arguments: argparse.Namespace)
     """The dense network and the slim one, both trained."""
     name = source.rpartition(":")[2]
     part = DataPart(source="digits", image_size=size)
-    examples = data.load(part, 0)
+    examples = splits.load(part, 0)
     args = {"img_size": size} if source.startswith("timm:vit") else {}
     torch.manual_seed(0)
-    network = models.build(ModelPart(source=source, args=args), examples.num_source)
+    network = build.build_network(ModelPart(source=source, args=args), examples.num_source)
     session = Session(accelerator=make_accelerator("cpu", "no"), seed=0, progress=silent)
     train = examples.source_train
     images = examples.source_test.all()[0][:IMAGES]

@@ -29,14 +29,15 @@ from rich.table import Table
 from torch import nn
 
 from deploy_prune import cost
-from deploy_prune.batchnorm import reestimate
-from deploy_prune.data import batches
-from deploy_prune.recipe import RetrainPart
+from deploy_prune.budget.choose import choose
+from deploy_prune.data.loaders import batches
+from deploy_prune.recipe.parts import RetrainPart
 from deploy_prune.retrain.episodes import interval
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt
-from deploy_prune.search import choose, values
+from deploy_prune.search.methods import values
 from deploy_prune.surgery.cut import cut
+from deploy_prune.training.batchnorm import reestimate
 
 IN_NAMES: Final = {"rows", "seeds", "shots", "only", "ablate", "data", "weights"}
 """Arguments that are in a row's name, or count by what is found there."""

@@ -24,15 +24,16 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam
 
-from deploy_prune import cost, models
-from deploy_prune.recipe import ModelPart, PrunePart, SearchPart
-from deploy_prune.search import SearchGoal, SearchJob
-from deploy_prune.search.dap import two_temperatures
-from deploy_prune.search.gate import trainable_gate
-from deploy_prune.search.gumbel import gumbel_gate
+from deploy_prune import cost
+from deploy_prune.networks import build
+from deploy_prune.recipe.parts import ModelPart, PrunePart, SearchPart
+from deploy_prune.search.frame import SearchGoal, SearchJob
+from deploy_prune.search.methods.dap import two_temperatures
+from deploy_prune.search.methods.gate import trainable_gate
+from deploy_prune.search.methods.gumbel import gumbel_gate
 from deploy_prune.search.relaxed import GateSearch, Relaxation, RelaxedOptions
-from deploy_prune.surgery.graph import find_groups
-from deploy_prune.training import Session, classification, make_accelerator
+from deploy_prune.surgery.groups import find_groups
+from deploy_prune.training.loop import Session, classification, make_accelerator
 
 CASES = [("resnet20", 32, 128), ("torchvision:mobilenet_v2", 64, 64), ("torchvision:resnet18", 32, 64)]
 RELAXATIONS = {
@@ -51,7 +52,9 @@ Step = Callable[[], None]
 def steps_of(source: str, size: int, batch: int) -> dict[str, Step]:
     """A step without gates ("plain"), the same with channels first, and one of each method; all on one batch."""
     torch.manual_seed(0)
-    network = models.build(ModelPart(source=source), 10).train().to(memory_format=torch.channels_last)  # as searches do
+    network = (
+        build.build_network(ModelPart(source=source), 10).train().to(memory_format=torch.channels_last)
+    )  # as searches do
     x, y = torch.randn(batch, 3, size, size), torch.randint(10, (batch,))
     structure = find_groups(network, (x[:1],), PrunePart())
     model = cost.macs(structure)

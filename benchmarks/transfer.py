@@ -33,15 +33,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from deploy_prune import cost, data, models, readers
-from deploy_prune.data import TransferData
-from deploy_prune.recipe import DataPart, ModelPart, RetrainPart
+from deploy_prune import cost
+from deploy_prune.budget.choose import choose
+from deploy_prune.data import sources, splits
+from deploy_prune.data.splits import TransferData
+from deploy_prune.networks import build, weights
+from deploy_prune.recipe.parts import DataPart, ModelPart, RetrainPart
 from deploy_prune.retrain.episodes import interval
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt, for_new_classes
-from deploy_prune.search import choose, values
+from deploy_prune.search.methods import values
 from deploy_prune.surgery.cut import cut
-from deploy_prune.training import accuracy, make_accelerator, set_seed
+from deploy_prune.training.loop import accuracy, make_accelerator, set_seed
 from deploy_prune.types import Keep
 
 METHODS: Final = (*LEARNED, "magnitude", "random", "uniform")
@@ -110,7 +113,7 @@ def searched(bench: Bench, method: str, arguments: argparse.Namespace) -> Found:
 
 def make(bench: Bench, found: Mapping[str, Found], arguments: argparse.Namespace) -> dict[str, float]:
     """Every row that --rows doesn't have, keyed "K, EPISODE, POINT, METHOD, INIT"."""
-    target = _results.collection_digest(readers.read(target_part(bench, 1, arguments)))
+    target = _results.collection_digest(sources.read(target_part(bench, 1, arguments)))
     under = _results.conditions(arguments, IN_NAMES, bench, target=target)
     rows: dict[str, float] = _results.kept(arguments.rows, under)
     for episode in range(arguments.episodes):
@@ -118,7 +121,7 @@ def make(bench: Bench, found: Mapping[str, Found], arguments: argparse.Namespace
             missing = [row for row in wanted(found, arguments) if f"{shots}, {episode}, {', '.join(row)}" not in rows]
             if not missing:
                 continue
-            task = Task(bench, data.load(target_part(bench, shots, arguments), episode), episode, arguments)
+            task = Task(bench, splits.load(target_part(bench, shots, arguments), episode), episode, arguments)
             for row in missing:
                 name = f"{shots}, {episode}, {', '.join(row)}"
                 rows[name] = task.score(found, *row)
@@ -153,16 +156,16 @@ class Task:
         self.bench, self.examples, self.episode = bench, examples, episode
         self.part = RetrainPart().model_copy(update=arguments.retrain)
         self.model = ModelPart(source=arguments.network)
-        self.head = models.head_tensors(self.model, examples.num_target)
+        self.head = build.head_tensors(self.model, examples.num_target)
         self.dense = self.adapted(self.network(bench.network.state_dict()), None, None, "inherit")
 
     def network(self, state: Mapping[str, Tensor] | None) -> nn.Module:
         """The dense network for the episode's classes: a new classifier, all else as in ``state``, or new, too."""
         set_seed(self.episode)
-        network = models.build(self.model, self.examples.num_target)
+        network = build.build_network(self.model, self.examples.num_target)
         if state is not None:
             body = {name: tensor for name, tensor in state.items() if name not in self.head}
-            models.load_state(network, body, strict=False)
+            weights.load_state(network, body, strict=False)
         return network
 
     def adapted(self, network: nn.Module, teacher: nn.Module | None, matched: Match | None, init: str) -> nn.Module:

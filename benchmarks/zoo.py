@@ -25,7 +25,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from deploy_prune.search import gates_of
+from deploy_prune.search.gated_network import gates_of
 from deploy_prune.types import Keep, Structure
 
 FIGURES: Final = ("groups", "macs_share", "form", "find_s", "settle_s", "cut_s", "params_left", "difference",
@@ -54,10 +54,10 @@ def check(name: str, row: dict[str, Any]) -> None:
     """Everything about one network, into ``row``; raises at the first thing that fails."""
     import _zoo_networks
 
-    from deploy_prune.recipe import PrunePart
+    from deploy_prune.recipe.parts import PrunePart
     from deploy_prune.surgery.cut import cut
-    from deploy_prune.surgery.graph import find_groups
-    from deploy_prune.surgery.settle import settle
+    from deploy_prune.surgery.groups import find_groups
+    from deploy_prune.surgery.try_groups import settle
     from deploy_prune.surgery.verify import verify
 
     row["stage"] = "build"
@@ -117,14 +117,14 @@ def round_trip(name: str, network: nn.Module, slim: nn.Module, keep: Keep, x: Te
     """architecture.json and weights into a fresh network: the same output to the bit. Returns the file's bytes."""
     import _zoo_networks
 
-    from deploy_prune.surgery import architecture
+    from deploy_prune.architecture import json_file
 
     part = _zoo_networks.part_of(name)
-    text = architecture.dumps(architecture.describe(part, _zoo_networks.NUM_CLASSES, x[:1].shape, keep, network, slim))
+    text = json_file.dumps(json_file.describe(part, _zoo_networks.NUM_CLASSES, x[:1].shape, keep, network, slim))
     fresh, _ = _zoo_networks.fresh(name, seed=1)
-    told = architecture.loads(text)
-    again = architecture.build(told, fresh.eval(), example=x[:1])
-    architecture.load_weights(again, slim.state_dict(), Path("weights.safetensors"))
+    told = json_file.loads(text)
+    again = json_file.build_slim(told, fresh.eval(), example=x[:1])
+    json_file.load_weights(again, slim.state_dict(), Path("weights.safetensors"))
     with torch.no_grad():
         pairs = list(zip(tensors(slim.eval()(x)), tensors(again(x)), strict=True))
     assert all(torch.equal(a, b) for a, b in pairs), "reloaded network's output differs"
@@ -136,7 +136,7 @@ def onnx(name: str, network: nn.Module, slim: nn.Module, keep: Keep, x: Tensor) 
     from deploy_prune.errors import ExportError
     from deploy_prune.export.onnx import write
     from deploy_prune.export.parity import check_parity
-    from deploy_prune.recipe import ExportPart
+    from deploy_prune.recipe.parts import ExportPart
 
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -153,7 +153,7 @@ def _not_exported(network: nn.Module, x: Tensor, folder: Path) -> str | None:
     """Why the network can't be exported, or None if it can."""
     from deploy_prune.errors import ExportError
     from deploy_prune.export.onnx import write
-    from deploy_prune.recipe import ExportPart
+    from deploy_prune.recipe.parts import ExportPart
 
     try:
         write(network, x, folder / "dense.onnx", "fp32", ExportPart())

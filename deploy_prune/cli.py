@@ -12,13 +12,13 @@ from typing import Any
 
 import click
 
-from deploy_prune import __version__
 from deploy_prune.commands.examples import examples
 from deploy_prune.commands.frame import Commands, file_option, result_file, run_folder, say, settings
 from deploy_prune.commands.outcome import require_met, require_ok, show_rows, write_artifact, write_bundles
-from deploy_prune.locks import hold
-from deploy_prune.shell import write_text
+from deploy_prune.system.locks import hold
+from deploy_prune.system.shell import write_text
 from deploy_prune.types import silent
+from deploy_prune.version import __version__
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -45,12 +45,12 @@ def recipe(name: str, settings: Sequence[str], out: Path, fresh: bool, wait: boo
 
     NAME is a shipped recipe or a path. Run the same command again to resume a run that was stopped.
     """
-    from deploy_prune.recipe_file import load
+    from deploy_prune.recipe.file import load_recipe
 
-    parsed = load(name, settings)
+    parsed = load_recipe(name, settings)
     with hold(out / parsed.name, (lambda told: say(told, err=True)) if wait else None):
-        from deploy_prune import pipeline
-        from deploy_prune.console import output, rich_progress
+        from deploy_prune.report.terminal import output, rich_progress
+        from deploy_prune.run import pipeline
 
         with nullcontext(silent) if quiet else rich_progress() as progress:
             tell = pipeline.untold if quiet else partial(say, err=True)
@@ -71,12 +71,12 @@ def check(name: str, settings: Sequence[str], quiet: bool) -> None:
     NAME is a shipped recipe or a path. Takes seconds, or minutes if artifacts must be written and timed. Fails if a
     budget can't be met.
     """
-    from deploy_prune.recipe_file import load
+    from deploy_prune.recipe.file import load_recipe
 
-    parsed = load(name, settings)
-    from deploy_prune import check as checking
-    from deploy_prune.console import output, rich_progress
+    parsed = load_recipe(name, settings)
+    from deploy_prune.commands import check as checking
     from deploy_prune.report.table import check_tables
+    from deploy_prune.report.terminal import output, rich_progress
 
     with nullcontext(silent) if quiet else rich_progress() as progress:
         report = checking.check(parsed, progress)
@@ -102,11 +102,11 @@ def bench(run: Path, runs: int, device: str | None, trust: bool, json_file: Path
     predicted. If latency fell less than the number of multiply-accumulates, the layers that lost the most time are
     named, with the reason.
     """
-    from deploy_prune import benching
-    from deploy_prune.console import output
+    from deploy_prune.commands import bench
     from deploy_prune.report.bench import bench_tables
+    from deploy_prune.report.terminal import output
 
-    found = benching.bench(run, runs, device, trust)
+    found = bench.bench(run, runs, device, trust)
     output().print(*bench_tables(found), sep="\n")
     if json_file:
         write_text(json_file, json.dumps([one.as_json() for one in found], indent=2) + "\n")
@@ -131,7 +131,7 @@ def export(source: Path, target: str, budget: str | None, out: Path | None, trus
     With an architecture.json or a run's TARGET/BUDGET folder in place of the run, one artifact is written to --out, for
     any target, and compared with the network.
     """
-    from deploy_prune.runfolder import is_run
+    from deploy_prune.run.folder import is_run
 
     if is_run(source):
         write_bundles(source, target, budget, out, trust)
@@ -151,7 +151,7 @@ def verify(bundle: Path, hashes_only: bool) -> None:
     BUNDLE is a folder or a zip. It may come from anywhere: none of its code is run. Outputs are computed in the
     artifact's own runtime.
     """
-    from deploy_prune.device.bundle import verify as check_bundle
+    from deploy_prune.bundle.verify import verify as check_bundle
 
     say("\n".join(check_bundle(bundle, hashes_only)))
 
@@ -188,14 +188,14 @@ def transfer(source: Path, settings: Sequence[str], quiet: bool, **how: Any) -> 
     Each episode draws examples anew. Several episodes give the mean accuracy and its 95% interval; the folder --out has
     the network of the first one. --set takes these keys of a recipe: data, retrain, seed, device, threads.
     """
-    from deploy_prune import transferring
-    from deploy_prune.console import output, rich_progress
+    from deploy_prune.commands import transfer
+    from deploy_prune.report.terminal import output, rich_progress
     from deploy_prune.report.transfer import transfer_table
 
     with nullcontext(silent) if quiet else rich_progress() as progress:
-        given = transferring.as_settings(how.pop("collection"), how.pop("shots"), how.pop("init"))
+        given = transfer.as_settings(how.pop("collection"), how.pop("shots"), how.pop("init"))
         how["tell_threads"] = (lambda sentence: None) if quiet else partial(say, err=True)
-        found = transferring.transfer(source, [*given, *settings], progress=progress, **how)
+        found = transfer.transfer(source, [*given, *settings], progress=progress, **how)
     output().print(transfer_table(found))
 
 
@@ -213,9 +213,9 @@ def show(source: Path, target: str | None, trust: bool, as_json: bool) -> None:
     multiply-accumulates. With --target, each layer's latency is predicted: on an attached device by a latency table,
     which is measured if there is none yet, else by the rates in the target's file.
     """
-    from deploy_prune.console import output
-    from deploy_prune.overview import overview
+    from deploy_prune.commands.show import overview
     from deploy_prune.report.show import overview_tables
+    from deploy_prune.report.terminal import output
 
     found = overview(source, target, trust)
     if as_json:
@@ -238,9 +238,9 @@ def predict(model: str, target: str, shape: str | None, trust: bool, as_json: bo
     Shows the latency and how far off it may be. MODEL is torchvision:NAME, timm:NAME, an architecture.json or a run's
     TARGET/BUDGET folder.
     """
-    from deploy_prune import predicting
+    from deploy_prune.commands import predict
 
-    found = predicting.predicted(model, target, predicting.parse_shape(shape) if shape else None, trust)
+    found = predict.predicted(model, target, predict.parse_shape(shape) if shape else None, trust)
     say(json.dumps(found.as_json(), indent=1) if as_json else str(found))
 
 
@@ -266,12 +266,12 @@ def profile(model: str, shape: str | None, as_json: bool, out: Path | None, **ho
     Takes minutes. Networks of random widths are measured: some to make the table, as many others to check it. Recipes
     for the same network, classes, input size and device use the table. MODEL is as for predict.
     """
-    from deploy_prune import profiling
-    from deploy_prune.console import rich_progress
-    from deploy_prune.predicting import parse_shape
+    from deploy_prune.commands import profile
+    from deploy_prune.commands.predict import parse_shape
+    from deploy_prune.report.terminal import rich_progress
 
     with rich_progress() as progress:
-        found = profiling.profile(shape=parse_shape(shape) if shape else None, model=model, progress=progress, **how)
+        found = profile.profile(shape=parse_shape(shape) if shape else None, model=model, progress=progress, **how)
     text = json.dumps(found.as_json(), indent=1)
     if out:
         write_text(out, text + "\n")
@@ -283,7 +283,7 @@ def profile(model: str, shape: str | None, as_json: bool, out: Path | None, **ho
 def report(run: Path) -> None:
     """Write report.html of the run folder RUN again."""
     from deploy_prune.report.page import write_page
-    from deploy_prune.runfolder import is_run
+    from deploy_prune.run.folder import is_run
 
     with hold(run) if is_run(run) else nullcontext():
         say(write_page(run))
@@ -300,8 +300,8 @@ def targets(context: click.Context) -> None:
     The list says for each whether its latency is measured or predicted, and how far off predictions are.
     """
     if context.invoked_subcommand is None:
-        from deploy_prune.console import output, targets_table
-        from deploy_prune.latency.targets import list_targets
+        from deploy_prune.device.targets import list_targets
+        from deploy_prune.report.terminal import output, targets_table
 
         output().print(targets_table(list_targets()))
 
@@ -320,7 +320,7 @@ def new(name: str, host: str | None, serial: str | None, program: Path | None, o
     if (host is None) == (serial is None):
         message = "give either --ssh or --adb"
         raise click.UsageError(message)
-    from deploy_prune.latency.probe import new_target
+    from deploy_prune.device.new_target import new_target
 
     device = f"adb://{serial}" if host is None else f"ssh://{host}"
     say(new_target(name, device, out or Path(f"{name}.yaml"), program))
@@ -330,7 +330,7 @@ def new(name: str, host: str | None, serial: str | None, program: Path | None, o
 @click.option("--out", type=result_file, help="Write it to this file instead of standard output.")
 def schema(out: Path | None) -> None:
     """Print the recipe's JSON schema, for editors."""
-    from deploy_prune.recipe import schema as recipe_schema
+    from deploy_prune.recipe.parts import schema as recipe_schema
 
     text = json.dumps(recipe_schema(), indent=2)
     write_text(out, text + "\n") if out else say(text)

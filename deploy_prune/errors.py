@@ -9,8 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
 from os.path import commonprefix
+from typing import Final
 
-from deploy_prune.text import MAX_MESSAGE, printable
+MAX_MESSAGE: Final = 2000
+"""Characters of an error's message: a screen of them; the rest of a longer one is cut."""
+
+
+def printable(text: object, limit: int | None = None, keep: str = "") -> str:
+    """The text without control characters: line ends and tabs become spaces, all others "?".
+
+    That covers what moves the cursor or the writing direction, and halves of characters, which no terminal can be
+    told. ``limit``: characters, beyond which "..." stands for the rest. ``keep``: characters that are left as they are.
+    """
+    told = str(text)
+    short = told if limit is None else told[:limit]
+    clean = "".join(c if c.isprintable() or c in keep else " " if c.isspace() else "?" for c in short)
+    return clean + ("..." if len(short) < len(told) else "")
 
 
 class DeployPruneError(Exception):

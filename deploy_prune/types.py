@@ -13,7 +13,7 @@ from statistics import quantiles
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from deploy_prune.errors import DeployPruneError, kind_of
-from deploy_prune.shell import size_bytes
+from deploy_prune.system.shell import size_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,8 +13,8 @@ from typing import Any, Final
 import click
 
 from deploy_prune import cli, errors
-from deploy_prune.recipe import Recipe
-from deploy_prune.search import OPTIONS
+from deploy_prune.recipe.parts import Recipe
+from deploy_prune.search.methods import OPTIONS
 
 MARKER: Final = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 _BOUNDS: Final = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import _reference
 from sphinx.application import Sphinx
 
-from deploy_prune import __version__
+from deploy_prune.version import __version__
 
 project, author, release = "deploy-prune", "the deploy-prune authors", __version__
 project_copyright = "the deploy-prune authors, Apache-2.0"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from deploy_prune.data import Examples
+from deploy_prune.data.examples import Examples
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 

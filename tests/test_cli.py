@@ -17,7 +17,7 @@ from deploy_prune import errors
 from deploy_prune.cli import main
 from deploy_prune.commands.examples import EXAMPLES
 from deploy_prune.errors import BudgetError, DeployPruneError
-from deploy_prune.recipe_file import load
+from deploy_prune.recipe.file import load_recipe
 from deploy_prune.report.results import Bench
 from deploy_prune.types import Artifact, Row, Structure, silent
 
@@ -58,7 +58,7 @@ def check_report(*, met: bool = True) -> SimpleNamespace:
 @pytest.fixture
 def pipeline(monkeypatch):
     """A pipeline that notes what it was called with."""
-    fake = ModuleType("deploy_prune.pipeline")
+    fake = ModuleType("deploy_prune.run.pipeline")
     fake.calls = []
 
     def note(name, result):
@@ -173,7 +173,9 @@ def test_recipe_passes_everything_on_and_shows_the_results(pipeline):
         "recipe", "quickstart", "--set", "seed=3", "--set", "budgets=[30%]", "--out", "o", "--fresh", "--quiet"
     )
     assert result.exit_code == 0
-    assert pipeline.calls == [("run", load("quickstart", ["seed=3", "budgets=[30%]"]), Path("o"), silent, True, untold)]
+    assert pipeline.calls == [
+        ("run", load_recipe("quickstart", ["seed=3", "budgets=[30%]"]), Path("o"), silent, True, untold)
+    ]
     assert "dense" in result.stdout
     assert "Input: 3 x 32 x 32 pixels." in result.stdout
     assert result.stdout.endswith("runs/quickstart\n")
@@ -200,7 +202,7 @@ def test_failed_rows_fail_the_command_after_the_table(command, pipeline):
 
 
 def test_a_wrong_recipe_stops_before_the_pipeline_is_imported(monkeypatch):
-    monkeypatch.setitem(sys.modules, "deploy_prune.pipeline", None)  # importing it would raise
+    monkeypatch.setitem(sys.modules, "deploy_prune.run.pipeline", None)  # importing it would raise
     result = call("check", "quickstart", "--set", "sed=1")
     assert result.exit_code == 10
     assert "Perhaps you meant 'seed'?" in result.stderr

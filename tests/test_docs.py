@@ -14,8 +14,8 @@ from ruamel.yaml import YAML
 
 import deploy_prune
 from deploy_prune import cli, errors
-from deploy_prune.recipe import Recipe
-from deploy_prune.search import OPTIONS
+from deploy_prune.recipe.parts import Recipe
+from deploy_prune.search.methods import OPTIONS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,10 +12,9 @@ from typing import Any
 
 import click
 
-from deploy_prune.errors import DeployPruneError, RunFolderError
-from deploy_prune.outputs import require_outside_runs
-from deploy_prune.shell import shown
-from deploy_prune.text import MAX_MESSAGE, printable
+from deploy_prune.errors import MAX_MESSAGE, DeployPruneError, RunFolderError, printable
+from deploy_prune.system.outputs import require_outside_runs
+from deploy_prune.system.shell import shown
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 UNEXPECTED = 1

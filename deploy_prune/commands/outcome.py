@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 def write_bundles(run: Path, target: str, budget: str | None, out: Path | None, trust: bool) -> None:
     """Write a run's bundles, and say what is in them and what is left out."""
-    from deploy_prune import exporting
+    from deploy_prune.commands import export
 
-    delivery = exporting.bundles(run, target, budget, out, trust)
+    delivery = export.bundles(run, target, budget, out, trust)
     for made in delivery.bundles:
         say("\n  ".join((f"{made.folder} and {made.packed}", *made.checked)))
     for row in delivery.left_out:
@@ -29,9 +29,9 @@ def write_bundles(run: Path, target: str, budget: str | None, out: Path | None, 
 
 def write_artifact(source: Path, target: str, out: Path, trust: bool) -> None:
     """Write an architecture's artifact, and say what it is."""
-    from deploy_prune import reuse
+    from deploy_prune.api import export
 
-    made = reuse.export(source, target, out, trust)
+    made = export.export_saved(source, target, out, trust)
     say(f"{made.path} {made.format} {made.precision} {made.size_bytes} bytes {made.sha256}")
     if made.unchecked:
         say(f"not compared with the network: {made.unchecked}", err=True)
@@ -39,8 +39,8 @@ def write_artifact(source: Path, target: str, out: Path, trust: bool) -> None:
 
 def show_rows(rows: Sequence[Row]) -> None:
     """Print the table of a run's results."""
-    from deploy_prune.console import output
     from deploy_prune.report.table import results_table
+    from deploy_prune.report.terminal import output
 
     output().print(results_table(rows))
 
@@ -68,7 +68,7 @@ def require_met(report: CheckReport) -> None:
 
 def show_cache() -> None:
     """Print what the cache has: a line a kind."""
-    from deploy_prune.cache import cache_folder, kinds
+    from deploy_prune.system.cache import cache_folder, kinds
 
     found = kinds()
     for one in found:
@@ -79,7 +79,7 @@ def show_cache() -> None:
 
 def clear_cache(kind: str) -> None:
     """Remove what the cache has, of one kind or "all", and say how much that was."""
-    from deploy_prune.cache import KINDS, cache_folder, clear
+    from deploy_prune.system.cache import KINDS, cache_folder, clear
 
     if kind not in {"all", *KINDS}:
         message = f"there is no kind {kind!r} in the cache; write one of {', '.join(KINDS)}, or --clear alone for all"

@@ -14,8 +14,8 @@ from deploy_prune.device.programs import run_program
 from deploy_prune.device.remote import Transport, run_there
 from deploy_prune.device.ssh import Ssh
 from deploy_prune.errors import CommandError, MeasurementError, TargetError
-from deploy_prune.guard import scratch
-from deploy_prune.shell import digest
+from deploy_prune.system.guard import scratch
+from deploy_prune.system.shell import digest
 from deploy_prune.types import Artifact
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import IO, Final
 
 from deploy_prune.device.address import Address
 from deploy_prune.errors import CommandError
-from deploy_prune.shell import Finished, Most, run_to_end, tail
+from deploy_prune.system.shell import Finished, Most, run_to_end, tail
 
 _END: Final = "deploy-prune: end of script"
 """Comes last on standard error if the script came to its end; adb doesn't tell when a device is unplugged meanwhile."""

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy_prune import strict_json
 from deploy_prune.errors import CommandError
-from deploy_prune.guard import scratch
-from deploy_prune.shell import clean_environment, run_command
+from deploy_prune.system import strict_json
+from deploy_prune.system.guard import scratch
+from deploy_prune.system.shell import clean_environment, run_command
 
 
 def local(payload: Path, spec: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:

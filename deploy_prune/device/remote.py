@@ -22,8 +22,8 @@ from typing import IO, Any, Final, Protocol
 from deploy_prune.device.address import Address
 from deploy_prune.device.host import as_object
 from deploy_prune.errors import CommandError
-from deploy_prune.guard import scratch
-from deploy_prune.shell import Finished, digest, files_of, held_open, tail, write_text
+from deploy_prune.system.guard import scratch
+from deploy_prune.system.shell import Finished, digest, files_of, held_open, tail, write_text
 
 GRACE_S: Final = 5
 """If nobody here stops the payload when its time is over, the device does it so much later."""

@@ -12,10 +12,10 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import IO, Final
 
-from deploy_prune import guard
 from deploy_prune.device.address import Address
 from deploy_prune.errors import CommandError
-from deploy_prune.shell import Finished, Most, run_to_end, tail
+from deploy_prune.system import guard
+from deploy_prune.system.shell import Finished, Most, run_to_end, tail
 
 OPTIONS: Final = "DEPLOY_PRUNE_SSH_OPTIONS"
 """The environment variable with more options for ssh, as in ``-i ~/.ssh/board -o ProxyJump=gate``."""

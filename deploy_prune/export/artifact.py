@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from deploy_prune.errors import ExportError, MissingDependencyError
-from deploy_prune.recipe import ExportPart
-from deploy_prune.shell import digest
+from deploy_prune.recipe.parts import ExportPart
+from deploy_prune.system.shell import digest
 from deploy_prune.types import Artifact
 
 _PROGRAM: Final = "_deploy_prune_program"

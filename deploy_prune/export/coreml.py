@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from deploy_prune.errors import ExportError
 from deploy_prune.export.artifact import Extra, describe, eval_mode, first_line, flatten, quiet
 from deploy_prune.export.mil import compare
-from deploy_prune.recipe import ExportPart
-from deploy_prune.shell import atomic
+from deploy_prune.recipe.parts import ExportPart
+from deploy_prune.system.shell import atomic
 from deploy_prune.types import Artifact
 
 __all__ = ["compare", "extra", "packages", "precisions", "runtime", "suffix", "write"]

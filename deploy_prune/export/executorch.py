@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from deploy_prune.errors import ExportError
 from deploy_prune.export.artifact import Extra, describe, eval_mode, first_line, flatten, quiet, require_fixed
-from deploy_prune.recipe import ExportPart
-from deploy_prune.shell import atomic
+from deploy_prune.recipe.parts import ExportPart
+from deploy_prune.system.shell import atomic
 from deploy_prune.types import Artifact
 
 suffix: Final = ".pte"

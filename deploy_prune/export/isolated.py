@@ -27,13 +27,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from deploy_prune import errors, plugins
+from deploy_prune import errors
 from deploy_prune.errors import DeployPruneError, ExportError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import eval_mode, export_program, first_line, quiet, require
-from deploy_prune.guard import guarded, scratch
-from deploy_prune.recipe import ExportPart
-from deploy_prune.shell import TOLD, atomic, clean_environment
+from deploy_prune.recipe.parts import ExportPart
+from deploy_prune.system import plugins
+from deploy_prune.system.guard import guarded, scratch
+from deploy_prune.system.shell import TOLD, atomic, clean_environment
 from deploy_prune.types import Artifact
 
 START: Final = """

@@ -19,9 +19,9 @@ from torch import Tensor, fx, nn
 
 from deploy_prune.errors import CommandError, ExportError
 from deploy_prune.export.artifact import Extra, describe, eval_mode, first_line, flatten, quiet
-from deploy_prune.guard import scratch
-from deploy_prune.recipe import ExportPart
-from deploy_prune.shell import atomic, run_command
+from deploy_prune.recipe.parts import ExportPart
+from deploy_prune.system.guard import scratch
+from deploy_prune.system.shell import atomic, run_command
 from deploy_prune.types import Artifact
 
 suffix: Final = ".ncnn"

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from deploy_prune.errors import ExportError
 from deploy_prune.export.artifact import Extra, describe, eval_mode, export_program, first_line, quiet
 from deploy_prune.export.quantize import PRECISIONS, in_precision
-from deploy_prune.recipe import ExportPart
-from deploy_prune.shell import atomic
+from deploy_prune.recipe.parts import ExportPart
+from deploy_prune.system.shell import atomic
 from deploy_prune.types import Artifact
 
 suffix: Final = ".onnx"

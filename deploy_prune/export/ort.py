@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from deploy_prune.errors import ExportError
 from deploy_prune.export.artifact import Extra, describe, first_line
 from deploy_prune.export.onnx import made
-from deploy_prune.recipe import ExportPart
-from deploy_prune.shell import atomic
+from deploy_prune.recipe.parts import ExportPart
+from deploy_prune.system.shell import atomic
 from deploy_prune.types import Artifact
 
 suffix: Final = ".ort"

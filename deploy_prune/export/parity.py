@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune import device
-from deploy_prune.compare import is_finite, relative
 from deploy_prune.errors import ParityError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import eval_mode, flatten
 from deploy_prune.export.noise import agreement, eight_bits, half, single, snr_db
 from deploy_prune.export.overflow import LARGEST, stored_in_half
+from deploy_prune.networks.compare import is_finite, relative
 from deploy_prune.types import Artifact
 
 TOLERANCE: Final = 1e-4

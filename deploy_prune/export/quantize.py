@@ -25,7 +25,7 @@ import onnx
 from torch import Tensor
 
 from deploy_prune.errors import ExportError
-from deploy_prune.guard import scratch
+from deploy_prune.system.guard import scratch
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 MULTIPLIED: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")

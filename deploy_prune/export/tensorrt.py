@@ -22,13 +22,13 @@ from typing import Any, Final
 import onnx
 from torch import Tensor, nn
 
-from deploy_prune.cache import cache_folder
 from deploy_prune.errors import CommandError, ExportError
 from deploy_prune.export import onnx as onnx_format
 from deploy_prune.export._tensorrt_qdq import make_symmetric
 from deploy_prune.export.artifact import describe
-from deploy_prune.recipe import ExportPart
-from deploy_prune.shell import atomic, run_command
+from deploy_prune.recipe.parts import ExportPart
+from deploy_prune.system.cache import cache_folder
+from deploy_prune.system.shell import atomic, run_command
 from deploy_prune.types import Artifact
 
 suffix: Final = ".tensorrt"

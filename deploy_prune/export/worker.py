@@ -14,8 +14,8 @@ import torch
 
 from deploy_prune.errors import DeployPruneError
 from deploy_prune.export.artifact import as_module, first_line, quiet
-from deploy_prune.recipe import ExportPart
-from deploy_prune.vision import import_torchvision
+from deploy_prune.networks.libraries import import_torchvision
+from deploy_prune.recipe.parts import ExportPart
 
 
 def main() -> None:

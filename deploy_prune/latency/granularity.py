@@ -18,13 +18,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from deploy_prune.cache import cached_json, still_valid
 from deploy_prune.device import ABOUT, TIMEOUT_S, reach
 from deploy_prune.device.address import LOCAL
 from deploy_prune.device.payload.run import PACKAGES
 from deploy_prune.errors import CommandError, MeasurementError
-from deploy_prune.guard import scratch
-from deploy_prune.latency.runners import measure
+from deploy_prune.latency.measure import measure
+from deploy_prune.system.cache import cached_json, still_valid
+from deploy_prune.system.guard import scratch
 from deploy_prune.types import Artifact, Target
 
 STEPS: Final = (1, 2, 4, 8, 16, 32)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from deploy_prune.latency.runners import measure
+from deploy_prune.latency.measure import measure
 from deploy_prune.types import Artifact, Latency, Target
 
 AGREE: Final = 0.01

@@ -11,12 +11,11 @@ from typing import Any, Final, TypeVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from deploy_prune import strict_json
-from deploy_prune.errors import RunFolderError
+from deploy_prune.errors import RunFolderError, printable
 from deploy_prune.report import charts, latency, table
 from deploy_prune.report.units import amount, percent, plain
-from deploy_prune.shell import write_text
-from deploy_prune.text import printable
+from deploy_prune.system import strict_json
+from deploy_prune.system.shell import write_text
 from deploy_prune.types import Metric, Row
 
 T = TypeVar("T")

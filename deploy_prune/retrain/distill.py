@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deploy_prune.data import Batch
+from deploy_prune.data.examples import Batch
 from deploy_prune.retrain.features import Match, Watch, feature_loss
-from deploy_prune.training import classification
+from deploy_prune.training.loop import classification
 from deploy_prune.types import Forward, Task
 
 

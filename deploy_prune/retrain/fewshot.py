@@ -13,14 +13,15 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW
 
-from deploy_prune.augment import mixed
-from deploy_prune.batchnorm import reestimate
-from deploy_prune.data import Batch, Examples, batches
-from deploy_prune.recipe import Augment, RetrainPart
+from deploy_prune.data.examples import Batch, Examples
+from deploy_prune.data.loaders import batches
+from deploy_prune.data.transforms import mixed
+from deploy_prune.recipe.parts import Augment, RetrainPart
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match
 from deploy_prune.retrain.stopping import Average, BestSoFar, hold_out
-from deploy_prune.training import (
+from deploy_prune.training.batchnorm import reestimate
+from deploy_prune.training.loop import (
     Session,
     Stepped,
     channels_last,

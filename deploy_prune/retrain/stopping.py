@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from deploy_prune.data import Examples
+from deploy_prune.data.examples import Examples
 from deploy_prune.errors import DataError
-from deploy_prune.training import device_of, placed
+from deploy_prune.training.loop import device_of, placed
 
 CHECKS: Final = 20
 """How often the held-out examples are asked, in all steps."""

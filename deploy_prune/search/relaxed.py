@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
-from deploy_prune.recipe import Part, SearchPart
-from deploy_prune.search.gated import gated
-from deploy_prune.search.method import SearchJob
-from deploy_prune.training import fit, set_seed
+from deploy_prune.recipe.parts import Part, SearchPart
+from deploy_prune.search.frame import SearchJob
+from deploy_prune.search.gated_network import gated
+from deploy_prune.training.loop import fit, set_seed
 from deploy_prune.types import Progress, Scores, SearchResult
 
 Weights = Literal["joint", "frozen", "resample"]

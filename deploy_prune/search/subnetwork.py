@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import SGD
 
-from deploy_prune.search.method import SearchJob
+from deploy_prune.search.frame import SearchJob
 from deploy_prune.search.relaxed import Relaxation, RelaxedOptions, redraw, weight_optimizers
-from deploy_prune.training import fit, set_seed
+from deploy_prune.training.loop import fit, set_seed
 from deploy_prune.types import Scores, SearchResult, Structure
 
 MOMENTUM = 0.9  # of logits and scales; the paper's

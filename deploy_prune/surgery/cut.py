@@ -12,7 +12,7 @@ import torch_pruning as tp
 from torch import Tensor, fx, nn
 
 from deploy_prune.errors import SurgeryError
-from deploy_prune.surgery.blueprint import Blueprint, with_weights
+from deploy_prune.surgery.graph_network import Blueprint, with_weights
 from deploy_prune.surgery.rewrite import rewrite
 from deploy_prune.types import Keep, Structure
 

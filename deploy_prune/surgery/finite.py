@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deploy_prune.compare import is_finite, not_finite
 from deploy_prune.errors import VerificationError
+from deploy_prune.networks.compare import is_finite, not_finite
 from deploy_prune.types import Forward
 
 

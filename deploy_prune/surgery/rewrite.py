@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, fx
 
 from deploy_prune.errors import SurgeryError
-from deploy_prune.surgery.blueprint import DENSE_NAME, Blueprint
+from deploy_prune.surgery.graph_network import DENSE_NAME, Blueprint
 from deploy_prune.surgery.labels import Value
-from deploy_prune.surgery.movement import pad_widths
+from deploy_prune.surgery.rules.movement import pad_widths
 
 aten = torch.ops.aten
 

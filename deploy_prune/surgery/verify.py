@@ -11,12 +11,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from deploy_prune.compare import relative_difference
 from deploy_prune.errors import VerificationError
+from deploy_prune.networks.compare import relative_difference
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.finite import require_finite
-from deploy_prune.surgery.seeing import in_type
 from deploy_prune.surgery.trace import evaluating
+from deploy_prune.surgery.visible_copy import in_type
 from deploy_prune.types import ChannelGroup, Forward, Keep, Structure
 
 TOLERANCE: Final = 1e-5

@@ -9,10 +9,10 @@ from small_models import convolution as make
 
 from deploy_prune.cli import main
 from deploy_prune.device.programs import PROGRAMS, Asked, runtime_of
+from deploy_prune.device.targets import load_target
 from deploy_prune.errors import MeasurementError, TargetError
 from deploy_prune.latency.granularity import machine
-from deploy_prune.latency.runners import measure, profile
-from deploy_prune.latency.targets import load_target
+from deploy_prune.latency.measure import measure, profile
 
 ASKED = Asked(path="/p/model", shape=[1, 3, 8, 6], threads=2, runs=20, warmup=5)
 PRINTED = {

@@ -302,7 +302,7 @@ def test_what_goes_on_coming_is_cut_off(board, tmp_path):
 
 
 def test_an_answer_without_end_is_cut_off(board, tmp_path, monkeypatch):
-    monkeypatch.setattr("deploy_prune.shell.MOST_PRINTED_BYTES", 2**20)
+    monkeypatch.setattr("deploy_prune.system.shell.MOST_PRINTED_BYTES", 2**20)
     script = payload(tmp_path, "import sys\nwhile True: sys.stdout.write('x' * 65536)")
     with pytest.raises(CommandError, match="wrote more than the 1048576 bytes"):
         reach(board.name)(script, {}, 60)

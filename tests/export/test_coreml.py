@@ -10,7 +10,7 @@ from export_networks import FAULTS, Attention, Small, Two, exported, images, net
 from torch import nn
 
 from deploy_prune.errors import ExportError, MissingDependencyError, ParityError
-from deploy_prune.recipe import ExportPart
+from deploy_prune.recipe.parts import ExportPart
 
 pytestmark = [pytest.mark.coreml, pytest.mark.filterwarnings("ignore")]
 EXAMPLE = images(1)

@@ -9,7 +9,7 @@ from three_outputs import EXAMPLE, calibration, found_in, images, least_db, netw
 from torch import Tensor, nn
 
 from deploy_prune.export import executorch
-from deploy_prune.recipe import ExportPart
+from deploy_prune.recipe.parts import ExportPart
 
 pytestmark = pytest.mark.executorch
 

@@ -13,7 +13,7 @@ from deploy_prune.errors import ExportError, MeasurementError, ParityError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import describe
 from deploy_prune.export.parity import check_parity
-from deploy_prune.recipe import ExportPart
+from deploy_prune.recipe.parts import ExportPart
 
 SIZE = 16
 EXAMPLE = torch.zeros(1, 3, SIZE, SIZE)

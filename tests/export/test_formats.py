@@ -20,7 +20,7 @@ from deploy_prune.errors import ExportError, MeasurementError, MissingDependency
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import Extra, describe, flatten, require
 from deploy_prune.export.parity import TOLERANCE, check_parity
-from deploy_prune.recipe import ExportPart
+from deploy_prune.recipe.parts import ExportPart
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 FORMAT_NAMES = sorted(name for name, form in FORMATS.items() if form.runtime == "onnxruntime")

@@ -18,8 +18,8 @@ from deploy_prune.errors import BudgetError, ExportError, MissingDependencyError
 from deploy_prune.export import FORMATS, isolated
 from deploy_prune.export.artifact import Extra
 from deploy_prune.export.parity import check_parity
-from deploy_prune.plugins import import_callable
-from deploy_prune.recipe import ExportPart
+from deploy_prune.recipe.parts import ExportPart
+from deploy_prune.system.plugins import import_callable
 
 EXAMPLE = torch.ones(1, 3, 8, 8)
 PART = ExportPart(timeout_s=20, max_memory_gb=4)

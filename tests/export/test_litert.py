@@ -7,7 +7,7 @@ from export_networks import payload
 from three_outputs import EXAMPLE, calibration, network
 
 from deploy_prune.export import litert
-from deploy_prune.recipe import ExportPart
+from deploy_prune.recipe.parts import ExportPart
 
 
 @pytest.mark.litert

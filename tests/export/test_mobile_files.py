@@ -17,7 +17,7 @@ from deploy_prune.device import SCRIPT
 from deploy_prune.errors import ExportError, MissingDependencyError
 from deploy_prune.export import FORMATS
 from deploy_prune.export import artifact as artifact_module
-from deploy_prune.recipe import ExportPart
+from deploy_prune.recipe.parts import ExportPart
 
 NEEDS = {"litert": ("litert_torch", "ai_edge_quantizer"), "executorch": ("executorch.runtime", "torchao")}
 LAYOUTS = {"litert": "NHWC", "executorch": "NCHW"}

@@ -9,7 +9,7 @@ from torch import nn
 
 from deploy_prune.errors import ExportError, MissingDependencyError
 from deploy_prune.export import FORMATS
-from deploy_prune.recipe import ExportPart
+from deploy_prune.recipe.parts import ExportPart
 
 EXAMPLE = images(1)
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2}

@@ -6,7 +6,7 @@ from export_networks import distance, images, network, outputs, payload
 from torch import nn
 
 from deploy_prune.errors import ExportError
-from deploy_prune.recipe import ExportPart
+from deploy_prune.recipe.parts import ExportPart
 
 pytestmark = pytest.mark.ncnn
 EXAMPLE = images(1)

@@ -12,7 +12,7 @@ from deploy_prune.export import onnx, parity
 from deploy_prune.export.noise import eight_bits, half, single
 from deploy_prune.export.overflow import stored_in_half
 from deploy_prune.export.parity import CEILING, HALF_CEILING, HALF_MARGIN, HALF_TOLERANCE, TOLERANCE, check_parity
-from deploy_prune.recipe import ExportPart
+from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.types import Artifact
 
 

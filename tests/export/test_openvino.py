@@ -3,7 +3,7 @@
 import pytest
 from export_networks import distance, images, network, outputs
 
-from deploy_prune.recipe import ExportPart
+from deploy_prune.recipe.parts import ExportPart
 
 pytestmark = pytest.mark.openvino
 

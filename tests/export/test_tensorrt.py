@@ -25,7 +25,7 @@ from deploy_prune.export import _tensorrt_build, tensorrt
 from deploy_prune.export import onnx as onnx_format
 from deploy_prune.export._tensorrt_qdq import make_symmetric
 from deploy_prune.export.artifact import flatten
-from deploy_prune.recipe import ExportPart
+from deploy_prune.recipe.parts import ExportPart
 
 PAYLOAD = Path(deploy_prune.__file__).parent / "device" / "payload"
 EXAMPLE = torch.zeros(2, 3, 16, 16)
@@ -350,7 +350,7 @@ def test_a_build_that_fails(machine, each_precision, tmp_path):
     spec = {"onnx": str(tmp_path / "m" / "model.onnx"), "engine": str(tmp_path / "e"), "precision": "fp32"}
     spec |= {"workspace_bytes": 1, "max_batch": None, "timing_caches": None}
     with pytest.raises(_tensorrt_build.BuildError, match=r"can't build the engine: .* FP16 is not allowed") as caught:
-        _tensorrt_build.build(trt, spec, "GPU")
+        _tensorrt_build.build_network(trt, spec, "GPU")
     assert "only a warning" not in str(caught.value)
     assert not (tmp_path / "e").exists()
 

@@ -26,13 +26,15 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from safetensors.torch import save
 
-from deploy_prune import benching, cache, exporting, models, recipe_file, transferring
 from deploy_prune import device as devices
-from deploy_prune.device import host
+from deploy_prune.architecture import json_file
+from deploy_prune.commands import bench
+from deploy_prune.device import host, new_target
 from deploy_prune.device.address import Address
 from deploy_prune.device.payload import verify as verifying
 from deploy_prune.device.programs import run_program
 from deploy_prune.device.remote import run_there
+from deploy_prune.device.targets import load_target, targets_folder
 from deploy_prune.errors import (
     ArchitectureError,
     BudgetError,
@@ -49,17 +51,17 @@ from deploy_prune.errors import (
     TargetError,
     WeightsError,
 )
-from deploy_prune.guard import scratch
-from deploy_prune.latency import probe, runners
-from deploy_prune.latency.targets import load_target, targets_folder
-from deploy_prune.recipe import ModelPart, PrunePart
+from deploy_prune.networks import build, weights
+from deploy_prune.recipe import file
+from deploy_prune.recipe.parts import ModelPart, PrunePart
 from deploy_prune.report.page import write_page
-from deploy_prune.road import artifact_of
-from deploy_prune.runfolder import RunFolder, load_tensors
-from deploy_prune.shell import Finished
-from deploy_prune.strict_yaml import plain
-from deploy_prune.surgery import architecture
-from deploy_prune.surgery.graph import find_groups
+from deploy_prune.run.folder import RunFolder, load_tensors
+from deploy_prune.run.stages import artifact_of
+from deploy_prune.surgery.groups import find_groups
+from deploy_prune.system import cache
+from deploy_prune.system.guard import scratch
+from deploy_prune.system.shell import Finished
+from deploy_prune.system.strict_yaml import plain
 from deploy_prune.types import Artifact, Latency, Row
 
 COUNTS: Final = {
@@ -137,12 +139,12 @@ def yaml_files(draw: st.DrawFn, honest: bytes, values: dict[str, Any]) -> bytes:
 
 
 def test_recipe(watch: Watch, place: Path) -> None:
-    honest = recipe_file.dump(recipe_file.load("quickstart")).encode()
+    honest = file.dump(file.load("quickstart")).encode()
 
     @inputs("recipe")
     @given(yaml_files(honest, described(honest)))
     def check(data: bytes) -> None:
-        watch(lambda: recipe_file.load(str(written(place / "r.yaml", data))), (RecipeError,))
+        watch(lambda: file.load(str(written(place / "r.yaml", data))), (RecipeError,))
 
     check()
 
@@ -161,9 +163,9 @@ def test_target(watch: Watch, place: Path) -> None:
 def small() -> str:
     """architecture.json of a small network."""
     part, x = ModelPart(source="conv2"), torch.zeros(1, 3, 32, 32)
-    network = models.build(part, 10)
+    network = build.build_network(part, 10)
     keep = {g.name: torch.arange(g.channels) % 3 > 0 for g in find_groups(network, (x,), PrunePart()).groups}
-    return architecture.dumps(architecture.describe(part, 10, tuple(x.shape), keep, network, network))
+    return json_file.dumps(json_file.describe(part, 10, tuple(x.shape), keep, network, network))
 
 
 def layer() -> torch.nn.Module:
@@ -173,10 +175,10 @@ def layer() -> torch.nn.Module:
 
 def test_architecture(watch: Watch, place: Path) -> None:
     honest = small()
-    models.build(ModelPart(source="torchvision:resnet18"), 10)
+    build.build_network(ModelPart(source="torchvision:resnet18"), 10)
 
     def read(data: bytes) -> None:
-        architecture.dense_network(architecture.load(written(place / "a.json", data)))
+        json_file.dense_network(json_file.load(written(place / "a.json", data)))
 
     @inputs("architecture")
     @given(st.one_of(files(json.loads(honest)), damaged(honest.encode())))
@@ -204,8 +206,8 @@ def test_weights(watch: Watch, place: Path) -> None:
     pickled = (place / "w.pt").read_bytes()
     reads: dict[str, Callable[[Path], Any]] = {
         "w.safetensors": load_tensors,
-        "m.safetensors": lambda path: models.load_weights(network, path),
-        "w.pt": lambda path: models.load_weights(network, path),
+        "m.safetensors": lambda path: weights.load_weights(network, path),
+        "w.pt": lambda path: weights.load_weights(network, path),
     }
 
     @inputs("weights")
@@ -440,17 +442,17 @@ def listened(place: Path, artifact: Artifact) -> dict[str, Callable[[dict[str, A
     target = load_target("host")
 
     def told(answer: dict[str, Any]) -> Any:
-        return mock.patch.multiple(runners, reach=lambda *a: lambda *b: answer)
+        return mock.patch.multiple(measure, reach=lambda *a: lambda *b: answer)
 
     def measure(answer: dict[str, Any]) -> None:
         with told(answer):
-            found = runners.measure(target, [artifact], 3, 1)
+            found = measure.measure(target, [artifact], 3, 1)
         assert all(isinstance(each, Latency) and each.p99_ms > 0 for each in found)
         json.dumps([asdict(each) for each in found], allow_nan=False)
 
     def profile(answer: dict[str, Any]) -> None:
         with told(answer):
-            json.dumps(runners.profile(target, [artifact]), allow_nan=False)
+            json.dumps(measure.profile(target, [artifact]), allow_nan=False)
 
     def run(answer: dict[str, Any]) -> None:
         with mock.patch.multiple(devices, reach=lambda *a: lambda *b: answer):
@@ -458,8 +460,8 @@ def listened(place: Path, artifact: Artifact) -> dict[str, Callable[[dict[str, A
 
     def new(answer: dict[str, Any]) -> None:
         (place / "new.yaml").unlink(missing_ok=True)
-        with mock.patch.multiple(probe, reach=lambda *a: lambda *b: answer):
-            probe.new_target("new", "ssh://board", place / "new.yaml")
+        with mock.patch.multiple(new_target, reach=lambda *a: lambda *b: answer):
+            new_target.new_target("new", "ssh://board", place / "new.yaml")
 
     return {"measure": measure, "profile": profile, "run": run, "new": new}
 
@@ -596,16 +598,16 @@ def read_again(folder: Path) -> dict[str, Callable[[], Any]]:
     here, place = RunFolder(path=folder), "pixel-8/50%"
 
     def export() -> None:
-        finished = exporting._finished(folder, trust=False)
-        for row in exporting._rows(finished, "pixel-8", None):
-            exporting._refuse_changed(finished, exporting._place(row, finished.recipe))
+        finished = export._finished(folder, trust=False)
+        for row in export._rows(finished, "pixel-8", None):
+            export._refuse_changed(finished, export._place(row, finished.recipe))
             assert artifact_of(here, place).path.resolve().is_relative_to((folder / place).resolve())
 
     def transfer() -> None:
-        transferring.transfer_recipe(transferring.gather(folder / place, None), ["data.shots=3"])
+        transfer.transfer_recipe(transfer.gather(folder / place, None), ["data.shots=3"])
 
     return {
-        "bench": lambda: benching.bench(folder, 10),
+        "bench": lambda: bench.bench(folder, 10),
         "export": export,
         "marks": lambda: (here.seconds(), here.stage("search", {}, [], lambda: None)),
         "report": lambda: write_page(folder),

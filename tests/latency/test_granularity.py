@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from deploy_prune.cache import cached_json
+from deploy_prune.device.targets import load_target
 from deploy_prune.export import onnx
 from deploy_prune.latency import granularity as module
 from deploy_prune.latency.granularity import STEPS, WIDTH, granularity, kept_ratios, smallest_paying, time_ratios
-from deploy_prune.latency.targets import load_target
-from deploy_prune.recipe import ExportPart
+from deploy_prune.recipe.parts import ExportPart
+from deploy_prune.system.cache import cached_json
 
 HOST = load_target("host")
 

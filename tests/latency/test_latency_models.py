@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from deploy_prune.cost import CostModel, at_widths
+from deploy_prune.device.targets import load_target
 from deploy_prune.errors import MeasurementError, TargetError
 from deploy_prune.export import FORMATS
+from deploy_prune.latency.measure import profile
 from deploy_prune.latency.nodes import by_layer
 from deploy_prune.latency.ops import list_ops
 from deploy_prune.latency.predict import predict, roofline
-from deploy_prune.latency.runners import profile
 from deploy_prune.latency.table import Sample, fit_table, variant_counts, widths_of
-from deploy_prune.latency.targets import load_target
-from deploy_prune.recipe import ExportPart
+from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.types import ChannelGroup, Layer, Roofline, Structure, Width
 
 HOST = load_target("host")

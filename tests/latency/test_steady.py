@@ -5,8 +5,8 @@ from statistics import median
 
 import pytest
 
+from deploy_prune.device.targets import load_target
 from deploy_prune.latency import steady
-from deploy_prune.latency.targets import load_target
 from deploy_prune.types import Artifact, Latency
 
 RUNS = 11

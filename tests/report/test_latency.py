@@ -14,11 +14,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from deploy_prune.recipe import parse_budget
+from deploy_prune.recipe.parts import parse_budget
 from deploy_prune.report import latency
 from deploy_prune.report.page import headline, write_page
 from deploy_prune.report.table import results_table
-from deploy_prune.timing import with_latency
+from deploy_prune.run.final_latency import with_latency
 from deploy_prune.types import Latency, Row
 
 SLIM = "75%", "50%"

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from deploy_prune.retrain.distill import distillation, taught
-from deploy_prune.training import classification
+from deploy_prune.training.loop import classification
 
 STUDENT = torch.tensor([[1.0, 0.0, -1.0], [0.5, 2.0, 0.0]])
 TEACHER = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]])

@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from deploy_prune.recipe import PrunePart
+from deploy_prune.recipe.parts import PrunePart
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match, Watch, feature_loss, match
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.graph import find_groups
-from deploy_prune.training import classification
+from deploy_prune.surgery.groups import find_groups
+from deploy_prune.training.loop import classification
 
 
 def network():

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from deploy_prune.data import Examples
+from deploy_prune.data.examples import Examples
 from deploy_prune.errors import TrainingError
-from deploy_prune.recipe import RetrainPart
+from deploy_prune.recipe.parts import RetrainPart
 from deploy_prune.retrain.fewshot import adapt, feature_weight, for_new_classes, num_steps, peak_rate
-from deploy_prune.training import Session, accuracy, make_accelerator
+from deploy_prune.training.loop import Session, accuracy, make_accelerator
 
 
 def bars(num, seed):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from deploy_prune.data import Examples
+from deploy_prune.data.examples import Examples
 from deploy_prune.errors import DataError
 from deploy_prune.retrain.stopping import CHECKS, PATIENCE, Average, BestSoFar, hold_out
 

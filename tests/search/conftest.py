@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from deploy_prune.training import make_accelerator
+from deploy_prune.training.loop import make_accelerator
 from deploy_prune.types import Axis, ChannelGroup, Layer, LayerKind, Structure, Width
 
 Part = tuple[str, int]

@@ -9,8 +9,8 @@ import torch
 from torch.optim import SGD
 
 from deploy_prune.cost import macs
-from deploy_prune.recipe import SearchPart
-from deploy_prune.search import SearchGoal
+from deploy_prune.recipe.parts import SearchPart
+from deploy_prune.search.frame import SearchGoal
 from deploy_prune.search.relaxed import GateSearch, Relaxation, RelaxedOptions, settling
 
 

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deploy_prune.export import FORMATS, bundle, isolated
-from deploy_prune.export.bundle import Bundle, Contents
-from deploy_prune.recipe import ExportPart
+from deploy_prune.bundle import write
+from deploy_prune.bundle.write import Bundle, Contents
+from deploy_prune.export import FORMATS, isolated
+from deploy_prune.recipe.parts import ExportPart
 
 SIZE, CLASSES = 12, 5
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -77,7 +78,7 @@ def contents(folder: Path, kind: tuple[str, str] = ("onnx", "fp32"), **changes: 
 def made(folder: Path, kind: tuple[str, str] = ("onnx", "fp32")) -> Bundle:
     """A bundle in ``folder``/small, its artifact in ``folder``/run."""
     (folder / "run").mkdir()
-    return bundle.write(contents(folder / "run", kind), folder / "small")
+    return write.write(contents(folder / "run", kind), folder / "small")
 
 
 def rehash(folder: Path) -> None:

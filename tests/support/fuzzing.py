@@ -16,8 +16,7 @@ from typing import Any, Final
 
 from hypothesis import strategies as st
 
-from deploy_prune.errors import DeployPruneError
-from deploy_prune.text import MAX_MESSAGE
+from deploy_prune.errors import MAX_MESSAGE, DeployPruneError
 
 MAX_S: Final = 20.0
 """One input may take so long, on a busy machine; honest ones take a hundredth of it."""

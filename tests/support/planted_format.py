@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deploy_prune.errors import BudgetError
 from deploy_prune.export.artifact import Extra, describe
-from deploy_prune.recipe import ExportPart
+from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.types import Artifact
 
 suffix: Final = ".txt"

@@ -7,9 +7,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from deploy_prune.cost import CostModel, macs
-from deploy_prune.recipe import SearchPart
-from deploy_prune.search import METHODS, SearchGoal, SearchJob
-from deploy_prune.training import Session, classification
+from deploy_prune.recipe.parts import SearchPart
+from deploy_prune.search.frame import SearchGoal, SearchJob
+from deploy_prune.search.methods import METHODS
+from deploy_prune.training.loop import Session, classification
 from deploy_prune.types import Progress, SearchResult, Task, silent
 
 

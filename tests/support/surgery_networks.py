@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deploy_prune import models
-from deploy_prune.recipe import ModelPart, PrunePart
-from deploy_prune.surgery.graph import find_groups
+from deploy_prune.networks.build import build_network
+from deploy_prune.recipe.parts import ModelPart, PrunePart
+from deploy_prune.surgery.groups import find_groups
 from deploy_prune.types import Keep, Structure
 
 
@@ -27,7 +27,7 @@ def build(source: str, size: int) -> tuple[nn.Module, Tensor]:
     """The network with ten classes, and 16 random inputs."""
     torch.manual_seed(0)
     x = torch.randn(16, 3, size, size)
-    return calibrated(models.build(ModelPart(source=source), 10), x), x
+    return calibrated(build_network(ModelPart(source=source), 10), x), x
 
 
 def groups_of(network: nn.Module, x: Tensor, prune: PrunePart | None = None) -> Structure:

@@ -16,7 +16,7 @@ from torch import nn
 
 from deploy_prune.device import RUNNERS
 from deploy_prune.device.host import local
-from deploy_prune.recipe import Recipe
+from deploy_prune.recipe.parts import Recipe
 
 LANES = 4
 """The arithmetic device computes so many channels at a time."""

@@ -7,11 +7,11 @@ import torch
 from surgery_constructs import CUT, WHOLE, Net
 from surgery_networks import groups_of, half
 
-from deploy_prune.compare import relative_difference
-from deploy_prune.recipe import PrunePart
-from deploy_prune.search import gates_of
+from deploy_prune.networks.compare import relative_difference
+from deploy_prune.recipe.parts import PrunePart
+from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.settle import settle
+from deploy_prune.surgery.try_groups import settle
 from deploy_prune.types import Structure
 
 

@@ -7,14 +7,14 @@ import torch
 from surgery_networks import build, groups_of, half
 from torch import Tensor, nn
 
-from deploy_prune import models
-from deploy_prune.compare import relative_difference
 from deploy_prune.errors import SurgeryError
-from deploy_prune.recipe import ModelPart, PrunePart
-from deploy_prune.search import gates_of
+from deploy_prune.networks.build import build_network
+from deploy_prune.networks.compare import relative_difference
+from deploy_prune.recipe.parts import ModelPart, PrunePart
+from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.graph import find_groups
-from deploy_prune.surgery.settle import settle
+from deploy_prune.surgery.groups import find_groups
+from deploy_prune.surgery.try_groups import settle
 
 
 def keep_all(structure: object) -> dict[str, Tensor]:
@@ -114,7 +114,7 @@ def test_groups_that_are_not_named_stay_whole() -> None:
 @pytest.mark.parametrize("name", ["module", "graph"])
 def test_nothing_lies_in_the_dense_networks_memory(name: str) -> None:
     """Not even what no cut touches: training one must not change the other."""
-    network = models.build(
+    network = build_network(
         ModelPart(source={"module": "torchvision:mobilenet_v2", "graph": "resnet20"}[name]), 10
     ).eval()
     x = torch.randn(2, 3, 32, 32)

@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deploy_prune.cost import macs
-from deploy_prune.recipe import PrunePart
-from deploy_prune.surgery.graph import find_groups
+from deploy_prune.recipe.parts import PrunePart
+from deploy_prune.surgery.groups import find_groups
 
 
 class Rearranged(nn.Module):

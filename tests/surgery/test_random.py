@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from surgery_networks import groups_of
 from torch import Tensor, nn
 
-from deploy_prune.compare import relative_difference
-from deploy_prune.recipe import ModelPart, PrunePart
-from deploy_prune.search import gates_of
-from deploy_prune.surgery import architecture
+from deploy_prune.architecture import json_file
+from deploy_prune.networks.compare import relative_difference
+from deploy_prune.recipe.parts import ModelPart, PrunePart
+from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.settle import settle
+from deploy_prune.surgery.try_groups import settle
 from deploy_prune.types import Keep, Structure
 
 
@@ -196,9 +196,9 @@ def test_the_file_of_any_cut_is_enough_to_build_it(kinds: tuple[str, ...], width
     network, x = made(kinds, width, seed)
     keep = some(structure, seed)
     slim = cut(network, structure, keep)
-    told = architecture.describe(ModelPart(source="tests:chain"), 3, x[:1].shape, keep, network, slim)
+    told = json_file.describe(ModelPart(source="tests:chain"), 3, x[:1].shape, keep, network, slim)
     fresh, _ = made(kinds, width, seed + 1)
-    again = architecture.build(architecture.loads(architecture.dumps(told)), fresh, example=x[:1])
-    architecture.load_weights(again, slim.state_dict(), Path("weights.safetensors"))
+    again = json_file.build_slim(json_file.loads(json_file.dumps(told)), fresh, example=x[:1])
+    json_file.load_weights(again, slim.state_dict(), Path("weights.safetensors"))
     with torch.no_grad():
         assert torch.equal(again(x), slim.eval()(x))

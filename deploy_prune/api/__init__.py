@@ -1,0 +1,1 @@
+"""What ``import deploy_prune`` offers."""

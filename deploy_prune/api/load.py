@@ -1,0 +1,31 @@
+"""What can be done with a finished run: load its networks, export them for other targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from deploy_prune.architecture import json_file
+from deploy_prune.run.folder import load_tensors
+
+
+def load(path: str | Path, *, trust: bool = False) -> nn.Module:
+    """The slim network of a run's TARGET/BUDGET folder, with its weights, in eval mode. No pickle is involved.
+
+    Args:
+        path: a folder with architecture.json and weights.safetensors, or an architecture.json (then: fresh weights
+            from torch's global generator).
+        trust: build networks whose source is ``module:callable`` too. That imports and calls what the file names.
+
+    Raises:
+        ArchitectureError: the file is damaged, needs ``trust``, or doesn't fit the network's definition.
+        RunFolderError: the weights are missing or damaged.
+    """
+    path = Path(path)
+    file = path / "architecture.json" if path.is_dir() else path
+    described = json_file.load(file)
+    slim = json_file.build_slim(described, json_file.dense_network(described, trust))
+    if path.is_dir():
+        json_file.load_weights(slim, load_tensors(path / "weights.safetensors"), path)
+    return slim.eval()

@@ -1,0 +1,203 @@
+"""Pruning from Python: any network, any differentiable loss."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+
+from deploy_prune import cost
+from deploy_prune.budget.choose import choose
+from deploy_prune.cost import CostModel
+from deploy_prune.errors import BudgetError, DataError, RecipeError, perhaps
+from deploy_prune.networks.weights import load_state
+from deploy_prune.recipe.parts import PrunePart, SearchPart, parse_budget
+from deploy_prune.search.frame import SearchGoal, SearchJob
+from deploy_prune.search.gated_network import gates_of
+from deploy_prune.search.methods import METHODS, check_options, values
+from deploy_prune.surgery.cut import cut
+from deploy_prune.surgery.groups import find_groups
+from deploy_prune.surgery.try_groups import settle
+from deploy_prune.surgery.verify import Verification, prove
+from deploy_prune.training.loop import Session, channels_last, device_of, make_accelerator
+from deploy_prune.types import Budget, Keep, SearchResult, Structure, Task
+
+
+class Settings(SearchPart, PrunePart):
+    """What `prune` takes by name, with the defaults of a recipe's parts ``search`` and ``prune``.
+
+    ``granule``: every group keeps a multiple of so many channels. ``batch_size`` only says how large the batches are.
+    """
+
+    granule: Annotated[int, Field(ge=1)] = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pruned:
+    """One budget's slim network, with the weights that the search ended with, and how it came about.
+
+    ``network``: on the dense network's device, in its mode; not retrained. ``keep``: the units that stay, per group.
+    ``structure``: the groups, and in ``structure.whole`` what was left whole and why. ``proof``: that it computes what
+    the masked dense network does. ``found``: scores, weights and trace of the search, the same for all budgets.
+    """
+
+    budget: Budget
+    network: nn.Module
+    structure: Structure
+    keep: Keep
+    proof: Verification
+    found: SearchResult
+    dense_macs: int
+    macs: int
+    dense_params: int
+    params: int
+
+
+def prune(
+    network: nn.Module,
+    inputs: Tensor | Sequence[Tensor],
+    task: Task,
+    batches: Iterable[Any],
+    *,
+    budget: str | Sequence[str] = "50% macs",
+    method: str = "gate",
+    session: Session | None = None,
+    **settings: Any,
+) -> tuple[Pruned, ...]:
+    """Find the channel groups, search, and cut: one slim network per budget, in their order. One search serves all.
+
+    The network given is not touched; torch's, numpy's and Python's global generators are seeded.
+
+    Args:
+        network: any module that torch.export can trace; trained, unless the method draws weights itself.
+        inputs: real examples [B, ...], one tensor per input of the network; B at least 2, and dimension 0 of each.
+        task: (forward, batch) -> scalar loss; it calls ``forward`` as it would the network, as often as it likes.
+        batches: of tensors, nested as the task likes; read over and over again, so endless or repeatable.
+        budget: of MACs or parameters, such as "50% macs", "30% params", "120 MMACs" or "3 Mparams"; one or several.
+        method: a name of `search.METHODS`.
+        session: device, precision, gradient accumulation, seed and progress; default: a GPU if there is one, seed 0.
+        settings: see `Settings`.
+
+    Raises:
+        RecipeError: a setting is unknown or has a bad value.
+        BudgetError: a budget can't be read or met, or needs a device.
+        SurgeryError: the network can't be traced or cut.
+        DataError: there are no examples to compare on, or the batches run out.
+        TrainingError: the loss is not finite.
+        VerificationError: a cut differs from the masked network, or the comparison would prove nothing.
+    """
+    config = _settings(method, settings)
+    budgets = [_readable(text) for text in ([budget] if isinstance(budget, str) else budget)]
+    examples = tuple(x.cpu() for x in ([inputs] if isinstance(inputs, Tensor) else inputs))
+    if not examples or any(x.dim() == 0 or len(x) < 2 for x in examples):
+        message = "inputs: to compare networks takes at least two examples [B, ...] of every input."
+        raise DataError(message)
+    dense = copy.deepcopy(network).cpu()
+    structure = settle(dense, find_groups(dense, examples, config), examples, gates_of, config)
+    goals = [_goal(structure, dense, b, config) for b in budgets]
+    smallest = min(goals, key=lambda goal: goal.limit / goal.cost(structure.dense_counts))
+    job = SearchJob(
+        network=dense, structure=structure, task=task, batches=_endless(batches), goal=smallest, config=config,
+        session=session or Session(accelerator=make_accelerator("auto"), seed=0),
+    )  # fmt: skip
+    with channels_last(dense, examples, job.session.accelerator.device):
+        found = METHODS[method](job)
+    load_state(dense, found.state)
+    made = [_cut(dense, structure, examples, found, goal, config) for goal in goals]
+    for slim in made:
+        slim[0].to(device_of(network))
+    return tuple(
+        Pruned(
+            budget=b, network=slim, structure=structure, keep=keep, proof=proof, found=found,
+            **_sizes(network, slim, structure, keep),
+        )
+        for b, (slim, keep, proof) in zip(budgets, made, strict=True)
+    )  # fmt: skip
+
+
+def _settings(method: str, settings: dict[str, Any]) -> Settings:
+    try:
+        config = Settings(method=method, **settings)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        hint = perhaps(name, Settings.model_fields) if first["type"] == "extra_forbidden" else ""
+        message = f"prune: {name}: {first['msg'].removeprefix('Value error, ')} (given {first['input']!r}).{hint}"
+        raise RecipeError(message) from None
+    check_options(config)
+    return config
+
+
+def _readable(text: str) -> Budget:
+    budget = parse_budget(text, "macs")
+    if budget.metric not in {"macs", "params"}:
+        message = f"the budget {budget.text!r} is of {budget.metric}, which takes a device and a recipe; "
+        message += "from Python write '50% macs', '50% params', '120 MMACs' or '3 Mparams'."
+        raise BudgetError(message)
+    return budget
+
+
+def _goal(structure: Structure, network: nn.Module, budget: Budget, config: Settings) -> SearchGoal:
+    """The budget as a limit on a cost, tried before any training.
+
+    Raises:
+        BudgetError: it is out of reach.
+    """
+    model = _cost(structure, network, budget)
+    goal = SearchGoal(cost=model, limit=budget.absolute(model(structure.dense_counts)))
+    _choose({g.name: torch.ones(g.channels) for g in structure.groups}, structure, goal, config)
+    return goal
+
+
+def _cost(structure: Structure, network: nn.Module, budget: Budget) -> CostModel:
+    return cost.macs(structure) if budget.metric == "macs" else cost.params(structure, _num_params(network))
+
+
+def _choose(scores: dict[str, Tensor], structure: Structure, goal: SearchGoal, config: Settings) -> Keep:
+    return choose(scores, structure, goal.cost, goal.limit, config.granule, config.min_channels)
+
+
+def _endless(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches, from the beginning again when they end.
+
+    Raises:
+        DataError: there are none, or they can be read only once and have ended.
+    """
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            message = "batches: there are none (left); give a list, a DataLoader or an endless generator."
+            raise DataError(message)
+
+
+def _cut(
+    dense: nn.Module,
+    structure: Structure,
+    inputs: Sequence[Tensor],
+    found: SearchResult,
+    goal: SearchGoal,
+    config: Settings,
+) -> tuple[nn.Module, Keep, Verification]:
+    keep = _choose(values(config.method, found.scores, goal.cost), structure, goal, config)
+    proof = prove(dense, structure, keep, inputs, gates_of(structure))
+    return cut(dense, structure, keep), keep, proof
+
+
+def _sizes(network: nn.Module, slim: nn.Module, structure: Structure, keep: Keep) -> dict[str, int]:
+    macs, counts = cost.macs(structure), {name: int(mask.sum()) for name, mask in keep.items()}
+    return {
+        "dense_macs": round(macs(structure.dense_counts)), "macs": round(macs(counts)),
+        "dense_params": _num_params(network), "params": _num_params(slim),
+    }  # fmt: skip
+
+
+def _num_params(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())

@@ -1,0 +1,1 @@
+"""architecture.json: which channels each group keeps. No weights, no code."""

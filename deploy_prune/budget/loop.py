@@ -1,0 +1,167 @@
+"""The closed loop: project to the budget, cut, export, look, correct, until what is measured is what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from deploy_prune.budget.candidates import Workbench
+from deploy_prune.budget.choose import choose
+from deploy_prune.errors import BudgetError
+from deploy_prune.types import Budget, Counts, Keep, Metric, Progress, Scores, Target
+
+UNITS: Final = {"latency": "ms", "macs": "MACs", "params": "parameters", "size": "bytes"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What one candidate was asked to be, predicted to be and found to be, all in the metric's unit.
+
+    ``looked``: False where no device is attached, and ``observed`` is only what was predicted.
+    """
+
+    limit: float
+    predicted: float
+    observed: float
+    asked: float
+    dense: float
+    counts: Counts
+    looked: bool = True
+
+    @property
+    def ratio(self) -> float:
+        """Observed over asked; 1 is the budget met exactly."""
+        return self.observed / self.asked
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """Which units a budget keeps on a target, and how that was found."""
+
+    metric: Metric
+    keep: Keep
+    looks: tuple[Look, ...]
+    chosen: Look
+
+    def as_json(self, tolerance: float) -> dict[str, Any]:
+        """loop.json: a row a step, in the metric's unit; ``observed`` is null where there was nothing to look at."""
+        steps = [
+            {
+                "step": i, "limit": k.limit, "predicted": k.predicted, "observed": k.observed if k.looked else None,
+                "dense": k.dense, "asked": k.asked, "counts": k.counts, "chosen": k is self.chosen,
+            }
+            for i, k in enumerate(self.looks, 1)
+        ]  # fmt: skip
+        return {"metric": self.metric, "asked": self.chosen.asked, "tolerance": tolerance, "steps": steps}
+
+
+def enforce(bench: Workbench, target: Target, budget: Budget, scores: Scores, progress: Progress, work: str) -> Plan:
+    """Find what to keep so that the observed cost of the real artifact meets the budget.
+
+    Without an attached device latency is the model's own and one look is enough. The nearest candidate within
+    ``tolerance_above`` the budget is taken; one within half of ``measure.tolerance`` ends the loop, if it may be taken.
+
+    Raises:
+        BudgetError: no candidate is within the budget.
+    """
+    model, granule = bench.cost(target, budget.metric), bench.granule(target)
+    tolerance, tries = bench.recipe.measure.tolerance, 1 + bench.recipe.measure.max_corrections
+    dense, least = model(bench.structure.dense_counts), model(bench.smallest(target))
+    limit, looks, keeps = max(budget.absolute(dense), least), list[Look](), list[Keep]()
+    above = tolerance_above(budget, tolerance)
+    for step in range(1, tries + 1):
+        keep = choose(scores, bench.structure, model, limit, granule, bench.recipe.prune.min_channels)
+        counts = {name: int(mask.sum()) for name, mask in keep.items()}
+        if any(look.counts == counts for look in looks):
+            break
+        looks.append(observe(bench, target, budget, counts, limit=limit, predicted=model(counts)))
+        keeps.append(keep)
+        done = _near(looks[-1], tolerance, above) or _settled(budget, looks[-1], target)
+        progress(work, step, step if done else tries, asked=looks[-1].asked, observed=looks[-1].observed)
+        if done:
+            break
+        limit = max(_next_limit(looks) if above else _next_limit_below(looks, 1 - tolerance / 4), least)
+    within = [i for i, look in enumerate(looks) if look.ratio <= 1 + above]
+    if not within:
+        raise BudgetError(_out_of_reach(budget, target, looks))
+    best = min(within, key=lambda i: abs(looks[i].ratio - 1))
+    return Plan(metric=budget.metric, keep=keeps[best], looks=tuple(looks), chosen=looks[best])
+
+
+def tolerance_above(budget: Budget, tolerance: float) -> float:
+    """How far above the budget is still within it: nothing, where the cost is counted and not measured."""
+    return tolerance if budget.metric == "latency" else 0.0
+
+
+def observe(
+    bench: Workbench, target: Target, budget: Budget, counts: Counts, *, limit: float, predicted: float
+) -> Look:
+    """Look at the real thing: measured latency, counted parameters or MACs, the file's size."""
+    model = bench.cost(target, budget.metric)
+    dense, observed = model(bench.structure.dense_counts), model(counts)
+    if budget.metric == "latency" and target.runner is not None:
+        timed = bench.timed(target, counts)
+        dense, observed = timed.dense_ms, timed.slim_ms
+    elif budget.metric == "size":
+        observed = bench.size_bytes(target, counts)
+    elif budget.metric == "params":
+        observed = bench.num_params(counts)
+    return Look(
+        limit=limit, predicted=predicted, observed=observed, asked=budget.absolute(dense), dense=dense, counts=counts,
+        looked=budget.metric != "latency" or target.runner is not None,
+    )  # fmt: skip
+
+
+def _near(look: Look, tolerance: float, above: float) -> bool:
+    """Within half the tolerance of the budget, and no further above it than a candidate may be."""
+    return abs(look.ratio - 1) <= tolerance / 2 and look.ratio <= 1 + above
+
+
+def _settled(budget: Budget, look: Look, target: Target) -> bool:
+    """Nothing would change: the cost is exact, and within the budget."""
+    exact = budget.metric in {"macs", "params"} or (budget.metric == "latency" and target.runner is None)
+    return exact and look.ratio <= 1
+
+
+def _next_limit(looks: Sequence[Look]) -> float:
+    """The model's limit at which the observation should be 1: between the nearest looks on either side, else scaled.
+
+    As long as all looks are on one side, each next step is a longer one: the model is wrong about more than its scale.
+    """
+    below = max((k for k in looks if k.ratio <= 1), key=lambda k: (k.ratio, k.predicted), default=None)
+    above = min((k for k in looks if k.ratio > 1), key=lambda k: (k.ratio, k.predicted), default=None)
+    if below and above and above.predicted > below.predicted:
+        share = (1 - below.ratio) / (above.ratio - below.ratio)
+        return below.predicted + share * (above.predicted - below.predicted)
+    steps = 1 if below and above else len(looks)
+    return looks[-1].predicted / looks[-1].ratio ** steps
+
+
+def _next_limit_below(looks: Sequence[Look], aim: float) -> float:
+    """The model's limit at which the observation should be ``aim`` (below 1), where it must not be above the budget.
+
+    What is counted has no noise, and a file's overhead hardly changes with its widths. So the line through two looks
+    tells both scale and overhead: those on either side of the budget, else the two that are nearest to it. A line that
+    leads nowhere (it doesn't rise, or aims below 0) gives way to the scale alone.
+    """
+    by_ratio = sorted(looks, key=lambda k: (k.ratio, k.predicted))
+    over = [k for k in by_ratio if k.ratio > 1]
+    under = [k for k in by_ratio if k.ratio <= 1]
+    near = [*under[-1:], *over[:1]] if under and over else over[:2] or under[-2:]
+    low, high = near[0], near[-1]
+    if high.predicted > low.predicted and high.ratio > low.ratio:
+        limit = low.predicted + (aim - low.ratio) / (high.ratio - low.ratio) * (high.predicted - low.predicted)
+        if limit > 0:
+            return limit
+    least = min(looks, key=lambda k: k.predicted)
+    return least.predicted * aim / least.ratio
+
+
+def _out_of_reach(budget: Budget, target: Target, looks: Sequence[Look]) -> str:
+    least = min(looks, key=lambda k: k.observed)
+    unit = UNITS[budget.metric]
+    return (
+        f"The budget {budget.text!r} ({least.asked:.4g} {unit}) can't be met on {target.name}: the nearest candidate "
+        f"takes {least.observed:.4g} {unit}. Ask for more, or prune more groups (prune.only, prune.skip)."
+    )

@@ -1,0 +1,1 @@
+"""Bundles: what the person who puts a network on a device needs, and can check there."""

@@ -1,0 +1,37 @@
+"""What a recipe can reach: its groups, its targets' smallest and largest cost, and whether each budget can be met."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from deploy_prune.recipe.parts import Recipe
+from deploy_prune.report.results import CheckReport
+from deploy_prune.run import stages
+from deploy_prune.run.folder import RunFolder
+from deploy_prune.run.reach import reaches
+from deploy_prune.system.guard import scratch
+from deploy_prune.training.trackers import require_trackers
+from deploy_prune.types import Progress, silent
+
+
+def check(recipe: Recipe, progress: Progress = silent) -> CheckReport:
+    """What can be pruned, what not and why, and whether each budget can be met. No training, nothing written.
+
+    Raises:
+        DeployPruneError: the recipe can't work: network, weights, data or target.
+    """
+    started = time.perf_counter()
+    require_trackers(recipe.track)
+    untracked = recipe.model_copy(update={"track": ()})
+    way = stages.prepare(untracked, RunFolder(path=Path()), progress)
+    with scratch() as folder:
+        bench = stages.workbench(way, folder)
+        targets, budgets = reaches(bench, way.targets, recipe, way.session.progress)
+        counts = bench.structure.dense_counts
+        return CheckReport(
+            recipe_name=recipe.name, network=recipe.model.source, structure=bench.structure,
+            dense={"macs": bench.cost(way.targets[0], "macs")(counts), "params": float(bench.num_params(counts))},
+            targets=targets, budgets=budgets, seconds=time.perf_counter() - started,
+            summary=way.summary,
+        )  # fmt: skip

@@ -1,0 +1,212 @@
+"""From a finished run to bundles: which rows, and everything that a bundle tells."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from deploy_prune.api import load
+from deploy_prune.architecture import json_file
+from deploy_prune.bundle import write
+from deploy_prune.bundle.write import Bundle, Contents
+from deploy_prune.data import splits
+from deploy_prune.data.examples import Examples
+from deploy_prune.data.splits import TransferData
+from deploy_prune.device.targets import load_target
+from deploy_prune.errors import RunFolderError, of_kind, perhaps
+from deploy_prune.networks import build, weights
+from deploy_prune.recipe.parts import Recipe, parse_budget
+from deploy_prune.report.latency import sentence
+from deploy_prune.run import stages, stored_recipe
+from deploy_prune.run.folder import RunFolder, read_json, sha256
+from deploy_prune.run.trust import trusted
+from deploy_prune.system.strict_json import shown
+from deploy_prune.types import Row
+
+OUT: Final = Path("bundles")
+"""Where bundles go unless told otherwise."""
+SAMPLES: Final = 8
+NOISE_SAMPLES: Final = 16
+"""In int8, where there is noise to tell from faults."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finished:
+    """A finished run."""
+
+    folder: RunFolder
+    recipe: Recipe
+    rows: tuple[Row, ...]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """The bundles that were written, and the rows of which there is none because they failed."""
+
+    bundles: tuple[Bundle, ...]
+    left_out: tuple[Row, ...]
+
+
+def bundles(
+    run: Path, target: str, budget: str | None = None, out: Path | None = None, trust: bool = False
+) -> Delivery:
+    """Write the bundle of one budget, or of each budget that came out well.
+
+    Args:
+        run: the run folder.
+        target: one of the run's.
+        budget: as in the recipe, or "dense"; None: every budget whose row didn't fail, the dense network left out.
+        out: with a budget the bundle's folder, else the folder of bundles; default: RUN-TARGET-BUDGET in "bundles".
+        trust: build networks whose source is ``module:callable`` too.
+
+    Raises:
+        RunFolderError: the run isn't finished, was changed, or has no such row; the message has those that there are.
+        DeployPruneError: the row failed, and why, or all rows did (of the class of the first one's error); as
+            ``bundle.write``; the data set isn't there; the network can't be built.
+    """
+    finished = _finished(run, trust)
+    rows = _rows(finished, target, budget)
+    examples = splits.load(finished.recipe.data, finished.recipe.seed)
+    written = []
+    for row in (row for row in rows if row.status != "failed"):
+        name = f"{finished.recipe.name}-{row.target}-{_plain(row.budget)}"
+        place = (out or OUT) / name if out is None or budget is None else out
+        written.append(write.write(_contents(finished, row, examples, trust), place))
+    return Delivery(bundles=tuple(written), left_out=tuple(row for row in rows if row.status == "failed"))
+
+
+def _finished(run: Path, trust: bool) -> Finished:
+    folder = RunFolder(path=run)
+    provenance_file, recipe_file = run / "provenance.json", run / "recipe.yaml"
+    if not provenance_file.is_file():
+        message = f"{run} is not finished: give its recipe to `deploy-prune recipe` again, which goes on with it."
+        raise RunFolderError(message)
+    provenance = read_json(provenance_file)
+    if not isinstance(provenance, dict) or not isinstance(provenance.get("files"), dict):
+        message = f"{provenance_file} is not what this program writes: run the recipe to its end again."
+        raise RunFolderError(message)
+    if sha256(recipe_file) != provenance.get("recipe_sha256"):
+        message = f"{recipe_file} is not what {run} was made with: run the recipe to its end again."
+        raise RunFolderError(message)
+    recipe = trusted(stored_recipe.load(run), recipe_file, trust)
+    return Finished(folder=folder, recipe=recipe, rows=folder.read_results(), provenance=provenance)
+
+
+def _rows(finished: Finished, target: str, budget: str | None) -> list[Row]:
+    """The rows that are asked for, one of which at least didn't fail."""
+    here = [row for row in finished.rows if row.target == target]
+    path = finished.folder.path
+    if not here:
+        known = list(dict.fromkeys(row.target for row in finished.rows))
+        message = f"{path} has nothing for the target {target!r}; it has {', '.join(known)}.{perhaps(target, known)}"
+        raise RunFolderError(message)
+    if budget is None:
+        chosen = [row for row in here if row.budget != "dense"]
+    else:
+        wanted = _same(budget, finished.recipe)
+        chosen = [row for row in here if _same(row.budget, finished.recipe) == wanted]
+    if not chosen:
+        there = ", ".join(repr(row.budget) for row in here)
+        message = f"{path} has no budget {budget!r} for {target}; it has {there}."
+        raise RunFolderError(message)
+    failed = [row for row in chosen if row.status == "failed"]
+    if len(failed) == len(chosen):
+        message = f"There is nothing to hand over: {target} {failed[0].budget} failed in {path}: {failed[0].error}"
+        raise of_kind(failed[0].error_kind)(message)
+    return chosen
+
+
+def _same(budget: str, recipe: Recipe) -> object:
+    """What two ways to write one budget have in common."""
+    if budget == "dense":
+        return budget
+    parsed = parse_budget(budget, recipe.metric)
+    return parsed.metric, parsed.limit, parsed.relative
+
+
+def _plain(text: str) -> str:
+    """Fit for a file's name anywhere: "50% macs" is 50pct-macs."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text.replace("%", "pct"))
+
+
+def _contents(finished: Finished, row: Row, examples: TransferData, trust: bool) -> Contents:
+    folder, recipe = finished.folder, finished.recipe
+    place = _place(row, recipe)
+    _refuse_changed(finished, place)
+    artifact = stages.artifact_of(folder, place)
+    test = examples.target_test
+    images, inputs = _sample(test, NOISE_SAMPLES if artifact.precision == "int8" else SAMPLES)
+    names = examples.target_names
+    return Contents(
+        about={"run": recipe.name, "target": row.target, "budget": row.budget},
+        artifact=artifact,
+        network=_network(finished, row, place, examples, trust),
+        images=images,
+        inputs=inputs,
+        mean=tuple(test.mean.tolist()),
+        std=tuple(test.std.tolist()),
+        labels=names or tuple(map(str, examples.target_classes)),
+        are_names=names is not None,
+        parity=folder.read_json(f"{place}/parity.json"),
+        latency={"in_words": sentence(row), "row": asdict(row), "latency": _latency(folder, place)},
+        provenance={"seed": recipe.seed, "recipe": recipe.model_dump(mode="json"), "run": _of_the_run(finished)},
+    )
+
+
+def _place(row: Row, recipe: Recipe) -> str:
+    """The row's folder in the run folder.
+
+    Raises:
+        RunFolderError: the row is of no target and budget of the recipe.
+    """
+    targets = [t for t in map(load_target, recipe.targets) if t.name == row.target]
+    budgets = [b for b in recipe.parsed_budgets if b.text == row.budget]
+    if not targets or (row.budget != "dense" and not budgets):
+        message = f"results.json has {shown(row.target)} {shown(row.budget)}, which its recipe.yaml has not."
+        raise RunFolderError(message)
+    return f"dense/{row.target}" if row.budget == "dense" else stages.place_of(targets[0], budgets[0])
+
+
+def _refuse_changed(finished: Finished, place: str) -> None:
+    """What a bundle is made of must be what the run wrote."""
+    parts = (f"{place}/", "dense/adapted.safetensors" if place.startswith("dense/") else f"{place}/")
+    path, sums = finished.folder.path, finished.provenance["files"]
+    for name in sorted(name for name in sums if name.startswith(parts)):
+        if not (path / name).is_file() or sha256(path / name) != sums[name]:
+            message = f"{path / name} is missing or was changed after the run; give the recipe again to make it anew."
+            raise RunFolderError(message)
+
+
+def _network(finished: Finished, row: Row, place: str, examples: TransferData, trust: bool) -> nn.Module:
+    """What the artifact was made of, in eval mode."""
+    folder, part = finished.folder, finished.recipe.model
+    if row.budget != "dense":
+        return load.load(folder.path / place, trust=trust)
+    json_file.require_trust(part, trust)
+    network = build.build_network(part, examples.num_target)
+    weights.load_state(network, folder.read_tensors("dense/adapted.safetensors"))
+    return network.eval()
+
+
+def _sample(examples: Examples, count: int) -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, C, S, S], spread over the examples' classes, and what the network takes for them."""
+    chosen = examples.spread(count)
+    images = (examples.pixels(chosen) * 255).round().clamp(0, 255).to(torch.uint8)
+    return images, examples.normalise(images.float() / 255)
+
+
+def _latency(folder: RunFolder, place: str) -> Any:
+    """What was measured (raw samples in ms) or predicted; None for a dense network that was not measured."""
+    name = f"{place}/latency.json"
+    return folder.read_json(name) if (folder.path / name).is_file() else None
+
+
+def _of_the_run(finished: Finished) -> dict[str, Any]:
+    """The run's own provenance; its list of files is not this bundle's."""
+    return {key: value for key, value in finished.provenance.items() if key != "files"}

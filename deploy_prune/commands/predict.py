@@ -1,0 +1,133 @@
+"""The latency of a network on a device that is not attached: one number, and how wrong it may be."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from deploy_prune.api import load
+from deploy_prune.architecture import json_file
+from deploy_prune.commands.show import architecture_file
+from deploy_prune.device.targets import load_target
+from deploy_prune.errors import ModelError, perhaps
+from deploy_prune.latency.ops import list_ops
+from deploy_prune.latency.predict import predict
+from deploy_prune.networks import build
+from deploy_prune.recipe.parts import BUILT_IN_NETWORKS, ModelPart
+from deploy_prune.surgery.trace import trace
+from deploy_prune.types import Prediction, Target
+
+CLASSES: Final = 1000
+"""Of a network that is given by a library's name."""
+TIMEOUT_S: Final = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """A network's predicted latency on a target. ``macs``: of one inference, as the operators have them."""
+
+    model: str
+    target: Target
+    input_shape: tuple[int, ...]
+    macs: int
+    prediction: Prediction
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data: ms, and low_ms and high_ms where the target's file states its error."""
+        ms, error = self.prediction.ms, self.prediction.error
+        band = {} if error is None else {"low_ms": ms * error.low, "high_ms": ms * error.high, "error": asdict(error)}
+        device = {name: getattr(self.target, name) for name in ("runtime", "format", "precision", "threads")}
+        return {
+            "model": self.model, "target": self.target.name, **device, "input_shape": list(self.input_shape),
+            "macs": self.macs, "ms": ms, **band, "method": self.prediction.method,
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        """One line: the latency, and the band it lies in."""
+        ms, error = self.prediction.ms, self.prediction.error
+        if error is None:
+            return f"{ms:.3g} ms predicted on {self.target.name} (its file states no error)"
+        held = f"80% of {error.networks} left-out networks were within" if error.networks else "error unverified"
+        return f"{ms:.3g} ms predicted on {self.target.name} ({ms * error.low:.3g} to {ms * error.high:.3g}; {held})"
+
+
+def predicted(model: str, target: str, shape: tuple[int, ...] | None, trust: bool = False) -> Predicted:
+    """Predict one inference's latency; nothing is run.
+
+    Args:
+        model: ``torchvision:NAME``, ``timm:NAME``, a built-in network's name, or what ``api.load.load`` takes: an
+            architecture.json, or a run's TARGET/BUDGET folder.
+        target: a target's name, or a file of the user's own.
+        shape: channels, height, width of the input; may be left out for an architecture.
+        trust: as for ``api.load.load``.
+
+    Raises:
+        DeployPruneError: the target or the network is unknown, can't be traced, or the target can't be predicted for.
+    """
+    device = load_target(target)
+    network, shape, _ = network_of(model, shape, trust)
+    program = trace(network, [torch.zeros(1, *shape, device=_place(network))], TIMEOUT_S)
+    ops = list_ops(program)
+    macs = sum(op.macs() for op in ops)
+    return Predicted(model=model, target=device, input_shape=shape, macs=macs, prediction=predict(ops, device))
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """The sizes in "3,224,224".
+
+    Raises:
+        ModelError: they aren't positive whole numbers.
+    """
+    words = text.replace("x", ",").split(",")
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        message = f"--input {text!r} is no list of sizes: write channels, height and width, as in 3,224,224."
+        raise ModelError(message)
+    return tuple(int(word) for word in words)
+
+
+def network_of(
+    model: str, shape: tuple[int, ...] | None, trust: bool, num_classes: int = CLASSES
+) -> tuple[nn.Module, tuple[int, ...], ModelPart]:
+    """The network that ``predicted`` means by these, in eval mode, its input's shape, and how it is built.
+
+    Raises:
+        DeployPruneError: it is unknown, or its input's shape is.
+    """
+    path = Path(model)
+    with torch.random.fork_rng(devices=[]):
+        if path.exists():
+            described = json_file.load(architecture_file(path))
+            return load.load(path, trust=trust), shape or described.input_shape[1:], described.model
+        if "/" in model or path.suffix == ".json":
+            message = f"There is no {model}; give torchvision:NAME, timm:NAME, an architecture.json or a run's folder."
+            raise ModelError(message)
+        part = _named(model)
+        if shape is None:
+            message = f"{model} needs the size of its input: add --input, as in --input 3,224,224."
+            raise ModelError(message)
+        return build.build_network(part, num_classes).eval(), shape, part
+
+
+def _named(model: str) -> ModelPart:
+    """A library's or a built-in network, by its name."""
+    if ":" in model and model.partition(":")[0] not in {"torchvision", "timm"}:
+        message = f"{model!r} is neither torchvision:NAME nor timm:NAME, and there is no such file or folder."
+        raise ModelError(message)
+    try:
+        return ModelPart(source=model)
+    except ValidationError as error:
+        known = ", ".join(BUILT_IN_NETWORKS)
+        message = (
+            f"There is no network {model!r}; known: {known}, torchvision:NAME, timm:NAME, or the path of an "
+            f"architecture.json or a run's TARGET/BUDGET folder.{perhaps(model, BUILT_IN_NETWORKS)}"
+        )
+        raise ModelError(message) from error
+
+
+def _place(network: nn.Module) -> torch.device:
+    return next((p.device for p in network.parameters()), torch.device("cpu"))

@@ -1,0 +1,198 @@
+"""How training images are varied: one function a kind, all listed in AUGMENTS; and how examples are mixed.
+
+B batch, C channels, H W height and width. Images are float [B, C, H, W] in 0..1 and stay so. All that is random comes
+from the generator (of the CPU) and is drawn for each image on its own: the same generator, the same images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deploy_prune.recipe.parts import Augment
+
+Mix = Literal["mixup", "cutmix"]
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+LUMA: Final = (0.299, 0.587, 0.114)
+"""What red, green and blue weigh in grey (ITU-R BT.601)."""
+
+# "affine": the strongest distortions, at which handwriting stays the same character to the eye
+MAX_TURN = 0.26  # radians, 15 degrees
+MAX_SCALE = 0.2
+MAX_SLANT = 0.2
+MAX_MOVE = 0.2  # of half the size: up to a tenth of the image
+
+# "crop_flip" and "crop_flip_colour"
+MIN_AREA = 0.6  # of the image
+MAX_ASPECT = 4 / 3  # of the crop's aspect to the image's, and one over it
+MAX_JITTER = 0.4
+
+# Both parameters of the beta distribution that shares are drawn from
+MIXUP_ALPHA = 0.2  # arXiv 1710.09412, section 3.1: 0.1 to 0.4 on ImageNet
+CUTMIX_ALPHA = 1.0  # arXiv 1905.04899, section 3.1: uniform
+
+
+def augmented(x_BCHW: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
+    """The images varied in one of the ways of AUGMENTS: float [B, C, H, W] in 0..1, as they came."""
+    return AUGMENTS[augment](x_BCHW, generator)
+
+
+def _none(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    return x_BCHW
+
+
+def _shift(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image moved by up to an eighth of its size, zeros coming in.
+
+    He et al., arXiv 1512.03385, section 4.2: 4 of 32 pixels.
+    """
+    batch, _, height, width = x_BCHW.shape
+    reach = max(1, height // 8)
+    padded = F.pad(x_BCHW, (reach, reach, reach, reach))
+    moves = torch.randint(2 * reach + 1, (batch, 2), generator=generator).tolist()
+    return torch.stack(
+        [image[:, dy : dy + height, dx : dx + width] for image, (dy, dx) in zip(padded, moves, strict=True)]
+    )
+
+
+def _shift_flip(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """As `_shift`, and about every second image mirrored."""
+    x = _shift(x_BCHW, generator)
+    mirrored = torch.rand(len(x), generator=generator) < 0.5
+    return torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
+
+
+def _affine(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image turned, scaled, slanted and moved a little, which suits handwriting; bilinear, zeros coming in."""
+    turn, slant, wide, high, right, down = (torch.rand(6, len(x_BCHW), generator=generator) * 2 - 1).unbind()
+    cos, sin = (turn * MAX_TURN).cos(), (turn * MAX_TURN).sin()
+    wide, high, slant = 1 + MAX_SCALE * wide, 1 + MAX_SCALE * high, MAX_SLANT * slant
+    # output position -> input position, in -1..1:  R(turn) [[wide, slant], [0, high]] p + move
+    theta_B23 = torch.stack([
+        torch.stack([cos * wide, cos * slant - sin * high, MAX_MOVE * right], 1),
+        torch.stack([sin * wide, sin * slant + cos * high, MAX_MOVE * down], 1),
+    ], 1)  # fmt: skip
+    grid = F.affine_grid(theta_B23, list(x_BCHW.shape), align_corners=False)
+    return F.grid_sample(x_BCHW, grid, align_corners=False)
+
+
+def _crop_flip(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """A crop of each image, scaled (bilinear) to the whole image's size, and about every second one mirrored.
+
+    Szegedy et al., arXiv 1409.4842, section 6, with crops that keep most of the image: the area's share is uniform in
+    0.6..1; the aspect, against the image's own, uniform in its logarithm in 3/4..4/3, as far as such a crop fits in;
+    the place uniform.
+    """
+    area, aspect, right, down, mirror = torch.rand(5, len(x_BCHW), generator=generator).unbind()
+    area = MIN_AREA + (1 - MIN_AREA) * area
+    reach = (1 / area).clamp(max=MAX_ASPECT).log()  # beyond 1 / area, a side would be longer than the image's
+    half = ((2 * aspect - 1) * reach / 2).exp()
+    wide, high = (area.sqrt() * half).clamp(max=1), (area.sqrt() / half).clamp(max=1)  # shares of the sides
+    side = torch.where(mirror < 0.5, -wide, wide)
+    zero = torch.zeros_like(wide)
+    theta_B23 = torch.stack([
+        torch.stack([side, zero, (1 - wide) * (2 * right - 1)], 1),
+        torch.stack([zero, high, (1 - high) * (2 * down - 1)], 1),
+    ], 1)  # fmt: skip
+    grid = F.affine_grid(theta_B23, list(x_BCHW.shape), align_corners=False)
+    return F.grid_sample(x_BCHW, grid, padding_mode="border", align_corners=False)
+
+
+def _crop_flip_colour(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """As `_crop_flip`, then brightness, contrast and saturation by factors in 0.6..1.4, in an order of their own.
+
+    As torchvision's ColorJitter(0.4, 0.4, 0.4): x -> factor x + (1 - factor) other, in 0..1, where other is black, the
+    image's mean grey, or the image in grey. One channel has no saturation.
+    """
+    x = _crop_flip(x_BCHW, generator)
+    factors_3B = 1 + MAX_JITTER * (2 * torch.rand(3, len(x), generator=generator) - 1)
+    order_3B = torch.rand(3, len(x), generator=generator).argsort(0)
+    for step in order_3B:
+        for kind, other_of in enumerate((_black, _mean_grey, _grey)):
+            chosen = (step == kind).nonzero().flatten()
+            mine = x[chosen]
+            factor = factors_3B[kind, chosen].view(-1, 1, 1, 1)
+            x = x.index_copy(0, chosen, (factor * mine + (1 - factor) * other_of(mine)).clamp(0, 1))
+    return x
+
+
+def _black(x_BCHW: Tensor) -> Tensor:
+    return torch.zeros_like(x_BCHW)
+
+
+def _grey(x_BCHW: Tensor) -> Tensor:
+    """[B, 1, H, W]; what has one channel is grey already."""
+    if x_BCHW.shape[1] == 1:
+        return x_BCHW
+    return torch.einsum("bchw,c->bhw", x_BCHW, torch.tensor(LUMA))[:, None]
+
+
+def _mean_grey(x_BCHW: Tensor) -> Tensor:
+    """[B, 1, 1, 1]."""
+    return _grey(x_BCHW).mean((1, 2, 3), keepdim=True)
+
+
+AUGMENTS: Final[dict[Augment, Augmentation]] = {
+    "none": _none,
+    "shift": _shift,
+    "shift_flip": _shift_flip,
+    "affine": _affine,
+    "crop_flip": _crop_flip,
+    "crop_flip_colour": _crop_flip_colour,
+}
+
+
+def mixed(
+    x_BCHW: Tensor, labels_B: Tensor, num_classes: int, kind: Mix, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Each example mixed with another one of the batch, in shares that all of the batch have.
+
+    "mixup" (Zhang et al., arXiv 1710.09412): x = share x_i + (1 - share) x_j, share ~ Beta(0.2, 0.2).
+    "cutmix" (Yun et al., arXiv 1905.04899): a box of x_j in x_i, of 1 - share of the area before it is cut off at the
+    image's edges, share ~ Beta(1, 1); the share is then taken anew, from the area that is left of x_i.
+    Both: label = share y_i + (1 - share) y_j. j is a random order of the batch.
+
+    Args:
+        x_BCHW: float [B, C, H, W], normalised or not; it stays as it is.
+        labels_B: int64 [B], 0 to num_classes - 1.
+        num_classes: how many there are.
+        kind: "mixup" or "cutmix".
+        generator: of the CPU.
+
+    Returns:
+        The images [B, C, H, W] and soft labels, float32 [B, num_classes], which sum up to 1 for each example.
+    """
+    order = torch.randperm(len(x_BCHW), generator=generator)
+    if kind == "mixup":
+        share = _beta(MIXUP_ALPHA, generator)
+        x = share * x_BCHW + (1 - share) * x_BCHW[order]
+    else:
+        height, width = x_BCHW.shape[2:]
+        rows, columns = _box(height, width, _beta(CUTMIX_ALPHA, generator), generator)
+        x = x_BCHW.clone()
+        x[:, :, rows, columns] = x_BCHW[order, :, rows, columns]
+        share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+    y = F.one_hot(labels_B, num_classes).float()
+    return x, share * y + (1 - share) * y[order]
+
+
+def _beta(alpha: float, generator: torch.Generator) -> float:
+    """A number of Beta(alpha, alpha). Torch's generators have none, so numpy's draws it, seeded by the generator."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return float(np.random.default_rng(seed).beta(alpha, alpha))
+
+
+def _box(height: int, width: int, share: float, generator: torch.Generator) -> tuple[slice, slice]:
+    """Rows and columns of a box: sqrt(1 - share) of each side, about a uniform place, cut off at the edges."""
+    found = []
+    for side in (height, width):
+        size = int(side * (1 - share) ** 0.5)
+        start = int(torch.randint(side, (), generator=generator)) - size // 2
+        found.append(slice(max(start, 0), min(start + size, side)))
+    return found[0], found[1]

@@ -1,0 +1,257 @@
+"""Devices with their runtimes, read strictly from edge_targets/*.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml.comments import CommentedMap
+
+from deploy_prune.device.address import parse
+from deploy_prune.device.programs import runtime_of
+from deploy_prune.errors import TargetError, perhaps
+from deploy_prune.recipe.parts import EXPORT_FORMATS
+from deploy_prune.system import strict_yaml
+from deploy_prune.system.strict_json import is_file, shown
+from deploy_prune.types import ErrorBand, Precision, Roofline, Target
+
+Positive = Annotated[float, Field(gt=0, le=1e9)]
+NotNegative = Annotated[float, Field(ge=0, le=1e6)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+def _known_format(name: str) -> str:
+    if name not in EXPORT_FORMATS:
+        message = f"there is no format {name!r}; known: {', '.join(EXPORT_FORMATS)}.{perhaps(name, EXPORT_FORMATS)}"
+        raise ValueError(message)
+    return name
+
+
+def _known_program(path: str) -> str:
+    try:
+        runtime_of(Path(path))
+    except TargetError as error:
+        raise ValueError(str(error)) from error
+    return path
+
+
+def _reachable(runner: str) -> str:
+    if runner != "none":
+        try:
+            parse(runner)
+        except TargetError as error:
+            raise ValueError(str(error)) from error
+    return runner
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Number(_Part):
+    """A number and where it comes from."""
+
+    value: Positive
+    source: Text
+
+
+class _Fact(_Part):
+    """What is known of a device, for the reader; nothing is computed from it."""
+
+    value: Annotated[float, Field(ge=0)] | Text
+    source: Text
+
+
+class _Overhead(_Part):
+    value: NotNegative
+    source: Text
+
+
+class _Granularity(_Part):
+    value: Annotated[int, Field(ge=1, le=256)] | Literal["measure"]
+    source: Text
+
+
+class _Roofline(_Part):
+    gmacs_per_s: _Number
+    depthwise_gmacs_per_s: _Number
+    gbytes_per_s: _Number
+    layer_overhead_ms: _Overhead
+    network_overhead_ms: _Overhead
+    winograd: _Number | None = None
+    matmul_gmacs_per_s: _Number | None = None
+    precision: Precision | None = None
+
+
+class _Error(_Part):
+    median: Annotated[float, Field(gt=0, le=10)]
+    low: Annotated[float, Field(gt=0, le=1)]
+    high: Annotated[float, Field(ge=1, le=100)]
+    networks: Annotated[int, Field(ge=0, le=10000)]
+    source: Text
+
+
+class _Target(_Part):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+    title: Text
+    format: Annotated[str, AfterValidator(_known_format)]
+    precision: Literal["fp32", "fp16", "int8"]
+    runtime: Text
+    granularity: _Granularity
+    runner: Annotated[str, AfterValidator(_reachable)]
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    roofline: _Roofline | None = None
+    error: _Error | None = None
+    program: Annotated[Text, AfterValidator(_known_program)] | None = None
+    hardware: dict[str, _Fact] = {}
+    notes: str = ""
+
+
+_BRANCHES = ("constrained-int", "literal['measure']", "constrained-float", "float", "constrained-str")
+"""What pydantic adds to a location for the branches of a union."""
+
+
+def targets_folder() -> Path:
+    """The folder of the shipped targets: inside the installed package, or beside it in a source tree.
+
+    Raises:
+        TargetError: there is neither.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "edge_targets", package.parent / "edge_targets"):
+        if folder.is_dir():
+            return folder
+    message = f"The shipped targets are missing: there is no edge_targets folder in or beside {package}."
+    raise TargetError(message)
+
+
+def list_targets() -> tuple[Target, ...]:
+    """Every shipped target, by name.
+
+    Raises:
+        TargetError: one of the files is wrong.
+    """
+    return tuple(_read(path) for path in sorted(targets_folder().glob("*.yaml")))
+
+
+def load_target(name_or_path: str) -> Target:
+    """A shipped target by its name, or a file of the user's own by its path (with a slash or ending in .yaml).
+
+    Raises:
+        TargetError: there is no such target (the nearest names are given), or its file is wrong (with file and line).
+    """
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"} or "/" in name_or_path:
+        if not is_file(path):
+            message = f"There is no target file {shown(name_or_path, 200)}."
+            raise TargetError(message)
+        return _read(path)
+    shipped = {file.stem: file for file in sorted(targets_folder().glob("*.yaml"))}
+    if name_or_path not in shipped:
+        message = f"There is no target '{shown(name_or_path)}'.{_perhaps(name_or_path, list(shipped))}"
+        raise TargetError(message)
+    return _read(shipped[name_or_path])
+
+
+def _read(path: Path) -> Target:
+    raw = _parse(path)
+    if (odd := strict_yaml.odd(raw)) is not None:
+        key, problem = odd
+        message = f"{path}:{_line(raw, key)}: {shown('.'.join(map(str, key)))} {problem}."
+        raise TargetError(message)
+    try:
+        part = _Target.model_validate(strict_yaml.plain(raw), strict=True)
+    except ValidationError as error:
+        raise TargetError(_explain(path, raw, error)) from error
+    if part.runner == "none" and part.roofline is None:
+        message = f"{path}: a target with 'runner: none' needs a 'roofline:' to predict its latency from."
+        raise TargetError(message)
+    _require_rates_of_its_own(path, part)
+    return _target(part, path.parent)
+
+
+def _parse(path: Path) -> CommentedMap:
+    raw = strict_yaml.read(path, TargetError)
+    if not isinstance(raw, CommentedMap):
+        message = f"{path}:1: a target is a mapping with the keys {', '.join(_Target.model_fields)}."
+        raise TargetError(message)
+    return raw
+
+
+def _target(part: _Target, folder: Path) -> Target:
+    step = part.granularity.value
+    return Target(
+        name=part.name,
+        title=part.title,
+        format=part.format,
+        precision=part.precision,
+        runtime=part.runtime,
+        granularity=None if step == "measure" else step,
+        runner=None if part.runner == "none" else part.runner,
+        threads=part.threads,
+        roofline=None if part.roofline is None else _roofline(part.roofline),
+        error=None if part.error is None else ErrorBand(**part.error.model_dump()),
+        notes=part.notes.strip(),
+        program=None if part.program is None else str(folder / Path(part.program).expanduser()),
+    )
+
+
+def _require_rates_of_its_own(path: Path, part: _Target) -> None:
+    """Rates hold in the precision that they are of; those of int8 are so far from others that a file has to say so."""
+    rates = part.roofline
+    if rates is None or rates.precision == part.precision or (rates.precision is None and part.precision != "int8"):
+        return
+    told = f"are of {rates.precision}" if rates.precision else "aren't said to be of int8"
+    message = (
+        f"{path}: its precision is {part.precision}, and the rates under 'roofline:' {told}. Give rates of "
+        f"{part.precision}, with 'precision: {part.precision}' among them."
+    )
+    raise TargetError(message)
+
+
+def _roofline(part: _Roofline) -> Roofline:
+    given = {key: number for key, number in part if isinstance(number, _Number | _Overhead)}
+    source = " ".join(f"{key}: {number.source}." for key, number in given.items())
+    return Roofline(**{key: number.value for key, number in given.items()}, source=source)
+
+
+def _explain(path: Path, raw: CommentedMap, error: ValidationError) -> str:
+    """One sentence on the first thing that is wrong, with the file's line."""
+    found = error.errors(include_url=False)
+    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
+    where = [str(step) for step in first["loc"] if step not in _BRANCHES]
+    line = _line(raw, where)
+    key = shown(".".join(where))
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(where[:-1])
+        return f"{path}:{line}: unknown key '{key}'.{_perhaps(where[-1], known)}"
+    if first["type"] == "missing":
+        return f"{path}:{line}: the key '{key}' is missing."
+    told = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
+    return f"{path}:{line}: '{key}' is {shown(repr(first['input']))}: {told[0].lower()}{told[1:]}."
+
+
+def _line(raw: CommentedMap, where: Sequence[Any]) -> int:
+    """The line, from 1, of the deepest key on the way that the file has."""
+    line, node = 1, raw
+    for key in where:
+        if not isinstance(node, CommentedMap) or key not in node:
+            break
+        line, node = node.lc.key(key)[0] + 1, node[key]
+    return line
+
+
+def _known_keys(where: list[str]) -> list[str]:
+    model: Any = _Target
+    for key in where:
+        options = [model.model_fields[key].annotation, *getattr(model.model_fields[key].annotation, "__args__", ())]
+        model = next((each for each in options if isinstance(each, type) and issubclass(each, BaseModel)), _Fact)
+    return list(model.model_fields)
+
+
+def _perhaps(word: str, known: list[str]) -> str:
+    near = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" Perhaps you meant '{near[0]}'?" if near else f" Known: {', '.join(known)}."

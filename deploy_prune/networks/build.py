@@ -1,0 +1,219 @@
+"""From the recipe to a network: its builder, its weights, its input. Nothing is ever downloaded or unpickled."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from deploy_prune.errors import DataError, ModelError, perhaps
+from deploy_prune.networks.cifar_resnet import CifarResNet
+from deploy_prune.networks.conv import ConvNet
+from deploy_prune.networks.libraries import import_timm, import_torchvision
+from deploy_prune.recipe.data import MAX_SIZE, MIN_SIZE
+from deploy_prune.recipe.parts import DataPart, ModelPart
+from deploy_prune.system.plugins import import_callable
+
+Builder = Callable[..., Any]
+
+BUILT_IN: Final[dict[str, Builder]] = {
+    **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)},
+    **{f"conv{depth}": partial(ConvNet, depth) for depth in (2, 4, 6)},
+}
+
+BUILT_IN_SIZE: Final = 32
+"""Pixels: the built-in networks are those of CIFAR (He et al., arXiv 1512.03385, section 4.2) and their like."""
+_DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "pretrained_cfg", "checkpoint_path")
+
+
+def build_network(part: ModelPart, num_classes: int) -> nn.Module:
+    """The network with fresh weights, drawn from torch's global generator, in the mode its builder leaves it in.
+
+    Raises:
+        ModelError: unknown source or name, an argument that isn't allowed, or the builder failed.
+        MissingDependencyError: timm is asked for and not installed.
+    """
+    if "num_classes" in part.args:
+        message = "model.args: num_classes follows from the classes in `data`; remove it."
+        raise ModelError(message)
+    builder = _builder(part)
+    _require_num_classes(builder, part.source)
+    try:
+        network = builder(num_classes=num_classes, **part.args)
+    except Exception as error:
+        message = f"model.source: {part.source!r} can't be built with num_classes={num_classes} and model.args "
+        message += f"{part.args}: {type(error).__name__}: {error}"
+        raise ModelError(message) from error
+    if not isinstance(network, nn.Module):
+        message = f"model.source: {part.source!r} returned {type(network).__name__}, not a torch.nn.Module."
+        raise ModelError(message)
+    return network
+
+
+def head_tensors(part: ModelPart, num_classes: int) -> frozenset[str]:
+    """State-dict names of ``build_network(part, num_classes)`` whose shape depends on the number of classes.
+
+    Leaves torch's global generator as it was. Raises what `build` raises.
+    """
+    with torch.random.fork_rng(devices=[]):
+        here, there = (_shapes(part, n) for n in (num_classes, num_classes + 1))
+    return frozenset(name for name, shape in here.items() if there.get(name) != shape)
+
+
+def example_input(data: DataPart, batch: int = 1) -> Tensor:
+    """Zeros of the network's input shape, float32 [batch, C, S, S].
+
+    Raises:
+        DataError: ``data.image_size`` is not given, nor found yet (see `preprocessing`).
+    """
+    if data.image_size is None:
+        message = "data.image_size: it must be given here, as the network's input."
+        raise DataError(message)
+    return torch.zeros(batch, data.channels, data.image_size, data.image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnInput:
+    """What a network's own configuration says of its input: side in pixels, mean and std per channel of values in 0..1.
+
+    None where it doesn't say. ``source``: whose configuration, in words.
+    """
+
+    size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    source: str = ""
+
+
+def own_input(part: ModelPart, num_classes: int) -> OwnInput:
+    """What the network's own configuration says of its input.
+
+    A built-in network's is 32 pixels. Else the size is the one that the network was built for, where it has one of the
+    attributes ``image_size``, ``img_size`` (its own, its ``config``'s or its ``patch_embed``'s); then, as mean and std,
+    that of its ``pretrained_cfg`` or ``default_cfg`` (timm's names), then of the transforms of torchvision's default
+    weights. Leaves torch's global generator as it was. Raises what `build` raises.
+    """
+    prefix, colon, name = part.source.partition(":")
+    if not colon:
+        return OwnInput(size=BUILT_IN_SIZE, source=f"the built-in {part.source}")
+    with torch.random.fork_rng(devices=[]):
+        network = _skeleton(part, num_classes)
+    says = _configured(network)
+    if says == OwnInput() and prefix == "torchvision":
+        says = _transforms(name)
+    size = _built_for(network) or says.size
+    library = f"{prefix}'s" if prefix in {"torchvision", "timm"} else "the network's own"
+    return OwnInput(size=size, mean=says.mean, std=says.std, source=f"{library} configuration of {name}")
+
+
+def _built_for(network: nn.Module) -> int | None:
+    """The side of the square images that a network says it was built for."""
+    for owner in (network, getattr(network, "config", None), getattr(network, "patch_embed", None)):
+        for name in ("image_size", "img_size"):
+            if (side := _side(getattr(owner, name, None))) is not None:
+                return side
+    return None
+
+
+def _configured(network: nn.Module) -> OwnInput:
+    """By timm's convention: a mapping with input_size (C, H, W), mean and std."""
+    found = next(
+        (c for n in ("pretrained_cfg", "default_cfg") if isinstance(c := getattr(network, n, None), Mapping)), {}
+    )
+    return OwnInput(size=_side(found.get("input_size")), mean=_values(found.get("mean")), std=_values(found.get("std")))
+
+
+def _transforms(name: str) -> OwnInput:
+    """Of the default weights that torchvision has for a network; nothing is downloaded."""
+    default = getattr(importlib.import_module("torchvision.models").get_model_weights(name), "DEFAULT", None)
+    found = default.transforms() if default is not None else None
+    mean, std = (_values(getattr(found, key, None)) for key in ("mean", "std"))
+    return OwnInput(size=_side(getattr(found, "crop_size", None)), mean=mean, std=std)
+
+
+def _side(found: object) -> int | None:
+    """S of S, (S,), (S, S) or (C, S, S); None of anything else."""
+    sides = {*found[-2:]} if isinstance(found, list | tuple) else {found}
+    side = sides.pop() if len(sides) == 1 else None
+    return side if type(side) is int and MIN_SIZE <= side <= MAX_SIZE else None
+
+
+def _values(found: object) -> tuple[float, ...] | None:
+    return tuple(map(float, found)) if isinstance(found, list | tuple) else None
+
+
+def _builder(part: ModelPart) -> Builder:
+    prefix, colon, name = part.source.partition(":")
+    if not colon and prefix in BUILT_IN:
+        return BUILT_IN[prefix]
+    if not colon:
+        message = f"model.source: there is no built-in network {part.source!r}.{_nearest(part.source)}"
+        raise ModelError(message)
+    if prefix in {"torchvision", "timm"}:
+        _refuse_downloads(part)
+        return _torchvision_builder(name) if prefix == "torchvision" else _timm_builder(name)
+    return import_callable(part.source, "model.source", ModelError)
+
+
+def _torchvision_builder(name: str) -> Builder:
+    import_torchvision()
+    models = importlib.import_module("torchvision.models")
+    names = models.list_models()
+    if name not in names:
+        message = f"model.source: torchvision has no network {name!r}.{perhaps(name, names)}"
+        raise ModelError(message)
+    builder = models.get_model_builder(name)
+    without = {key: None for key in ("weights", "weights_backbone") if key in inspect.signature(builder).parameters}
+    return partial(builder, **without)
+
+
+def _timm_builder(name: str) -> Builder:
+    timm = import_timm()
+    if not timm.is_model(name):
+        message = f"model.source: timm has no network {name!r}.{perhaps(name, timm.list_models())}"
+        raise ModelError(message)
+    return partial(timm.create_model, name, pretrained=False)
+
+
+def _refuse_downloads(part: ModelPart) -> None:
+    for key in _DOWNLOADS:
+        if key in part.args:
+            message = (
+                f"model.args: {key} would fetch weights; nothing is downloaded: give a local file as model.weights."
+            )
+            raise ModelError(message)
+
+
+def _require_num_classes(builder: Builder, source: str) -> None:
+    parameters = inspect.signature(builder).parameters
+    if "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    message = f"model.source: the builder of {source!r} takes no argument num_classes; add it, it sets the head's size."
+    raise ModelError(message)
+
+
+def _nearest(name: str) -> str:
+    """A hint at a built-in network, or at torchvision's of that name."""
+    names = import_torchvision().models.list_models()
+    if name in names:
+        return f" Write 'torchvision:{name}'."
+    return perhaps(name, BUILT_IN) or perhaps(f"torchvision:{name}", [f"torchvision:{n}" for n in names])
+
+
+def _shapes(part: ModelPart, num_classes: int) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in _skeleton(part, num_classes).state_dict().items()}
+
+
+def _skeleton(part: ModelPart, num_classes: int) -> nn.Module:
+    """Built without memory where the builder allows it (some compute with their tensors)."""
+    try:
+        with torch.device("meta"):
+            return build_network(part, num_classes)
+    except ModelError:
+        return build_network(part, num_classes)

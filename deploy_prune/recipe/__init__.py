@@ -1,0 +1,1 @@
+"""The recipe: what one run does. Loads without torch."""

@@ -1,0 +1,374 @@
+"""The recipe: what one run does, as frozen data; every value is checked here, ``recipe_file`` adds file and line."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, Final, Literal, get_args
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+
+from deploy_prune.errors import BudgetError, perhaps
+from deploy_prune.recipe.data import DATA_SETS as DATA_SETS
+from deploy_prune.recipe.data import Augment as Augment
+from deploy_prune.recipe.data import DataPart as DataPart
+from deploy_prune.recipe.data import Part as Part
+from deploy_prune.recipe.data import distinct, known_source
+from deploy_prune.types import Budget, Metric
+
+BUILT_IN_NETWORKS: Final = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "conv2", "conv4", "conv6")
+SEARCH_METHODS: Final = ("dap", "gate", "gumbel", "uniform", "random", "magnitude", "bn_scale", "taylor")
+EXPORT_FORMATS: Final = ("onnx", "ort", "tensorrt", "litert", "executorch", "ncnn", "coreml", "openvino")
+
+_UNITS: Final[dict[str, tuple[Metric, float]]] = {
+    "us": ("latency", 1e-3), "ms": ("latency", 1.0), "s": ("latency", 1e3),
+    "macs": ("macs", 1.0), "kmacs": ("macs", 1e3), "mmacs": ("macs", 1e6), "gmacs": ("macs", 1e9),
+    "params": ("params", 1.0), "kparams": ("params", 1e3), "mparams": ("params", 1e6), "gparams": ("params", 1e9),
+    "b": ("size", 1.0), "kb": ("size", 1e3), "mb": ("size", 1e6), "gb": ("size", 1e9),
+    "kib": ("size", 2.0**10), "mib": ("size", 2.0**20), "gib": ("size", 2.0**30),
+}  # fmt: skip
+_BUDGET: Final = re.compile(
+    r"(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?(?P<unit>%|[A-Za-z]+)(?: (?P<metric>[A-Za-z]+))?"
+)
+_BUDGET_FORMS: Final = "write it like '50%', '50% macs', '4 ms', '120 MMACs', '3 Mparams' or '2.5 MB'"
+_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_DEVICE: Final = r"^(auto|cpu|cuda(:[0-9]+)?)$"
+
+
+def parse_budget(text: str, default_metric: Metric) -> Budget:
+    """Read a budget such as "50%" (of dense), "50% macs", "4 ms", "120 MMACs", "3 Mparams" or "2.5 MB".
+
+    Units are read in either case: us ms s; MACs and params with k M G (powers of 1000); B kB MB GB, KiB MiB GiB.
+    The limit is in ms, MACs, parameters or bytes; ``default_metric`` is the metric of a percentage that names none.
+
+    Raises:
+        BudgetError: it can't be read, is not above 0, or is above 100%.
+    """
+    words = " ".join(text.split())
+    match = _BUDGET.fullmatch(words)
+    if match is None:
+        raise _unreadable(words)
+    number, unit, metric = float(match["number"]), match["unit"].lower(), (match["metric"] or "").lower()
+    if unit == "%":
+        return _share_of_dense(words, number, metric or default_metric)
+    if unit not in _UNITS or metric not in ("", _UNITS[unit][0]):
+        raise _unreadable(words)
+    limit = number * _UNITS[unit][1]
+    if not 0 < limit < math.inf:
+        message = f"the budget {words!r} must be above 0 and finite"
+        raise BudgetError(message)
+    return Budget(text=words, metric=_UNITS[unit][0], limit=limit, relative=False)
+
+
+def _share_of_dense(words: str, percent: float, metric: str) -> Budget:
+    for known in get_args(Metric):
+        if metric == known:
+            if not 0 < percent <= 100:
+                message = f"the budget {words!r} must be above 0% and at most 100%"
+                raise BudgetError(message)
+            return Budget(text=words, metric=known, limit=percent / 100, relative=True)
+    raise _unreadable(words)
+
+
+def _unreadable(words: str) -> BudgetError:
+    return BudgetError(f"the budget {words!r} can't be read; {_BUDGET_FORMS}")
+
+
+def _checked_budget(text: str) -> str:
+    try:
+        parse_budget(text, "latency")
+    except BudgetError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+def _one_of(word: str, known: tuple[str, ...], what: str) -> str:
+    if word not in known:
+        message = f"there is no {what} {word!r}; known: {', '.join(known)}.{perhaps(word, known)}"
+        raise ValueError(message)
+    return word
+
+
+Steps = Annotated[int, Field(ge=0, le=10_000_000)]
+Rate = Annotated[float, Field(gt=0, le=1000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+BatchSize = Annotated[int, Field(ge=2)]
+WeightDecay = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+BudgetText = Annotated[str, AfterValidator(_checked_budget)]
+
+
+class ModelPart(Part):
+    """Which network, and its weights."""
+
+    source: str = Field(
+        description="The network: torchvision:NAME, timm:NAME, one of the built-in resnet20/32/44/56/110 and "
+        "conv2/4/6, or module:callable for a function of your own."
+    )
+    args: dict[str, Any] = Field(
+        default={}, description="Keyword arguments of the function that builds it. num_classes comes from the data."
+    )
+    weights: str | None = Field(
+        default=None,
+        description="The trained weights: a .safetensors file, or a file that torch.save wrote. null: the network is "
+        "trained on the source classes first, see train.",
+    )
+    weights_key: str | None = Field(
+        default=None, description="The entry of the weights file to use, if several would fit, as in state_dict_ema."
+    )
+    head: Literal["keep", "new"] = Field(
+        default="keep",
+        description="keep: the weights file has the class layers too. new: the file is of other classes; its class "
+        "layers are left out, and train trains new ones.",
+    )
+    accuracy: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="The accuracy (0 to 1) that the weights are said to have on the source classes. You are warned if "
+        "they score far less here.",
+    )
+
+    @field_validator("weights_key", "head")
+    @classmethod
+    def _of_weights(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value not in {None, "keep"} and info.data.get("weights") is None:
+            message = "it says how model.weights is read, and there are none; give them, or leave it out"
+            raise ValueError(message)
+        return value
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, source: str) -> str:
+        return known_source(source, BUILT_IN_NETWORKS, ("torchvision", "timm"), "network")
+
+
+class TrainPart(Part):
+    """How the dense network is trained on the source classes, if no weights are given."""
+
+    steps: Steps = Field(default=300, description="Training steps.")
+    batch_size: BatchSize = Field(default=64, description="Examples of a batch.")
+    lr: Rate = Field(default=0.05, description="Peak learning rate.")
+    weight_decay: WeightDecay = Field(default=5e-4, description="Weight decay.")
+
+
+class SearchPart(Part):
+    """Which method scores the channels, and for how long."""
+
+    method: str = Field(
+        default="gate",
+        description="What scores the channels: a learned method (gate, dap, gumbel) or a baseline.",
+        json_schema_extra={"enum": [*SEARCH_METHODS]},
+    )
+    steps: Steps = Field(default=200, description="Training steps of the search.")
+    batch_size: BatchSize = Field(default=64, description="Examples of a batch.")
+    lr: Rate = Field(
+        default=0.02, description="Learning rate of the weights, which are trained together with the gates."
+    )
+    lr_gates: Rate | None = Field(
+        default=None,
+        description="Learning rate of the gates. null: chosen so that a gate's logit can move by 30 in all steps.",
+    )
+    options: dict[str, Any] = Field(default={}, description="Options of the method, as in {derivative: sigmoid}.")
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        return _one_of(method, SEARCH_METHODS, "method")
+
+
+class SourceSearchPart(SearchPart):
+    """Which method scores the channels, and for how long. The dense network is the teacher."""
+
+    distill: Share = Field(
+        default=0.9,
+        description="Share of the loss (0 to 1) that compares the output with the dense network's; the rest compares "
+        "it with the labels.",
+    )
+    temperature: Rate = Field(default=2.0, description="Temperature of that comparison.")
+
+
+class RetrainPart(Part):
+    """How the slim network is trained after the cut. The dense network is the teacher."""
+
+    steps: Steps | None = Field(
+        default=None,
+        description="Training steps. null: 20 passes over the examples, but at least 400 steps and at most 4000.",
+    )
+    batch_size: BatchSize = Field(default=64, description="Examples of a batch.")
+    lr: Rate | None = Field(
+        default=None,
+        description="Peak learning rate (AdamW) of the last layer. null: 0.001 if weights and classes are kept, else "
+        "0.005.",
+    )
+    first_layer_lr: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="The first layer's learning rate as a share of the last layer's; it grows from layer to layer.",
+    )
+    weight_decay: WeightDecay = Field(default=5e-4, description="Weight decay.")
+    distill: Share = Field(
+        default=0.9,
+        description="Share of the loss (0 to 1) that compares the output with the dense network's; the rest compares "
+        "it with the labels.",
+    )
+    temperature: Rate = Field(default=2.0, description="Temperature of that comparison.")
+    features: Annotated[float, Field(ge=0, le=1e6)] | None = Field(
+        default=None,
+        description="Weight of the distance to the dense network's features, at the channels that stay. null: 10 if "
+        "weights are kept, else 0.",
+    )
+    init: Literal["inherit", "fresh"] = Field(
+        default="inherit",
+        description="inherit: begin with the weights of the channels that stay. fresh: draw new weights.",
+    )
+    batchnorm: Literal["reestimate", "running", "freeze"] = Field(
+        default="reestimate",
+        description="Batch-norm statistics. reestimate: computed again after training. running: as training leaves "
+        "them. freeze: as they were before.",
+    )
+    mix: Literal["none", "mixup", "cutmix"] = Field(
+        default="none", description="Mix training examples with each other: mixup or cutmix."
+    )
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None,
+        description="Decay of a moving average of the weights, which is then the result. null: the last weights are.",
+    )
+    hold_out: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="Share of the examples that is not trained on; its loss decides which step's weights stay and when "
+        "to stop. 0: all steps are done, and the last weights stay.",
+    )
+
+
+class PrunePart(Part):
+    """Which channel groups may be pruned, by patterns of their names, as in layer4.* (`check` lists the names)."""
+
+    only: list[str] = Field(
+        default=[], description="Prune only groups whose name matches one of these patterns. Empty: all groups."
+    )
+    skip: list[str] = Field(default=[], description="Don't prune groups whose name matches one of these patterns.")
+    min_channels: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="Every group keeps at least so many channels."
+    )
+    trace_timeout_s: Seconds = Field(
+        default=300.0, description="Time limit for tracing the network and finding its groups."
+    )
+
+
+class ExportPart(Part):
+    """How artifacts are written."""
+
+    opset: Annotated[int, Field(ge=18, le=23)] = Field(default=18, description="ONNX operator set.")
+    dynamic_batch: bool = Field(default=False, description="Leave the batch size of the artifact's input open.")
+    timeout_s: Seconds = Field(default=600.0, description="Time limit for writing one artifact.")
+    max_memory_gb: Annotated[float, Field(gt=0)] = Field(
+        default=8.0, description="Memory limit (1e9 bytes) of the process that writes artifacts."
+    )
+    calibration_examples: Annotated[int, Field(ge=1)] = Field(
+        default=256, description="Training examples that int8 is calibrated on."
+    )
+    max_accuracy_drop: Share = Field(
+        default=0.02,
+        description="How much accuracy an fp16 or int8 artifact may lose against the network that it was made from. "
+        "Absolute: 0.02 is two percentage points.",
+    )
+
+    def content(self) -> dict[str, Any]:
+        """What a file's content depends on: all but the limits."""
+        return self.model_dump(exclude={"timeout_s", "max_memory_gb", "max_accuracy_drop"})
+
+
+class MeasurePart(Part):
+    """How latency is measured, and how near to its budget it must be."""
+
+    runs: Annotated[int, Field(ge=10)] = Field(default=300, description="Timed inferences per artifact.")
+    warmup: Annotated[int, Field(ge=0)] = Field(default=30, description="Inferences before them that are not timed.")
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.03, description="How far measured latency may be from the budget, as a share of it."
+    )
+    max_corrections: Annotated[int, Field(ge=0, le=50)] = Field(
+        default=6, description="How often channel counts are chosen again after a measured candidate missed the budget."
+    )
+
+
+class Recipe(Part):
+    """One run: search, cut, retrain, export and measure, for every target and budget."""
+
+    name: str = Field(description="The run folder's name.", json_schema_extra={"pattern": _NAME})
+    model: ModelPart
+    data: DataPart = DataPart()
+    train: TrainPart = TrainPart()
+    search: SourceSearchPart = SourceSearchPart()
+    prune: PrunePart = PrunePart()
+    retrain: RetrainPart = RetrainPart()
+    export: ExportPart = ExportPart()
+    measure: MeasurePart = MeasurePart()
+    targets: Annotated[list[str], Field(min_length=1), AfterValidator(distinct)] = Field(
+        default=["host"], description="The devices: names that `deploy-prune targets` lists, or paths of target files."
+    )
+    metric: Metric = Field(default="latency", description="What a percentage in budgets is of.")
+    budgets: Annotated[list[BudgetText], Field(min_length=1)] = Field(
+        default=["50%"],
+        description="The budgets: '50%' (of the dense network's), '50% macs', '4 ms', '120 MMACs', '3 Mparams' or "
+        "'2.5 MB'.",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(default=0, description="Seed of everything that is drawn.")
+    device: str = Field(
+        default="auto",
+        description="Where training runs: auto (a GPU if there is one), cpu, cuda or cuda:N.",
+        json_schema_extra={"pattern": _DEVICE},
+    )
+    mixed_precision: Literal["no", "bf16"] = Field(
+        default="no", description="Precision of all training: no is float32."
+    )
+    accumulate: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="Batches whose mean gradient makes one training step."
+    )
+    track: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], AfterValidator(distinct)] = Field(
+        default=[],
+        description="Trackers that losses and costs are sent to meanwhile. Their files lie in the run's tracking/.",
+    )
+    threads: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="CPU threads of training. null: as many as other programs leave cores. "
+        "Another number adds up in another order, which changes the last digits of a result.",
+    )
+
+    @property
+    def parsed_budgets(self) -> tuple[Budget, ...]:
+        """The budgets, in the recipe's order."""
+        return tuple(parse_budget(text, self.metric) for text in self.budgets)
+
+    @field_validator("name")
+    @classmethod
+    def _fit_for_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(_NAME, name) or name.endswith("\n"):
+            message = f"{name!r} must begin with a letter or digit and have only letters, digits, '.', '_' and '-'"
+            raise ValueError(message)
+        return name
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if not re.fullmatch(_DEVICE, device):
+            message = f"there is no device {device!r}; write auto, cpu, cuda or cuda:N"
+            raise ValueError(message)
+        return device
+
+    @field_validator("budgets")
+    @classmethod
+    def _distinct_budgets(cls, budgets: list[str], info: ValidationInfo) -> list[str]:
+        seen: dict[tuple[Metric, float, bool], str] = {}
+        for text in budgets:
+            budget = parse_budget(text, info.data.get("metric", "latency"))
+            key = (budget.metric, budget.limit, budget.relative)
+            if key in seen:
+                message = f"{budget.text!r} asks the same as {seen[key]!r}; leave one out"
+                raise ValueError(message)
+            seen[key] = budget.text
+        return budgets
+
+
+def schema() -> dict[str, Any]:
+    """The recipe's JSON schema (draft 2020-12), for editors that complete and check YAML."""
+    body = Recipe.model_json_schema()
+    title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "deploy-prune recipe"}
+    return title | {key: value for key, value in body.items() if key != "title"}

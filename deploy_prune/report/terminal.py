@@ -1,0 +1,135 @@
+"""Progress of long work on standard error: bars on a terminal, now and then a plain line elsewhere."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from deploy_prune import types
+from deploy_prune.errors import printable
+
+PLAIN_EVERY_S = 5.0
+SHARE: Final = "kept/"
+"""Figures of such names are shares, and are shown together as a row of blocks ..."""
+_BLOCKS: Final = "▁▂▃▄▅▆▇█"
+_MOST_BLOCKS: Final = 32
+"""... of so many at most; beyond, every block is the mean of neighbours."""
+_PIPED_WIDTH = 160  # columns of a table that no terminal shows
+
+
+@contextmanager
+def rich_progress(stream: TextIO | None = None) -> Iterator[types.Progress]:
+    """Yield a progress that shows a bar per work on a terminal, and plain lines on anything else (default: stderr)."""
+    stream = stream or sys.stderr
+    console = PrintableConsole(file=stream)
+    if not (stream.isatty() and console.is_interactive):
+        yield PlainLines(stream)
+        return
+    with _bars(console) as bars:
+        yield Bars(bars)
+
+
+def output() -> Console:
+    """The console for results on standard output; wide where it is not a terminal, so that no table is folded."""
+    return PrintableConsole(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+
+
+class PrintableConsole(Console):
+    """A console on which names of files, targets and devices can't steer the terminal, whatever they contain."""
+
+    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+        """What is written: text without control characters, and the console's own controls and colours."""
+        clean = [s if s.control else Segment(printable(s.text, keep="\n"), s.style) for s in buffer]
+        return super()._render_buffer(clean)
+
+
+class PlainLines:
+    """A progress that writes "work: done/total figures" at a work's first and last step and every few seconds."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._shown: dict[str, float] = {}
+
+    def __call__(self, work: str, done: int, total: int, **figures: float) -> None:
+        """Write a line if it is time for one."""
+        now = self._clock()
+        if done < total and now - self._shown.get(work, -PLAIN_EVERY_S) < PLAIN_EVERY_S:
+            return
+        self._shown[work] = now
+        line = printable(f"{work}: {done}/{total} {_shown(figures)}".rstrip())
+        print(line, file=self._stream, flush=True)
+
+
+class Bars:
+    """A progress that shows a bar while a work goes on, and leaves one line of it when it is done."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, work: str, done: int, total: int, **figures: float) -> None:
+        """Move the work's bar."""
+        if work not in self._tasks:
+            self._tasks[work] = self._bars.add_task(work, figures="")
+        task = self._tasks[work]
+        self._bars.update(task, completed=done, total=total, figures=_shown(figures))
+        if done >= total:
+            self._bars.console.print(Text(f"{work}: {done}/{total} {_shown(figures)}".rstrip()))
+            self._bars.remove_task(self._tasks.pop(work))
+
+
+def _bars(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}", markup=False),
+    )
+    return Progress(*columns, console=console)
+
+
+def _shown(figures: dict[str, float]) -> str:
+    plain = [f"{name}={value:.4g}" for name, value in figures.items() if not name.startswith(SHARE)]
+    shares = [value for name, value in figures.items() if name.startswith(SHARE)]
+    return " ".join(plain + ([_blocks(shares)] if shares else []))
+
+
+def _blocks(shares: Sequence[float]) -> str:
+    """A block for each share (0 to 1), or for each of up to 32 runs of neighbours."""
+    size = -(-len(shares) // _MOST_BLOCKS)
+    means = [statistics.fmean(shares[start : start + size]) for start in range(0, len(shares), size)]
+    return "".join(_BLOCKS[min(len(_BLOCKS) - 1, int(mean * len(_BLOCKS)))] for mean in means)
+
+
+def targets_table(targets: Sequence[types.Target]) -> Table:
+    """A row per device."""
+    columns = ("target", "device", "runtime", "format", "precision", "threads", "channels in", "latency")
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for target in targets:
+        step = "measured steps" if target.granularity is None else f"steps of {target.granularity}"
+        kind = (target.name, target.title, target.runtime, target.format, target.precision, str(target.threads), step)
+        table.add_row(*(Text(cell) for cell in (*kind, _how_known(target))))
+    return table
+
+
+def _how_known(target: types.Target) -> str:
+    """Measured, or predicted and how wrong that is."""
+    if target.runner is not None:
+        return "measured"
+    if target.error is None:
+        return "predicted"
+    judged = f"{target.error.networks} networks" if target.error.networks else "unverified"
+    return f"predicted ±{target.error.median:.0%} ({judged})"

@@ -1,0 +1,120 @@
+"""Timing what a run has made, and what follows if it misses its budget."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Final
+
+from deploy_prune.budget.candidates import Timed, Workbench
+from deploy_prune.errors import BudgetError
+from deploy_prune.latency.paired import paired_ratio
+from deploy_prune.latency.steady import measure_steadily
+from deploy_prune.run import keys
+from deploy_prune.run.folder import RunFolder
+from deploy_prune.run.stages import Road, place_of
+from deploy_prune.types import Artifact, Budget, Latency, Row, Target
+
+_RECORDED: Final = ("warmup", "threads", "device", "measured_on", "disturbed", "runs_per_sample")
+
+
+class BudgetMissedError(BudgetError):
+    """The finished artifact is slower than asked; ``slim`` and ``dense`` were measured, interleaved."""
+
+    def __init__(self, message: str, slim: Latency, dense: Latency) -> None:
+        super().__init__(message)
+        self.slim, self.dense = slim, dense
+
+
+def time_dense(road: Road, target: Target, artifact: Artifact) -> Latency:
+    """dense/TARGET/latency.json."""
+    place = f"dense/{target.name}"
+
+    def compute() -> None:
+        part = road.recipe.measure
+        (latency,) = measure_steadily(target, [artifact], part.runs, part.warmup)
+        write_latency(road.folder, place, latency, None)
+
+    key = keys.latency(road.basis, target, None, [artifact])
+    road.folder.stage(f"{place}/latency", key, [f"{place}/latency.json"], compute)
+    return read_latency(road.folder, place)[0]
+
+
+def time_slim(
+    road: Road, target: Target, budget: Budget, artifacts: tuple[Artifact, Artifact]
+) -> tuple[Latency, Latency]:
+    """TARGET/BUDGET/latency.json: (slim, dense), interleaved.
+
+    Raises:
+        BudgetMissedError: slim is over the budget by more than the tolerance.
+    """
+    place, part = place_of(target, budget), road.recipe.measure
+
+    def compute() -> None:
+        work = f"{target.name} {budget.text}: measure"
+        road.session.progress(work, 0, 1)
+        dense, slim = measure_steadily(target, artifacts, part.runs, part.warmup)
+        asked_ms = budget.absolute(dense.p50_ms) if budget.metric == "latency" else slim.p50_ms
+        road.session.progress(work, 1, 1, asked_ms=asked_ms, p50_ms=slim.p50_ms)
+        require_within(place, budget, part.tolerance, slim, dense)
+        write_latency(road.folder, place, slim, dense)
+
+    key = keys.latency(road.basis, target, budget, artifacts)
+    road.folder.stage(f"{place}/latency", key, [f"{place}/latency.json"], compute)
+    slim, dense = read_latency(road.folder, place)
+    assert dense is not None
+    return slim, dense
+
+
+def require_within(place: str, budget: Budget, tolerance: float, slim: Latency, dense: Latency) -> None:
+    """Hold what was measured, interleaved, against a budget of latency.
+
+    Raises:
+        BudgetMissedError: slim is over the budget by more than the tolerance.
+    """
+    asked_ms = budget.absolute(dense.p50_ms)
+    if budget.metric == "latency" and slim.p50_ms > asked_ms * (1 + tolerance):
+        message = (
+            f"{place} takes {slim.p50_ms:.4g} ms, asked were {asked_ms:.4g} ms (+-{tolerance:.0%}), in "
+            f"{len(slim.samples_ms)} inferences; is the machine busy? Run again, or raise measure.tolerance."
+        )
+        raise BudgetMissedError(message, slim, dense)
+
+
+def learn(road: Road, bench: Workbench, target: Target, budget: Budget, missed: BudgetMissedError) -> None:
+    """Take the finished artifact's measurement for its candidate's, so that the next plan is another."""
+    place = place_of(target, budget)
+    steps = road.folder.read_json(f"{place}/loop.json")["steps"]
+    timed = Timed(slim_ms=missed.slim.p50_ms, dense_ms=missed.dense.p50_ms)
+    bench.correct(target, next(step["counts"] for step in steps if step["chosen"]), timed)
+    road.folder.forget(f"{place}/plan")
+
+
+def with_latency(row: Row, budget: Budget | None, slim: Latency, dense: Latency) -> Row:
+    """The row with what was measured, in the same rounds; ``budget`` None: the dense network's own row.
+
+    What a share of dense asks for follows from this ``dense``, a budget in ms stays as it is.
+    """
+    is_asked = budget is not None and budget.metric == "latency"
+    speedup = paired_ratio(dense, slim) if budget is not None else None
+    return replace(
+        row, asked=budget.absolute(dense.p50_ms) if budget and is_asked else row.asked, measured_p50_ms=slim.p50_ms,
+        measured_p90_ms=slim.p90_ms, measured_p99_ms=slim.p99_ms, dense_p50_ms=dense.p50_ms,
+        measured_on=slim.measured_on, disturbed=slim.disturbed, speedup=speedup.median if speedup else None,
+        speedup_low=speedup.low if speedup else None, speedup_high=speedup.high if speedup else None,
+    )  # fmt: skip
+
+
+def write_latency(folder: RunFolder, place: str, latency: Latency, dense: Latency | None) -> None:
+    """A place's latency.json."""
+    record = {**asdict(latency), "p50_ms": latency.p50_ms, "p90_ms": latency.p90_ms, "p99_ms": latency.p99_ms}
+    record["dense_samples_ms"] = None if dense is None else dense.samples_ms
+    folder.write_json(f"{place}/latency.json", record)
+
+
+def read_latency(folder: RunFolder, place: str) -> tuple[Latency, Latency | None]:
+    """(slim, dense) of a place's latency.json."""
+    record = folder.read_json(f"{place}/latency.json")
+    common = {k: record[k] for k in _RECORDED} | {"conditions": tuple(record["conditions"])}
+    slim = Latency(samples_ms=tuple(record["samples_ms"]), **common)
+    dense = record["dense_samples_ms"]
+    return slim, None if dense is None else Latency(samples_ms=tuple(dense), **common)

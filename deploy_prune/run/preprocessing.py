@@ -1,0 +1,199 @@
+"""What goes into the network: its size, its normalisation and the examples, each found once, with where it comes from.
+
+    image size      the recipe; else the network's own configuration; else the one size that the images have
+    normalisation   the recipe; else, with weights, the network's own configuration; else the source data's own
+    shots           the recipe; else all examples where the classes stay the same, and 10 of each new class
+
+Weights are tried under other normalisations, too: one that fits them much better is told, and never taken unasked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from deploy_prune.data import splits
+from deploy_prune.data.examples import Examples, measured
+from deploy_prune.data.splits import TransferData
+from deploy_prune.networks import build, weights
+from deploy_prune.networks.build import OwnInput
+from deploy_prune.recipe.parts import Recipe
+from deploy_prune.training.loop import placed
+
+IMAGENET: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and std that torchvision and most of timm train with."""
+TRIED: Final = 256
+"""Training examples that weights are tried on: cheap, and enough for differences of a few percent."""
+STANDARD_ERRORS: Final = 3.0
+"""A difference counts from here: by chance alone, one in 740 is as large (one side of a normal distribution)."""
+OWN_UNSURE: Final = "the source data's own, for nothing says what the weights were trained with"
+_BATCH: Final = 64
+_LOG = logging.getLogger(__name__)
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Resolved:
+    """A recipe whose data part leaves nothing open, its examples, and sentences that tell of both."""
+
+    recipe: Recipe
+    data: TransferData
+    own: OwnInput
+    summary: tuple[str, ...]
+
+
+def resolve(recipe: Recipe) -> Resolved:
+    """Find what the recipe leaves open, and load the examples.
+
+    Raises:
+        DataError: as `data.load`; or nothing says how large the input is.
+        ModelError: the network can't be built.
+    """
+    own, part = _own_input(recipe), recipe.data
+    origin = dict.fromkeys(("image_size", "mean", "std"), "the recipe")
+    if part.image_size is None:
+        origin["image_size"] = own.source if own.size else "the images' own"
+        part = part.model_copy(update={"image_size": own.size})
+    for key, values in (("mean", own.mean), ("std", own.std)):
+        if getattr(part, key) is None:
+            is_own = recipe.model.weights is not None and values is not None and len(values) == part.channels
+            origin[key] = own.source if is_own else OWN_UNSURE if recipe.model.weights else "the source data's own"
+            part = part.model_copy(update={key: list(values)}) if is_own and values else part
+    examples = splits.load(part, recipe.seed)
+    norm = examples.source_train
+    found_here = {
+        "image_size": norm.size, "shots": examples.shots_a_class, "mean": part.mean or norm.mean.tolist(),
+        "std": part.std or norm.std.tolist(),
+    }  # fmt: skip
+    part = part.model_copy(update=found_here)
+    channels = "the recipe" if "channels" in recipe.data.model_fields_set else "the default"
+    size = f"{part.channels} x {part.image_size} x {part.image_size}"
+    summary = (
+        f"Input: {size} pixels (size: {origin['image_size']}; channels: {channels}).",
+        f"Normalisation: mean {_shown(part.mean)} ({origin['mean']}), std {_shown(part.std)} ({origin['std']}).",
+        *_told_of_examples(examples),
+    )
+    return Resolved(recipe=recipe.model_copy(update={"data": part}), data=examples, own=own, summary=summary)
+
+
+def _own_input(recipe: Recipe) -> OwnInput:
+    """The network's own configuration, if there is anything to ask it."""
+    part, weights = recipe.data, recipe.model.weights
+    if part.image_size is not None and (not weights or (part.mean is not None and part.std is not None)):
+        return OwnInput()
+    return build.own_input(recipe.model, len(part.source_classes or (0, 1)))
+
+
+def _told_of_examples(examples: TransferData) -> tuple[str, str]:
+    """How many of how many are used for what, and what becomes of the dense network."""
+    used, there, a_class = len(examples.target_train), examples.num_available, examples.shots_a_class
+    learned = f"all {there}" if used == there else f"{used} of {there}"
+    shots = "" if a_class is None else f", {a_class} a class"
+    same = examples.source_classes == examples.target_classes
+    dense = "the original network, unchanged: the target's classes are the source's"
+    if not same:
+        dense = "the original network with a new classifier, adapted with the same examples: the target's classes are "
+        dense += "others, or in another order"
+    return (
+        f"Examples: search on {len(examples.source_train)}, retraining with {learned} training examples{shots}; "
+        f"scored on {len(examples.target_test)} others.",
+        f"Dense: {dense}.",
+    )
+
+
+def try_weights(resolved: Resolved, device: torch.device) -> tuple[str, ...]:
+    """Load the recipe's weights, if it has any, and say what speaks against them, as `doubts`.
+
+    Raises:
+        WeightsError: they can't be read, or don't fit the network.
+    """
+    model = resolved.recipe.model
+    if model.weights is None:
+        return ()
+    network = build.build_network(model, resolved.data.num_source)
+    weights.load_given(network, model, resolved.data.num_source)
+    return () if model.head == "new" else doubts(network, resolved, device)
+
+
+def doubts(network: nn.Module, resolved: Resolved, device: torch.device) -> tuple[str, ...]:
+    """What speaks against the weights' being used as they were trained, which is logged; () if nothing does.
+
+    The network (with its weights) is asked for ``TRIED`` training examples of the source task under the run's
+    normalisation and some others. Two are compared by the examples that only one of them gets right: b and c are
+    equally likely if neither is better, so that b - c has the standard error sqrt(b + c) (McNemar 1947).
+    ``model.accuracy`` is compared by the binomial error of a share.
+    """
+    examples, recipe = resolved.data.source_train, resolved.recipe
+    chosen = torch.linspace(0, len(examples) - 1, min(TRIED, len(examples))).round().long()
+    pixels, labels = examples.pixels(chosen), examples.labels[chosen]
+    here: Normalisation = (tuple(examples.mean.tolist()), tuple(examples.std.tolist()))
+    with placed(network, device, training=False):
+        ours = _right(network, pixels, labels, here, device)
+        others = {
+            name: (norm, _right(network, pixels, labels, norm, device))
+            for name, norm in _candidates(examples, resolved.own).items()
+            if not torch.allclose(torch.tensor(norm), torch.tensor(here), atol=1e-3)
+        }
+    found = []
+    name, (norm, theirs) = max(others.items(), key=lambda item: int(item[1][1].sum()))
+    better, worse = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
+    if better - worse > STANDARD_ERRORS * sqrt(better + worse):
+        found.append(
+            f"model.weights: they score {_share(ours)} on {len(ours)} training examples as these are normalised here, "
+            f"and {_share(theirs)} with {name}, more than {STANDARD_ERRORS:g} standard errors better. If they were "
+            f"trained so, write data.mean: [{_shown(norm[0], ', ')}] and data.std: [{_shown(norm[1], ', ')}]."
+        )
+    said, score = recipe.model.accuracy, float(ours.float().mean())
+    if said is not None and is_short(said, score, len(ours)):
+        found.append(
+            f"model.accuracy: the weights are said to score {said:.1%}, and score {score:.1%} on {len(ours)} training "
+            "examples. Look at the order of the classes, data.image_size, data.mean and data.std."
+        )
+    for sentence in found:
+        _LOG.warning("%s", sentence)
+    return tuple(found)
+
+
+def is_short(said: float, score: float, num_examples: int) -> bool:
+    """Whether a score (0 to 1) on so many examples is further below what was said than chance explains."""
+    return said - score > STANDARD_ERRORS * sqrt(said * (1 - said) / num_examples)
+
+
+def _candidates(examples: Examples, own: OwnInput) -> Mapping[str, Normalisation]:
+    """Normalisations that networks are trained with, by name."""
+    channels = len(examples.mean)
+    mean, std = measured(examples.images)
+    found: dict[str, Normalisation] = {
+        "the values 0 to 1 as they are": ((0.0,) * channels, (1.0,) * channels),
+        "values from -1 to 1": ((0.5,) * channels, (0.5,) * channels),
+    }
+    if bool((std > 0).all()):
+        found["the data's own mean and std"] = (tuple(mean.tolist()), tuple(std.tolist()))
+    if channels == len(IMAGENET[0]):
+        found["ImageNet's mean and std"] = IMAGENET
+    if own.mean is not None and own.std is not None and len(own.mean) == len(own.std) == channels:
+        found[own.source] = (own.mean, own.std)
+    return found
+
+
+@torch.no_grad()
+def _right(network: nn.Module, pixels: Tensor, labels: Tensor, norm: Normalisation, device: torch.device) -> Tensor:
+    """bool[B]: which images (float [B, C, S, S] in 0..1) get their label (int64 [B]) as the highest output."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in norm)
+    parts = zip(pixels.split(_BATCH), labels.split(_BATCH), strict=True)
+    return torch.cat([network(((x - mean) / std).to(device)).argmax(1).cpu() == y for x, y in parts])
+
+
+def _share(right: Tensor) -> str:
+    return f"{float(right.float().mean()):.1%}"
+
+
+def _shown(values: Sequence[float] | None, between: str = " ") -> str:
+    return between.join(f"{value:.4g}" for value in values or ())

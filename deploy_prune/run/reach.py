@@ -1,0 +1,120 @@
+"""How small a network can get on each target, and whether each budget can be met."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from deploy_prune.budget.candidates import Workbench
+from deploy_prune.budget.loop import UNITS, tolerance_above
+from deploy_prune.errors import BudgetError
+from deploy_prune.recipe.parts import Recipe
+from deploy_prune.report.results import BudgetReach, TargetReach
+from deploy_prune.types import Metric, Progress, Target, silent
+
+_GRANULARITY: Final = "find the channel granularity"
+
+
+def reaches(
+    bench: Workbench, targets: tuple[Target, ...], recipe: Recipe, progress: Progress = silent
+) -> tuple[tuple[TargetReach, ...], tuple[BudgetReach, ...]]:
+    """Each target's reach in each metric that is asked for, and whether each budget lies in it."""
+    found: dict[tuple[str, Metric], TargetReach] = {}
+    metrics = {budget.metric for budget in recipe.parsed_budgets}
+    steps = _Steps(progress, sum(len(_needs(target, metric)) for target in targets for metric in metrics))
+    budgets = []
+    for target in targets:
+        for budget in recipe.parsed_budgets:
+            key = target.name, budget.metric
+            if key not in found:
+                found[key] = _reach(bench, target, budget.metric, steps)
+            reach = found[key]
+            asked = budget.absolute(reach.dense)
+            met = reach.smallest <= asked * (1 + tolerance_above(budget, recipe.measure.tolerance))
+            unit = UNITS[budget.metric]
+            reason = (
+                f"it asks for {asked:.4g} {unit}, and the smallest reachable is {reach.smallest:.4g} {unit} "
+                f"({reach.smallest / reach.dense:.0%} of dense, in steps of {reach.granularity} channels); "
+                "ask for more, or prune more groups"
+            )
+            budgets.append(
+                BudgetReach(
+                    target=target.name,
+                    budget=budget.text,
+                    metric=budget.metric,
+                    asked=asked,
+                    met=met,
+                    reason=None if met else reason,
+                )  # fmt: skip
+            )
+    return tuple(found.values()), tuple(budgets)
+
+
+class _Steps:
+    """Tells of a check's steps: of each when it begins and ends, and of all how many are done and the time left."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, target: Target, doing: str) -> Iterator[None]:
+        """One step, while it is done."""
+        work, began = f"check {target.name}: {doing}", time.perf_counter()
+        self._progress(work, 0, 1)
+        yield
+        now = time.perf_counter()
+        self._done += 1
+        self._progress(work, 1, 1, seconds=now - began)
+        spent, left = now - self._started, self._total - self._done
+        self._progress("check", self._done, self._total, seconds=spent, left_s=spent / self._done * left)
+
+
+def _needs(target: Target, metric: Metric) -> tuple[str, ...]:
+    """What a reach takes, as ``_reach`` does it."""
+    if metric == "latency" and target.runner is not None:
+        return _GRANULARITY, "write and time the dense and the smallest network"
+    if metric == "size":
+        return _GRANULARITY, "write the dense artifact", "write the smallest artifact"
+    return _GRANULARITY, "count"
+
+
+def _reach(bench: Workbench, target: Target, metric: Metric, step: _Steps) -> TargetReach:
+    """Measured where a device is attached: the dense and the smallest network are made, and timed or weighed."""
+    first, *others = _needs(target, metric)
+    whole = bench.structure.dense_counts
+    with step(target, first):
+        counts = bench.smallest(target)
+    if metric == "latency" and target.runner is not None:
+        with step(target, others[0]):
+            timed = bench.timed(target, counts)
+        smallest, dense, by = timed.slim_ms, timed.dense_ms, "measurement"
+    elif metric == "size":
+        with step(target, others[0]):
+            dense = float(bench.size_bytes(target, whole))
+        with step(target, others[1]):
+            smallest = float(bench.size_bytes(target, counts))
+        by = "file"
+    else:
+        with step(target, others[0]):
+            model = bench.cost(target, metric)
+            smallest, dense = model(counts), model(whole)
+        by = "roofline" if metric == "latency" else "count"
+    return TargetReach(
+        target=target.name, granularity=bench.granule(target), metric=metric, smallest=smallest, dense=dense,
+        granularity_source="measured here" if target.granularity is None else "target file", predicted_by=by,
+    )  # fmt: skip
+
+
+def require_reach(reaches: Sequence[BudgetReach]) -> None:
+    """Stop if a budget can't be met.
+
+    Raises:
+        BudgetError: with the first such target and budget.
+    """
+    for reach in reaches:
+        if not reach.met:
+            message = f"budgets: {reach.budget!r} can't be met on {reach.target}: {reach.reason}"
+            raise BudgetError(message)

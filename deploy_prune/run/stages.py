@@ -1,0 +1,393 @@
+"""The stages of a run, one function each; ``pipeline.run`` puts them in order.
+
+A stage reads what earlier stages left in the run folder and leaves its own files there; if they are already there for
+the same inputs, it does nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deploy_prune.architecture import json_file
+from deploy_prune.budget.candidates import Workbench
+from deploy_prune.budget.loop import Plan, enforce
+from deploy_prune.data.loaders import batches
+from deploy_prune.data.splits import TransferData
+from deploy_prune.device.targets import load_target
+from deploy_prune.errors import ParityError, TargetError
+from deploy_prune.export import FORMATS, isolated
+from deploy_prune.export.artifact import require
+from deploy_prune.networks import build, weights
+from deploy_prune.recipe.parts import Recipe
+from deploy_prune.retrain.distill import taught
+from deploy_prune.retrain.features import Match, match
+from deploy_prune.retrain.fewshot import adapt, for_new_classes
+from deploy_prune.retrain.stopping import require_held
+from deploy_prune.run import keys, preprocessing
+from deploy_prune.run.folder import RunFolder, thinned
+from deploy_prune.run.proof import calibration_inputs, prove_artifact
+from deploy_prune.search.frame import SearchGoal, SearchJob
+from deploy_prune.search.gated_network import gates_of
+from deploy_prune.search.methods import METHODS, check_options, values
+from deploy_prune.surgery import remembered, verify
+from deploy_prune.surgery.cut import cut
+from deploy_prune.system import cache
+from deploy_prune.training.loop import (
+    Session,
+    accuracy,
+    channels_last,
+    make_accelerator,
+    sample,
+    set_seed,
+    train_classifier,
+)
+from deploy_prune.training.threads import Tell, share_cores
+from deploy_prune.training.trackers import Tracked, require_trackers
+from deploy_prune.types import Artifact, Budget, Progress, SearchResult, Structure, Target
+
+PROOF_EXAMPLES = 8
+"""Real examples on which a cut is compared with the network."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Road:
+    """What every stage needs. ``since``: what was measured before (seconds since 1970) is measured again.
+
+    ``summary``: sentences of what goes into the network, and what speaks against it.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    data: TransferData
+    session: Session
+    targets: tuple[Target, ...]
+    since: float
+    summary: tuple[str, ...]
+
+    @cached_property
+    def basis(self) -> keys.Basis:
+        """What the stages' keys are made of."""
+        return keys.Basis(recipe=self.recipe, data=self.data)
+
+    @property
+    def example(self) -> Tensor:
+        """[1, C, H, W]: what artifacts are made for."""
+        return build.example_input(self.recipe.data)
+
+    @property
+    def same_task(self) -> bool:
+        """Source and target have the same classes, so that the classifier is kept."""
+        return self.data.source_classes == self.data.target_classes
+
+
+def prepare(
+    recipe: Recipe, folder: RunFolder, progress: Progress, fresh: bool = False, tell_threads: Tell | None = None
+) -> Road:  # fmt: skip
+    """What the stages need. Everything that can be wrong with the recipe's names and files is found here.
+
+    ``fresh``: nothing that was measured before is used. ``tell_threads``: see `pipeline.run`.
+
+    Raises:
+        DeployPruneError: options, targets, data, weights or device don't work.
+    """
+    check_options(recipe.search)
+    targets = _targets(recipe)
+    require_trackers(recipe.track)
+    accelerator = make_accelerator(
+        recipe.device, recipe.mixed_precision, recipe.accumulate, recipe.track, folder.path / "tracking"
+    )
+    if recipe.track:
+        progress = Tracked(progress, accelerator, recipe.name, {"recipe": recipe.model_dump_json()})
+    progress = share_cores(progress, recipe.threads, accelerator.device, tell_threads)
+    session = Session(accelerator=accelerator, seed=recipe.seed, progress=progress)
+    found = preprocessing.resolve(recipe)
+    summary = found.summary + preprocessing.try_weights(found, accelerator.device)
+    require_held(torch.bincount(found.data.target_train.labels).tolist(), recipe.retrain.hold_out)
+    return Road(
+        recipe=found.recipe, folder=folder, data=found.data, session=session, targets=targets, summary=summary,
+        since=time.time() if fresh else cache.still_valid(),
+    )  # fmt: skip
+
+
+def _targets(recipe: Recipe) -> tuple[Target, ...]:
+    targets = tuple(load_target(name) for name in recipe.targets)
+    for target in targets:
+        require(target.format, FORMATS[target.format], target.precision)
+    names = [t.name for t in targets]
+    if len(set(names)) < len(names):
+        message = f"targets: two of them have the name {max(names, key=names.count)!r}; give one file another name."
+        raise TargetError(message)
+    return targets
+
+
+def workbench(road: Road, scratch: Path) -> Workbench:
+    """The network with initial weights, and its channel groups, each tried for real."""
+    set_seed(road.recipe.seed)
+    road.session.progress("find the channel groups", 0, 1)
+    network = as_if_trained(build.build_network(road.recipe.model, road.data.num_source))
+    inputs = (road.data.source_test.take(road.data.source_test.spread(PROOF_EXAMPLES // 2))[0],)
+    structure = remembered.settled_groups(network, road.example, inputs, road.recipe.prune, gates_of)
+    road.session.progress("find the channel groups", 1, 1, groups=len(structure.groups))
+    return Workbench(
+        network=network, structure=structure, example=road.example, recipe=road.recipe, scratch=scratch,
+        progress=road.session.progress, calibration=calibration_inputs(road.data, road.recipe.export), since=road.since,
+    )  # fmt: skip
+
+
+def as_if_trained(network: nn.Module) -> nn.Module:
+    """Initial biases and norms are all alike, and exporters store equal tensors once; a trained network's differ."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.empty_like(parameter).uniform_(-0.1, 0.1))
+    return network
+
+
+def train_dense(road: Road) -> str:
+    """dense/weights.safetensors: the recipe's weights, or the network trained on the source data."""
+    recipe, folder = road.recipe, road.folder
+
+    def compute() -> None:
+        set_seed(recipe.seed)
+        network = build.build_network(recipe.model, road.data.num_source)
+        losses: list[float] = []
+        taken = weights.load_given(network, recipe.model, road.data.num_source)
+        if taken is None or recipe.model.head == "new":
+            losses = train_classifier(
+                network, road.data.source_train, recipe.train, session=road.session, augment=recipe.data.augment,
+                work="train the dense network",
+            )  # fmt: skip
+        folder.write_tensors("dense/weights.safetensors", network.state_dict())
+        score = accuracy(network, road.data.source_test, accelerator=road.session.accelerator)
+        norm = {"mean": road.data.source_train.mean.tolist(), "std": road.data.source_train.std.tolist()}
+        folder.write_json(
+            "dense/training.json",
+            {"loss": thinned(losses), "source_accuracy": score, **norm, "taken": taken and vars(taken)},
+        )
+
+    folder.stage("dense", keys.dense(road.basis), ["dense/weights.safetensors", "dense/training.json"], compute)
+    return folder.content(["dense/weights.safetensors"])
+
+
+def search(road: Road, bench: Workbench, dense: str) -> tuple[str, SearchResult]:
+    """search/: scores per group, and the network's weights when the search ended. One search for all budgets."""
+    recipe, folder = road.recipe, road.folder
+
+    def compute() -> None:
+        network = source_network(road, folder.read_tensors("dense/weights.safetensors"))
+        stream = batches(road.data.source_train, recipe.search.batch_size, recipe.seed, recipe.data.augment)
+        set_seed(recipe.seed)
+        device = road.session.accelerator.device
+        teacher = copy.deepcopy(network).to(device).eval()
+        task = taught(teacher, recipe.search.distill, recipe.search.temperature)
+        job = SearchJob(
+            network=network, structure=bench.structure, task=task, batches=stream, goal=smallest_goal(road, bench),
+            config=recipe.search, session=road.session,
+        )  # fmt: skip
+        inputs = sample(road.data.source_train, device)
+        with channels_last(network, inputs, device), channels_last(teacher, inputs, device):
+            found = METHODS[recipe.search.method](job)
+        folder.write_tensors("search/scores.safetensors", found.scores)
+        folder.write_tensors("search/weights.safetensors", found.state)
+        folder.write_json("search/trace.json", thinned(found.trace))
+
+    files = ["search/scores.safetensors", "search/weights.safetensors", "search/trace.json"]
+    folder.stage("search", keys.search(road.basis, dense, bench.structure, strictest(road, bench)), files, compute)
+    result = SearchResult(
+        scores=folder.read_tensors(files[0]),
+        state=folder.read_tensors(files[1]),
+        trace=tuple(folder.read_json(files[2])),
+    )
+    return folder.content(files[:2]), result
+
+
+def smallest_goal(road: Road, bench: Workbench) -> SearchGoal:
+    """The strictest budget, as the search is asked for it."""
+    target, budget = strictest(road, bench)
+    cost = bench.cost(target, budget.metric)
+    return SearchGoal(cost=cost, limit=budget.absolute(cost(bench.structure.dense_counts)))
+
+
+def strictest(road: Road, bench: Workbench) -> tuple[Target, Budget]:
+    """The target and budget that leave least of the dense network, whatever the order that they are listed in.
+
+    Of those that leave the same share, the first by name. Other targets change a target's networks only by being
+    stricter, or as strict and earlier by name: all are chosen by the same ranks, each at its own prices.
+    """
+
+    def order(asked: tuple[Target, Budget]) -> tuple[float, str, str]:
+        target, budget = asked
+        dense = 1.0 if budget.relative else bench.cost(target, budget.metric)(bench.structure.dense_counts)
+        return budget.limit / dense, target.name, budget.metric
+
+    return min(((t, b) for t in road.targets for b in road.recipe.parsed_budgets), key=order)
+
+
+def source_network(road: Road, state: Mapping[str, Tensor]) -> nn.Module:
+    """The dense network for the source classes, with these weights."""
+    network = build.build_network(road.recipe.model, road.data.num_source)
+    weights.load_state(network, state)
+    return network
+
+
+def target_network(road: Road, state: Mapping[str, Tensor] | None) -> nn.Module:
+    """The dense network for the target classes: a new classifier, all else as in ``state`` (None: all new)."""
+    set_seed(road.recipe.seed)
+    network = build.build_network(road.recipe.model, road.data.num_target)
+    if state is not None:
+        head = frozenset[str]() if road.same_task else build.head_tensors(road.recipe.model, road.data.num_target)
+        weights.load_state(network, {k: v for k, v in state.items() if k not in head}, strict=False)
+    return network
+
+
+def adapt_dense(road: Road, dense: str) -> str:
+    """dense/adapted.safetensors: the dense network on the target task, the teacher and the yardstick.
+
+    Where the classes stay the same, that is the network as it is; else it gets a new classifier and is trained.
+    """
+    folder = road.folder
+
+    def compute() -> None:
+        state = folder.read_tensors("dense/weights.safetensors")
+        if road.same_task:
+            score = folder.read_json("dense/training.json")["source_accuracy"]
+            told = {"accuracy": score, "steps": 0, "chosen_step": 0, "held_out": 0}
+        else:
+            network = target_network(road, state)
+            told, state = _adapt(road, network, None, None, "adapt the dense network"), network.state_dict()
+        folder.write_tensors("dense/adapted.safetensors", state)
+        folder.write_json("dense/adapted.json", {**told, "adapted": not road.same_task})
+
+    files = ["dense/adapted.safetensors", "dense/adapted.json"]
+    folder.stage("adapt", keys.adapt(road.basis, dense), files, compute)
+    return folder.content(files[:1])
+
+
+def teacher_of(road: Road) -> nn.Module:
+    """The dense network on the target task."""
+    network = target_network(road, None)
+    weights.load_state(network, road.folder.read_tensors("dense/adapted.safetensors"))
+    return network
+
+
+def _adapt(road: Road, network: nn.Module, teacher: nn.Module | None, match: Match | None, work: str) -> dict[str, Any]:
+    """Train in place on the target task; what there is to tell of it."""
+    part = road.recipe.retrain if teacher else road.recipe.retrain.model_copy(update={"init": "inherit"})
+    part = part if road.same_task else for_new_classes(part)
+    work = f"{work} with {len(road.data.target_train)} of {road.data.num_available} examples"
+    done = adapt(
+        network, road.data.target_train, part, teacher=teacher, session=road.session,
+        augment=road.recipe.data.augment, match=match, work=work,
+    )  # fmt: skip
+    score = accuracy(network, road.data.target_test, accelerator=road.session.accelerator)
+    told = {"steps": len(done.losses), "chosen_step": done.chosen_step, "held_out": done.num_held_out}
+    return {"accuracy": score, **told}
+
+
+def plan(road: Road, bench: Workbench, found: tuple[str, SearchResult], target: Target, budget: Budget) -> str:
+    """TARGET/BUDGET/architecture.json: what stays, met by measurement and proven equal to masking."""
+    folder, place = road.folder, place_of(target, budget)
+
+    def compute() -> None:
+        scores = values(road.recipe.search.method, found[1].scores, bench.cost(target, budget.metric))
+        planned = enforce(bench, target, budget, scores, road.session.progress, f"{target.name} {budget.text}: budget")
+        proof = prove(road, bench.structure, source_network(road, found[1].state), planned)
+        dense = target_network(road, None)
+        described = json_file.describe(
+            road.recipe.model, road.data.num_target, tuple(road.example.shape), planned.keep, dense,
+            cut(dense, bench.structure, planned.keep),
+        )  # fmt: skip
+        folder.write_text(f"{place}/architecture.json", json_file.dumps(described))
+        folder.write_json(f"{place}/verification.json", asdict(proof))
+        folder.write_json(f"{place}/loop.json", planned.as_json(road.recipe.measure.tolerance))
+
+    files = [f"{place}/{n}.json" for n in ("architecture", "verification", "loop")]
+    folder.stage(f"{place}/plan", keys.plan(road.basis, found[0], bench.structure, target, budget), files, compute)
+    return folder.content(files[:1])
+
+
+def prove(road: Road, structure: Structure, network: nn.Module, planned: Plan) -> verify.Verification:
+    """Prove masked == cut for the trained network, on real examples."""
+    inputs = (road.data.source_test.take(road.data.source_test.spread(PROOF_EXAMPLES))[0],)
+    return verify.prove(network, structure, planned.keep, inputs, gates_of(structure))
+
+
+def retrain(road: Road, bench: Workbench, found: SearchResult, teacher: nn.Module, place: str, key: str) -> str:
+    """TARGET/BUDGET/weights.safetensors: the slim network, adapted to the target task with the dense one as teacher."""
+    folder, recipe = road.folder, road.recipe
+
+    def compute() -> None:
+        keep = json_file.load(folder.path / place / "architecture.json").keep
+        dense = target_network(road, found.state if recipe.retrain.init == "inherit" else None)
+        slim = cut(dense, bench.structure, keep)
+        told = _adapt(road, slim, teacher, match(bench.structure, keep), f"{place.replace('/', ' ')}: retrain")
+        folder.write_tensors(f"{place}/weights.safetensors", slim.state_dict())
+        folder.write_json(f"{place}/retrain.json", told)
+
+    files = [f"{place}/weights.safetensors", f"{place}/retrain.json"]
+    began = folder.content(["search/weights.safetensors"]) if recipe.retrain.init == "inherit" else ""
+    taught_by = folder.content(["dense/adapted.safetensors"])
+    folder.stage(f"{place}/retrain", keys.retrain(road.basis, key, began, taught_by), files, compute)
+    return folder.content([f"{place}/architecture.json", f"{place}/weights.safetensors"])
+
+
+def slim_network(road: Road, bench: Workbench, place: str) -> nn.Module:
+    """The retrained slim network of a place."""
+    keep = json_file.load(road.folder.path / place / "architecture.json").keep
+    slim = cut(target_network(road, None), bench.structure, keep)
+    weights.load_state(slim, road.folder.read_tensors(f"{place}/weights.safetensors"))
+    return slim.eval()
+
+
+def export(road: Road, network: nn.Module, target: Target, place: str, key: str) -> Artifact:
+    """The artifact of a place, and parity.json: checked against the network in the artifact's own runtime."""
+    kind, part = FORMATS[target.format], road.recipe.export
+    name = f"{place}/model{kind.suffix}"
+    path = road.folder.path / name
+
+    def compute() -> None:
+        inputs = calibration_inputs(road.data, part) if target.precision == "int8" else None
+        artifact = isolated.write(target.format, network, road.example, path, target.precision, part, inputs)
+        road.folder.write_json(f"{place}/parity.json", prove_artifact(road.data, network, artifact))
+        record = {**asdict(artifact), "path": path.name, "versions": dict(artifact.versions)}
+        road.folder.write_json(f"{place}/artifact.json", record)
+
+    files = [name, f"{place}/parity.json", f"{place}/artifact.json"]
+    road.folder.stage(f"{place}/export", keys.export(road.basis, key, target), files, compute)
+    return artifact_of(road.folder, place)
+
+
+def require_accuracy(road: Road, place: str) -> float | None:
+    """The accuracy of a place's artifact on the target task's test examples; None in fp32, where it is the network's.
+
+    Raises:
+        ParityError: it is more than ``export.max_accuracy_drop`` below that of the network that it was made from.
+    """
+    told, allowed = road.folder.read_json(f"{place}/parity.json"), road.recipe.export.max_accuracy_drop
+    found: float | None = told.get("accuracy_artifact")
+    if found is not None and told["accuracy"] - found > allowed:
+        message = (
+            f"{place}: the artifact's accuracy is {found:.1%}, the network's {told['accuracy']:.1%}; at most "
+            f"{allowed:.1%} less are allowed (export.max_accuracy_drop). Use fp16, or more export.calibration_examples."
+        )
+        raise ParityError(message)
+    return found
+
+
+def artifact_of(folder: RunFolder, place: str) -> Artifact:
+    """The artifact that a place's artifact.json tells of."""
+    return folder.read_artifact(place)
+
+
+def place_of(target: Target, budget: Budget) -> str:
+    """The folder of one target and budget inside the run folder."""
+    return f"{target.name}/{budget.text.replace('/', '_')}"

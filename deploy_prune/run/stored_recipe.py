@@ -1,0 +1,116 @@
+"""A run's own recipe, which lies in its folder with all that it names: the run works from any folder, and moved, too.
+
+A run folder has the results of one experiment: of one network, data set and search method. With another of these the
+recipe is refused there, for its results would take the place of the first one's. Everything else may change, and the
+run goes on: targets and budgets are added to those that are there, and of other settings (steps, seeds, classes ...)
+the stages that depend on them are made again, which is said.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any, Final
+
+from ruamel.yaml import YAML
+
+from deploy_prune.device.targets import load_target
+from deploy_prune.errors import RecipeError, RunFolderError
+from deploy_prune.recipe.file import dump, load_recipe
+from deploy_prune.recipe.parts import Recipe
+from deploy_prune.system.shell import write_text
+
+NAME: Final = "recipe.yaml"
+TARGETS: Final = "targets"
+EXPERIMENT: Final = ("model.source", "data.source", "search.method")
+"""What a run folder's results are of."""
+_NO_RESULT: Final = frozenset({"name", "targets", "budgets", "metric", "device", "threads", "track"})
+"""Keys that no finished result depends on."""
+_LOG = logging.getLogger(__name__)
+
+
+def require_same_experiment(recipe: Recipe, folder: Path) -> None:
+    """Refuse a recipe whose results would replace another experiment's; warn of settings that replace results.
+
+    Raises:
+        RunFolderError: the folder has results of another network, data set or method; or its recipe can't be read.
+    """
+    if not (folder / NAME).is_file() or not any((folder / ".stages").glob("*.json")):
+        return
+    try:
+        before = dict(_flat(load_recipe(str(folder / NAME)).model_dump()))
+    except RecipeError as error:
+        message = f"The run folder {folder} can't be gone on with: {error} Give another name, or --fresh."
+        raise RunFolderError(message) from error
+    now = dict(_flat(recipe.model_dump()))
+    for key in EXPERIMENT:
+        if before.get(key) != now[key]:
+            message = (
+                f"The run folder {folder} has the results of another experiment, which these would replace: {key} is "
+                f"{before.get(key)!r} there and {now[key]!r} here. Give this one a name of its own (--set name=...), "
+                "or begin anew with --fresh."
+            )
+            raise RunFolderError(message)
+    changed = [key for key in now if key.partition(".")[0] not in _NO_RESULT and before.get(key) != now[key]]
+    changed = [key for key in changed if key not in {"model.weights", "data.root"}]  # these count by their content
+    if changed:
+        told = ", ".join(f"{key} {before.get(key)!r} -> {now[key]!r}" for key in changed[:5])
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        _LOG.warning("%s: other settings than before (%s%s); what depends on them is replaced", folder, told, more)
+
+
+def write(recipe: Recipe, folder: Path) -> None:
+    """Write recipe.yaml, with absolute paths, and a copy of each target file of the user's own in targets/."""
+    targets = [_kept(name, folder) if _is_path(name) else name for name in recipe.targets]
+    weights, root = recipe.model.weights, recipe.data.root
+    model = recipe.model.model_copy(update={"weights": weights and str(Path(weights).absolute())})
+    data = recipe.data.model_copy(update={"root": root and str(Path(root).expanduser().absolute())})
+    whole = recipe.model_copy(update={"targets": targets, "model": model, "data": data})
+    write_text(folder / NAME, dump(whole))
+
+
+def load(folder: Path) -> Recipe:
+    """The run's recipe; targets of the user's own are those in the folder, wherever it lies now.
+
+    Raises:
+        RecipeError: it can't be read.
+    """
+    recipe = load_recipe(str(folder / NAME))
+    return recipe.model_copy(update={"targets": [_here(name, folder) for name in recipe.targets]})
+
+
+def _here(name: str, folder: Path) -> str:
+    copied = folder / TARGETS / Path(name).name
+    return str(copied.absolute()) if _is_path(name) and copied.is_file() else name
+
+
+def _kept(name: str, folder: Path) -> str:
+    """The path of the target file's copy, in which the path of a benchmark program is absolute."""
+    target, source = load_target(name), Path(name)
+    copied = (folder / TARGETS / f"{target.name}.yaml").absolute()
+    text = source.read_text(encoding="utf-8")
+    if target.program is not None:
+        yaml, stream = YAML(typ="rt"), StringIO()
+        tree = yaml.load(text)
+        tree["program"] = str(Path(target.program).absolute())
+        yaml.dump(tree, stream)
+        text = stream.getvalue()
+    if not copied.is_file() or not copied.samefile(source):
+        write_text(copied, text)
+    return str(copied)
+
+
+def _is_path(name: str) -> bool:
+    """As ``load_target`` tells a path from a shipped target's name."""
+    return "/" in name or Path(name).suffix in {".yaml", ".yml"}
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """("train.lr", 0.1) and so on; lists, and mappings of the user's own (args, options), are values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and key not in {"args", "options"}:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value

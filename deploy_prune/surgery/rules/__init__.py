@@ -1,0 +1,1 @@
+"""How each kind of ATen operator treats channel labels."""

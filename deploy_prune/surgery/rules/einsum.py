@@ -1,0 +1,91 @@
+"""Label rule of einsum: every letter is a dimension of one common space, in which the operands are multiplied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
+
+from torch import Tensor
+
+from deploy_prune.surgery.labels import Value, varying
+from deploy_prune.surgery.rules.arithmetic import pointwise_like
+from deploy_prune.surgery.rules.call import Applied, Call, Result
+
+
+def einsum(call: Call) -> Result:
+    """Letters that meet go together; letters summed over may carry a gate if a weight has them, else they stay."""
+    values, equation = call.values(), str(call.given["equation"]).replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    if "." in equation or not arrow or any(len(set(t)) != len(t) for t in (*terms, right)):
+        for value in values:
+            call.freeze(value, f"einsum {equation!r} has no rule")
+        return call.result(())
+    letters = right + "".join(sorted(set(left) - set(right) - {","}))
+    sizes = {c: s for t, v in zip(terms, values, strict=True) for c, s in zip(t, v.shape, strict=True)}
+    parts = [_spread(v, t, letters) for t, v in zip(terms, values, strict=True)]
+    product = pointwise_like(_shaped(call, tuple(sizes[c] for c in letters)), parts)
+    assert isinstance(product, Value)
+    gated = {d for p in parts if p.vanishing() for f in p.fields for d in varying(f)}
+    call.labels.reads += [f.flatten() for p in parts if p.vanishing() for f in p.fields if _beyond(f, len(right))]
+    _note_layer(call, terms, values, right, sizes)
+    left_over = _summed(call, product, right, gated)
+    return call.result([f.flatten(len(right) - 1) if len(letters) > len(right) > 0 else f for f in left_over])
+
+
+def _shaped(call: Call, shape: tuple[int, ...]) -> Call:
+    return replace(call, shapes=(shape,))
+
+
+def _spread(value: Value, term: str, letters: str) -> Value:
+    """The operand with a dimension for every letter."""
+    order = [term.index(c) for c in letters if c in term]
+    place = tuple(slice(None) if c in term else None for c in letters)
+    shape = tuple(value.shape[term.index(c)] if c in term else 1 for c in letters)
+    fields = tuple(f.permute(order)[place] for f in value.fields)
+    return Value(shape=shape, fields=fields, tensor=value.tensor, vanishes=value.vanishes)
+
+
+def _beyond(labels: Tensor, rank: int) -> bool:
+    return all(d >= rank for d in varying(labels))
+
+
+def _summed(call: Call, product: Value, right: str, gated: set[int]) -> list[Tensor]:
+    """The fields of the product that are left when the letters beyond the result's are summed over."""
+    left = []
+    for labels in product.fields:
+        beyond = [d for d in varying(labels) if d >= len(right)]
+        if len(beyond) < len(varying(labels)):
+            left.append(call.labels.tie(labels, beyond, "einsum sums over it"))
+        elif not set(beyond) <= gated:
+            call.labels.freeze(labels, "einsum sums over it, and no weight could carry a gate")
+    return left
+
+
+def _note_layer(
+    call: Call, terms: Sequence[str], values: Sequence[Value], right: str, sizes: Mapping[str, int]
+) -> None:
+    """A weight is applied: its summed letters are inputs, its others outputs (one letter: a width to cut)."""
+    for term, value in zip(terms, values, strict=True):
+        if value.tensor is None:
+            continue
+        inputs = [c for c in term if c not in right]
+        outputs = [c for c in term if c in right]
+        positions = prod(sizes[c] for c in right if c not in term) // max(1, call.shape[0])
+        call.applied.append(
+            Applied(
+                module=call.module, kind="linear", tensor=value.tensor, taps=1, positions=max(1, positions),
+                input_positions=max(1, positions), inputs=_width(value, term, inputs),
+                outputs=_width(value, term, outputs), vectors=0,
+            )
+        )  # fmt: skip
+
+
+def _width(value: Value, term: str, letters: Sequence[str]) -> Tensor | int:
+    if len(letters) == 1:
+        dim = term.index(letters[0])
+        for labels in value.fields:
+            if varying(labels) == (dim,):
+                return labels.flatten()
+    return prod(value.shape[term.index(c)] for c in letters)

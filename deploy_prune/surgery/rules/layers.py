@@ -1,0 +1,223 @@
+"""Label rules of layers with weights: convolutions, linear layers, norms, embeddings."""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import Tensor
+
+from deploy_prune.surgery.labels import Value, varying
+from deploy_prune.surgery.rules.call import (
+    Applied,
+    Call,
+    Result,
+    along,
+    contract,
+    keep_dims,
+    on,
+    same,
+    width,
+    zero_free,
+)
+from deploy_prune.types import LayerKind
+
+
+def convolution(call: Call) -> Result:
+    """Convolutions of any rank, grouped, depthwise or transposed (weight [I, O/G, ...])."""
+    x, weight, groups = call.given["input"], call.given["weight"], call.given.get("groups", 1)
+    transposed = call.given.get("transposed", "transpose" in call.name)
+    out_axis, in_axis = (1, 0) if transposed else (0, 1)
+    channel = len(x.shape) - len(weight.shape) + 1
+    taps, spatial = prod(weight.shape[2:]), range(channel + 1, len(x.shape))
+    passing = keep_dims(call, x, spatial, f"{call.name} mixes positions")
+    passing = tuple(f for f in passing if f.shape[channel] == 1)
+    x_ids = along(call, x, channel)
+    if groups == 1:
+        contract(call, x_ids, weight, in_axis, f"{call.module or call.name} reads channels that can't be cut")
+        out = along(call, weight, out_axis)
+    else:
+        out = _grouped(call, x_ids, weight, groups, transposed)
+    vectors = _bias(call, out)
+    kind: LayerKind = (
+        "depthwise" if groups > 1 and weight.shape[in_axis if not transposed else out_axis] == 1 else "conv"
+    )
+    inputs = along(call, weight, in_axis)
+    if groups > 1 and transposed:
+        inputs = None
+    per_filter = weight.shape[in_axis] // (groups if transposed else 1)
+    call.applied.append(
+        Applied(
+            module=call.module, kind=kind, tensor=weight.tensor or call.name, taps=taps,
+            positions=call.each([*call.shape[:channel], *(x if transposed else call).shape[channel + 1 :]]),
+            input_positions=call.each([*x.shape[:channel], *x.shape[channel + 1 :]]), inputs=width(inputs, per_filter),
+            outputs=width(out, call.shape[channel]), vectors=vectors,
+        )
+    )  # fmt: skip
+    return call.result((*passing, *on(channel, len(call.shape), out)))
+
+
+def _grouped(call: Call, x_ids: Tensor | None, weight: Value, groups: int, transposed: bool) -> Tensor | None:
+    """Labels of a grouped convolution's output.
+
+    Many narrow groups: a whole group is one unit. Few wide ones: the same channel of every group is one unit, so that
+    the groups stay equal. The first includes depthwise, with or without a multiplier.
+    """
+    name, labels = call.module or call.name, call.labels
+    if transposed:
+        whole, per_in = along(call, weight, 0), weight.shape[0] // groups
+        same(call, x_ids, whole, f"{name} reads channels that can't be cut")
+        per_out = along(call, weight, 1)
+        if per_out is not None:
+            labels.freeze(per_out, f"{name} is a grouped transposed convolution")
+        if whole is None:
+            return None
+        blocks = labels.tie(whole.view(groups, per_in), [1], f"{name} has whole groups")
+        return blocks.expand(groups, weight.shape[1]).reshape(-1)
+    out = along(call, weight, 0)
+    per_in = weight.shape[1]
+    if out is None:
+        if groups == weight.shape[0] == call.given["input"].shape[len(call.shape) - len(weight.shape) + 1]:
+            return x_ids  # all channels have the same kernel
+        call.freeze(Value(shape=(), fields=() if x_ids is None else (x_ids,)), f"{name} has one output channel")
+        return None
+    out_GO = out.view(groups, -1)
+    if groups >= per_in:
+        block = labels.tie(out_GO, [1], f"{name} has whole groups")
+        same(
+            call,
+            None if x_ids is None else x_ids.view(groups, -1),
+            block.expand(groups, per_in),
+            f"{name} reads channels that can't be cut",
+        )  # noqa: E501
+        read = along(call, weight, 1)
+        if read is not None:
+            labels.freeze(read, f"{name} keeps its groups' inputs")
+        return out
+    labels.tie(out_GO, [0], f"{name} keeps its groups equal")
+    shared = None if x_ids is None else labels.tie(x_ids.view(groups, -1), [0], f"{name} keeps its groups equal")
+    contract(call, None if shared is None else shared.flatten(), weight, 1, f"{name} reads channels that can't be cut")
+    return out
+
+
+def _bias(call: Call, out: Tensor | None) -> int:
+    bias = call.given.get("bias")
+    if bias is None:
+        return 0
+    same(call, out, along(call, bias, 0), f"the bias of {call.module or call.name} can't be cut")
+    return 1
+
+
+def linear(call: Call) -> Result:
+    """X [..., I] times weight [O, I]."""
+    x, weight = call.given["input"], call.given["weight"]
+    last = len(x.shape) - 1
+    contract(call, along(call, x, last), weight, 1, f"{call.module or call.name} reads channels that can't be cut")
+    out = along(call, weight, 0)
+    vectors = _bias(call, out)
+    apply_linear(call, weight, 1, 0, vectors)
+    return call.result((*(f for f in x.without([last])), *on(last, len(call.shape), out)))
+
+
+def apply_linear(call: Call, weight: Value, in_axis: int, out_axis: int, vectors: int) -> None:
+    """Note that a matrix is applied."""
+    positions = call.each(call.shape[:-1])
+    call.applied.append(
+        Applied(
+            module=call.module, kind="linear", tensor=weight.tensor or call.name, taps=1, positions=positions,
+            input_positions=positions, inputs=width(along(call, weight, in_axis), weight.shape[in_axis]),
+            outputs=width(along(call, weight, out_axis), weight.shape[out_axis]), vectors=vectors,
+        )
+    )  # fmt: skip
+
+
+def channel_norm(call: Call) -> Result:
+    """Norms that treat every channel alone (batch norm, instance norm): parameters lie along dimension 1."""
+    x = call.given["input"]
+    if x.vanishing() and x.shape[0] == 1:
+        return _standardised(call, x)
+    ids = along(call, x, 1)
+    vectors = 0
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        value = call.given.get(name)
+        if value is not None:
+            own = along(call, value, 0)
+            same(call, ids, own, f"{call.module or call.name} normalises channels that can't be cut")
+            ids = own if ids is None else ids
+            vectors += name in ("weight", "bias")
+    weight = call.given.get("weight")
+    call.applied.append(
+        Applied(
+            module=call.module, kind="norm", tensor=(weight and weight.tensor) or call.module, taps=0,
+            positions=prod(x.shape[2:]), input_positions=prod(x.shape[2:]), inputs=1,
+            outputs=width(ids, x.shape[1]), vectors=vectors,
+        )
+    )  # fmt: skip
+    return call.result(x.fields)
+
+
+def _standardised(call: Call, x: Value) -> Result:
+    """A weight [1, O, N] whose every filter is normalised (Qiao et al., arXiv 1903.10520): over kept inputs."""
+    reason = f"{call.module or call.name} standardises its weight over it"
+    if x.tensor is None or call.given.get("running_mean") is not None:
+        call.freeze(x, reason)
+        return call.result(x.fields)
+    out = along(call, x, 1)
+    for name in ("weight", "bias"):
+        if call.given.get(name) is not None:
+            same(call, out, along(call, call.given[name], 0), f"{call.module or call.name} scales its weight")
+    zero_free(call, x, [2], reason)
+    call.labels.mixing.append(x.tensor)
+    return Value(shape=call.shape, fields=x.fields, vanishes=True)
+
+
+def weight_norm(call: Call) -> Result:
+    """Weight g v / |v|, the norm over all dimensions but one (Salimans and Kingma, arXiv 1602.07868)."""
+    v, g, dim = call.given["v"], call.given["g"], call.given.get("dim", 0)
+    same(call, along(call, v, dim), along(call, g, dim), f"{call.module or call.name} scales its weight")
+    zero_free(
+        call, v, [d for d in range(len(v.shape)) if d != dim], f"{call.module or call.name} normalises its weight"
+    )
+    made = Value(shape=call.shape, fields=v.fields, vanishes=True)
+    return (made, *(Value(shape=s) for s in call.shapes[1:])) if call.several else made
+
+
+def recurrent(call: Call) -> Result:
+    """LSTM, GRU, RNN: what they read stays, and so do they."""
+    for value in call.values():
+        call.freeze(value, f"{call.module or call.name} is a recurrent layer ({call.name}), which is left whole")
+    return call.result(())
+
+
+def mixing_norm(call: Call) -> Result:
+    """Norms over several channels (layer, group and RMS norm): their statistics are over the kept ones.
+
+    Group norm: with many narrow groups a whole group is a unit; with few wide ones the same channel of each is.
+    """
+    x, weight, shape = call.given["input"], call.given.get("weight"), call.given.get("normalized_shape")
+    name = call.module or call.name
+    if weight is None or weight.tensor is None or (shape is not None and len(shape) != 1):
+        for value in call.values():
+            call.freeze(value, f"{name} normalises over channels, and has no weight of its own per channel")
+        return call.result(x.fields)
+    axis = 1 if shape is None else len(x.shape) - 1
+    if any(f.shape[axis] > 1 and len(varying(f)) > 1 for f in x.fields):  # of heads: each is whole, with its norm
+        for part in (weight, call.given.get("bias")):
+            if part is not None:
+                call.freeze(part, f"{name} is shared between heads")
+        return call.result(keep_dims(call, x, [axis], f"{name} normalises over it"))
+    ids = along(call, x, axis)
+    for part in (weight, call.given.get("bias")):
+        if part is not None:
+            same(call, ids, along(call, part, 0), f"{name} normalises channels that can't be cut")
+    if ids is not None and shape is None and (groups := call.given["num_groups"]) > 1:
+        whole = groups >= len(ids) // groups
+        call.labels.tie(ids.view(groups, -1), [1 if whole else 0], f"{name} keeps its groups equal")
+    call.labels.mixing.append(weight.tensor)
+    return call.result(x.fields)
+
+
+def embedding(call: Call) -> Result:
+    """Rows of weight [V, D] picked by indices."""
+    weight = call.given["weight"]
+    keep_dims(call, weight, [0], f"{call.module or call.name} is indexed by values")
+    return call.result(on(-1, len(call.shape), along(call, weight, 1)))

@@ -1,0 +1,1 @@
+"""The operating system and untrusted files: processes, locks, caches, strict readers."""

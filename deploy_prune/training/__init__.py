@@ -1,0 +1,1 @@
+"""Training: the loop, batch-norm statistics, devices and trackers."""

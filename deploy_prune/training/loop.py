@@ -1,0 +1,321 @@
+"""Training: the package's one loop, and what it is given. Device placement and precision come from accelerate."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.utils._pytree import tree_leaves
+
+from deploy_prune.data.examples import Batch, Examples
+from deploy_prune.data.loaders import batches
+from deploy_prune.errors import TrainingError
+from deploy_prune.networks.compare import relative
+from deploy_prune.recipe.parts import Augment, TrainPart
+from deploy_prune.training.accelerator import OwnAccelerator
+from deploy_prune.training.batchnorm import reestimate
+from deploy_prune.types import Forward, Progress, silent
+
+MOMENTUM = 0.9
+PRECISIONS = ("no", "bf16")
+SAMPLE = 4  # examples for a first look at a network
+SAME = 1e-3  # of the largest output, by which outputs may change where sums are taken in another order
+WARMUP_SHARE = 0.2  # of the steps, in which the learning rate rises
+
+
+class Stepped(Protocol):
+    """What takes a step after every step of the optimizers: a schedule, an average of weights."""
+
+    def step(self) -> bool | None:
+        """Take it; True if that was enough."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Session:
+    """Where training runs, from which seed, and who is told of it."""
+
+    accelerator: Accelerator
+    seed: int
+    progress: Progress = silent
+
+
+def set_seed(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch (every device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
+def make_accelerator(
+    device: str,
+    mixed_precision: str = "no",
+    accumulate: int = 1,
+    trackers: Sequence[str] = (),
+    folder: Path | None = None,
+) -> Accelerator:
+    """Where training runs: ``device`` "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; "bf16" as precision.
+
+    ``accumulate``: batches whose mean gradient makes one step. ``trackers``, and the folder for their files: see
+    `tracking`. Whatever accelerators the user's own program has go on as they were.
+
+    Raises:
+        TrainingError: another device, a CUDA device that is not there, or a precision that needs scaled gradients.
+    """
+    if mixed_precision not in PRECISIONS or accumulate < 1:
+        message = f"mixed_precision is one of {', '.join(PRECISIONS)}, not {mixed_precision!r}; accumulate at least 1."
+        raise TrainingError(message)
+    kind, _, index = device.partition(":")
+    if kind not in {"auto", "cpu", "cuda"} or (index and kind != "cuda"):
+        message = f"device: {device!r} is none of auto, cpu, cuda and cuda:N."
+        raise TrainingError(message)
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        message = f"device: {device} is asked for, and torch finds {torch.cuda.device_count()} CUDA devices; use auto."
+        raise TrainingError(message)
+    if index:
+        torch.cuda.set_device(int(index))
+    return OwnAccelerator(
+        cpu=device == "cpu", mixed_precision=mixed_precision, gradient_accumulation_steps=accumulate,
+        log_with=list(trackers) or None, project_dir=folder,
+    )  # fmt: skip
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where the network's parameters are."""
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def placed(network: nn.Module, device: torch.device, *, training: bool) -> Iterator[nn.Module]:
+    """The network on this device and in this mode; afterwards back where it was and as it was."""
+    home = device_of(network)
+    modes = {module: module.training for module in network.modules()}
+    network.to(device).train(training)
+    try:
+        yield network
+    finally:
+        network.to(home)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def channels_last(network: nn.Module, inputs: Sequence[Tensor], device: torch.device) -> Iterator[nn.Module]:
+    """Inside, convolutions' weights lie with channels last, where the network can be trained so on ``inputs`` [B, ...].
+
+    On a CPU a step then takes from 0.6 (torchvision's MobileNetV2) to 1.0 (ResNet-18) of what it takes with channels
+    first (benchmarks/search_step.py); values are the same but for the order in which they are added up, and that is
+    tried. Nothing changes on other devices, nor for a network whose code looks at feature maps as rows, as in
+    ``x.view(len(x), -1)``: torch refuses that with channels last. B is at least 2. Afterwards all lies as before.
+    """
+    weights = [p for p in network.parameters() if p.dim() == 4 and p.is_contiguous()] if device.type == "cpu" else []
+    try:
+        if weights and not _lies_well(network, weights, inputs):
+            _lay_out(weights, torch.contiguous_format)
+        yield network
+    finally:
+        _lay_out(weights, torch.contiguous_format)
+
+
+def sample(examples: Examples, device: torch.device) -> tuple[Tensor]:
+    """A few examples on the device, for a first look at a network: ([B, C, S, S],)."""
+    return (examples.take(torch.arange(min(SAMPLE, len(examples))))[0].to(device),)
+
+
+def _lay_out(weights: Sequence[nn.Parameter], memory_format: torch.memory_format) -> None:
+    for weight in weights:
+        weight.data = weight.data.clone(memory_format=memory_format)
+
+
+def _lies_well(network: nn.Module, weights: Sequence[nn.Parameter], inputs: Sequence[Tensor]) -> bool:
+    """Lay the weights out; whether the outputs are the same, and training mode takes these inputs."""
+    with torch.no_grad(), torch.random.fork_rng():
+        try:
+            before = tree_leaves(copy.deepcopy(network).eval()(*inputs))
+            _lay_out(weights, torch.channels_last)
+            after = tree_leaves(copy.deepcopy(network).eval()(*inputs))
+            copy.deepcopy(network).train()(*inputs)
+            return len(before) == len(after) and all(map(_alike, before, after))
+        except (RuntimeError, ValueError):
+            return False
+
+
+def _alike(before: Any, after: Any) -> bool:
+    """Whether an output is the same but for the order of its sums; what is no floating-point tensor counts as that."""
+    if not isinstance(before, Tensor) or not before.is_floating_point() or not before.numel():
+        return True
+    return isinstance(after, Tensor) and relative(before, after) <= SAME
+
+
+def fit(
+    step_loss: Callable[[Any], Tensor],
+    batches: Iterator[Any],
+    optimizers: Sequence[Optimizer],
+    *,
+    accelerator: Accelerator,
+    steps: int,
+    work: str,
+    progress: Progress = silent,
+    schedulers: Sequence[Stepped] = (),
+) -> list[float]:
+    """Take ``steps`` steps on ``step_loss(batch)`` (a scalar) with every optimizer; the losses, one a step.
+
+    Whatever is in ``schedulers`` takes a step after each, and may say that it is enough. What is trained must be on the
+    accelerator's device already; batches (tensors, nested as they like) are moved. A step takes as many batches as the
+    accelerator accumulates gradients over, and their mean loss.
+
+    Raises:
+        TrainingError: the loss is not finite; with the work, the step and the learning rate. Nothing is updated then.
+    """
+    losses: list[float] = []
+    parts = accelerator.gradient_accumulation_steps
+    for step in range(1, steps + 1):
+        losses.append(0.0)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        for _ in range(parts):
+            batch = send_to_device(next(batches), accelerator.device)
+            with accelerator.autocast():
+                loss = step_loss(batch)
+            losses[-1] += _finite(loss, step, work, optimizers) / parts
+            accelerator.backward(loss)  # of the loss over parts
+        for optimizer in optimizers:
+            optimizer.step()
+        enough = [scheduler.step() for scheduler in schedulers]
+        progress(work, step, steps, loss=losses[-1])
+        if True in enough:
+            break
+    return losses
+
+
+def train_classifier(
+    network: nn.Module,
+    examples: Examples,
+    part: TrainPart,
+    *,
+    session: Session,
+    augment: Augment,
+    work: str = "train",
+) -> list[float]:
+    """Train in place with cross entropy, SGD with Nesterov momentum and one cycle of the learning rate.
+
+    Batch-norm statistics are taken anew in the end: in a short training, norms with a small momentum (torchvision's
+    MobileNetV3 has 0.01) would still have their first ones.
+
+    Returns the loss of every step. The network comes back on the device and in the mode it was in.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    device = session.accelerator.device
+    with placed(network, device, training=True), channels_last(network, sample(examples, device), device):
+        groups = decay_groups(network, part.weight_decay, part.lr)
+        optimizer = SGD(groups, lr=part.lr, momentum=MOMENTUM, nesterov=True)
+        stream = batches(examples, part.batch_size, session.seed, augment)
+        losses = fit(
+            lambda batch: classification(network, batch),
+            stream,
+            [optimizer],
+            accelerator=session.accelerator,
+            steps=part.steps,
+            work=work,
+            progress=session.progress,
+            schedulers=one_cycle(optimizer, part.steps),
+        )
+        if losses:
+            reestimate(network, stream)
+    return losses
+
+
+def decay_groups(network: nn.Module, weight_decay: float, lr: float, first: float = 1.0) -> list[dict[str, Any]]:
+    """What is trained, for an optimizer: only weights of two or more axes decay, not biases and norms.
+
+    He et al., arXiv 1812.01187, section 3.1. ``lr`` is the last layer's learning rate; the first one's is ``first``
+    times it, and between them it grows by the same factor from layer to layer (Howard and Ruder, arXiv 1801.06146,
+    section 3.2), layers in the order of their definition.
+    """
+    layers = [[p for p in m.parameters(recurse=False) if p.requires_grad] for m in network.modules()]
+    layers = [layer for layer in layers if layer]
+    seen: set[int] = set()
+    groups: list[dict[str, Any]] = []
+    for depth, layer in enumerate(layers):
+        rate = lr * first ** (1 - depth / max(1, len(layers) - 1)) if first < 1 else lr
+        for decays in (True, False):
+            params = [p for p in layer if (p.ndim > 1) == decays and id(p) not in seen]
+            seen |= set(map(id, params))
+            if params:
+                groups.append({"params": params, "lr": rate, "weight_decay": weight_decay if decays else 0.0})
+    return groups if first < 1 else _joined(groups)
+
+
+def _joined(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of equal settings as one: optimizers take a group at a time."""
+    joined: dict[tuple[float, float], list[Any]] = {}
+    for group in groups:
+        joined.setdefault((group["lr"], group["weight_decay"]), []).extend(group["params"])
+    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in joined.items()]
+
+
+def one_cycle(optimizer: Optimizer, steps: int) -> list[LRScheduler]:
+    """Each group's learning rate rises from a tenth to the whole in a fifth of the steps, then falls to nearly 0.
+
+    After Smith and Topin, arXiv 1708.07120 (cosine), with a constant momentum.
+    """
+    if steps < 2:
+        return []
+    return [
+        OneCycleLR(
+            optimizer,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
+            total_steps=steps + 1,
+            pct_start=max(WARMUP_SHARE, 2 / (steps + 1)),  # one step at least
+            cycle_momentum=False,
+            div_factor=10,
+        )
+    ]
+
+
+def classification(forward: Forward, batch: Batch) -> Tensor:
+    """Cross entropy of ``forward(x)`` (logits [B, classes]) with y (int64 [B]): a `types.Task`."""
+    x, y = batch
+    return F.cross_entropy(forward(x), y)
+
+
+@torch.no_grad()
+def accuracy(
+    network: nn.Module, examples: Examples, batch_size: int = 256, *, accelerator: Accelerator | None = None
+) -> float:
+    """Share of examples (0 to 1) whose highest logit is their label, in evaluation mode; the mode is restored.
+
+    Runs where the network is, or on the accelerator's device if one is given.
+    """
+    device = accelerator.device if accelerator else device_of(network)
+    correct = 0
+    with placed(network, device, training=False):
+        for start in range(0, len(examples), batch_size):
+            indices = torch.arange(start, min(start + batch_size, len(examples)))
+            x, y = send_to_device(examples.take(indices), device)
+            correct += int((network(x).argmax(1) == y).sum())
+    return correct / len(examples)
+
+
+def _finite(loss: Tensor, step: int, work: str, optimizers: Sequence[Optimizer]) -> float:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        rate = optimizers[0].param_groups[0]["lr"] if optimizers else 0.0
+        message = f"{work}: the loss is {value} at step {step}, learning rate {rate:g}; lower the learning rate."
+        raise TrainingError(message)
+    return value

@@ -1,0 +1,204 @@
+"""`deploy-prune profile`: a table that says how good it is, and that recipes find again."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny_run import arithmetic_device, tiny_recipe
+
+from deploy_prune.budget import candidates
+from deploy_prune.budget.candidates import VARIANTS, Workbench
+from deploy_prune.cli import main
+from deploy_prune.commands import profile as profile_module
+from deploy_prune.commands.profile import profile
+from deploy_prune.device.targets import load_target
+from deploy_prune.errors import SurgeryError, TargetError
+from deploy_prune.latency import granularity
+from deploy_prune.networks import build
+from deploy_prune.recipe.parts import ModelPart, PrunePart, Recipe
+from deploy_prune.surgery.groups import find_groups
+from deploy_prune.system.shell import write_text
+from deploy_prune.types import Artifact, Latency
+
+SHAPE = (3, 32, 32)
+MODEL = ("conv4", "--target", "host", "--input", "3,32,32", "--classes", "10")
+
+
+def true_ms(widths) -> float:
+    """What the stand-in for a device takes for conv4: a sum that the table's form has."""
+    positions = (1024, 1024, 256, 256)
+    macs = sum(9 * p * i * o for p, (i, o) in zip(positions, widths, strict=False))
+    return 0.1 + 1e-8 * macs + 2e-7 * sum(i * o for i, o in widths[4:])
+
+
+@pytest.fixture
+def device(monkeypatch, tmp_path):
+    """Artifacts are empty files; a network takes ``true_ms``, times what a test puts in; ``measured`` counts them."""
+    monkeypatch.setenv("DEPLOY_PRUNE_CACHE", str(tmp_path / "cache"))
+    known: dict[str, float] = {}
+    state = type("Device", (), {"measured": 0, "factor": staticmethod(lambda number: 1.0)})()
+
+    def artifact(self, target, counts, folder):
+        path = folder / "model.onnx"
+        write_text(path, "")
+        known[str(path)] = true_ms(candidates.widths_of(self.structure, counts))
+        return Artifact(path=path, format="onnx", precision="fp32", sha256="0", input_shape=(1,), versions={})
+
+    def measure(target, artifacts, runs, warmup, *, min_s):
+        times = [known[str(a.path)] * state.factor(i) for i, a in enumerate(artifacts)]
+        state.measured += len(times)
+        return tuple(
+            Latency(samples_ms=(ms,) * 3, warmup=warmup, threads=1, device="test", measured_on="host") for ms in times
+        )
+
+    monkeypatch.setattr(Workbench, "_artifact", artifact)
+    monkeypatch.setattr(candidates, "measure", measure)
+    monkeypatch.setattr(candidates, "profilable", lambda target: False)
+    ratios = {1: 1.1, 2: 1.05, 4: 1.0, 8: 0.7, 16: 0.6, 32: 0.3}
+    monkeypatch.setattr(granularity, "time_ratios", lambda target, write: ratios)
+    return state
+
+
+def test_it_is_made_of_random_aligned_widths_and_judged_by_others(device):
+    found = profile("conv4", "host", SHAPE, classes=10, variants=4)
+    assert (found.granularity, found.ratios[8]) == (8, 0.7)
+    assert len(found.tabled.samples) == 2 + 4
+    assert len(found.errors) == 4
+    assert device.measured == 10
+    seen = [s.widths for s in (*found.tabled.samples, *found.tabled.held_out)]
+    assert len(set(seen)) == len(seen), "none was used to make it"
+    assert all(width % 8 == 0 for widths in seen for _, width in widths[:-1])
+    assert found.dense_ms == pytest.approx(true_ms(seen[0]))
+    assert found.smallest_ms == pytest.approx(true_ms(seen[1])) == min(map(true_ms, seen))
+
+
+def test_the_error_is_that_of_the_held_out_networks(device):
+    device.factor = lambda number: 2.0 if number >= 6 else 1.0
+    found = profile("conv4", "host", SHAPE, classes=10, variants=4)
+    assert [e.measured_ms for e in found.errors] == [pytest.approx(2 * true_ms(s.widths)) for s in held(found)]
+    errors = sorted(1 - e.predicted_ms / e.measured_ms for e in found.errors)
+    assert errors[0] > 0.3
+    assert found.quantile(0.5) == pytest.approx((errors[1] + errors[2]) / 2)
+    assert found.quantile(0.5) < found.quantile(0.9) < errors[3]
+
+
+def held(found):
+    return [replace(s, total_ms=0.0) for s in found.tabled.held_out]
+
+
+def bench_of(tmp_path, **prune) -> Workbench:
+    """What a recipe works with for the same network."""
+    part, example = ModelPart(source="conv4"), torch.zeros(1, *SHAPE)
+    network, recipe = build.build_network(part, 10), Recipe(name="r", model=part, prune=PrunePart(**prune))
+    structure = find_groups(network, (example,), recipe.prune)
+    return Workbench(network=network, structure=structure, example=example, recipe=recipe, scratch=tmp_path)
+
+
+@pytest.mark.parametrize("prune", [{}, {"min_channels": 32}, {"skip": ["features.0"]}], ids=["all", "least", "some"])
+def test_a_recipe_for_the_same_network_uses_it_without_measuring(device, tmp_path, prune):
+    found = profile("conv4", "host", SHAPE, classes=10)
+    before = device.measured
+    bench = bench_of(tmp_path, **prune)
+    model = bench.cost(load_target("host"), "latency")
+    assert device.measured == before
+    assert model(bench.structure.dense_counts) == pytest.approx(found.dense_ms, rel=0.01)
+    renamed = replace(load_target("host"), name="my-host")
+    assert bench.cost(renamed, "latency").constant == model.constant, "whatever the device is called"
+    assert device.measured == before
+
+
+@pytest.mark.parametrize("change", [{"precision": "fp16"}, {"threads": 2}, {"runtime": "ncnn", "format": "ncnn"}])
+def test_another_precision_runtime_or_number_of_threads_is_measured(device, tmp_path, change):
+    profile("conv4", "host", SHAPE, classes=10)
+    before = device.measured
+    bench_of(tmp_path).cost(replace(load_target("host"), **change), "latency")
+    assert device.measured == before + 2 + VARIANTS
+
+
+def test_again_it_is_read_and_a_larger_one_is_measured(device):
+    first = profile("conv4", "host", SHAPE, classes=10, variants=3)
+    again = profile("conv4", "host", SHAPE, classes=10, variants=2)
+    assert again.as_json() == first.as_json()
+    assert device.measured == 2 + 3 + 3
+    assert len(profile("conv4", "host", SHAPE, classes=10, variants=4).errors) == 4
+
+
+def test_a_recipes_own_table_is_no_profile_yet(device, tmp_path):
+    bench_of(tmp_path).cost(load_target("host"), "latency")
+    assert device.measured == 2 + VARIANTS
+    assert len(profile("conv4", "host", SHAPE, classes=10, variants=VARIANTS).errors) == VARIANTS
+
+
+@pytest.mark.parametrize(
+    ("target", "device", "words"),
+    [
+        ("pixel-8", None, "name one with --device, or use `deploy-prune predict`"),
+        ("host", "telnet://x", "telnet"),
+        ("galaxy-s23", "local", "Nothing can be measured with .* litert-npu"),
+    ],
+)
+def test_there_must_be_a_device(target, device, words):
+    with pytest.raises(TargetError, match=words):
+        profile("conv4", target, SHAPE, device=device)
+
+
+@pytest.mark.parametrize("name", ["raspberry-pi-4", "raspberry-pi-5", "pixel-6", "jetson-orin-nano"])
+def test_a_shipped_target_is_measured_where_it_is_attached(name):
+    on = profile_module.attached(load_target(name), "ssh://pi@board")
+    assert on == replace(load_target(name), runner="ssh://pi@board")
+
+
+def test_a_network_without_channels_to_cut_has_no_table(monkeypatch):
+    whole = find_groups(torch.nn.Sequential(torch.nn.Linear(4, 4)), (torch.zeros(1, 4),), PrunePart())
+    monkeypatch.setattr(profile_module.analysis, "settled_groups", lambda *args: whole)
+    with pytest.raises(SurgeryError, match="No channel of this network can be cut"):
+        profile("conv4", "host", SHAPE)
+
+
+def test_the_command_prints_lines_or_json_and_writes_a_file(device, tmp_path):
+    result = CliRunner().invoke(main, ["profile", *MODEL, "--variants", "3", "--out", str(tmp_path / "t.json")])
+    assert result.exit_code == 0, result.stderr
+    for words in ("steps of 8", "8: 0.70", "ms dense", "5 networks", "on 3 others", "measured   in"):
+        assert words in result.stdout
+    told = CliRunner().invoke(main, ["profile", *MODEL, "--variants", "3", "--json"]).stdout
+    assert json.loads(told) == json.loads((tmp_path / "t.json").read_text())
+    assert len(json.loads(told)["held_out"]) == 3
+
+
+def test_tiny_tables_without_other_widths_say_so(device):
+    found = profile("conv4", "host", SHAPE, classes=10, variants=3)
+    alone = replace(found, errors=())
+    assert alone.quantile(0.5) is None
+    assert "no other widths" in str(alone)
+
+
+@pytest.mark.slow
+def test_the_whole_way_on_an_arithmetic_device(tmp_path, monkeypatch):
+    """Exported, timed by arithmetic and profiled node by node; a recipe goes on with it."""
+    recipe = tiny_recipe()
+    network = build.build_network(recipe.model, 3)
+    monkeypatch.setattr(profile_module, "network_of", lambda *args: (network, (1, 16, 16), recipe.model))
+    monkeypatch.setattr(profile_module, "load_target", lambda name: replace(load_target("host"), granularity=4))
+    with arithmetic_device(tmp_path / "cache") as device:
+        found = profile("tiny", "host", None, variants=3)
+        assert found.by_layer
+        assert set(found.tabled.samples[0].per_layer_ms) == {"0", "3", "6", "11"}
+        assert found.quantile(0.9) < 0.05
+        asked = device.asked.total()
+        example = build.example_input(recipe.data)
+        structure = find_groups(network, (example,), recipe.prune)
+        bench = Workbench(network=network, structure=structure, example=example, recipe=recipe, scratch=tmp_path)
+        bench.cost(replace(load_target("host"), granularity=4), "latency")
+        assert device.asked.total() == asked
+
+
+@pytest.mark.slow
+def test_a_real_table_predicts_networks_that_it_has_not_seen(tmp_path, monkeypatch):
+    """Loosely: what else runs on the machine is not known here; benchmarks/latency_table.py has the figures."""
+    monkeypatch.setenv("DEPLOY_PRUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(profile_module, "load_target", lambda name: replace(load_target("host"), granularity=16))
+    found = profile("conv4", "host", SHAPE, classes=10, variants=3)
+    assert found.smallest_ms < 0.6 * found.dense_ms
+    assert found.quantile(0.5) < 0.35

@@ -1,0 +1,92 @@
+"""What int8 is calibrated on, and what is said of an artifact."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from deploy_prune.api import load
+from deploy_prune.commands.outcome import write_artifact
+from deploy_prune.data.examples import Examples
+from deploy_prune.errors import ParityError
+from deploy_prune.export.parity import Parity
+from deploy_prune.recipe.parts import ExportPart
+from deploy_prune.run import proof, stages
+from deploy_prune.run.folder import RunFolder
+from deploy_prune.types import Artifact
+
+
+def examples(count, value):
+    images = torch.full((count, 1, 4, 4), value)
+    return Examples(images=images, labels=torch.zeros(count).long(), mean=torch.zeros(1), std=torch.ones(1))
+
+
+@pytest.mark.parametrize(("wanted", "target", "source"), [(3, 3, 0), (10, 6, 4), (100, 6, 20)])
+def test_calibration_takes_the_target_tasks_examples_first(wanted, target, source):
+    data = SimpleNamespace(target_train=examples(6, 0.25), source_train=examples(20, 0.75))
+    x = proof.calibration_inputs(data, ExportPart(calibration_examples=wanted))
+    assert x.shape == (target + source, 1, 4, 4)
+    assert x[:, 0, 0, 0].tolist() == [0.25] * target + [0.75] * source
+
+
+@pytest.mark.parametrize("wanted", [2, 3, 7, 19, 20])
+def test_calibration_examples_are_spread_evenly(wanted):
+    """Images lie class by class: the first ones are all of one class."""
+    images = torch.arange(20.0).view(-1, 1, 1, 1).expand(-1, 1, 4, 4) / 20
+    ordered = Examples(images=images, labels=torch.zeros(20).long(), mean=torch.zeros(1), std=torch.ones(1))
+    data = SimpleNamespace(target_train=ordered, source_train=examples(20, 0.75))
+    taken = (proof.calibration_inputs(data, ExportPart(calibration_examples=wanted))[:, 0, 0, 0] * 20).round()
+    gaps = taken.diff().tolist()
+    assert (len(taken), taken[0], taken[-1]) == (wanted, 0, 19)
+    assert max(gaps) - min(gaps) <= 1
+
+
+def way(tmp_path, told):
+    folder = RunFolder(path=tmp_path)
+    folder.write_json("host/50%/parity.json", told)
+    return SimpleNamespace(folder=folder, recipe=SimpleNamespace(export=ExportPart(max_accuracy_drop=0.02)))
+
+
+def test_an_artifact_that_loses_too_much_is_refused(tmp_path):
+    assert stages.require_accuracy(way(tmp_path, {"max_abs": 0.1}), "host/50%") is None
+    assert stages.require_accuracy(way(tmp_path, {"accuracy": 0.9, "accuracy_artifact": 0.885}), "host/50%") == 0.885
+    with pytest.raises(ParityError, match=r"accuracy is 87.0%, the network's 90.0%; at most 2.0% less .*fp16"):
+        stages.require_accuracy(way(tmp_path, {"accuracy": 0.9, "accuracy_artifact": 0.87}), "host/50%")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("runs_here", [True, False])
+def test_artifacts_are_judged_on_examples_of_every_class(precision, runs_here, monkeypatch, tmp_path):
+    """Images lie class by class: the first ones are all of one class."""
+    labels = torch.arange(4).repeat_interleave(100)
+    images = labels.div(4).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+    test = Examples(images=images, labels=labels, mean=torch.zeros(1), std=torch.ones(1))
+    seen = []
+
+    def compared(network, artifact, inputs):
+        seen.append(set((inputs[:, 0, 0, 0] * 4).round().int().tolist()))
+        return Parity(max_abs=0.0, max_rel=0.0, tolerance=1e-4, num_inputs=len(inputs))
+
+    monkeypatch.setattr(proof, "can_run", lambda artifact: runs_here)
+    monkeypatch.setattr(proof, "check_parity", compared)
+    monkeypatch.setattr(proof, "compare_contents", compared)
+    monkeypatch.setattr(proof, "accuracy", lambda *args: 1.0)
+    monkeypatch.setattr(proof, "artifact_accuracy", lambda *args: 1.0)
+    artifact = Artifact(
+        path=tmp_path / "a.onnx", format="onnx", precision=precision, sha256="", input_shape=(4, 1, 4, 4), versions={}
+    )
+    told = proof.prove_artifact(SimpleNamespace(target_test=test), nn.Identity(), artifact)
+    assert seen == [{0, 1, 2, 3}]
+    assert ("unchecked" in told) == (not runs_here)
+
+
+def test_the_export_command_says_what_is_unchecked(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"x")
+    artifact = Artifact(
+        path=path, format="onnx", precision="fp32", sha256="s", input_shape=(1, 1, 4, 4), versions={}, unchecked="why"
+    )
+    monkeypatch.setattr(load, "export", lambda *args: artifact)
+    write_artifact(tmp_path, "host", path, False)
+    assert capsys.readouterr().err == "not compared with the network: why\n"

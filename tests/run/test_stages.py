@@ -1,0 +1,339 @@
+"""The stages one by one: what each leaves in the folder, and what it makes of trouble."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_run import tiny_recipe
+from torch import nn
+
+from deploy_prune.budget.candidates import Timed
+from deploy_prune.budget.loop import Look, Plan
+from deploy_prune.device.targets import load_target
+from deploy_prune.errors import (
+    BudgetError,
+    ParityError,
+    TrainingError,
+    VerificationError,
+    WeightsError,
+)
+from deploy_prune.networks import build
+from deploy_prune.recipe.parts import parse_budget
+from deploy_prune.retrain.fewshot import FEATURES, RATES, adapt
+from deploy_prune.run import final_latency, stages
+from deploy_prune.run.folder import RunFolder, save_tensors
+from deploy_prune.run.reach import require_reach
+from deploy_prune.surgery.cut import cut
+from deploy_prune.training.loop import accuracy
+from deploy_prune.types import Artifact, Latency
+
+HOST = replace(load_target("host"), granularity=4)
+PIXEL = load_target("pixel-8")
+HALF = parse_budget("50%", "latency")
+
+
+def make_way(path, **changes):
+    recipe = tiny_recipe(**changes)
+    way = stages.prepare(recipe, RunFolder(path=path / recipe.name), lambda *args, **figures: None)
+    way.folder.open(fresh=False)
+    return way
+
+
+@pytest.fixture
+def way(tmp_path):
+    return make_way(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench")
+    return stages.workbench(make_way(path), path / "scratch")
+
+
+def no_training(*args, **kwargs):
+    pytest.fail("this trains")
+
+
+# --- the dense network ------------------------------------------------------------------------------------------------
+
+
+def test_the_dense_network_is_trained_and_scored(way):
+    stages.train_dense(way)
+    told = way.folder.read_json("dense/training.json")
+    assert len(told["loss"]) == 10
+    assert told["loss"][-1] < told["loss"][0]
+    assert 0 < told["source_accuracy"] <= 1
+    torch.manual_seed(0)
+    untrained = build.build_network(way.recipe.model, 3).state_dict()
+    trained = way.folder.read_tensors("dense/weights.safetensors")
+    assert trained.keys() == untrained.keys()
+    assert not torch.equal(trained["0.weight"], untrained["0.weight"])
+
+
+def test_weights_of_the_recipe_are_taken_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "train_classifier", no_training)
+    network = build.build_network(tiny_recipe().model, 3)
+    save_tensors(tmp_path / "given.safetensors", network.state_dict())
+    model = {"source": "tiny_run:network", "weights": str(tmp_path / "given.safetensors")}
+    way = make_way(tmp_path, model=model)
+    first = stages.train_dense(way)
+    found = way.folder.read_tensors("dense/weights.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
+    nn.init.zeros_(network[-1].bias)
+    save_tensors(tmp_path / "given.safetensors", network.state_dict())
+    assert stages.train_dense(way) != first, "other weights in the same file"
+    assert not way.folder.read_tensors("dense/weights.safetensors")[f"{len(network) - 1}.bias"].any()
+
+
+def test_a_new_head_is_trained_on_top_of_the_files_other_layers(tmp_path, monkeypatch):
+    """The file is of a network for other classes."""
+    given, seen = build.build_network(tiny_recipe().model, 7).state_dict(), {}
+
+    def train(network, *args, **kwargs):
+        seen.update({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return [1.0]
+
+    monkeypatch.setattr(stages, "train_classifier", train)
+    torch.save({"state_dict": given}, tmp_path / "given.pt")
+    model = {"source": "tiny_run:network", "weights": str(tmp_path / "given.pt")}
+    with pytest.raises(WeightsError, match=r"model\.head: new"):
+        make_way(tmp_path, model=model)
+    way = make_way(tmp_path, model={**model, "head": "new"})
+    stages.train_dense(way)
+    same = {name for name, tensor in seen.items() if tensor.shape == given[name].shape}
+    assert set(seen) - same == build.head_tensors(way.recipe.model, 3)
+    assert all(torch.equal(seen[name], given[name]) for name in same)
+    told = way.folder.read_json("dense/training.json")
+    assert (told["loss"], told["taken"]["key"]) == ([1.0], "state_dict")
+
+
+def test_a_loss_that_is_not_finite_names_work_step_and_rate_and_leaves_nothing(tmp_path, monkeypatch):
+    way = make_way(tmp_path, train={"steps": 10, "lr": 1000.0})
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda self, x: x * 1e6)
+    with pytest.raises(TrainingError, match=r"^train the dense network: the loss is (nan|inf) at step \d+, .*rate \d+"):
+        stages.train_dense(way)
+    assert not (way.folder.path / "dense").exists()
+    assert not list((way.folder.path / ".stages").glob("*.json"))
+
+
+def test_a_new_task_gets_a_new_classifier_and_keeps_all_else(way):
+    state = {name: torch.full_like(t, 7) for name, t in build.build_network(way.recipe.model, 3).state_dict().items()}
+    network = stages.target_network(way, state)
+    head = set(network[-1].parameters())
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        assert bool((tensor == 7).all()) == (tensor not in head), name
+
+
+def test_the_same_task_keeps_its_classifier(tmp_path):
+    data = tiny_recipe().data.model_dump() | {"target_classes": [0, 1, 2]}
+    way = make_way(tmp_path, data=data)
+    state = {name: torch.full_like(t, 7) for name, t in build.build_network(way.recipe.model, 3).state_dict().items()}
+    assert all(bool((tensor == 7).all()) for tensor in stages.target_network(way, state).state_dict().values())
+
+
+def test_a_new_classifier_takes_a_higher_rate(way, monkeypatch):
+    asked = []
+    monkeypatch.setattr(stages, "adapt", lambda *args, **kwargs: asked.append(args[2].lr) or adapt(*args, **kwargs))
+    stages.adapt_dense(way, stages.train_dense(way))
+    assert asked == [RATES["fresh"]]
+    assert way.folder.read_json("dense/adapted.json")["adapted"]
+
+
+@pytest.mark.parametrize("shots", [5, None, "auto"])
+def test_where_the_classes_stay_the_dense_network_is_the_one_given(tmp_path, monkeypatch, shots):
+    monkeypatch.setattr(stages, "adapt", no_training)
+    changes = {"target_classes": [0, 1, 2], "shots": shots}
+    way = make_way(tmp_path, data=tiny_recipe().data.model_dump() | changes)
+    stages.adapt_dense(way, stages.train_dense(way))
+    given, dense = (way.folder.read_tensors(f"dense/{name}.safetensors") for name in ("weights", "adapted"))
+    assert dense.keys() == given.keys()
+    assert all(torch.equal(dense[name], tensor) for name, tensor in given.items())
+    told, score = way.folder.read_json("dense/adapted.json"), accuracy(stages.teacher_of(way), way.data.target_test)
+    assert (told["adapted"], told["accuracy"]) == (False, score)
+
+
+def retrained(path, **part):
+    """What retraining makes of half the channels: the slim network's weights."""
+    way = make_way(path, retrain={"steps": 5, "batch_size": 15, **part})
+    bench = stages.workbench(way, path / "scratch")
+    dense = stages.train_dense(way)
+    found = stages.search(way, bench, dense)
+    stages.adapt_dense(way, dense)
+    planned = stages.plan(way, bench, found, PIXEL, parse_budget("50% macs", "latency"))
+    stages.retrain(way, bench, found[1], stages.teacher_of(way), "pixel-8/50% macs", planned)
+    return way.folder.read_tensors("pixel-8/50% macs/weights.safetensors")
+
+
+def test_a_retrained_network_is_matched_with_its_teachers_features(tmp_path):
+    """Of inherited weights by default, and as the recipe weighs them."""
+    default, without, same = (
+        retrained(tmp_path / name, **part)["0.weight"]
+        for name, part in (("default", {}), ("without", {"features": 0.0}), ("same", {"features": FEATURES["inherit"]}))
+    )
+    assert not torch.equal(default, without)
+    assert torch.equal(default, same)
+
+
+# --- goals and places -------------------------------------------------------------------------------------------------
+
+
+def test_one_search_serves_the_budget_that_leaves_least(tmp_path):
+    way = make_way(tmp_path, budgets=["80% macs", "50% params", "60% macs"])
+    goal = stages.smallest_goal(way, stages.workbench(way, tmp_path))
+    assert goal.cost.metric == "params"
+    assert goal.limit == pytest.approx(
+        0.5 * sum(p.numel() for p in build.build_network(way.recipe.model, 3).parameters())
+    )
+
+
+def test_each_target_and_budget_has_a_place_of_its_own():
+    texts = ["50%", "50% macs", "4 ms", "120 MMACs"]
+    places = {stages.place_of(target, parse_budget(t, "latency")) for target in (HOST, PIXEL) for t in texts}
+    assert len(places) == 8
+    assert "host/50% macs" in places
+    assert all(place.count("/") == 1 for place in places)
+
+
+def test_the_first_budget_that_can_not_be_met_stops_the_run():
+    reaches = [
+        SimpleNamespace(met=met, budget=b, target="host", reason="too small")
+        for met, b in ((True, "50%"), (False, "1%"))
+    ]
+    require_reach(reaches[:1])
+    with pytest.raises(BudgetError, match=r"'1%' can't be met on host: too small"):
+        require_reach(reaches)
+
+
+# --- proof, export ----------------------------------------------------------------------------------------------------
+
+
+def planned(bench):
+    counts = {name: n // 2 for name, n in bench.structure.dense_counts.items()}
+    look = Look(limit=1, predicted=1, observed=1, asked=1, dense=2, counts=counts)
+    keep = {g.name: torch.arange(g.channels) % 2 == 0 for g in bench.structure.groups}
+    return Plan(metric="macs", keep=keep, looks=(look,), chosen=look)
+
+
+def trained(way):
+    stages.train_dense(way)
+    return stages.source_network(way, way.folder.read_tensors("dense/weights.safetensors"))
+
+
+def test_a_cut_is_proven_on_the_trained_network(way, bench):
+    proof = stages.prove(way, bench.structure, trained(way), planned(bench))
+    assert proof.difference <= proof.tolerance < min(proof.moved_by_input, proof.moved_by_channel)
+    assert proof.num_inputs == stages.PROOF_EXAMPLES
+
+
+def test_a_cut_that_is_not_the_masked_network_is_refused(way, bench, monkeypatch):
+    def wrong(network, structure, keep):
+        slim = cut(network, structure, keep)
+        with torch.no_grad():
+            slim[0].weight.copy_(slim[0].weight.flip(0))
+        return slim
+
+    monkeypatch.setattr(stages.verify, "cut", wrong)
+    with pytest.raises(VerificationError):
+        stages.prove(way, bench.structure, trained(way), planned(bench))
+
+
+def test_an_artifact_that_differs_is_no_finished_stage(way, monkeypatch):
+    network = trained(way)
+    working = stages.prove_artifact
+
+    def differs(*args):
+        message = "it differs"
+        raise ParityError(message)
+
+    monkeypatch.setattr(stages, "prove_artifact", differs)
+    with pytest.raises(ParityError):
+        stages.export(way, network, PIXEL, "pixel-8/50%", "key")
+    assert not (way.folder.path / "pixel-8" / "50%" / "artifact.json").exists()
+    monkeypatch.setattr(stages, "prove_artifact", working)
+    artifact = stages.export(way, network, PIXEL, "pixel-8/50%", "key")
+    assert artifact == stages.artifact_of(way.folder, "pixel-8/50%")
+    assert artifact.path == way.folder.path / "pixel-8" / "50%" / "model.onnx"
+    assert artifact.input_shape == (1, 1, 16, 16)
+
+
+# --- the last measurement ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """The slim network's times in the next measurements; the dense one takes 2 ms."""
+    answers: list[float] = []
+
+    def measure(target, artifacts, runs, warmup):
+        times = (2.0,) if len(artifacts) == 1 else (2.0, answers.pop(0))
+        return tuple(
+            Latency(samples_ms=(ms,) * runs, warmup=warmup, threads=1, device="test", measured_on="host")
+            for ms in times
+        )
+
+    monkeypatch.setattr(final_latency, "measure_steadily", measure)
+    return answers
+
+
+def artifacts(way):
+    one = Artifact(path=way.folder.path, format="onnx", precision="fp32", sha256="1", input_shape=(1,), versions={})
+    return one, replace(one, sha256="2")
+
+
+@pytest.mark.parametrize("took", [1.0, 1.029, 0.9], ids=["met", "within the tolerance", "faster"])
+def test_a_budget_that_is_met_is_written_down(way, device, took):
+    device += [took]
+    slim, dense = final_latency.time_slim(way, HOST, HALF, artifacts(way))
+    assert (slim.p50_ms, dense.p50_ms) == (took, 2.0)
+    assert slim.measured_on == "host"
+    assert final_latency.time_slim(way, HOST, HALF, artifacts(way)) == (slim, dense), "and not measured again"
+
+
+@pytest.mark.parametrize("took", [1.031, 1.2], ids=["just above the tolerance", "far above"])
+def test_a_budget_that_is_missed_is_an_error_with_both_figures(way, device, took):
+    assert way.recipe.measure.tolerance == 0.03
+    device += [took]
+    with pytest.raises(BudgetError, match=rf"host/50% takes {took} ms, asked were 1 ms \(\+-3%\).*measure\.tolerance"):
+        final_latency.time_slim(way, HOST, HALF, artifacts(way))
+    assert not (way.folder.path / "host" / "50%" / "latency.json").exists()
+    device.append(1.0)
+    assert final_latency.time_slim(way, HOST, HALF, artifacts(way))[0].p50_ms == 1.0
+
+
+def test_without_a_latency_budget_one_measurement_is_enough(way, device):
+    device += [1.9]
+    assert final_latency.time_slim(way, HOST, parse_budget("50% macs", "latency"), artifacts(way))[0].p50_ms == 1.9
+    assert device == []
+
+
+def test_the_dense_network_is_timed_once(way, device):
+    first = final_latency.time_dense(way, HOST, artifacts(way)[0])
+    assert first.p50_ms == 2.0
+    assert len(first.samples_ms) == way.recipe.measure.runs
+    assert final_latency.time_dense(way, HOST, artifacts(way)[0]) == first
+
+
+class Learner:
+    """A workbench that takes note of corrections."""
+
+    def __init__(self):
+        self.corrections = []
+
+    def correct(self, target, counts, timed):
+        self.corrections.append((target.name, counts, timed))
+
+
+def test_what_the_finished_artifact_took_is_learned_and_the_plan_is_made_again(way):
+    steps = [{"counts": {"a": 8}, "chosen": False}, {"counts": {"a": 4}, "chosen": True}]
+    way.folder.write_json("host/50%/loop.json", {"steps": steps})
+    way.folder.stage("host/50%/plan", {}, ["host/50%/loop.json"], lambda: None)
+    learner = Learner()
+    slim, dense = (
+        Latency(samples_ms=(ms,) * 9, warmup=1, threads=1, device="test", measured_on="host") for ms in (1.2, 2.0)
+    )
+    final_latency.learn(way, learner, HOST, HALF, final_latency.BudgetMissedError("slow", slim, dense))
+    assert learner.corrections == [("host", {"a": 4}, Timed(slim_ms=1.2, dense_ms=2.0))]
+    done = []
+    way.folder.stage("host/50%/plan", {}, ["host/50%/loop.json"], lambda: done.append("again"))
+    assert done == ["again"]
