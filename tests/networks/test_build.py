@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from deploy_prune.errors import MissingDependencyError, ModelError, WeightsError
-from deploy_prune.networks.build import BUILT_IN, build, example_input, head_tensors
+from deploy_prune.networks.build import BUILT_IN, build_network, example_input, head_tensors
 from deploy_prune.networks.cifar_resnet import ZeroPadShortcut
 from deploy_prune.networks.weights import load_weights
 from deploy_prune.recipe.parts import BUILT_IN_NETWORKS, DataPart, ModelPart
@@ -53,7 +53,7 @@ def part(source, **args):
 def test_cifar_resnets_have_the_published_size(depth, thousands):
     """Table 6 of arXiv 1512.03385: 0.27M, 0.46M, 0.66M, 0.85M, 1.7M."""
     with torch.device("meta"):
-        network = build(part(f"resnet{depth}"), 10)
+        network = build_network(part(f"resnet{depth}"), 10)
     params = sum(p.numel() for p in network.parameters()) / 1000
     assert params == pytest.approx(thousands, rel=0.02)
     weights = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
@@ -61,7 +61,7 @@ def test_cifar_resnets_have_the_published_size(depth, thousands):
 
 
 def test_cifar_resnet_has_the_usual_names_and_shapes():
-    network = build(part("resnet20"), 7)
+    network = build_network(part("resnet20"), 7)
     shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     assert shapes["conv1.weight"] == (16, 3, 3, 3)
     assert shapes["layer2.0.conv1.weight"] == (32, 16, 3, 3)
@@ -87,9 +87,9 @@ def test_every_built_in_name_of_the_recipe_can_be_built():
 
 def test_same_generator_same_network():
     torch.manual_seed(3)
-    first = build(part("resnet20"), 4).state_dict()
+    first = build_network(part("resnet20"), 4).state_dict()
     torch.manual_seed(3)
-    second = build(part("resnet20"), 4).state_dict()
+    second = build_network(part("resnet20"), 4).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -103,11 +103,11 @@ def test_builds_from_libraries_without_a_download(source, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
     with torch.device("meta"):
-        assert isinstance(build(part(source), 5), nn.Module)
+        assert isinstance(build_network(part(source), 5), nn.Module)
 
 
 def test_builds_the_users_network_from_the_current_directory(here):
-    network = build(part("mine_models:make_linear", width=8), 3)
+    network = build_network(part("mine_models:make_linear", width=8), 3)
     assert network[1].in_features == 8
     assert network[2].out_features == 3
 
@@ -134,7 +134,7 @@ def test_builds_the_users_network_from_the_current_directory(here):
 )
 def test_what_cannot_be_built_is_named(here, source, args, says):
     with pytest.raises(ModelError, match="model.") as caught:
-        build(part(source, **args), 5)
+        build_network(part(source, **args), 5)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -144,7 +144,7 @@ def test_timm_that_is_not_installed_is_named_with_its_pip_command(monkeypatch):
 
     monkeypatch.setattr(libraries, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'deploy-prune\[timm\]'"):
-        build(part("timm:resnet18"), 5)
+        build_network(part("timm:resnet18"), 5)
 
 
 # --- heads ---
@@ -317,14 +317,14 @@ def test_nothing_is_declared_over_operators_that_are_there(monkeypatch):
 @pytest.mark.parametrize(("depth", "weights"), [(2, 4_300_992), (4, 2_425_024), (6, 2_261_184)])
 def test_plain_convolutional_networks_have_the_published_size(depth, weights):
     """Weights without biases; arXiv 2202.12986."""
-    network = build(part(f"conv{depth}"), 10)
+    network = build_network(part(f"conv{depth}"), 10)
     assert sum(p.numel() for p in network.parameters() if p.dim() > 1) == weights
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_tensors_without_versions_are_taken_for_todays(tmp_path):
     """MNASNet rebuilds its first layers for tensors that bear no version."""
-    network, other = (build(part("torchvision:mnasnet1_0"), 5) for _ in range(2))
+    network, other = (build_network(part("torchvision:mnasnet1_0"), 5) for _ in range(2))
     path = tmp_path / "w.safetensors"
     save_file(network.state_dict(), path)
     load_weights(other, path)
