@@ -15,7 +15,6 @@ from click.testing import CliRunner
 import deploy_prune
 from deploy_prune import errors
 from deploy_prune.cli import main
-from deploy_prune.commands.bench import Bench
 from deploy_prune.commands.examples import EXAMPLES
 from deploy_prune.errors import BudgetError, DeployPruneError
 from deploy_prune.recipe.file import load_recipe

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from tiny_run import tiny_recipe
 
 from deploy_prune.api import load
+from deploy_prune.api.export import export_saved
 from deploy_prune.architecture import json_file
 from deploy_prune.cli import main
-from deploy_prune.api.export import export_saved
 from deploy_prune.commands import transfer as transfer_module
 from deploy_prune.commands.transfer import as_settings, transfer
 from deploy_prune.errors import ArchitectureError, DataError, RecipeError, RunFolderError, WeightsError
@@ -83,7 +83,7 @@ def test_inherited_weights_match_features_at_the_rate_of_a_new_classifier(finish
 def test_the_teacher_learns_the_new_classes_at_their_rate(finished, tmp_path, monkeypatch):
     """So does the slim network; a rate of the recipe's own holds for both."""
     asked = []
-    adapt = transfer.adapt
+    adapt = transfer_module.adapt
     monkeypatch.setattr(transfer_module, "adapt", lambda *args, **how: asked.append(args[2].lr) or adapt(*args, **how))
     move(finished.folder / PLACE, tmp_path / "a")
     move(finished.folder / PLACE, tmp_path / "b", "retrain.lr=0.002")
