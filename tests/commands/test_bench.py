@@ -182,3 +182,9 @@ def test_a_budget_in_macs_keeps_what_it_asked_for():
     budget = parse_budget("50% macs", "latency")
     found = with_latency(row("50% macs", metric="macs", asked=50.0), budget, latency(2.0), latency(4.0))
     assert (found.asked, found.speedup) == (50.0, pytest.approx(2))
+
+
+def test_a_row_says_that_it_was_disturbed():
+    slim = replace(latency(2.0), disturbed="the processor was throttled")
+    found = with_latency(row(), parse_budget("50%", "latency"), slim, latency(4.0))
+    assert found.disturbed == "the processor was throttled"

@@ -281,7 +281,7 @@ def artifacts(way):
     return one, replace(one, sha256="2")
 
 
-@pytest.mark.parametrize("took", [1.0, 1.029, 0.9], ids=["met", "within the tolerance", "faster"])
+@pytest.mark.parametrize("took", [1.0, 1.03, 0.9], ids=["met", "just within the tolerance", "faster"])
 def test_a_budget_that_is_met_is_written_down(way, device, took):
     device += [took]
     slim, dense = final_latency.time_slim(way, HOST, HALF, artifacts(way))
@@ -299,6 +299,37 @@ def test_a_budget_that_is_missed_is_an_error_with_both_figures(way, device, took
     assert not (way.folder.path / "host" / "50%" / "latency.json").exists()
     device.append(1.0)
     assert final_latency.time_slim(way, HOST, HALF, artifacts(way))[0].p50_ms == 1.0
+
+
+def test_the_record_has_percentiles_and_all_samples(way, device):
+    device += [1.0]
+    timing.time_slim(way, HOST, HALF, artifacts(way))
+    timing.time_dense(way, HOST, artifacts(way)[0])
+    runs = way.recipe.measure.runs
+    for place, ms, beside in (("host/50%", 1.0, [2.0] * runs), ("dense/host", 2.0, None)):
+        told = way.folder.read_json(f"{place}/latency.json")
+        assert (told["p50_ms"], told["p90_ms"], told["p99_ms"]) == (ms, ms, ms)
+        assert (told["samples_ms"], told["dense_samples_ms"]) == ([ms] * runs, beside)
+
+
+@pytest.mark.parametrize(("budget", "asked_ms"), [("50%", 1.0), ("50% macs", 1.02)])
+def test_the_last_measurement_tells_what_was_asked_and_what_it_took(way, device, budget, asked_ms):
+    told = []
+    session = SimpleNamespace(progress=lambda *args, **figures: told.append((*args, figures)))
+    way = replace(way, session=session)
+    device += [1.02]
+    timing.time_slim(way, HOST, parse_budget(budget, "latency"), artifacts(way))
+    work = f"host {budget}: measure"
+    assert told == [(work, 0, 1, {}), (work, 1, 1, {"asked_ms": asked_ms, "p50_ms": 1.02})]
+
+
+def test_a_finished_measurement_is_judged_again_by_another_tolerance(way, device):
+    device += [1.02, 1.02]
+    timing.time_slim(way, HOST, HALF, artifacts(way))
+    strict = tiny_recipe(measure={"runs": 20, "warmup": 2, "tolerance": 0.01})
+    stricter = replace(way, recipe=strict)
+    with pytest.raises(BudgetError, match=r"1\.02 ms, asked were 1 ms \(\+-1%\)"):
+        timing.time_slim(stricter, HOST, HALF, artifacts(way))
 
 
 def test_without_a_latency_budget_one_measurement_is_enough(way, device):
