@@ -38,7 +38,7 @@ def measured(monkeypatch, tmp_path):
 
     def run(share, target=HOST, budget="50%", **changes):
         monkeypatch.setattr(bench, "measure_steadily", lambda t, both, runs, warmup: taken(both, share))
-        monkeypatch.setattr(bench.road, "artifact_of", lambda folder, place: SimpleNamespace(place=place))
+        monkeypatch.setattr(bench.stages, "artifact_of", lambda folder, place: SimpleNamespace(place=place))
         monkeypatch.setattr(bench, "profile_for", lambda target, artifacts, ms, seconds: ({"a": 1.0}, {"a": 2.0}))
         monkeypatch.setattr(bench, "lost", lambda artifacts, profiles, granule: (LOST,))
         recipe = SimpleNamespace(
@@ -105,7 +105,7 @@ def test_a_row_that_can_not_be_measured_is_failed_and_the_others_go_on(measured,
 
     made = []
     monkeypatch.setattr(bench, "measure_steadily", once)
-    monkeypatch.setattr(bench.road, "artifact_of", lambda folder, place: SimpleNamespace(place=place))
+    monkeypatch.setattr(bench.stages, "artifact_of", lambda folder, place: SimpleNamespace(place=place))
     part = SimpleNamespace(warmup=3, tolerance=0.03)
     recipe = SimpleNamespace(parsed_budgets=[parse_budget("50%", "latency")], measure=part, export=None)
     rows = (row("dense", macs=40), row(measured_p50_ms=3.0, measured_on="host"))

@@ -303,8 +303,8 @@ def test_a_budget_that_is_missed_is_an_error_with_both_figures(way, device, took
 
 def test_the_record_has_percentiles_and_all_samples(way, device):
     device += [1.0]
-    timing.time_slim(way, HOST, HALF, artifacts(way))
-    timing.time_dense(way, HOST, artifacts(way)[0])
+    final_latency.time_slim(way, HOST, HALF, artifacts(way))
+    final_latency.time_dense(way, HOST, artifacts(way)[0])
     runs = way.recipe.measure.runs
     for place, ms, beside in (("host/50%", 1.0, [2.0] * runs), ("dense/host", 2.0, None)):
         told = way.folder.read_json(f"{place}/latency.json")
@@ -318,18 +318,18 @@ def test_the_last_measurement_tells_what_was_asked_and_what_it_took(way, device,
     session = SimpleNamespace(progress=lambda *args, **figures: told.append((*args, figures)))
     way = replace(way, session=session)
     device += [1.02]
-    timing.time_slim(way, HOST, parse_budget(budget, "latency"), artifacts(way))
+    final_latency.time_slim(way, HOST, parse_budget(budget, "latency"), artifacts(way))
     work = f"host {budget}: measure"
     assert told == [(work, 0, 1, {}), (work, 1, 1, {"asked_ms": asked_ms, "p50_ms": 1.02})]
 
 
 def test_a_finished_measurement_is_judged_again_by_another_tolerance(way, device):
     device += [1.02, 1.02]
-    timing.time_slim(way, HOST, HALF, artifacts(way))
+    final_latency.time_slim(way, HOST, HALF, artifacts(way))
     strict = tiny_recipe(measure={"runs": 20, "warmup": 2, "tolerance": 0.01})
     stricter = replace(way, recipe=strict)
     with pytest.raises(BudgetError, match=r"1\.02 ms, asked were 1 ms \(\+-1%\)"):
-        timing.time_slim(stricter, HOST, HALF, artifacts(way))
+        final_latency.time_slim(stricter, HOST, HALF, artifacts(way))
 
 
 def test_without_a_latency_budget_one_measurement_is_enough(way, device):
