@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import quantiles
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from deploy_prune.errors import DeployPruneError, kind_of
 from deploy_prune.system.shell import size_bytes
@@ -314,6 +314,12 @@ class SearchResult:
     trace: tuple[Mapping[str, float], ...]
 
 
+_TIMES: Final = (
+    "predicted_ms", "predicted_dense_ms", "measured_p50_ms", "measured_p90_ms", "measured_p99_ms", "dense_p50_ms",
+    "speedup", "speedup_low", "speedup_high",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One row of results.json: one target x budget, or a target's dense row (``budget == "dense"``).
@@ -368,6 +374,18 @@ class Row:
     train_examples_of: int | None = None
     test_examples: int | None = None
     error_kind: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no measurement gives: rows are read from files too, and are divided by.
+
+        Raises:
+            ValueError: a latency or a speed-up isn't above 0.
+        """
+        for name in _TIMES:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                message = f"{name} is {value}, which no measurement gives"
+                raise ValueError(message)
 
     def failed(self, error: DeployPruneError) -> Row:
         """The row of what failed with this error."""

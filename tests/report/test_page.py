@@ -223,6 +223,16 @@ def test_a_damaged_file_is_an_error_that_names_it(run, file, content):
     assert not (run / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["speedup", "speedup_low", "speedup_high", "dense_p50_ms", "measured_p50_ms", "predicted_dense_ms"]
+)
+@pytest.mark.parametrize("value", [0, -1.0])
+def test_a_latency_or_speedup_that_no_measurement_gives_is_refused(run, name, value):
+    edit(run / "results.json", lambda rows: rows[1].update({name: value}))
+    with pytest.raises(RunFolderError, match=rf"results.json is damaged.*{name} is {float(value)}, which no"):
+        write_page(run)
+
+
 def test_no_run_folder_is_an_error(tmp_path):
     with pytest.raises(RunFolderError, match="There is no run folder"):
         write_page(tmp_path / "nothing")
