@@ -281,7 +281,7 @@ class Latency:
 
 
 Reason = Literal["granularity", "memory-bound", "overhead"]
-"""Why a layer is slower than its multiply-accumulates say: latency/lost.py has the rules."""
+"""Why a layer is slower than its multiply-accumulates say: latency/why_slower.py has the rules."""
 
 
 @dataclass(frozen=True, kw_only=True)
