@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from deploy_prune.commands.examples import examples
-from deploy_prune.commands.frame import Commands, file_option, result_file, run_folder, say, settings
+from deploy_prune.commands.frame import Commands, file_option, result_file, run_folder, say, say_first, settings
 from deploy_prune.commands.outcome import require_met, require_ok, show_rows, write_artifact, write_bundles
 from deploy_prune.system.locks import hold
 from deploy_prune.system.shell import write_text
@@ -48,13 +48,15 @@ def recipe(name: str, settings: Sequence[str], out: Path, fresh: bool, wait: boo
     from deploy_prune.recipe.file import load_recipe
 
     parsed = load_recipe(name, settings)
+    if not quiet:
+        say_first("Run", parsed)
     with hold(out / parsed.name, (lambda told: say(told, err=True)) if wait else None):
         from deploy_prune.report.terminal import output, rich_progress
         from deploy_prune.run import pipeline
 
         with nullcontext(silent) if quiet else rich_progress() as progress:
             tell = pipeline.untold if quiet else partial(say, err=True)
-            run = pipeline.run(parsed, out, progress, fresh, tell, tell_threads=tell)
+            run = pipeline.run(parsed, out, progress, fresh, tell, tell)
     show_rows(run.rows)
     output().print(*run.summary, sep="\n", markup=False, highlight=False)
     output().print(f"{run.folder}", markup=False, highlight=False)
@@ -74,6 +76,8 @@ def check(name: str, settings: Sequence[str], quiet: bool) -> None:
     from deploy_prune.recipe.file import load_recipe
 
     parsed = load_recipe(name, settings)
+    if not quiet:
+        say_first("Check", parsed)
     from deploy_prune.commands import check as checking
     from deploy_prune.report.table import check_tables
     from deploy_prune.report.terminal import output, rich_progress

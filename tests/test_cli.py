@@ -1,6 +1,7 @@
 """The commands: what they pass on, what they print, and how they fail."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import deploy_prune
-from deploy_prune import errors
+from deploy_prune import api, commands, errors, run
 from deploy_prune.cli import main
 from deploy_prune.commands.examples import EXAMPLES
 from deploy_prune.errors import BudgetError, DeployPruneError
@@ -76,9 +77,9 @@ def pipeline(monkeypatch):
     note("run", SimpleNamespace(folder=Path("runs/quickstart"), rows=(row("dense"), row()), summary=told))
     note("check", check_report())
     note("bench", benches(row("dense"), row()))
-    for name in ("pipeline", "check", "reuse", "benching"):
-        monkeypatch.setitem(sys.modules, f"deploy_prune.{name}", fake)
-        monkeypatch.setattr(deploy_prune, name, fake, raising=False)
+    for package, name in ((run, "pipeline"), (commands, "check"), (commands, "bench"), (api, "export")):
+        monkeypatch.setitem(sys.modules, f"{package.__name__}.{name}", fake)
+        monkeypatch.setattr(package, name, fake, raising=False)
     return fake
 
 
@@ -126,7 +127,7 @@ def test_an_example_parses(line):
 @pytest.mark.parametrize("error", ERROR_CLASSES)
 def test_each_error_is_one_line_and_its_own_exit_code(error, pipeline):
     pipeline.answer("check", error("First part,\n  second part."))
-    result = call("check", "quickstart")
+    result = call("check", "quickstart", "--quiet")
     assert result.exit_code == error.exit_code
     assert result.stderr == "deploy-prune: error: First part, second part.\n"
     assert result.stdout == ""
@@ -141,7 +142,7 @@ def test_exit_codes_are_the_classes_own():
 
 def test_debug_shows_the_traceback_too(pipeline):
     pipeline.answer("check", BudgetError("Too small."))
-    result = call("--debug", "check", "quickstart")
+    result = call("--debug", "check", "quickstart", "--quiet")
     assert result.exit_code == BudgetError.exit_code
     assert result.stderr.startswith("Traceback")
     assert result.stderr.endswith("\ndeploy-prune: error: Too small.\n")
@@ -149,7 +150,7 @@ def test_debug_shows_the_traceback_too(pipeline):
 
 def test_an_unexpected_exception_is_named_without_a_traceback(pipeline):
     pipeline.answer("check", KeyError("features"))
-    result = call("check", "quickstart")
+    result = call("check", "quickstart", "--quiet")
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
     assert "unexpected KeyError: 'features'" in result.stderr
@@ -158,7 +159,7 @@ def test_an_unexpected_exception_is_named_without_a_traceback(pipeline):
 
 def test_an_interrupted_run_says_that_it_can_go_on(pipeline):
     pipeline.answer("run", KeyboardInterrupt())
-    result = call("recipe", "quickstart")
+    result = call("recipe", "quickstart", "--quiet")
     assert result.exit_code == 130
     assert result.stderr == "deploy-prune: interrupted; run the same command again to resume\n"
 
@@ -173,9 +174,9 @@ def test_recipe_passes_everything_on_and_shows_the_results(pipeline):
         "recipe", "quickstart", "--set", "seed=3", "--set", "budgets=[30%]", "--out", "o", "--fresh", "--quiet"
     )
     assert result.exit_code == 0
-    assert pipeline.calls == [
-        ("run", load_recipe("quickstart", ["seed=3", "budgets=[30%]"]), Path("o"), silent, True, untold)
-    ]
+    parsed = load_recipe("quickstart", ["seed=3", "budgets=[30%]"])
+    assert pipeline.calls == [("run", parsed, Path("o"), silent, True, untold, untold)]
+    assert result.stderr == ""
     assert "dense" in result.stdout
     assert "Input: 3 x 32 x 32 pixels." in result.stdout
     assert result.stdout.endswith("runs/quickstart\n")
@@ -183,10 +184,22 @@ def test_recipe_passes_everything_on_and_shows_the_results(pipeline):
 
 def test_recipe_shows_progress_unless_told_not_to(pipeline):
     call("recipe", "quickstart")
-    (_, _, out, progress, fresh, tell), *_ = pipeline.calls
+    (_, _, out, progress, fresh, tell, tell_threads), *_ = pipeline.calls
     assert (out, fresh) == (Path("runs"), False)
-    assert tell is not untold
+    assert tell is tell_threads is not untold
     assert progress is not silent
+
+
+@pytest.mark.parametrize(("command", "doing"), [("check", "Check"), ("recipe", "Run")])
+def test_it_says_what_it_does_before_torch_is_imported(command, doing, tmp_path):
+    (tmp_path / "torch.py").write_text("import sys; sys.exit('now torch is imported')")
+    arguments = [command, "quickstart", *(["--out", str(tmp_path)] if command == "recipe" else [])]
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy_prune.cli", *arguments],
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    first = f"{doing} quickstart: torchvision:resnet18 on digits, 50% on host. Loading PyTorch ..."
+    assert done.stderr.splitlines()[:2] == [first, "now torch is imported"]
 
 
 @pytest.mark.parametrize("command", [("recipe", "quickstart"), ("bench", "runs/quickstart")])
@@ -234,9 +247,9 @@ def test_export_names_the_artifact(pipeline, tmp_path):
     path = tmp_path / "slim.onnx"
     path.write_bytes(b"12345")
     made = Artifact(path=path, format="onnx", precision="fp32", sha256="abc", input_shape=(1, 3, 8, 8), versions={})
-    pipeline.answer("export", made)
+    pipeline.answer("export_saved", made)
     result = call("export", "runs/a/host/50%", "--target", "pixel-8", "--out", str(path))
-    assert pipeline.calls == [("export", Path("runs/a/host/50%"), "pixel-8", path, False)]
+    assert pipeline.calls == [("export_saved", Path("runs/a/host/50%"), "pixel-8", path, False)]
     assert result.stdout == f"{path} onnx fp32 5 bytes abc\n"
 
 

@@ -187,7 +187,7 @@ class Workbench:
         part = self.recipe.measure
         with scratch() as folder:
             pair = [self._dense_artifact(target), self._artifact(target, counts, folder)]
-            dense, slim = measure_steadily(target, pair, part.runs, part.warmup)
+            dense, slim = measure_steadily(target, pair, part.runs, part.warmup, self.progress)
         return {"dense_ms": dense.p50_ms, "slim_ms": slim.p50_ms}
 
     def _dense_artifact(self, target: Target) -> Artifact:

@@ -8,13 +8,16 @@ import traceback
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deploy_prune.errors import MAX_MESSAGE, DeployPruneError, RunFolderError, printable
 from deploy_prune.system.outputs import require_outside_runs
 from deploy_prune.system.shell import shown
+
+if TYPE_CHECKING:
+    from deploy_prune.recipe.parts import Recipe
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 UNEXPECTED = 1
@@ -49,6 +52,15 @@ class Commands(click.Group):
 def say(text: object, err: bool = False) -> None:
     """Print lines of which parts may come from a file or a device: without characters that steer a terminal."""
     click.echo(printable(text, keep="\n"), err=err)
+
+
+def say_first(doing: str, recipe: Recipe) -> None:
+    """What is going to be done: said before PyTorch is imported, which can take longer than people like to wait."""
+    say(
+        f"{doing} {recipe.name}: {recipe.model.source} on {recipe.data.source}, {', '.join(recipe.budgets)} on "
+        f"{', '.join(recipe.targets)}. Loading PyTorch ...",
+        err=True,
+    )
 
 
 def of_the_system(error: Exception) -> str | None:

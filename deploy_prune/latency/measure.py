@@ -11,7 +11,7 @@ from deploy_prune.errors import CommandError, MeasurementError, printable
 from deploy_prune.latency.disturbance import disturbance
 from deploy_prune.system.locks import one_at_a_time
 from deploy_prune.system.strict_json import shown
-from deploy_prune.types import Artifact, Latency, Target
+from deploy_prune.types import Artifact, Latency, Progress, Target, silent
 
 MIN_S: Final = 1.0
 """Artifacts are timed for about this long each ..."""
@@ -30,6 +30,7 @@ def measure(
     *,
     min_s: float = MIN_S,
     timeout_s: float = TIMEOUT_S,
+    progress: Progress = silent,
 ) -> tuple[Latency, ...]:
     """Time artifacts on an attached target, interleaved in one process, in a random order a round; one Latency each.
 
@@ -46,12 +47,13 @@ def measure(
         warmup: untimed inferences per artifact before them.
         min_s: time each artifact for about this long, if ``runs`` inferences take less.
         timeout_s: for all of it.
+        progress: told if another process measures there, which is waited for.
 
     Raises:
         MeasurementError: no device is attached, the runtime fails, or it outlasts ``timeout_s``.
     """
     spec = {"mode": "bench", "runs": runs, "warmup": warmup, "min_s": min_s, "max_runs": MAX_RUNS}
-    answer = _run(target, artifacts, spec, timeout_s)
+    answer = _run(target, artifacts, spec, timeout_s, progress)
     samples = _samples(target, answer)
     each, conditions = answer.get("runs_per_sample", 1), answer.get("conditions")
     if type(each) is not int or not 0 < each <= MAX_RUNS or not isinstance(conditions, dict | None):
@@ -118,7 +120,13 @@ def _samples(target: Target, answer: Mapping[str, Any]) -> list[tuple[float, ...
     return samples
 
 
-def _run(target: Target, artifacts: Sequence[Artifact], spec: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+def _run(
+    target: Target,
+    artifacts: Sequence[Artifact],
+    spec: Mapping[str, Any],
+    timeout_s: float,
+    progress: Progress = silent,
+) -> dict[str, Any]:
     if target.runner is None:
         message = f"No device is attached for {target.name} (runner: none); its latency can only be predicted."
         raise MeasurementError(message)
@@ -129,9 +137,9 @@ def _run(target: Target, artifacts: Sequence[Artifact], spec: Mapping[str, Any],
         message = f"{target.name} can't be measured: its runtime '{target.runtime}' is none of {', '.join(RUNTIMES)}."
         raise MeasurementError(message)
     models = [entry(artifact, target.runtime) for artifact in artifacts]
-    start = reach(target.runner, target.program)
-    try:
-        with one_at_a_time("device", target.runner):  # two that measure beside each other both measure too much
+    start, work = reach(target.runner, target.program), f"{target.name}: wait for another process that measures there"
+    try:  # two that measure beside each other both measure too much
+        with one_at_a_time("device", target.runner, lambda: progress(work, 0, 1)):
             return start(SCRIPT, {**spec, "models": models, "threads": target.threads}, timeout_s)
     except CommandError as error:
         message = f"The measurement on {target.name} failed. {error}"

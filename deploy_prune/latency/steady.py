@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from deploy_prune.latency.measure import measure
-from deploy_prune.types import Artifact, Latency, Target
+from deploy_prune.types import Artifact, Latency, Progress, Target, silent
 
 AGREE: Final = 0.01
 """Two measurements agree if each p50 over the first artifact's (of one artifact alone: its p50) differs by no more:
@@ -16,7 +16,9 @@ MEASUREMENTS: Final = 5
 """At most so many measurements."""
 
 
-def measure_steadily(target: Target, artifacts: Sequence[Artifact], runs: int, warmup: int) -> tuple[Latency, ...]:
+def measure_steadily(
+    target: Target, artifacts: Sequence[Artifact], runs: int, warmup: int, progress: Progress = silent
+) -> tuple[Latency, ...]:
     """``measure`` again until two measurements in a row agree, at most five times; the samples of all are pooled.
 
     Several artifacts agree if their shares of the first one do: a machine that slows all of them down doesn't matter.
@@ -30,13 +32,17 @@ def measure_steadily(target: Target, artifacts: Sequence[Artifact], runs: int, w
         artifacts: at least one; the first is what the others are compared with.
         runs: timed inferences per artifact and measurement, at least.
         warmup: untimed inferences per artifact before them.
+        progress: told of every measurement, with the last artifact's p50.
 
     Raises:
         MeasurementError: as ``measure``.
     """
+    work = f"{target.name}: measure until the machine is quiet"
     rounds: list[tuple[Latency, ...]] = []
     while len(rounds) < 2 or (not _agree(*rounds[-2:]) and len(rounds) < MEASUREMENTS):
-        rounds.append(measure(target, artifacts, runs, warmup))
+        progress(work, len(rounds), MEASUREMENTS, **({"p50_ms": rounds[-1][-1].p50_ms} if rounds else {}))
+        rounds.append(measure(target, artifacts, runs, warmup, progress=progress))
+    progress(work, len(rounds), len(rounds), p50_ms=rounds[-1][-1].p50_ms)
     pooled = ([sample for one in each for sample in one.samples_ms] for each in zip(*rounds, strict=True))
     conditions = tuple(told for each in rounds for told in each[0].conditions)
     disturbed = next((each[0].disturbed for each in rounds if each[0].disturbed), None) or _unsteady(rounds)

@@ -102,9 +102,14 @@ def _bars(console: Console) -> Progress:
 
 
 def _shown(figures: dict[str, float]) -> str:
-    plain = [f"{name}={value:.4g}" for name, value in figures.items() if not name.startswith(SHARE)]
+    plain = [f"{name}={_figure(value)}" for name, value in figures.items() if not name.startswith(SHARE)]
     shares = [value for name, value in figures.items() if name.startswith(SHARE)]
     return " ".join(plain + ([_blocks(shares)] if shares else []))
+
+
+def _figure(value: float) -> str:
+    """Three significant digits; all digits of whole numbers, and of what is before the point, up to a million."""
+    return f"{value:.0f}" if abs(value) < 1e6 and (abs(value) >= 100 or value == round(value)) else f"{value:.3g}"
 
 
 def _blocks(shares: Sequence[float]) -> str:

@@ -31,7 +31,7 @@ def time_dense(road: Road, target: Target, artifact: Artifact) -> Latency:
 
     def compute() -> None:
         part = road.recipe.measure
-        (latency,) = measure_steadily(target, [artifact], part.runs, part.warmup)
+        (latency,) = measure_steadily(target, [artifact], part.runs, part.warmup, road.session.progress)
         write_latency(road.folder, place, latency, None)
 
     key = keys.latency(road.basis, target, None, [artifact])
@@ -52,7 +52,7 @@ def time_slim(
     def compute() -> None:
         work = f"{target.name} {budget.text}: measure"
         road.session.progress(work, 0, 1)
-        dense, slim = measure_steadily(target, artifacts, part.runs, part.warmup)
+        dense, slim = measure_steadily(target, artifacts, part.runs, part.warmup, road.session.progress)
         asked_ms = budget.absolute(dense.p50_ms) if budget.metric == "latency" else slim.p50_ms
         road.session.progress(work, 1, 1, asked_ms=asked_ms, p50_ms=slim.p50_ms)
         require_within(place, budget, part.tolerance, slim, dense)

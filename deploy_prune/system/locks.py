@@ -60,8 +60,8 @@ def hold(folder: Path, wait: Callable[[str], object] | None = None, *, keep: boo
 
 
 @contextmanager
-def one_at_a_time(kind: str, key: str) -> Iterator[None]:
-    """Wait until no other process or thread of this user, on this machine, is at this work."""
+def one_at_a_time(kind: str, key: str, wait: Callable[[], object] | None = None) -> Iterator[None]:
+    """Wait until no other process or thread of this user, on this machine, is at this work; ``wait`` is told if so."""
     folder = Path(tempfile.gettempdir()) / f"deploy-prune-locks-{os.getuid()}"
     name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:32]
     lock = FileLock(folder / f"{kind}-{name}.lock", is_singleton=True)
@@ -70,7 +70,12 @@ def one_at_a_time(kind: str, key: str) -> Iterator[None]:
         if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
             message = f"{folder} belongs to somebody else; remove it, or set TMPDIR to a folder of your own."
             raise RunFolderError(message)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if wait is not None:
+                wait()
+            lock.acquire()
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
         message = f"No lock can be made in {folder} ({reason}); set TMPDIR to another folder."

@@ -54,7 +54,7 @@ def ratios(monkeypatch):
     """What the next measurements give, slim over dense."""
     answers: list[float] = []
 
-    def measure(target, artifacts, runs, warmup):
+    def measure(target, artifacts, runs, warmup, progress):
         assert [a.path.stem for a in artifacts] == ["dense", "slim"]
         share = answers.pop(0)
         return tuple(

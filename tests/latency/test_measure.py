@@ -1,5 +1,6 @@
 """Every runner: the same contract; and the statistics of what they give back."""
 
+import threading
 from dataclasses import replace
 
 import numpy
@@ -13,6 +14,7 @@ from deploy_prune.errors import CommandError, MeasurementError
 from deploy_prune.export.artifact import describe
 from deploy_prune.latency import measure as measure_module
 from deploy_prune.latency.measure import measure, profile
+from deploy_prune.system.locks import one_at_a_time
 from deploy_prune.system.shell import digest
 
 HOST = load_target("host")
@@ -45,6 +47,28 @@ def test_samples(device_name, pair):
         assert latency.device
         assert latency.p50_ms <= latency.p90_ms
     assert latencies[0].p50_ms > 5 * latencies[1].p50_ms
+
+
+def test_it_says_that_it_waits_for_another_measurement(monkeypatch, pair):
+    monkeypatch.setitem(RUNNERS, "local", lambda *asked: {"samples_ms": [[1.0] * 10] * 2, "device": "test"})
+    told, entered, go_on = [], threading.Event(), threading.Event()
+
+    def another():
+        with one_at_a_time("device", "local"):
+            entered.set()
+            go_on.wait(10)
+
+    def progress(*step):
+        told.append(step)
+        go_on.set()
+
+    thread = threading.Thread(target=another)
+    thread.start()
+    entered.wait(10)
+    measure(HOST, pair, runs=10, warmup=0, progress=progress)
+    thread.join()
+    measure(HOST, pair, runs=10, warmup=0, progress=progress)
+    assert told == [("host: wait for another process that measures there", 0, 1)]
 
 
 def test_small_networks_are_timed_longer(device_name, pair):

@@ -19,7 +19,7 @@ def ratios(monkeypatch):
     """What the next measurements give, second artifact over first; the first takes another time in each."""
     answers: list[float] = []
 
-    def measure(target, artifacts, runs, warmup):
+    def measure(target, artifacts, runs, warmup, progress):
         base, share = 1.0 + len(answers) / 10, answers.pop(0)
         times = (base, share * base)[: len(artifacts)]
         return tuple(
@@ -60,6 +60,16 @@ def test_the_figure_of_a_busy_moment_does_not_decide(ratios):
     assert median(found) == pytest.approx(0.5)
 
 
+def test_it_says_that_it_waits_for_a_quiet_machine(ratios):
+    ratios += [0.5, 0.8, 0.8]
+    told = []
+    steady.measure_steadily(HOST, [ONE, ONE], RUNS, 1, lambda *step, **figures: told.append((*step, figures)))
+    work = "host: measure until the machine is quiet"
+    assert [step[:3] for step in told] == [(work, 0, 5), (work, 1, 5), (work, 2, 5), (work, 3, 3)]
+    assert told[0][3] == {}, "before anything is measured"
+    assert [step[3]["p50_ms"] for step in told[1:]] == pytest.approx([0.5 * 1.3, 0.8 * 1.2, 0.8 * 1.1])
+
+
 def test_measurements_of_which_no_two_agree_are_said_to_be(ratios):
     ratios += [0.9, 0.5, 0.8, 0.6, 0.7]
     both = steady.measure_steadily(HOST, [ONE, ONE], RUNS, 1)
@@ -77,7 +87,7 @@ def alone(monkeypatch):
     """What the next measurements of one artifact alone take, in ms."""
     answers: list[float] = []
 
-    def measure(target, artifacts, runs, warmup):
+    def measure(target, artifacts, runs, warmup, progress):
         samples = (answers.pop(0),) * runs
         return (Latency(samples_ms=samples, warmup=warmup, threads=1, device="test", measured_on="host"),)
 

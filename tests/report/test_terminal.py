@@ -3,6 +3,7 @@
 import io
 import re
 
+import pytest
 from rich.table import Table
 from rich.text import Text
 
@@ -24,8 +25,8 @@ def test_elsewhere_there_are_plain_lines_now_and_then():
         now[0] = step * 0.1
         progress("train", step, 100, loss=1 / 3)
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "train: 1/100 loss=0.3333"
-    assert lines[-1] == "train: 100/100 loss=0.3333"
+    assert lines[0] == "train: 1/100 loss=0.333"
+    assert lines[-1] == "train: 100/100 loss=0.333"
     assert len(lines) == 10 / PLAIN_EVERY_S + 1
 
 
@@ -36,6 +37,27 @@ def test_each_work_has_its_own_first_line():
         progress(work, 1, 9)
         progress(work, 2, 9)
     assert stream.getvalue() == "search: 1/9\nretrain host/50%: 1/9\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.013541234, "0.0135"),
+        (2.4749999, "2.47"),
+        (32.351, "32.4"),
+        (1234.56, "1235"),
+        (1234, "1234"),
+        (12.0, "12"),
+        (48123456.7, "4.81e+07"),
+        (0.0, "0"),
+        (float("inf"), "inf"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_figures_have_three_significant_digits(value, shown):
+    stream = io.StringIO()
+    PlainLines(stream)("check", 1, 1, seconds=value)
+    assert stream.getvalue() == f"check: 1/1 seconds={shown}\n"
 
 
 def test_no_control_characters_where_there_is_no_terminal(monkeypatch):

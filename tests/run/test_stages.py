@@ -265,7 +265,7 @@ def device(monkeypatch):
     """The slim network's times in the next measurements; the dense one takes 2 ms."""
     answers: list[float] = []
 
-    def measure(target, artifacts, runs, warmup):
+    def measure(target, artifacts, runs, warmup, progress):
         times = (2.0,) if len(artifacts) == 1 else (2.0, answers.pop(0))
         return tuple(
             Latency(samples_ms=(ms,) * runs, warmup=warmup, threads=1, device="test", measured_on="host")

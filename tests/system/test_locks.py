@@ -138,3 +138,19 @@ def test_work_of_one_key_is_done_by_one_after_the_other():
     for thread in threads:
         thread.join()
     assert most == [1]
+
+
+def test_who_has_to_wait_is_told_once_and_nobody_else():
+    told, entered, go_on = [], threading.Event(), threading.Event()
+
+    def first():
+        with one_at_a_time("device", "a test's own", lambda: told.append("first")):
+            entered.set()
+            go_on.wait(10)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    entered.wait(10)
+    with one_at_a_time("device", "a test's own", lambda: told.append("second") or go_on.set()):
+        thread.join()
+    assert told == ["second"]
