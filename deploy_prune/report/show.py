@@ -138,7 +138,7 @@ def _rest(overview: Overview) -> Cost:
 
 def _totals(overview: Overview) -> Table:
     table = _table("total")
-    for header in ("dense", "slim", "kept"):
+    for header in ("kept", "slim", "dense"):
         table.add_column(header, justify="right")
     totals: list[tuple[str, Cost, Metric]] = [
         ("MACs", overview.macs, "macs"),
@@ -148,7 +148,7 @@ def _totals(overview: Overview) -> Table:
         totals.append((f"latency on {overview.target}, predicted", overview.latency, "latency"))
     for name, cost, metric in totals:
         share = percent(cost.slim / cost.dense) if cost.dense else NONE
-        table.add_row(Text(name), amount(cost.dense, metric), amount(cost.slim, metric), share)
+        table.add_row(Text(name), share, amount(cost.slim, metric), amount(cost.dense, metric))
     return table
 
 

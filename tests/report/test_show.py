@@ -39,9 +39,9 @@ def test_headline_layers_totals_and_groups() -> None:
     assert "first conv 3 64 → 16 25.0% 50.0% → 33.3% ███ 25.0% → 25.0% ██" in text
     assert "second conv 3 64 50.0% 50.0% → 66.7% ███████ 25.0% → 50.0% █████" in text
     assert "rest 50.0% → 25.0% ██" in text
-    assert "MACs 0.000200 MMACs 0.0000750 MMACs 37.5%" in text
-    assert "parameters 2.00 M 1.00 M 50.0%" in text
-    assert "latency on pixel-8, predicted 4.00 ms 1.00 ms 25.0%" in text
+    assert "MACs 37.5% 0.0000750 MMACs 0.000200 MMACs" in text
+    assert "parameters 50.0% 1.00 M 2.00 M" in text
+    assert "latency on pixel-8, predicted 25.0% 1.00 ms 4.00 ms" in text
     assert "first 64 16 25.0% ██░░░░░░░░" in text, "channels, not units"
 
 
@@ -71,3 +71,11 @@ def test_as_json_is_plain_data() -> None:
         "name": "first", "kind": "conv", "inputs": (3, 3), "outputs": (64, 16), "macs": None, "latency": None,
     }  # fmt: skip
     assert plain["latency"] == {"dense": 4.0, "slim": 1.0}
+
+
+def test_a_run_s_row_is_told_with_its_speedup_first(make_row) -> None:
+    text = drawn(replace(OVERVIEW, results=make_row("host", "50%")))
+    told = "latency on host: 1.98 times as fast as dense (95% interval 1.96–1.99): 1.26 ms, dense 2.48 ms in the same"
+    assert any(line.startswith(told) for line in text)
+    failed = drawn(replace(OVERVIEW, results=make_row("host", "50%", status="failed", error="Off by 9%.")))
+    assert not any(line.startswith("latency on host:") for line in failed)
