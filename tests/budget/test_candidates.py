@@ -1,7 +1,8 @@
 """What a cut costs on a target: measured until two measurements agree, and kept per machine."""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -241,3 +242,198 @@ def test_a_fresh_run_uses_nothing_that_was_measured_before(bench, ratios):
     fresh = replace(bench, since=time.time())
     assert [fresh.timed(HOST, half(bench)).slim_ms for _ in range(2)] == [pytest.approx(0.6 * DENSE_MS)] * 2
     assert bench.timed(HOST, half(bench)).slim_ms == 0.6 * DENSE_MS, "and replaces it"
+
+
+# --- what is written and timed for it ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Written:
+    """Stands in for the worker that writes artifacts: a file of as many bytes as its network has parameters."""
+
+    asked: list[SimpleNamespace] = field(default_factory=list)
+
+    def __call__(self, name, network, example, path, precision, part, inputs):
+        widths = [module.out_channels for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
+        first = next(iter(network.parameters())).detach().clone()
+        self.asked.append(SimpleNamespace(path=path, precision=precision, widths=widths, first=first, inputs=inputs))
+        assert (name, part) == ("onnx", tiny_recipe().export)
+        write_text(path, "x" * sum(p.numel() for p in network.parameters()))
+        shape = tuple(example.shape)
+        return Artifact(path=path, format=name, precision=precision, sha256="0", input_shape=shape, versions={})
+
+
+@pytest.fixture
+def written(monkeypatch):
+    recorder = Written()
+    monkeypatch.setattr(candidates.isolated, "write", recorder)
+    return recorder
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def writing(tiny, written, told, tmp_path, monkeypatch):
+    """A workbench with a cache of its own, which writes to ``tmp_path`` and has 20 inputs to calibrate on."""
+    monkeypatch.setenv("DEPLOY_PRUNE_CACHE", str(tmp_path / "cache"))
+    inputs = torch.arange(20.0).view(20, 1, 1, 1).expand(-1, 1, 16, 16)
+    return replace(
+        tiny, scratch=tmp_path, _dense={}, _sizes={}, calibration=inputs,
+        progress=lambda work, done, total, **figures: told.append((work, done, total)),
+    )  # fmt: skip
+
+
+def test_a_candidate_is_the_dense_network_cut_to_the_first_units_and_timed_beside_it(writing, written, told, ratios):
+    ratios += [0.5, 0.4]
+    writing.timed(HOST, half(writing))
+    writing.timed(HOST, writing.smallest(HOST))
+    dense, slim, smallest = written.asked
+    assert [one.widths for one in written.asked] == [[16, 16, 32], [8, 8, 16], [4, 4, 4]]
+    assert torch.equal(slim.first, dense.first[:8])
+    assert dense.path == writing.scratch / "host" / "dense.onnx"
+    assert {slim.path.name, smallest.path.name} == {"slim.onnx"}
+    assert not slim.path.exists(), "only the dense one is kept"
+    assert all(one.inputs.flatten(1)[:, 0].tolist() == list(range(16)) for one in written.asked)
+    works = [f"host: write {what} artifact" for what in ("the dense", "a slim", "a slim")]
+    assert told == [(work, done, 1) for work in works for done in (0, 1)]
+
+
+def test_without_calibration_inputs_none_are_passed(writing, written, ratios):
+    ratios += [0.5]
+    replace(writing, calibration=None).timed(HOST, half(writing))
+    assert [one.inputs for one in written.asked] == [None, None]
+
+
+def test_a_size_is_the_files_and_each_is_written_once(writing, written):
+    dense, smallest = writing.structure.dense_counts, writing.smallest(HOST)
+    sizes = {name: writing.size_bytes(HOST, c) for name, c in (("dense", dense), ("smallest", smallest))}
+    assert sizes == {"dense": writing.num_params(dense), "smallest": writing.num_params(smallest)}
+    assert writing.size_bytes(HOST, dict(smallest)) == sizes["smallest"]
+    model = writing.cost(HOST, "size")
+    assert len(written.asked) == 2
+    assert model.metric == "size"
+    assert (round(model(dense)), round(model(smallest))) == (sizes["dense"], sizes["smallest"])
+    assert writing.size_bytes(replace(HOST, name="other"), smallest) == sizes["smallest"]
+    assert len(written.asked) == 3, "another target's files are others"
+
+
+@pytest.fixture
+def timing(monkeypatch):
+    """Each network takes as many ms as its file has bytes; what was asked."""
+    asked = []
+
+    def measure(target, artifacts, runs, warmup, *, min_s):
+        asked.append((target.name, runs, warmup, min_s))
+        return tuple(
+            Latency(samples_ms=(float(a.size_bytes),) * 3, warmup=1, threads=1, device="test", measured_on="host")
+            for a in artifacts
+        )
+
+    def profile_for(target, artifacts, slowest_ms, seconds):
+        asked.append((target.name, [a.size_bytes for a in artifacts], slowest_ms, seconds))
+        return tuple({"node": float(i)} for i, _ in enumerate(artifacts))
+
+    monkeypatch.setattr(candidates, "measure", measure)
+    monkeypatch.setattr(candidates, "profile_for", profile_for)
+    monkeypatch.setattr(
+        candidates, "by_layer", lambda artifact, structure, nodes, total_ms: {**nodes, "file": artifact.size_bytes}
+    )
+    return asked
+
+
+def test_a_table_is_one_measurement_of_all_variants_with_layers_where_the_runtime_tells(writing, timing, told):
+    table = writing.tabled(HOST, 2, 1)
+    dense, smallest = writing.structure.dense_counts, writing.smallest(HOST)
+    assert (len(table.samples), len(table.held_out)) == (4, 1)
+    assert [one.widths for one in table.samples[:2]] == [
+        candidates.widths_of(writing.structure, counts) for counts in (dense, smallest)
+    ]
+    assert [one.total_ms for one in table.samples[:2]] == [writing.num_params(c) for c in (dense, smallest)]
+    assert [one.per_layer_ms for one in table.samples] == [
+        {"node": float(i), "file": one.total_ms} for i, one in enumerate(table.samples)
+    ]
+    assert table.held_out[0].per_layer_ms is None
+    assert 0 < table.seconds < 60
+    runs = (candidates.TABLE_RUNS, writing.recipe.measure.warmup, candidates.TABLE_S)
+    sizes = [one.total_ms for one in table.samples]
+    assert timing == [("host", *runs), ("host", sizes, sizes[0], candidates.PROFILE_S)]
+    steps = [(done, total) for work, done, total in told if work == "host: latency table"]
+    assert steps == [(i, 6) for i in range(7)]
+
+
+def test_a_table_serves_until_more_variants_are_asked_for(writing, timing):
+    first = writing.tabled(HOST, 2, 1)
+    for variants, held_out in ((2, 1), (1, 1), (2, 0)):
+        assert writing.tabled(HOST, variants, held_out) == first
+    assert len(timing) == 2
+    assert len(writing.tabled(HOST, 3, 1).samples) == 5
+    assert len(writing.tabled(HOST, 3, 2).held_out) == 2
+    assert len(timing) == 6
+
+
+def test_a_network_has_only_so_many_variants(writing):
+    """Of at most four stairs a group, 64 in all."""
+    granule, known = 8, [writing.structure.dense_counts]
+    all_of_them = writing._variants(known, granule, 1000, 0)
+    assert all_of_them[0] == known[0]
+    assert len({str(sorted(counts.items())) for counts in all_of_them}) == len(all_of_them) <= 2 * 2 * 4
+    assert len(writing._variants(known, granule, 3, 0)) == 4
+
+
+def test_the_latency_of_a_device_that_is_not_attached_is_a_roofline(tiny, timing):
+    there = load_target("pixel-8")
+    model = replace(tiny, _ops=[]).cost(there, "latency")
+    assert 0 < model(half(tiny)) < model(tiny.structure.dense_counts)
+    assert timing == [], "nothing is measured"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({}, True), ({"runtime": "ncnn"}, False), ({"format": "ort"}, False), ({"program": "x"}, False)],
+)
+def test_layers_are_told_by_onnx_runtime_alone(changes, told):
+    assert candidates.profilable(replace(HOST, **changes)) == told
+
+
+def test_networks_of_a_granularity_are_calibrated_on_noise(written, tmp_path):
+    network, example = torch.nn.Conv2d(1, 4, 3), torch.zeros(1, 1, 8, 8)
+    write = candidates.writer(replace(HOST, precision="int8"), tiny_recipe().export)
+    made = [write(network, example, "probe", tmp_path) for _ in range(2)]
+    assert [one.path for one in made] == [tmp_path / "probe.onnx"] * 2
+    first, again = (one.inputs for one in written.asked)
+    assert first.shape == (candidates.CANDIDATE_INPUTS, 1, 8, 8)
+    assert torch.equal(first, again)
+    assert first.std() > 0.5
+    assert {one.precision for one in written.asked} == {"int8"}
+
+
+def other_opset(bench):
+    return replace(bench, recipe=tiny_recipe(export={"opset": 19})), HOST
+
+
+def other_batch(bench):
+    return replace(bench, recipe=tiny_recipe(export={"dynamic_batch": True})), HOST
+
+
+def other_source(bench):
+    return replace(bench, recipe=tiny_recipe(model={"source": "resnet20"})), HOST
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_opset, other_batch, other_source,
+        *(
+            lambda bench, name=name: (bench, replace(HOST, **{name: "another"}))
+            for name in ("format", "precision", "runtime", "threads", "program")
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_latency_depends_on_is_in_its_identity(tiny, monkeypatch, change):
+    monkeypatch.setattr(candidates, "machine", lambda target: {})
+    bench, target = change(tiny)
+    assert bench._identity(target) != tiny._identity(HOST)
+    assert tiny._identity(replace(HOST, title="another", notes="another")) == tiny._identity(HOST)
