@@ -2,6 +2,7 @@
 #
 #   make run                      the mobilenet recipe; results in runs/mobilenet
 #   make run RECIPE=quickstart    another recipe
+#   make mutants ONLY=budget.loop what survives in deploy_prune/budget/loop.py; without ONLY, in all files that decide
 #   make test-extras              the tests of all extras' formats, with every extra installed
 #   make docs                     the documentation as a site, in build/site
 #   make test VENV=/tmp/env       in another environment
@@ -18,6 +19,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 INSTALLED_EXTRAS := $(VENV)/.installed-extras
+INSTALLED_MUTANTS := $(VENV)/.installed-mutants
 INSTALLED_DOCS := $(VENV)/.installed-docs
 EXTRAS := litert executorch ncnn coreml openvino
 OR := $(subst $() $(), or ,$(EXTRAS))
@@ -58,12 +60,20 @@ picture: $(INSTALLED)
 fuzz: $(INSTALLED_TEST)
 	DEPLOY_PRUNE_FUZZ=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -n 2 --dist worksteal
 
+# Small faults in what decides whether a result is right (tool.mutmut in pyproject.toml), and how many of them the tests
+# see. Survivors are shown by `mutmut show NAME`; tests/mutants.md has those that are no faults. Under half an hour.
+mutants: $(INSTALLED_MUTANTS)
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/mutmut run $(if $(ONLY),"deploy_prune.$(ONLY).*")
+	@$(BIN)/mutmut results
+	@$(BIN)/mutmut results --all true | awk -F '[.]x[_ǁ]|: ' '$$3 != "not checked" { all[$$1]++; left[$$1] += $$3 ~ /survived|no tests/ } \
+		END { for (file in all) printf "%s: %d of %d killed\n", file, all[file] - left[file], all[file] }' | sort
+
 bench: $(INSTALLED)
 	@set -e; for script in $(wildcard benchmarks/[a-z]*.py); do echo "$$script"; $(BIN)/python "$$script"; done
 
 clean:
 	if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find deploy_prune tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp per set of packages: nothing is installed, and no network used, until pyproject.toml changes.
@@ -78,6 +88,10 @@ $(INSTALLED_TEST): pyproject.toml | $(BIN)/python
 $(INSTALLED_DOCS): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $(INSTALLED) $@
+
+$(INSTALLED_MUTANTS): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[test,mutants]'
+	touch $(INSTALLED) $(INSTALLED_TEST) $@
 
 $(INSTALLED_EXTRAS): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[test,all]'

@@ -15,9 +15,10 @@ from deploy_prune.errors import VerificationError
 from deploy_prune.recipe.parts import PrunePart
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.cut import cut
+from deploy_prune.surgery.groups import find_groups
 from deploy_prune.surgery.try_groups import _failure, _sound, settle
-from deploy_prune.surgery.verify import TOLERANCE, prove, verify
-from deploy_prune.types import Keep, Structure
+from deploy_prune.surgery.verify import TOLERANCE, gates, prove, verify, without_strongest
+from deploy_prune.types import Axis, ChannelGroup, Keep, Structure
 
 NETWORKS = [
     ("resnet20", 32),
@@ -320,3 +321,101 @@ def test_an_output_that_no_channel_moves_proves_nothing(share: float) -> None:
         return
     with pytest.raises(VerificationError, match="proves nothing.*when a kept channel of every group changes"):
         verify(network, cut(network, structure, keep), structure, keep, (x,), gates_of(structure))
+
+
+# --- what the proof is made of ----------------------------------------------------------------------------------------
+
+
+def one_group(*consumers: Axis, channels: int = 4) -> Structure:
+    group = ChannelGroup(name="a", channels=channels, period=1, consumers=consumers, members=consumers)
+    return Structure(groups=(group,), layers=(), whole=())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_gates_are_one_for_what_stays_in_the_inputs_type(dtype: torch.dtype) -> None:
+    structure = one_group()
+    found = gates(structure, {"a": torch.tensor([True, False, False, True])}, torch.zeros(2, dtype=dtype))
+    assert (found["a"].tolist(), found["a"].dtype) == ([1, 0, 0, 1], dtype)
+    assert gates(structure, {}, torch.zeros(2, dtype=dtype))["a"].tolist() == [1, 1, 1, 1]
+    assert gates(structure, {}, torch.zeros(2, dtype=torch.int64))["a"].dtype == torch.float32, "of whole numbers"
+
+
+class Read(nn.Module):
+    """Two weights that read the same four units; the second reads each twice, and something else besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.tensor([[1.0, -4.0, 2.0, 0.5], [1.0, 1.0, 0.0, 0.5]]))
+        self.second = nn.Parameter(torch.tensor([[0.0, 0.0, 9.0, 0.0, 0.0, 2.0, -2.0, 7.0, 7.0]]))
+
+    def axes(self) -> tuple[Axis, Axis]:
+        twice = torch.tensor([0, 0, -1, 1, 1, 2, 2, 3, 3])
+        return Axis(tensor="first", axis=1, unit_of=torch.arange(4)), Axis(tensor="second", axis=1, unit_of=twice)
+
+
+@pytest.mark.parametrize(
+    ("readers", "kept", "fewer"),
+    [
+        ((0,), [1, 1, 1, 1], [1, 0, 1, 1]),  # 2, 5, 2, 1
+        ((1,), [1, 1, 1, 1], [1, 1, 1, 0]),  # 0, 0, 4, 14
+        ((0, 1), [1, 1, 1, 0], [1, 1, 0, 0]),  # 2, 5, 6, 15, of which the last is gone
+        ((1, 0), [1, 1, 1, 0], [1, 1, 0, 0]),
+        ((0, 1), [0, 1, 0, 0], [0, 0.5, 0, 0]),  # without its only unit a norm would divide by 0
+        ((), [0, 1, 1, 0], [0, 0, 1, 0]),  # read by nothing that is known
+    ],
+)
+def test_the_unit_that_is_read_most_of_those_kept_is_dropped(
+    readers: tuple[int, ...], kept: list[float], fewer: list[float]
+) -> None:
+    network = Read()
+    (group,) = one_group(*(network.axes()[i] for i in readers)).groups
+    gate = torch.tensor(kept, dtype=torch.float32)
+    assert without_strongest(network, group, gate).tolist() == fewer
+    assert gate.tolist() == kept
+
+
+class Two(nn.Module):
+    """The second input does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head(self.first(x) + 0 * self.second(y))
+
+
+@pytest.mark.parametrize("same", [0, 1])
+def test_all_inputs_change_when_the_output_is_to_move(same: int) -> None:
+    torch.manual_seed(0)
+    network = Two().eval()
+    inputs = [torch.randn(4, 6), torch.randn(4, 6)]
+    structure = find_groups(network, tuple(x[:1] for x in inputs), PrunePart())
+    keep = half(structure)
+    slim = cut(network, structure, keep)
+    inputs[same] = inputs[same][:1].expand(4, -1)
+    if same == 1:
+        verify(network, slim, structure, keep, inputs, gates_of(structure))
+    else:
+        with pytest.raises(VerificationError, match="when its input changes"):
+            verify(network, slim, structure, keep, inputs, gates_of(structure))
+
+
+def test_a_network_without_groups_is_proven_by_its_input() -> None:
+    torch.manual_seed(0)
+    network, x = nn.Linear(6, 3).eval(), torch.randn(4, 6)
+    structure = Structure(groups=(), layers=(), whole=())
+    proof = verify(network, copy.deepcopy(network), structure, {}, (x,), gates_of(structure))
+    assert (proof.difference, proof.num_inputs) == (0, 4)
+    assert proof.moved_by_channel == proof.moved_by_input > 0.1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_proof_leaves_both_networks_in_their_mode(training: bool) -> None:
+    network, slim, structure, keep, x = cancelling(3000.0)
+    network.train(training), slim.train(training)
+    weights = [p.clone() for p in (*network.parameters(), *slim.parameters())]
+    verify(network, slim, structure, keep, (x,), gates_of(structure))
+    assert {m.training for m in (*network.modules(), *slim.modules())} == {training}
+    after = (*network.parameters(), *slim.parameters())
+    assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(after, weights, strict=True))
