@@ -46,9 +46,10 @@ lint: $(INSTALLED_TEST)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Every warning is an error, broken links too. Nothing is fetched but the packages.
+# Every warning is an error, broken links too. The site loads nothing from other hosts.
 docs: $(INSTALLED_DOCS)
 	PYTHONPATH=docs $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env -b html docs build/site
+	! grep -rE '<(script|link|img|iframe)[^>]+(src|href)="(https?:)?//' --include='*.html' build/site
 
 # The report of a finished mobilenet run, as the README shows it.
 CHROMIUM ?= chromium
