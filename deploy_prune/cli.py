@@ -1,4 +1,4 @@
-"""The command line: one function a command, which calls one function of the package and shows what it returns."""
+"""The command line: one function for each command. It calls one function of the package and shows the result."""
 
 from __future__ import annotations
 

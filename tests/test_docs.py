@@ -190,7 +190,7 @@ def test_every_public_function_is_documented():
         name for name in deploy_prune.__all__ if not name.startswith("_") and not getattr(deploy_prune, name).__doc__
     ] == []
     assert [
-        name for name in deploy_prune.__all__ if not name.startswith("_") and f"## deploy_prune.{name}\n" not in ALL
+        name for name in deploy_prune.__all__ if not name.startswith("_") and f":: deploy_prune.{name}\n" not in ALL
     ] == []
 
 

@@ -45,26 +45,26 @@ def export_network(
     calibration: Tensor | None = None,
     part: ExportPart | None = None,
 ) -> Artifact:
-    """Write any network's artifact in any format, and check it against the network in its own runtime.
+    """Write any network's artifact in any format, and compare it with the network in its own runtime.
+
+    If an artifact can't be run here, its ``unchecked`` has the reason and an `UncheckedWarning` is given. If its
+    contents can be read, they are compared instead.
 
     Args:
-        model: any module that torch.export can trace; it is exported in eval mode and left as it was.
-        example: float32 [B, C, H, W]; fixes the artifact's input shape.
+        model: any module that torch.export can trace. It is exported in eval mode, and not changed.
+        example: float32 [B, C, H, W]. It fixes the artifact's input shape.
         format: a format's name, such as "onnx".
-        precision: "fp32", "fp16" or "int8", as far as the format has it; inputs and outputs stay float32.
-        path: the file or folder, with the format's suffix; it appears only when complete, and is removed if it fails
-            the check.
-        calibration: real inputs [N, C, H, W], normalised as in training: int8 is calibrated on them, and the artifact
-            is compared with the network on 64 of them, spread over all. Default: random inputs, and no int8.
-        part: limits and options; default: a recipe's.
-
-    An artifact that can't be run here has ``unchecked``, the reason, and an `UncheckedWarning` is given; where its
-    contents can be read they are compared.
+        precision: "fp32", "fp16" or "int8", if the format has it. Inputs and outputs stay float32.
+        path: the file or folder to write, with the format's suffix. It appears only when it is complete, and is removed
+            if it fails the comparison.
+        calibration: real inputs [N, C, H, W], normalised as in training. int8 needs them. The artifact is compared with
+            the network on 64 of them. Default: random inputs, and no int8.
+        part: limits and options. Default: those of a recipe.
 
     Raises:
-        ExportError: there is no such format or precision, or it can't be written.
-        MissingDependencyError: the format's packages aren't installed; with the pip command.
-        ParityError: the artifact doesn't compute what the network does.
+        ExportError: there is no such format or precision, or the artifact can't be written.
+        MissingDependencyError: the format's packages aren't installed. The message has the pip command.
+        ParityError: the artifact doesn't compute what the network computes.
         MeasurementError: its runtime can't run it.
         RunFolderError: something else would be replaced, or the place can't be written to.
     """

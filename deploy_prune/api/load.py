@@ -11,15 +11,15 @@ from deploy_prune.run.folder import load_tensors
 
 
 def load(path: str | Path, *, trust: bool = False) -> nn.Module:
-    """The slim network of a run's TARGET/BUDGET folder, with its weights, in eval mode. No pickle is involved.
+    """Load a slim network, in eval mode. Nothing is unpickled.
 
     Args:
-        path: a folder with architecture.json and weights.safetensors, or an architecture.json (then: fresh weights
-            from torch's global generator).
-        trust: build networks whose source is ``module:callable`` too. That imports and calls what the file names.
+        path: a folder with architecture.json and weights.safetensors, such as a run's TARGET/BUDGET folder. Or an
+            architecture.json alone: then the weights are new, from torch's global generator.
+        trust: allow code of your own (``module:callable``) that the file names to be imported and called.
 
     Raises:
-        ArchitectureError: the file is damaged, needs ``trust``, or doesn't fit the network's definition.
+        ArchitectureError: the file is damaged, needs ``trust``, or doesn't fit the network's code.
         RunFolderError: the weights are missing or damaged.
     """
     path = Path(path)

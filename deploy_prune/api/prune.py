@@ -39,11 +39,20 @@ class Settings(SearchPart, PrunePart):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pruned:
-    """One budget's slim network, with the weights that the search ended with, and how it came about.
+    """One budget's slim network, and how it was made.
 
-    ``network``: on the dense network's device, in its mode; not retrained. ``keep``: the units that stay, per group.
-    ``structure``: the groups, and in ``structure.whole`` what was left whole and why. ``proof``: that it computes what
-    the masked dense network does. ``found``: scores, weights and trace of the search, the same for all budgets.
+    Attributes:
+        budget: the budget that it meets.
+        network: the slim network, on the dense network's device and in its mode. Its weights are those that the search
+            ended with: it is not retrained.
+        structure: the channel groups, and in ``structure.whole`` what was not pruned and why.
+        keep: group -> bool[C], which units stay.
+        proof: the comparison of the slim network with the masked dense one.
+        found: scores, weights and trace of the search, the same for all budgets.
+        dense_macs: MACs of the dense network for one example.
+        macs: MACs of the slim network for one example.
+        dense_params: parameters of the dense network.
+        params: parameters of the slim network.
     """
 
     budget: Budget
@@ -69,33 +78,37 @@ def prune(
     session: Session | None = None,
     **settings: Any,
 ) -> tuple[Pruned, ...]:
-    """Find the channel groups, search, and cut: one slim network per budget, in their order. One search serves all.
+    """Prune any network for any differentiable loss: one slim network for each budget, in their order.
 
-    The network given is not touched; torch's, numpy's and Python's global generators are seeded.
+    Finds the channel groups, scores channels by one search for all budgets, cuts, and verifies each cut. The given
+    network isn't changed. The global random generators of torch, numpy and Python are seeded.
 
     Args:
-        network: any module that torch.export can trace; trained, unless the method draws weights itself.
-        inputs: real examples [B, ...], one tensor per input of the network; B at least 2, and dimension 0 of each.
-        task: (forward, batch) -> scalar loss; it calls ``forward`` as it would the network, as often as it likes.
-        batches: of tensors, nested as the task likes; read over and over again, so endless or repeatable.
-        budget: of MACs or parameters, such as "50% macs", "30% params", "120 MMACs" or "3 Mparams"; one or several.
-        method: a name of `search.METHODS`.
-        session: device, precision, gradient accumulation, seed and progress; default: a GPU if there is one, seed 0.
-        settings: see `Settings`.
+        network: any module that torch.export can trace. Trained, unless the method draws weights itself.
+        inputs: real examples [B, ...], one tensor for each input of the network, with B at least 2 in dimension 0.
+        task: a function (forward, batch) -> scalar loss. It calls ``forward`` instead of the network, as often as it
+            likes.
+        batches: tensors, nested as the task likes. They are read over and over again, so they must be endless or
+            repeatable.
+        budget: one or several, of MACs or parameters: "50% macs", "30% params", "120 MMACs" or "3 Mparams".
+        method: a search method's name.
+        session: device, precision, gradient accumulation, seed and progress. Default: a GPU if there is one, seed 0.
+        settings: keys of a recipe's ``search`` and ``prune``, and ``granule``: every group keeps a multiple of so many
+            channels.
 
     Raises:
         RecipeError: a setting is unknown or has a bad value.
         BudgetError: a budget can't be read or met, or needs a device.
         SurgeryError: the network can't be traced or cut.
-        DataError: there are no examples to compare on, or the batches run out.
+        DataError: there are too few examples to compare on, or the batches run out.
         TrainingError: the loss is not finite.
-        VerificationError: a cut differs from the masked network, or the comparison would prove nothing.
+        VerificationError: a slim network differs from the masked one, or the comparison proves nothing.
     """
     config = _settings(method, settings)
     budgets = [_readable(text) for text in ([budget] if isinstance(budget, str) else budget)]
     examples = tuple(x.cpu() for x in ([inputs] if isinstance(inputs, Tensor) else inputs))
     if not examples or any(x.dim() == 0 or len(x) < 2 for x in examples):
-        message = "inputs: to compare networks takes at least two examples [B, ...] of every input."
+        message = "inputs: comparing networks needs at least two examples [B, ...] of every input."
         raise DataError(message)
     dense = copy.deepcopy(network).cpu()
     structure = settle(dense, find_groups(dense, examples, config), examples, gates_of, config)
@@ -136,7 +149,7 @@ def _settings(method: str, settings: dict[str, Any]) -> Settings:
 def _readable(text: str) -> Budget:
     budget = parse_budget(text, "macs")
     if budget.metric not in {"macs", "params"}:
-        message = f"the budget {budget.text!r} is of {budget.metric}, which takes a device and a recipe; "
+        message = f"the budget {budget.text!r} is of {budget.metric}, which needs a device and a recipe; "
         message += "from Python write '50% macs', '50% params', '120 MMACs' or '3 Mparams'."
         raise BudgetError(message)
     return budget

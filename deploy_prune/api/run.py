@@ -19,17 +19,17 @@ def run_recipe(
     fresh: bool = False,
     progress: Progress = silent,
 ) -> Run:
-    """Do what a recipe says, as ``deploy-prune recipe`` does it; what is finished in ``out/NAME`` is not done again.
+    """Run a recipe, as ``deploy-prune recipe`` does. Finished stages in ``out/NAME`` are not done again.
 
     Args:
-        recipe: a `Recipe`, a recipe's file, or a shipped recipe's name.
-        out: the folder in which the run's folder is made.
-        overrides: as ``--set``: ``["budgets=[50%]", "train.steps=100"]``; only for a file or a name.
-        fresh: do everything again, measurements included.
-        progress: told of every step: see `types.Progress`.
+        recipe: a `Recipe`, the path of a recipe, or a shipped recipe's name.
+        out: the folder for run folders.
+        overrides: as with ``--set``: ``["budgets=[50%]", "train.steps=100"]``. Only for a path or a name.
+        fresh: do every stage again, measurements too.
+        progress: called with the work's name, steps done and steps in all.
 
     Raises:
-        DeployPruneError: the recipe can't work. A target and budget that fails is a row with the status "failed".
+        DeployPruneError: the recipe can't be run. If only one target and budget fails, its row has the status "failed".
     """
     parsed = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe), overrides)
     return run(parsed, Path(out), progress, fresh)

@@ -44,7 +44,7 @@ def verify(bundle: Path, hashes_only: bool = False, timeout_s: float = TIMEOUT_S
         with scratch() as folder:
             text = run_command(command, timeout_s, env=clean_environment(folder))
     except CommandError as error:
-        message = f"The check of {bundle} came to no end. {error}"
+        message = f"The check of {bundle} did not finish. {error}"
         raise MeasurementError(message) from error
     told = strict_json.parse(text, MeasurementError, f"The check of {bundle}")
     answer = strict_json.conform(_Answer, told, MeasurementError, f"The check of {bundle}")

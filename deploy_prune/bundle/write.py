@@ -150,11 +150,11 @@ def files_of(folder: Path) -> list[str]:
 def _refuse_others(out: Path, packed: Path) -> None:
     """Only a bundle is ever replaced."""
     if out.suffix == ".zip":
-        message = f"{out} names a zip; give the folder's name, and the zip of that name is made beside it."
+        message = f"{out} is a zip; give a folder's name, and a zip of that name is written beside it."
         raise ExportError(message)
     for there, is_bundle in ((out, (out / ABOUT).is_file), (packed, lambda: _is_packed_bundle(packed))):
         if there.exists() and not is_bundle():
-            message = f"{there} is there already and is no bundle; choose another --out."
+            message = f"{there} exists already and is not a bundle; choose another --out."
             raise ExportError(message)
 
 

@@ -1,4 +1,4 @@
-"""A finished run's latency measured again, and why it didn't fall as the multiply-accumulates did, where it didn't."""
+"""`deploy-prune bench`: measure a finished run again, and explain latency that fell less than the MACs did."""
 
 from __future__ import annotations
 

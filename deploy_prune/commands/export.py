@@ -1,4 +1,4 @@
-"""From a finished run to bundles: which rows, and everything that a bundle tells."""
+"""`deploy-prune export`: write a finished run's bundles."""
 
 from __future__ import annotations
 
@@ -85,14 +85,14 @@ def _finished(run: Path, trust: bool) -> Finished:
     folder = RunFolder(path=run)
     provenance_file, recipe_file = run / "provenance.json", run / "recipe.yaml"
     if not provenance_file.is_file():
-        message = f"{run} is not finished: give its recipe to `deploy-prune recipe` again, which goes on with it."
+        message = f"{run} is not finished: run `deploy-prune recipe` with its recipe again to resume."
         raise RunFolderError(message)
     provenance = read_json(provenance_file)
     if not isinstance(provenance, dict) or not isinstance(provenance.get("files"), dict):
-        message = f"{provenance_file} is not what this program writes: run the recipe to its end again."
+        message = f"{provenance_file} was not written by this program: run the recipe again."
         raise RunFolderError(message)
     if sha256(recipe_file) != provenance.get("recipe_sha256"):
-        message = f"{recipe_file} is not what {run} was made with: run the recipe to its end again."
+        message = f"{recipe_file} is not the recipe that {run} was made with: run the recipe again."
         raise RunFolderError(message)
     recipe = trusted(stored_recipe.load(run), recipe_file, trust)
     return Finished(folder=folder, recipe=recipe, rows=folder.read_results(), provenance=provenance)
@@ -117,7 +117,7 @@ def _rows(finished: Finished, target: str, budget: str | None) -> list[Row]:
         raise RunFolderError(message)
     failed = [row for row in chosen if row.status == "failed"]
     if len(failed) == len(chosen):
-        message = f"There is nothing to hand over: {target} {failed[0].budget} failed in {path}: {failed[0].error}"
+        message = f"There is nothing to export: {target} {failed[0].budget} failed in {path}: {failed[0].error}"
         raise of_kind(failed[0].error_kind)(message)
     return chosen
 
@@ -168,7 +168,7 @@ def _place(row: Row, recipe: Recipe) -> str:
     targets = [t for t in map(load_target, recipe.targets) if t.name == row.target]
     budgets = [b for b in recipe.parsed_budgets if b.text == row.budget]
     if not targets or (row.budget != "dense" and not budgets):
-        message = f"results.json has {shown(row.target)} {shown(row.budget)}, which its recipe.yaml has not."
+        message = f"results.json has {shown(row.target)} {shown(row.budget)}, which its recipe.yaml doesn't have."
         raise RunFolderError(message)
     return f"dense/{row.target}" if row.budget == "dense" else stages.place_of(targets[0], budgets[0])
 
@@ -179,7 +179,7 @@ def _refuse_changed(finished: Finished, place: str) -> None:
     path, sums = finished.folder.path, finished.provenance["files"]
     for name in sorted(name for name in sums if name.startswith(parts)):
         if not (path / name).is_file() or sha256(path / name) != sums[name]:
-            message = f"{path / name} is missing or was changed after the run; give the recipe again to make it anew."
+            message = f"{path / name} is missing or was changed after the run; run the recipe again to write it again."
             raise RunFolderError(message)
 
 

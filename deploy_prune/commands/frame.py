@@ -97,7 +97,7 @@ class ResultFile(click.Path):
         path = Path(str(super().convert(value, param, ctx)))
         require_outside_runs(path)
         if path.is_file() and path.stat().st_size and not _is_json(path):
-            message = f"{shown(path)} is there already and is no result of this command; name another file."
+            message = f"{shown(path)} exists already and is not a result of this command; choose another file."
             raise RunFolderError(message)
         return path
 

@@ -1,4 +1,4 @@
-"""The latency of a network on a device that is not attached: one number, and how wrong it may be."""
+"""`deploy-prune predict`: a network's latency on a device that isn't attached, and how far off it may be."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
     """
     words = text.replace("x", ",").split(",")
     if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
-        message = f"--input {text!r} is no list of sizes: write channels, height and width, as in 3,224,224."
+        message = f"--input {text!r} is not a list of sizes: write channels, height and width, as in 3,224,224."
         raise ModelError(message)
     return tuple(int(word) for word in words)
 

@@ -1,4 +1,4 @@
-"""A latency table of a network on a device: made of whole networks at random widths, and checked with others."""
+"""`deploy-prune profile`: measure a network's latency table from networks of random widths, and check it."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def workbench_for(
         network, trial = as_if_trained(network), torch.randn(TRIALS, *shape)
     structure = remembered.settled_groups(network, example, (trial,), PrunePart(), gates_of)
     if not structure.groups:
-        message = "No channel of this network can be cut, so that there is nothing to make a table of."
+        message = "No channel of this network can be removed, so there is nothing to make a table of."
         raise SurgeryError(message)
     recipe = Recipe(name="profile", model=part)
     return Workbench(

@@ -1,4 +1,4 @@
-"""What an architecture.json says, priced layer by layer. No weights are needed."""
+"""`deploy-prune show`: an architecture's layers and what they cost. No weights are needed."""
 
 from __future__ import annotations
 

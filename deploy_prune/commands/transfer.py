@@ -1,4 +1,4 @@
-"""An architecture on a new task: `deploy-prune transfer`. What people share is the structure, with weights or without.
+"""`deploy-prune transfer`: train an architecture on a new task, with its weights or without.
 
 Every episode draws its own classes (``data.ways``) and shots, with the recipe's seed plus its number; all else is the
 same. The first one's network is what is written.
@@ -98,7 +98,7 @@ def _require_own(out: Path) -> None:
     require_outside_runs(out)
     there = [name for name in (ARCHITECTURE, WEIGHTS, FIGURES) if (out / name).exists()]
     if there and not (out / RECIPE).is_file():
-        message = f"{shown(out)} has a file {there[0]} of something else than a transfer; name another --out."
+        message = f"{shown(out)} has a file {there[0]} that transfer didn't write; choose another --out."
         raise RunFolderError(message)
 
 
@@ -198,7 +198,7 @@ def transfer_recipe(given: Given, settings: Sequence[str]) -> Recipe:
     values: dict[str, Any] = {"name": "transfer", "model": described.model.model_dump(), "data": examples}
     named = "source" in resolve(values, settings, "transfer").data.model_fields_set
     if made_by is None and not named:
-        message = "data.source: there is no run here that says which data; name it, with --data or data.source."
+        message = "data.source: there is no run to take the data from; name it with --data or data.source."
         raise RecipeError(message)
     if made_by is not None:
         kept = ("image_size", "channels", "augment") if named else tuple(DataPart.model_fields)

@@ -1,4 +1,4 @@
-"""Which images a folder holds, and of which classes: nothing is opened here, and nothing is left out without a word.
+"""List a folder's images and their classes. No image is opened, and every file that is left out is reported.
 
     ROOT/train/CLASS/**.jpg  ROOT/test/CLASS/**.jpg     training, and what is scored
     ROOT/CLASS/**.jpg                                   without a training folder: one set, to be split

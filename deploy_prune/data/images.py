@@ -1,4 +1,4 @@
-"""One image file as pixels, by the code that a bundle's user runs: what is trained on is what is read on a device."""
+"""Read an image file, by the code that a bundle's user runs: training and device see the same pixels."""
 
 from __future__ import annotations
 

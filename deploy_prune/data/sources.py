@@ -1,4 +1,4 @@
-"""Where examples come from: one function a source, all listed in READERS. Files are read, never fetched or unpickled.
+"""Read data sets: one function for each source, listed in READERS. Nothing is downloaded or unpickled.
 
 N examples, H W height and width, C channels. Every reader returns images as [N, C, H, W] and labels as int64 [N].
 """

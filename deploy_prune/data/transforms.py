@@ -1,4 +1,4 @@
-"""How training images are varied: one function a kind, all listed in AUGMENTS; and how examples are mixed.
+"""Augmentation: one function for each kind, listed in AUGMENTS; and mixing of examples.
 
 B batch, C channels, H W height and width. Images are float [B, C, H, W] in 0..1 and stay so. All that is random comes
 from the generator (of the CPU) and is drawn for each image on its own: the same generator, the same images.

@@ -53,11 +53,11 @@ def parse(device: str) -> Address | None:
         return None
     scheme, separator, rest = device.partition("://")
     if not separator or scheme not in _FORMS_BY_SCHEME:
-        message = f"There is no way to reach the device {device!r}; write {FORMS}."
+        message = f"The device {device!r} can't be reached that way; write {FORMS}."
         raise TargetError(message)
     found = _FORMS_BY_SCHEME[scheme].fullmatch(rest)
     if found is None:
-        message = f"{device!r} is no name of a device; write {FORMS}, in letters, digits, '.', '_' and '-'."
+        message = f"{device!r} is not the name of a device; write {FORMS}, in letters, digits, '.', '_' and '-'."
         raise TargetError(message)
     parts = found.groupdict()
     port = int(parts["port"]) if parts.get("port") else None

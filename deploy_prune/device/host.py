@@ -35,7 +35,7 @@ def as_object(text: str, name: str) -> dict[str, Any]:
     """
     last = text.strip().rpartition("\n")[2]
     if len(last) > strict_json.MAX_BYTES:
-        message = f"{name} answered with {len(last)} characters, which is no honest answer."
+        message = f"{name} answered with {len(last)} characters, which is too much for an answer."
         raise CommandError(message)
     answer = strict_json.parse(last, CommandError, f"{name} answered {last[:80]!r}")
     if not isinstance(answer, dict):

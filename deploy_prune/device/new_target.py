@@ -1,4 +1,4 @@
-"""A target file for a device that can be reached: what it tells of itself, with its source."""
+"""Write a target file for a device, from what the device reports about itself."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def described(name: str, device: str, told: Mapping[str, Any], program: Path | N
     about = told.get("about", {})
     packages = about.get("packages", {}) if isinstance(about, dict) else None
     if not isinstance(about, dict) or not isinstance(packages, dict):
-        message = f"{device} told something else than what it is: {shown(told)}."
+        message = f"{device} did not answer with a description of itself: {shown(told)}."
         raise TargetError(message)
     found = [_RUNTIMES[package] for package in _RUNTIMES if package in packages]
     if program is not None:

@@ -122,7 +122,7 @@ def run_program(
         if payload.stem == "about":
             return _about(there, program)
         if spec["mode"] != "bench":
-            message = f"{program.name} on {transport.address} tells times only, neither outputs nor nodes."
+            message = f"{program.name} on {transport.address} reports only times, no outputs and no layers."
             raise CommandError(message)
         return _bench(there, program, spec)
 

@@ -210,7 +210,7 @@ def workspace(transport: Transport, timeout_s: float, check: str = ":") -> Itera
     before = Workspace(transport=transport, root="", work="", timeout_s=timeout_s, deadline=deadline)
     told = before.shell(_OPEN.format(root=transport.root, days=KEPT_DAYS, check=check)).splitlines()
     if len(told) < 2 or not told[-2].startswith("/") or not re.fullmatch(r"run\.\w+", told[-1]):
-        message = f"{transport.address} answered with something else than a folder: {tail(' '.join(told))[:80]!r}."
+        message = f"{transport.address} did not answer with a folder: {tail(' '.join(told))[:80]!r}."
         raise CommandError(message)
     root, work = told[-2], f"{told[-2]}/{told[-1]}"
     try:
@@ -271,7 +271,7 @@ def _fetched(there: Workspace, outputs: Any, folder: Path) -> list[list[str]]:
 
 
 def _too_late(transport: Transport, timeout_s: float) -> str:
-    return f"The work on {transport.address} was stopped after {timeout_s:g} s without an end."
+    return f"The work on {transport.address} was stopped after {timeout_s:g} s."
 
 
 def _explain(there: Workspace, done: Finished) -> str:

@@ -1,4 +1,4 @@
-"""Writing artifacts in a process of its own: a converter that crashes, hangs or eats memory ends only that.
+"""Write artifacts in a separate process: a converter that crashes, hangs or uses up memory ends only that.
 
 One worker per process, started at first use and again after it was ended, or after it kept too much memory: some
 converters give back little of what they took. What goes there is the network's torch.export program, so that a
@@ -194,7 +194,7 @@ def write(
     kind = FORMATS[name]
     require(name, kind, precision)
     if not path.name.endswith(kind.suffix):
-        message = f"A file of the format {name} ends in {kind.suffix}; {path} doesn't, and runtimes go by that."
+        message = f"A file of the format {name} ends in {kind.suffix}; {path} doesn't, and runtimes need that ending."
         raise ExportError(message)
     with scratch() as folder, atomic(path) as temporary:
         request = {

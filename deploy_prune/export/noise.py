@@ -1,4 +1,4 @@
-"""How much a network's outputs suffer from fewer bits: the yardstick for an artifact.
+"""How much a network's outputs change with fewer bits: what an artifact's error is compared with.
 
 The network is run with what every convolution and matrix product reads rounded. To 8 bits: weights to 255 steps that
 are symmetric about 0, per output channel, activations to 256 steps between their smallest and largest value, as static

@@ -69,7 +69,7 @@ def write(
         ExportError: as the ONNX format's ``write``; or TensorRT, where it is here, can't build the engine.
     """
     if precision not in precisions:
-        message = f"TensorRT can't be given {precision}: choose one of {', '.join(precisions)}."
+        message = f"TensorRT can't be used with {precision}: choose one of {', '.join(precisions)}."
         raise ExportError(message)
     with atomic(path) as folder:
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Whether a device stayed the same while it was measured."""
+"""Disturbance: whether a device's clocks or temperatures changed while it was measured."""
 
 from __future__ import annotations
 

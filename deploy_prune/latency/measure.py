@@ -57,10 +57,10 @@ def measure(
     samples = _samples(target, answer)
     each, conditions = answer.get("runs_per_sample", 1), answer.get("conditions")
     if type(each) is not int or not 0 < each <= MAX_RUNS or not isinstance(conditions, dict | None):
-        message = f"The measurement on {target.name} came back with runs_per_sample {shown(each)} and conditions "
+        message = f"The measurement on {target.name} returned runs_per_sample {shown(each)} and conditions "
         raise MeasurementError(message + f"{shown(conditions)}, which no device can have.")
     if len(samples) != len(artifacts) or any(len(one) * each < runs for one in samples):
-        message = f"The measurement on {target.name} came back with too few samples."
+        message = f"The measurement on {target.name} returned too few samples."
         raise MeasurementError(message)
     return tuple(
         Latency(
@@ -95,7 +95,7 @@ def profile(
         message = f"The profile from {target.name} can't be read: {shown(answer)}."
         raise MeasurementError(message) from error
     if len(found) != len(artifacts) or not all(0 <= ms < MAX_MS for nodes in found for ms in nodes.values()):
-        message = f"The profile from {target.name} came back with times that are no times."
+        message = f"The profile from {target.name} returned timings that aren't positive numbers."
         raise MeasurementError(message)
     return found
 
@@ -112,10 +112,10 @@ def _samples(target: Target, answer: Mapping[str, Any]) -> list[tuple[float, ...
     try:
         samples = [tuple(float(ms) for ms in one) for one in answer["samples_ms"]]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        message = f"The measurement on {target.name} came back without its samples: {shown(answer)}."
+        message = f"The measurement on {target.name} returned no samples: {shown(answer)}."
         raise MeasurementError(message) from error
     if not all(0 < ms < MAX_MS for one in samples for ms in one):
-        message = f"The measurement on {target.name} came back with times that are no times."
+        message = f"The measurement on {target.name} returned timings that aren't positive numbers."
         raise MeasurementError(message)
     return samples
 

@@ -1,4 +1,4 @@
-"""Where a slim network's time went, if it didn't fall as its multiply-accumulates did: layer by layer, and why.
+"""Why a slim network is slower than its MACs suggest: the layers that lost time, and the reason for each.
 
 Read from the dense and the slim ONNX file and the runtime's profile of both. Had a layer's time followed its MACs, it
 would take m = dense ms * slim MACs / dense MACs; what it takes beyond that is lost. The reason is the first of these

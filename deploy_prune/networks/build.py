@@ -1,4 +1,4 @@
-"""From the recipe to a network: its builder, its weights, its input. Nothing is ever downloaded or unpickled."""
+"""Build a recipe's network, with its weights and its input. Nothing is ever downloaded or unpickled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tensors of a weights file are the network's: people save them under many names, and often more than once.
+"""Find a network's tensors in a weights file: they are saved under many names, and often more than once.
 
 A state dict may be the whole file or an entry of it (`state_dict`, `model`, `net`, ...), and its names may begin with
 what wrapped the network (`module.`, `model.`, `_orig_mod.`). An entry is taken if it has every tensor of the network in

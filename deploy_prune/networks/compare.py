@@ -1,4 +1,4 @@
-"""How far two networks' outputs are apart, whatever they are nested in. What is not finite is never equal."""
+"""The difference between two networks' outputs, however nested. Values that aren't finite are never equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torch.save wrote, as data: nothing is imported or called, and a tensor's bytes are read when they are asked for.
+"""Read what torch.save wrote, as data. Nothing is imported or called; a tensor's bytes are read when needed.
 
 The zip that torch writes since 1.6, and the row of pickles before. Every size is compared with the file's before
 anything is reserved.

@@ -30,7 +30,7 @@ def distinct(items: list[Any] | None) -> list[Any] | None:
     """The list, if nothing in it is there twice."""
     again = [item for i, item in enumerate(items or []) if item in (items or [])[:i]]
     if again:
-        message = f"{again[0]!r} is there twice; leave one out"
+        message = f"{again[0]!r} is given twice; remove one"
         raise ValueError(message)
     return items
 

@@ -131,7 +131,7 @@ class ModelPart(Part):
     @classmethod
     def _of_weights(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value not in {None, "keep"} and info.data.get("weights") is None:
-            message = "it says how model.weights is read, and there are none; give them, or leave it out"
+            message = "it needs model.weights, which is not given; give it, or remove this key"
             raise ValueError(message)
         return value
 
@@ -361,7 +361,7 @@ class Recipe(Part):
             budget = parse_budget(text, info.data.get("metric", "latency"))
             key = (budget.metric, budget.limit, budget.relative)
             if key in seen:
-                message = f"{budget.text!r} asks the same as {seen[key]!r}; leave one out"
+                message = f"{budget.text!r} is the same budget as {seen[key]!r}; remove one"
                 raise ValueError(message)
             seen[key] = budget.text
         return budgets

@@ -107,7 +107,9 @@ def read_run(run: Path) -> Run:
         message = f"There is no run folder {run}: give the folder that `deploy-prune recipe` wrote."
         raise RunFolderError(message)
     if not any((run / name).is_file() for name in ("recipe.yaml", "results.json")):
-        message = f"{run} is no run folder, it has no recipe.yaml: give the folder that `deploy-prune recipe` wrote."
+        message = (
+            f"{run} is not a run folder (it has no recipe.yaml): give the folder that `deploy-prune recipe` wrote."
+        )
         raise RunFolderError(message)
     rows = read_rows(run)
     order = {(row.target, row.budget): index for index, row in enumerate(rows or ())}
@@ -188,7 +190,7 @@ def _bars(architecture: Any) -> tuple[charts.Bar, ...]:
 def _loop(value: Any) -> Loop:
     found = _as(Loop, strict_json.figures(value, RunFolderError, "it"))
     if not all(step.asked > 0 for step in found.steps):
-        message = "a step asked for nothing"
+        message = "a step has no limit"
         raise ValueError(message)
     return found
 

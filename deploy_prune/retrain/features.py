@@ -1,4 +1,4 @@
-"""What a layer reads, in the slim network as in its teacher: the hints of Romero et al., arXiv 1412.6550.
+"""Feature matching: a layer should read the same as in the teacher (hints, Romero et al., arXiv 1412.6550).
 
 A slim network's channels are channels of the dense one, so the kept channels select the teacher's, and the two can be
 compared as they are, without the paper's regressor. They are compared where a weight reads them, as gates act on

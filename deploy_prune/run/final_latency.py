@@ -1,4 +1,4 @@
-"""Timing what a run has made, and what follows if it misses its budget."""
+"""Measure finished artifacts, and decide what happens if one misses its budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The story: from a recipe to slim networks, checked artifacts and latency per budget."""
+"""The pipeline: from a recipe to slim networks, checked artifacts and latencies."""
 
 from __future__ import annotations
 

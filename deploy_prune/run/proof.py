@@ -1,4 +1,4 @@
-"""Artifacts and real data: what int8 is calibrated on, and the proof that an artifact is its network."""
+"""Artifacts on real data: int8 calibration, and the proof that an artifact computes what its network does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's own recipe, which lies in its folder with all that it names: the run works from any folder, and moved, too.
+"""A run's own recipe: kept in its folder with the target files that it names, so that the folder can be moved.
 
 A run folder has the results of one experiment: of one network, data set and search method. With another of these the
 recipe is refused there, for its results would take the place of the first one's. Everything else may change, and the
@@ -42,7 +42,7 @@ def require_same_experiment(recipe: Recipe, folder: Path) -> None:
     try:
         before = dict(_flat(load_recipe(str(folder / NAME)).model_dump()))
     except RecipeError as error:
-        message = f"The run folder {folder} can't be gone on with: {error} Give another name, or --fresh."
+        message = f"The run folder {folder} can't be resumed: {error} Give another name, or --fresh."
         raise RunFolderError(message) from error
     now = dict(_flat(recipe.model_dump()))
     for key in EXPERIMENT:
@@ -50,7 +50,7 @@ def require_same_experiment(recipe: Recipe, folder: Path) -> None:
             message = (
                 f"The run folder {folder} has the results of another experiment, which these would replace: {key} is "
                 f"{before.get(key)!r} there and {now[key]!r} here. Give this one a name of its own (--set name=...), "
-                "or begin anew with --fresh."
+                "or start again with --fresh."
             )
             raise RunFolderError(message)
     changed = [key for key in now if key.partition(".")[0] not in _NO_RESULT and before.get(key) != now[key]]

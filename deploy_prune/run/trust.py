@@ -1,4 +1,4 @@
-"""Code that a file from elsewhere names: it is not followed unless the user says so.
+"""Code that a file names is not run unless the user allows it.
 
 The recipe that a user gives as a command's argument is the user's own word. One that lies in a run folder or beside an
 architecture is not: the folder may come from anyone.
@@ -53,5 +53,5 @@ def found_targets(recipe: Recipe, file: Path, trust: bool) -> dict[str, Target]:
 
 
 def _refuse(file: Path, what: str) -> None:
-    message = f"{file}: {what}; if you trust whom it comes from, say so with --trust (from Python: trust=True)."
+    message = f"{file}: {what}; if you trust its author, allow it with --trust (from Python: trust=True)."
     raise RunFolderError(message)

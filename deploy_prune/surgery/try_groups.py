@@ -1,4 +1,4 @@
-"""Try the groups for real: those whose cut doesn't run, or isn't equal to masking, are left whole, with the reason."""
+"""Trial cuts: groups whose cut doesn't run, or isn't equal to masking, are left whole, with the reason."""
 
 from __future__ import annotations
 

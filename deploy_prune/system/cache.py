@@ -1,4 +1,4 @@
-"""Small results that are slow to find again, kept per machine as JSON files."""
+"""The cache: small results that are slow to compute, kept as JSON files for this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is undone if this process is killed: the children that it has are ended, its scratch folders are removed.
+"""Clean up if this process is killed: end its child processes, and remove its scratch folders.
 
 A process that gets SIGKILL, or runs out of memory, can't clean up. So one small process stands by. It is told over a
 pipe of every child and folder, when it comes and when it goes. When the pipe ends, this process has ended, however

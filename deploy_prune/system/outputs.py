@@ -1,4 +1,4 @@
-"""Where results may be written: never over a run's own files, nor over what is no earlier result of the kind."""
+"""Where results may be written: never over a run's files, only over an earlier result of the same kind."""
 
 from __future__ import annotations
 

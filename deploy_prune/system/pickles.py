@@ -1,4 +1,4 @@
-"""What a pickle says, as plain data. Nothing is imported, called or built: an object stays a record of how it would be.
+"""Read a pickle as plain data. Nothing is imported or called: an object stays a record of how to build it.
 
 Python's own unpickler runs code by design, and even a few permitted names (numpy's arrays among them) are enough to
 crash the interpreter. This one knows containers, numbers and text; of all else it keeps the name and the arguments.

@@ -1,4 +1,4 @@
-"""Touching the machine: run a command with a timeout, write a file so that it is never seen half-written."""
+"""Run commands with a timeout, and write files so that they are never seen half-written."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def run_to_end(
         message = f"The command {args[0]!r} {reason}."
         raise CommandError(message) from error
     except subprocess.TimeoutExpired as error:
-        message = f"The command {args[0]!r} was stopped after {timeout_s:g} s without an end."
+        message = f"The command {args[0]!r} was stopped after {timeout_s:g} s."
         raise CommandError(message) from error
 
 

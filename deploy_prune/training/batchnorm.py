@@ -1,4 +1,4 @@
-"""Batch-norm statistics, measured anew on the data at hand."""
+"""Re-estimation of batch-norm statistics on the training data."""
 
 from __future__ import annotations
 

@@ -46,7 +46,13 @@ class Stepped(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Session:
-    """Where training runs, from which seed, and who is told of it."""
+    """Where training runs, from which seed, and what is told of its progress.
+
+    Attributes:
+        accelerator: device and precision, from `make_accelerator`.
+        seed: of everything that is drawn.
+        progress: called with the work's name, steps done and steps in all.
+    """
 
     accelerator: Accelerator
     seed: int

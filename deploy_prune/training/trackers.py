@@ -1,4 +1,4 @@
-"""Sending a run's figures to experiment trackers, through accelerate."""
+"""Send a run's figures to experiment trackers, through accelerate."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_a_program_is_started_in_turns(phone, artifact, tmp_path):
 
 
 def test_a_program_tells_times_only(phone, artifact):
-    with pytest.raises(MeasurementError, match="tells times only, neither outputs nor nodes"):
+    with pytest.raises(MeasurementError, match="reports only times, no outputs and no layers"):
         profile(phone, [artifact])
 
 

@@ -235,7 +235,7 @@ def call(arguments: List[str], timeout_s: float) -> Tuple[int, str]:
         process.communicate()
         if not isinstance(error, subprocess.TimeoutExpired):
             raise
-        message = f"{arguments[0]} was stopped after {timeout_s:g} s without an end"
+        message = f"{arguments[0]} was stopped after {timeout_s:g} s"
         raise BuildError(message) from None
     return process.returncode, output.decode("utf-8", "replace")
 

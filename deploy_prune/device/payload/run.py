@@ -191,7 +191,7 @@ def array(folder: Path, name: str) -> numpy.ndarray:
 
     found = numpy.asarray(numpy.load(inside(folder, name), mmap_mode="r", allow_pickle=False))
     if found.dtype.kind not in "biuf" or found.size > MAX_ELEMENTS:
-        message = f"{name} has {found.size} values of the kind {found.dtype}, which is no honest sample"
+        message = f"{name} has {found.size} values of the kind {found.dtype}, which can't be a sample"
         raise ValueError(message)
     return found
 

@@ -107,7 +107,7 @@ def bound(memory_gb: float | None, timeout_s: float) -> None:
     """
 
     def stop() -> None:
-        print(f"verify.py: The check was stopped after {timeout_s:g} s without an end.", file=sys.stderr, flush=True)
+        print(f"verify.py: The check was stopped after {timeout_s:g} s.", file=sys.stderr, flush=True)
         os._exit(CODES["MeasurementError"])
 
     watch = threading.Timer(timeout_s, stop)
