@@ -386,7 +386,7 @@ def test_the_command_says_it_too(small, monkeypatch):
 def test_a_check_that_crashes_is_an_error(small, monkeypatch, tmp_path):
     (tmp_path / "verify.py").write_text("import os; os.abort()")
     monkeypatch.setattr(verify_module, "VERIFY", tmp_path / "verify.py")
-    with pytest.raises(MeasurementError, match="came to no end"):
+    with pytest.raises(MeasurementError, match="did not finish"):
         verify(small.folder)
 
 

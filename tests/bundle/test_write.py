@@ -204,7 +204,7 @@ def test_a_bundle_is_replaced_and_nothing_else_is(small, tmp_path):
         photos.writestr("photos/1.png", b"x")
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     for name in ("run", "text", "photos"):
-        with pytest.raises(ExportError, match="is there already and is no bundle"):
+        with pytest.raises(ExportError, match="exists already and is not a bundle"):
             write.write(given, tmp_path / name)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 

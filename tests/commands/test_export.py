@@ -143,7 +143,7 @@ def test_a_run_of_another_recipe_is_refused(copy: Path, tmp_path: Path) -> None:
     recipe.write_text(recipe.read_text().replace("seed: 0", "seed: 1"))
     result = call(copy, "--target", "pixel-8", "--out", tmp_path / "b")
     assert result.exit_code == RunFolderError.exit_code
-    assert "is not what" in result.stderr
+    assert "is not the recipe that" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_what_budgets_are_held_to_is_what_is_predicted(tmp_path):
     ("arguments", "words"),
     [
         (("resnet20", "--target", "pixel-8"), "add --input, as in --input 3,224,224"),
-        (("resnet20", "--target", "pixel-8", "--input", "3,many"), "--input '3,many' is no list of sizes"),
+        (("resnet20", "--target", "pixel-8", "--input", "3,many"), "--input '3,many' is not a list of sizes"),
         (("os:system", "--target", "pixel-8", "--input", "3,8,8"), "neither torchvision:NAME nor timm:NAME"),
         (("resnet20", "--target", "pixl-8", "--input", "3,8,8"), "Perhaps you meant 'pixel-8'?"),
         (("resnet20", "--target", "host", "--input", "3,32,32"), "can't be predicted: its file needs 'roofline:'"),
@@ -107,7 +107,7 @@ def test_a_file_without_error_says_so():
 
 def test_shapes():
     assert predict.parse_shape("3,224,160") == (3, 224, 160)
-    with pytest.raises(ModelError, match="no list of sizes"):
+    with pytest.raises(ModelError, match="not a list of sizes"):
         predict.parse_shape("0,1")
 
 

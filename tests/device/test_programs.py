@@ -96,7 +96,7 @@ def test_a_program_tells_times_only(phone, artifact):
         ("echo nothing of use", "printed no time that can be read: 'nothing of use'"),
         ("echo 'P50 Latency: . s'", "printed no time that can be read"),
         ("echo 'bad model' >&2; exit 7", "failed with exit code 7"),
-        ("echo 'P50 Latency: 0 s'", "times that are no times"),
+        ("echo 'P50 Latency: 0 s'", "timings that aren't positive numbers"),
         ("sleep 60", "was stopped after 3 s"),
     ],
 )

@@ -81,7 +81,7 @@ UNREADABLE = {
     "name that is a path": (b"name: ../a\nmodel: {source: resnet20}\n", "r.yaml:1: name: '../a'"),
     "one mean for three channels": (HEAD + "data: {mean: [0.5]}\n", "r.yaml:4: data.mean: ", "is 3, not 1"),
     "no spread": (HEAD + "data:\n  std: [1, 1, 0]\n", "r.yaml:5: data.std[2]: ", "greater than 0"),
-    "class twice": (HEAD + "data:\n  source_classes: [1, 2, 1]\n", "r.yaml:5: data.source_classes: 1 is there twice"),
+    "class twice": (HEAD + "data:\n  source_classes: [1, 2, 1]\n", "r.yaml:5: data.source_classes: 1 is given twice"),
     "negative class": (HEAD + "data: {target_classes: [0, -1]}\n", "r.yaml:4: data.target_classes[1]: ", "not -1"),
     "no class": (HEAD + "data: {target_classes: []}\n", "r.yaml:4: data.target_classes: ", "at least 1 item"),
     "few-shot class seen before": (
@@ -94,9 +94,9 @@ UNREADABLE = {
     "unknown unit": (HEAD + "budgets:\n- 50%\n- 4 miles\n", "r.yaml:6: budgets[1]: the budget '4 miles' can't be read"),
     "nothing left": (HEAD + "budgets: [0%]\n", "r.yaml:4: budgets[0]: ", "above 0% and at most 100%"),
     "more than all": (HEAD + "budgets: [150%]\n", "r.yaml:4: budgets[0]: ", "above 0% and at most 100%"),
-    "same budget twice": (HEAD + "budgets: [50%, 4 ms, 50 % latency]\n", "r.yaml:4: budgets: ", "the same as '50%'"),
+    "same budget twice": (HEAD + "budgets: [50%, 50 % latency]\n", "r.yaml:4: budgets: ", "the same budget as '50%'"),
     "no target": (HEAD + "targets: []\n", "r.yaml:4: targets: ", "at least 1 item"),
-    "same target twice": (HEAD + "targets: [host, host]\n", "r.yaml:4: targets: 'host' is there twice"),
+    "same target twice": (HEAD + "targets: [host, host]\n", "r.yaml:4: targets: 'host' is given twice"),
     # several at once
     "three errors": (HEAD + "seed: -1\nthreads: 0\nsed: 1\n", "r.yaml:4: seed: ", "(2 more errors after this one.)"),
 }  # fmt: skip

@@ -83,7 +83,7 @@ def test_parsed_budgets_are_in_the_recipes_order():
 
 def test_same_share_of_two_metrics_is_no_duplicate():
     assert len(Recipe.model_validate(MINIMAL | {"budgets": ["50%", "50% macs"]}).parsed_budgets) == 2
-    with pytest.raises(ValidationError, match="asks the same"):
+    with pytest.raises(ValidationError, match="is the same budget as"):
         Recipe.model_validate(MINIMAL | {"metric": "macs", "budgets": ["50%", "50% macs"]})
 
 
@@ -177,6 +177,6 @@ def test_recipes_are_read_without_torch_and_click():
 
 @pytest.mark.parametrize("given", [{"weights_key": "model"}, {"head": "new"}])
 def test_how_weights_are_read_needs_weights(given):
-    with pytest.raises(ValidationError, match="it says how model.weights is read, and there are none"):
+    with pytest.raises(ValidationError, match="it needs model.weights, which is not given"):
         ModelPart(source="resnet20", **given)
     ModelPart(source="resnet20", weights="w.pt", **given)

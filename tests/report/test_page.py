@@ -166,7 +166,7 @@ def test_a_complete_folder_lacks_nothing(text):
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path):
     (tmp_path / "photo.txt").write_text("", encoding="utf-8")
-    with pytest.raises(RunFolderError, match="is no run folder"):
+    with pytest.raises(RunFolderError, match="is not a run folder"):
         write_page(tmp_path)
     assert not (tmp_path / "report.html").exists()
 

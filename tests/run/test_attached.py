@@ -24,5 +24,5 @@ def test_a_whole_run_on_a_device(board, tmp_path, monkeypatch):
     assert json.loads(granularity.read_text())["key"]["device"] == board.name
     assert {found.row.measured_on for found in bench.bench(run.folder, 20)} == {board.name}
     assert {found.row.measured_on for found in bench.bench(run.folder, 20, "local")} == {"host"}
-    with pytest.raises(TargetError, match="There is no way to reach the device 'telnet://x'"):
+    with pytest.raises(TargetError, match="The device 'telnet://x' can't be reached that way"):
         bench.bench(run.folder, 20, "telnet://x")

@@ -50,7 +50,7 @@ def test_a_transfer_replaces_its_own_files_and_no_others(run, tmp_path):
     place = run / "pixel-8" / "50% macs"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "weights.safetensors").write_bytes(b"precious")
-    with pytest.raises(RunFolderError, match=r"weights\.safetensors of something else"):
+    with pytest.raises(RunFolderError, match=r"weights\.safetensors that transfer didn't write"):
         transfer(place, settings, out=tmp_path / "mine", trust=True)
     assert (tmp_path / "mine" / "weights.safetensors").read_bytes() == b"precious"
     for _ in range(2):
