@@ -80,21 +80,17 @@ def prune(
 ) -> tuple[Pruned, ...]:
     """Prune any network for any differentiable loss: one slim network for each budget, in their order.
 
-    Finds the channel groups, scores channels by one search for all budgets, cuts, and verifies each cut. The given
-    network isn't changed. The global random generators of torch, numpy and Python are seeded.
+    One search serves all budgets. The given network isn't changed. Global random generators are seeded.
 
     Args:
         network: any module that torch.export can trace. Trained, unless the method draws weights itself.
         inputs: real examples [B, ...], one tensor for each input of the network, with B at least 2 in dimension 0.
-        task: a function (forward, batch) -> scalar loss. It calls ``forward`` instead of the network, as often as it
-            likes.
-        batches: tensors, nested as the task likes. They are read over and over again, so they must be endless or
-            repeatable.
+        task: a function (forward, batch) -> scalar loss. It calls ``forward`` instead of the network.
+        batches: tensors, nested as the task likes. Endless, or readable over and over again.
         budget: one or several, of MACs or parameters: "50% macs", "30% params", "120 MMACs" or "3 Mparams".
         method: a search method's name.
         session: device, precision, gradient accumulation, seed and progress. Default: a GPU if there is one, seed 0.
-        settings: keys of a recipe's ``search`` and ``prune``, and ``granule``: every group keeps a multiple of so many
-            channels.
+        settings: keys of a recipe's ``search`` and ``prune``; ``granule``: groups keep multiples of so many channels.
 
     Raises:
         RecipeError: a setting is unknown or has a bad value.
