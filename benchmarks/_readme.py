@@ -37,7 +37,10 @@ SECTIONS: Final[dict[str, dict[str, Text]]] = {
     },
     "Subnetworks of random weights": {"aslp_conv2": _texts.aslp},
     "Formats": {"formats": _texts.formats, "parity": _texts.parity},
-    "Costs": {"search_step": _texts.step, "cut_speed": _texts.cut_speed},
+    "Costs": {
+        "search_step": _texts.step, "cut_speed": _texts.cut_speed, "busy_training_mobilenet": _texts.busy,
+        "busy_training_quickstart": _texts.busy,
+    },
     "Any network, any moment": {"zoo": _texts.zoo, "kill_resume": _texts.resume},
 }  # fmt: skip
 """Title -> the figures below it in benchmarks/README.md."""

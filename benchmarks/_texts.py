@@ -87,6 +87,20 @@ def cut_speed(figures: dict[str, Any]) -> str:
     return f"{head}\n\n{table(['network', 'ours', 'torch-pruning'], rows)}"
 
 
+def busy(figures: dict[str, Any]) -> str:
+    """Training beside other programs, before and now."""
+    head = (
+        f"Training {figures['recipe']}'s dense network on {figures['cores']} cores ({figures['device']}) beside so "
+        f"many busy processes, as many threads as cores (before) and as many as the others leave (now), in turns of "
+        f"{figures['seconds']:g} s; ms a step, means of {figures['n']} turns (`benchmarks/busy_training.py`):"
+    )
+    rows = [
+        [str(row["busy"]), f"{row['old_ms']:.0f}", f"{row['new_ms']:.0f}", f"{row['faster']:.2f}"]
+        for row in figures["compared"]
+    ]
+    return f"{head}\n\n{table(['busy processes', 'before', 'now', 'times as fast'], rows)}"
+
+
 def cifar(figures: dict[str, Any]) -> str:
     """Accuracy per point and method, after the cut and after tuning."""
     columns = ("cut", "10 a class", "50 a class", "all")

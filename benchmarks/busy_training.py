@@ -2,8 +2,8 @@
 
     python benchmarks/busy_training.py [--recipe NAME] [--busy N ...] [--rounds N] [--seconds S]
 
-Each setting trains the recipe's dense network in a process of its own, as `deploy-prune recipe` does, for some seconds
-a turn; the order is random. --busy: so many busy processes beside it (default: none, and one a core). Aims: new at most
+One process trains the recipe's dense network, as `deploy-prune recipe` does, for some seconds a turn with each setting;
+the order is random. --busy: so many busy processes beside it (default: none, and one a core). Aims: new at most
 3% slower on a quiet machine, and at least 3 times faster beside one busy process a core. Ratios are of mean times of a
 step, for training beside other work has long stalls now and then.
 """
@@ -32,11 +32,12 @@ from deploy_prune.types import Progress, silent
 
 SETTINGS = ("old", "new")
 BUSY = "while True: pass"
+SETTLE_S = 2.0  # from the worker's start to the first turn
 Worker = subprocess.Popen[str]
 
 
-def worker(setting: str, name: str) -> None:
-    """For a number of seconds on standard input, train that long; answer with ms a step and threads in the end."""
+def worker(name: str) -> None:
+    """For a setting and seconds on standard input, train that long; answer with ms a step and threads in the end."""
     recipe = load_recipe(name, [])
     examples = splits.load(recipe.data, recipe.seed)
     network = build.build_network(recipe.model, examples.num_source).train()
@@ -55,50 +56,50 @@ def worker(setting: str, name: str) -> None:
         step()
         print("ready", flush=True)
         for line in sys.stdin:
+            setting, seconds = line.split()
             torch.set_num_threads(most)
-            progress: Progress = silent
-            if setting == "new":
-                progress = threads.share_cores(silent, None, accelerator.device, lambda sentence: None)
-                time.sleep(threads.FIRST_LOOK_S)  # a run has done other things for longer before it trains
-                progress("train", 0, 1)
+            tell = (lambda sentence: None) if setting == "new" else None
+            progress = threads.share_cores(silent, None, accelerator.device, tell)
+            time.sleep(threads.FIRST_LOOK_S)  # a run has done other things for longer before it trains
+            progress("train", 0, 1)
             count, started = 0, time.perf_counter()
-            while time.perf_counter() - started < float(line):
+            while time.perf_counter() - started < float(seconds):
                 step(progress)
                 count += 1
             print(1e3 * (time.perf_counter() - started) / count, torch.get_num_threads(), flush=True)
 
 
-def start(setting: str, name: str) -> Worker:
-    """A worker, which has trained for a step."""
+def start(name: str) -> Worker:
+    """The worker, which trains a step first."""
     environment = {key: value for key, value in os.environ.items() if key not in threads.OWN_SETTINGS}
-    command = [sys.executable, __file__, "--worker", setting, "--recipe", name]
+    command = [sys.executable, __file__, "--worker", "--recipe", name]
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def turn(process: Worker, seconds: float) -> tuple[float, int]:
+def turn(process: Worker, setting: str, seconds: float) -> tuple[float, int]:
     """(mean ms a step, threads in the end) of a turn of so many seconds."""
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(f"{seconds}\n")
+    process.stdin.write(f"{setting} {seconds}\n")
     process.stdin.flush()
     step_ms, count = process.stdout.readline().split()
     return float(step_ms), int(count)
 
 
-def measure(workers: dict[str, Worker], busy: int, seconds: float) -> list[dict[str, Any]]:
+def measure(process: Worker, busy: int, seconds: float) -> list[dict[str, Any]]:
     """One turn of each setting beside so many busy processes."""
     others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(busy)]
     try:
         rows = []
         for setting in random.sample(SETTINGS, len(SETTINGS)):
-            step_ms, count = turn(workers[setting], seconds)
+            step_ms, count = turn(process, setting, seconds)
             rows.append({"busy": busy, "setting": setting, "step_ms": step_ms, "threads": count})
             print(f"{busy} busy, {setting}: {step_ms:.0f} ms a step, {count} threads, load {os.getloadavg()[0]:.1f}")
         return rows
     finally:
-        for process in others:
-            process.kill()
-            process.wait()
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def compared(rows: list[dict[str, Any]], busy: int) -> dict[str, float]:
@@ -118,21 +119,21 @@ def main() -> None:
     parser.add_argument("--busy", type=int, nargs="+", default=[0, cores], help="busy processes (default: 0, cores)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0, help="of a turn (default 20)")
-    parser.add_argument("--worker", choices=SETTINGS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        worker(arguments.worker, arguments.recipe)
+        worker(arguments.recipe)
         return
-    workers = {setting: start(setting, arguments.recipe) for setting in SETTINGS}
+    process = start(arguments.recipe)
     try:
-        for process in workers.values():
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n", "a worker failed"
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n", "the worker failed"
+        print("ready", flush=True)
+        time.sleep(SETTLE_S)
         turns = [(busy, number) for number in range(arguments.rounds) for busy in arguments.busy]
-        rows = [{**row, "round": number} for busy, number in turns for row in measure(workers, busy, arguments.seconds)]
+        rows = [{**row, "round": number} for busy, number in turns for row in measure(process, busy, arguments.seconds)]
     finally:
-        for process in workers.values():
-            process.kill()
+        process.kill()
     figures = {"rows": rows, "compared": [compared(rows, busy) for busy in arguments.busy]}
     how = {"recipe": arguments.recipe, "cores": cores, "n": arguments.rounds, "seconds": arguments.seconds}
     _results.write(f"busy_training_{arguments.recipe}", figures, **how)

@@ -114,8 +114,10 @@ class SharedCores:
         others = max(0.0, (now.all_s - before.all_s) - (now.own_s - before.own_s)) / elapsed_s
         is_first, self._before, self._wait_s = self._wait_s == FIRST_LOOK_S, now, LOOK_EVERY_S
         threads = threads_for(self._most, torch.get_num_threads(), self._cores - others)
-        if threads != torch.get_num_threads() or is_first:
+        is_other = threads != torch.get_num_threads()
+        if is_other:
             torch.set_num_threads(threads)
+        if is_other or is_first:
             cores, noun = f"{self._cores} core{'s' * (self._cores != 1)}", f"thread{'s' * (threads != 1)}"
             self._tell(f"{cores}, {others:.1f} in use by others: training with {threads} {noun}")
 
