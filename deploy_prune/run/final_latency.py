@@ -74,7 +74,7 @@ def require_within(place: str, budget: Budget, tolerance: float, slim: Latency, 
     asked_ms = budget.absolute(dense.p50_ms)
     if budget.metric == "latency" and slim.p50_ms > asked_ms * (1 + tolerance):
         message = (
-            f"{place} takes {slim.p50_ms:.4g} ms, asked were {asked_ms:.4g} ms (+-{tolerance:.0%}), in "
+            f"{place} takes {slim.p50_ms:.4g} ms; the budget is {asked_ms:.4g} ms (+-{tolerance:.0%}), in "
             f"{len(slim.samples_ms)} inferences; is the machine busy? Run again, or raise measure.tolerance."
         )
         raise BudgetMissedError(message, slim, dense)

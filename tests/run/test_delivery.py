@@ -191,7 +191,7 @@ def test_a_finished_artifact_that_is_always_slower_is_a_failed_row_with_its_figu
     run = slower(False)
     row = run.rows[-1]
     assert (row.budget, row.status, row.error_kind) == ("70%", "failed", "BudgetError")
-    assert f"host/70% takes {row.measured_p50_ms:.4g} ms, asked were {row.asked:.4g} ms" in row.error
+    assert f"host/70% takes {row.measured_p50_ms:.4g} ms; the budget is {row.asked:.4g} ms" in row.error
     assert row.measured_p50_ms > 1.03 * row.asked
     assert row.speedup == pytest.approx(row.dense_p50_ms / row.measured_p50_ms)
     assert not (run.folder / "host/70%/latency.json").exists()
@@ -241,7 +241,7 @@ def a_changed_file(folder: Path) -> None:
 
 
 BENCH_FAULTS = {
-    the_dense_file_for_the_slim_one: ("BudgetError", r"host/80% takes .* asked were"),
+    the_dense_file_for_the_slim_one: ("BudgetError", r"host/80% takes .* the budget is"),
     a_changed_file: ("MeasurementError", "has changed since it was written"),
 }
 
