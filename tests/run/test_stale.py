@@ -9,7 +9,6 @@ import pytest
 import tiny_run
 from tiny_run import arithmetic_device, tiny_recipe
 
-from deploy_prune import search
 from deploy_prune.device.targets import load_target, targets_folder
 from deploy_prune.latency import granularity
 from deploy_prune.run import pipeline, stages
@@ -31,7 +30,7 @@ def trained(monkeypatch):
     adapt, classify = stages.adapt, stages.train_classifier
     monkeypatch.setattr(stages, "adapt", lambda n, *a, **k: calls.append(k["work"]) or adapt(n, *a, **k))
     monkeypatch.setattr(stages, "train_classifier", lambda n, *a, **k: calls.append(k["work"]) or classify(n, *a, **k))
-    methods = {name: counted(method, calls) for name, method in search.METHODS.items()}
+    methods = {name: counted(method, calls) for name, method in stages.METHODS.items()}
     monkeypatch.setattr(stages, "METHODS", methods)
     return calls
 
