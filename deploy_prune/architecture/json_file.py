@@ -185,7 +185,7 @@ def _users_own(part: ModelPart) -> bool:
 
 
 def require_trust(part: ModelPart, trust: bool) -> None:
-    """A file that names the user's own code is not followed unasked.
+    """Fail if the file names code of the user's own that isn't trusted.
 
     Raises:
         ArchitectureError: the source is module:callable and ``trust`` is off.

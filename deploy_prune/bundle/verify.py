@@ -25,7 +25,7 @@ class _Answer:
 
 
 def verify(bundle: Path, hashes_only: bool = False, timeout_s: float = TIMEOUT_S) -> tuple[str, ...]:
-    """Check a bundle's files, preprocessing and parity, in a process of its own; what was found right, a line each.
+    """Check a bundle's files, preprocessing and parity, in a separate process. Returns a line for each check.
 
     Args:
         bundle: a folder, or a zip, which may come from anywhere.

@@ -108,7 +108,7 @@ class Bundle:
 
 
 def write(contents: Contents, out: Path) -> Bundle:
-    """Write the folder ``out`` and ``out``.zip, and check them as their receiver would, before they get these names.
+    """Write the folder ``out`` and ``out``.zip. They get these names only after they have passed ``verify``.
 
     A bundle that was there before is replaced.
 

@@ -25,7 +25,7 @@ from deploy_prune.types import Artifact, Budget, Lost, Row, Target
 
 
 def bench(run_folder: Path, runs: int, device: str | None = None, trust: bool = False) -> tuple[Bench, ...]:
-    """Measure a run's artifacts again, and hold them against their budgets.
+    """Measure a run's artifacts again, and compare them with their budgets.
 
     Rows of targets without a device come back as they were; so do rows that failed, but without what was measured
     then. A row that misses its budget, or can't be measured, is failed, with the reason.

@@ -62,5 +62,5 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
 
 
 def examples(command: str) -> str:
-    """The command's epilog: a line each, which click would join without the mark."""
+    """The command's examples, a line each. The mark keeps click from joining the lines."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in EXAMPLES[command])])

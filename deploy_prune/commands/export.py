@@ -47,7 +47,7 @@ class Finished:
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """The bundles that were written, and the rows of which there is none because they failed."""
+    """The bundles that were written, and the failed rows that have none."""
 
     bundles: tuple[Bundle, ...]
     left_out: tuple[Row, ...]
@@ -56,7 +56,7 @@ class Delivery:
 def bundles(
     run: Path, target: str, budget: str | None = None, out: Path | None = None, trust: bool = False
 ) -> Delivery:
-    """Write the bundle of one budget, or of each budget that came out well.
+    """Write the bundle of one budget, or of each budget that was met.
 
     Args:
         run: the run folder.

@@ -50,12 +50,12 @@ class Commands(click.Group):
 
 
 def say(text: object, err: bool = False) -> None:
-    """Print lines of which parts may come from a file or a device: without characters that steer a terminal."""
+    """Print lines that may quote a file or a device, without control characters."""
     click.echo(printable(text, keep="\n"), err=err)
 
 
 def say_first(doing: str, recipe: Recipe) -> None:
-    """What is going to be done: said before PyTorch is imported, which can take longer than people like to wait."""
+    """Say what the command does, before PyTorch is imported, which can take seconds."""
     say(
         f"{doing} {recipe.name}: {recipe.model.source} on {recipe.data.source}, {', '.join(recipe.budgets)} on "
         f"{', '.join(recipe.targets)}. Loading PyTorch ...",
@@ -64,7 +64,7 @@ def say_first(doing: str, recipe: Recipe) -> None:
 
 
 def of_the_system(error: Exception) -> str | None:
-    """The sentence for what files, disks and homes do to any command; None for what is a fault of ours."""
+    """A sentence for errors of files and disks, which any command can have; None for faults of this program."""
     if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
         return f"{shown(error.object)[:200]!r} has characters that are no UTF-8; rename what has that name."
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib has no class of its own for it
@@ -90,7 +90,7 @@ file_option = click.Path(dir_okay=False, path_type=Path)
 
 
 class ResultFile(click.Path):
-    """A file to write: not in a run folder, and if it is there already, one of the same kind."""
+    """A file to write: not in a run folder, and no existing file of another kind."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path, if it may be written."""

@@ -46,7 +46,7 @@ def show_rows(rows: Sequence[Row]) -> None:
 
 
 def require_ok(rows: Sequence[Row]) -> None:
-    """The table has every error; the sentence and the exit code are the first's.
+    """Fail if a row failed. The table has every error; the message and the exit code are those of the first.
 
     Raises:
         DeployPruneError: a row failed; of the class of the first such row's error.
@@ -59,7 +59,7 @@ def require_ok(rows: Sequence[Row]) -> None:
 
 
 def require_met(report: CheckReport) -> None:
-    """The table has every budget; the sentence has the first that can't be met."""
+    """Fail if a budget can't be met. The table has every budget; the message has the first such one."""
     unmet = [reach for reach in report.budgets if not reach.met]
     if unmet:
         message = f"budgets: {unmet[0].budget!r} can't be met on {unmet[0].target}: {unmet[0].reason}"
@@ -67,7 +67,7 @@ def require_met(report: CheckReport) -> None:
 
 
 def show_cache() -> None:
-    """Print what the cache has: a line a kind."""
+    """Print what the cache has, a line for each kind."""
     from deploy_prune.system.cache import cache_folder, kinds
 
     found = kinds()

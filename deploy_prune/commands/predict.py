@@ -93,7 +93,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
 def network_of(
     model: str, shape: tuple[int, ...] | None, trust: bool, num_classes: int = CLASSES
 ) -> tuple[nn.Module, tuple[int, ...], ModelPart]:
-    """The network that ``predicted`` means by these, in eval mode, its input's shape, and how it is built.
+    """The named network in eval mode, its input's shape, and how it is built.
 
     Raises:
         DeployPruneError: it is unknown, or its input's shape is.

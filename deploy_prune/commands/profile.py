@@ -126,7 +126,7 @@ def profile(
     trust: bool = False,
     progress: Progress = silent,
 ) -> Profiled:
-    """Make a network's latency table on a device, unless it is there, and check it with other networks.
+    """Measure a network's latency table on a device, if there is none, and check it with other networks.
 
     Args:
         model: as for ``predicting.predicted``.
@@ -159,7 +159,7 @@ def profile(
 
 
 def attached(target: Target, device: str | None) -> Target:
-    """The target, on another device where one is named.
+    """The target, on the named device if there is one.
 
     Raises:
         TargetError: it is no device's name, there is none, or the target's runtime can't be started there.

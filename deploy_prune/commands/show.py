@@ -74,7 +74,7 @@ def overview(path: Path, target: str | None = None, trust: bool = False) -> Over
 
 
 def architecture_file(path: Path) -> Path:
-    """The architecture.json that a path means.
+    """The architecture.json at a path, or in the folder at it.
 
     Raises:
         RunFolderError: there is none; the message names those below the path.

@@ -46,7 +46,7 @@ FIGURES: Final = "transfer.json"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Given:
-    """What there is to begin with: a structure, its weights, the dense network's, and the recipe they were made by."""
+    """What a transfer begins with: structure, weights, the dense network's weights, and the recipe."""
 
     architecture: Architecture
     weights: Mapping[str, Tensor] | None = None
@@ -125,7 +125,7 @@ def _transferred(given: Given, recipe: Recipe, session: Session, out: Path, epis
 
 
 def as_settings(collection: str | None, shots: int | None = None, init: str | None = None) -> list[str]:
-    """What is most often set, as settings.
+    """The command's own options as settings of a recipe.
 
     ``collection``: a folder with a folder of images per class, an .npz of arrays, or a data set's name; None: the
     run's. ``shots``: training examples of each class, 10 or the run's if not given. ``init``: inherit or fresh.
@@ -184,7 +184,7 @@ def _teacher(path: Path | None) -> Mapping[str, Tensor] | None:
 
 
 def transfer_recipe(given: Given, settings: Sequence[str]) -> Recipe:
-    """The settings as a whole recipe; what they leave open is the run's, or the architecture's, or the default.
+    """The whole recipe: settings first, then the run's or the architecture's values, then defaults.
 
     Where they name no data, the data is the run's, target classes and shots included. Inherited weights keep the
     normalisation that they were trained with.

@@ -12,7 +12,7 @@ _CLOCKS: Final = {"clock_mhz": "the clock", "gpu_clock_mhz": "the GPU's clock"}
 
 
 def disturbance(conditions: Any) -> str | None:
-    """What moved too far, in words; None if nothing did, or if the device doesn't tell.
+    """What changed too much, in words; None if nothing did, or if the device doesn't report it.
 
     Args:
         conditions: {"before": told, "after": told}, where told may have "clock_mhz", "gpu_clock_mhz" and

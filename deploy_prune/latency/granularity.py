@@ -107,7 +107,7 @@ def _macs(width: int) -> int:
 
 
 def machine(target: Target) -> dict[str, Any]:
-    """What tells a target's machine and runtime from another's: a figure that was measured there holds only there.
+    """The identity of a target's machine and runtime: a measured figure holds only there.
 
     Of the packages that are installed there, the version of the target's runtime.
 

@@ -97,7 +97,7 @@ def _rate_kind(op: Op) -> RateKind:
 
 
 def predict(ops: Sequence[Op], target: Target) -> Prediction:
-    """The predicted latency of one inference, with the band that held for networks that were left out of the fit.
+    """The predicted latency of one inference, and the band that 80% of the left-out networks were within.
 
     Raises:
         TargetError: the target's file has no roofline, or no granularity to round to.

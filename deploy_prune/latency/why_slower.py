@@ -62,7 +62,7 @@ Profile = tuple[Mapping[str, float], float]
 
 
 def lost(artifacts: tuple[Artifact, Artifact], profiles: tuple[Profile, Profile], granule: int) -> tuple[Lost, ...]:
-    """The layers that lost most time, at most five, those that lost most first.
+    """At most five layers that lost the most time, the worst first.
 
     Args:
         artifacts: (dense, slim), ONNX.

@@ -80,7 +80,7 @@ def example_input(data: DataPart, batch: int = 1) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnInput:
-    """What a network's own configuration says of its input: side in pixels, mean and std per channel of values in 0..1.
+    """A network's own configuration of its input: side in pixels, mean and std per channel of values in 0..1.
 
     None where it doesn't say. ``source``: whose configuration, in words.
     """
@@ -92,7 +92,7 @@ class OwnInput:
 
 
 def own_input(part: ModelPart, num_classes: int) -> OwnInput:
-    """What the network's own configuration says of its input.
+    """The input that the network's own configuration describes.
 
     A built-in network's is 32 pixels. Else the size is the one that the network was built for, where it has one of the
     attributes ``image_size``, ``img_size`` (its own, its ``config``'s or its ``patch_embed``'s); then, as mean and std,

@@ -34,7 +34,7 @@ def load_weights(network: nn.Module, path: Path, key: str | None = None, fresh: 
 
 
 def load_given(network: nn.Module, part: ModelPart, num_classes: int) -> Taken | None:
-    """The recipe's weights, copied into a network of this part; None where there are none.
+    """Copy the recipe's weights into a network of this part; None if it has none.
 
     With ``head: new`` the layers whose size follows from the number of classes stay as they are.
 

@@ -27,7 +27,7 @@ class Part(BaseModel):
 
 
 def distinct(items: list[Any] | None) -> list[Any] | None:
-    """The list, if nothing in it is there twice."""
+    """The list, if no item is in it twice."""
     again = [item for i, item in enumerate(items or []) if item in (items or [])[:i]]
     if again:
         message = f"{again[0]!r} is given twice; remove one"
