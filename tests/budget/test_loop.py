@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from deploy_prune import cost
 from deploy_prune.budget.candidates import Timed
 from deploy_prune.budget.choose import smallest_counts
-from deploy_prune.budget.loop import UNITS, enforce, tolerance_above
+from deploy_prune.budget.loop import UNITS, Look, _next_limit, _next_limit_below, enforce, tolerance_above
 from deploy_prune.cost import CostModel
 from deploy_prune.errors import BudgetError
 from deploy_prune.recipe.parts import MeasurePart, PrunePart, parse_budget
@@ -311,3 +311,56 @@ def test_the_record_says_where_nothing_was_looked_at():
 
 def test_every_metric_has_a_unit():
     assert set(UNITS) == {"latency", "macs", "params", "size"}
+
+
+@pytest.mark.parametrize(
+    ("budget", "target"),
+    [("50% macs", ATTACHED), ("45% params", ATTACHED), ("50%", ELSEWHERE)],
+    ids=["macs", "params", "latency"],
+)
+def test_what_is_exact_and_within_the_budget_is_the_last_look_however_far_below(budget, target):
+    told = []
+    found = enforce(
+        Bench(table(granule=32), step=32, model=table(granule=32)), target, parse_budget(budget, "latency"), SCORES,
+        lambda work, done, total, **figures: told.append((done, total)), "test",
+    )  # fmt: skip
+    assert found.chosen.ratio < 1 - TOLERANCE / 2, "the stairs are wide"
+    assert told == [(1, 1)]
+
+
+def looked(*pairs: tuple[float, float]) -> list[Look]:
+    """Looks of (predicted, ratio)."""
+    return [
+        Look(limit=predicted, predicted=predicted, observed=ratio, asked=1, dense=2, counts={"a": i})
+        for i, (predicted, ratio) in enumerate(pairs)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "limit"),
+    [
+        ([(10, 0.8), (14, 1.3)], 11.6),
+        ([(20, 2.0), (8, 0.5), (14, 1.3), (10, 0.8)], 11.6),  # the nearest on either side
+        ([(10, 1.25)], 8),
+        ([(20, 2.0), (10, 1.25)], 6.4),  # two on one side: a longer step
+        ([(10, 0.8), (10, 1.25)], 8),  # the model can't tell them apart
+        ([(12, 0.8), (10, 1.25)], 8),  # or has them in the wrong order
+    ],
+)
+def test_the_next_limit_is_between_the_nearest_looks_or_scaled(pairs, limit):
+    assert _next_limit(looked(*pairs)) == pytest.approx(limit)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "limit"),
+    [
+        ([(10, 0.8), (14, 1.3), (16, 1.5), (5, 0.4)], 10 + 0.19 / 0.5 * 4),
+        ([(16, 1.5), (14, 1.3), (30, 3.0)], 14 - 0.31 / 0.2 * 2),  # the two that are nearest above
+        ([(10, 0.6), (12, 0.8), (2, 0.1)], 12 + 0.19 / 0.2 * 2),  # or below
+        ([(10, 1.5)], 6.6),
+        ([(10, 1.5), (12, 1.5)], 6.6),  # the line doesn't rise
+        ([(4, 1.2), (40, 1.3)], 3.3),  # or aims below 0
+    ],
+)
+def test_the_next_limit_of_what_is_counted_is_on_a_line_or_scaled(pairs, limit):
+    assert _next_limit_below(looked(*pairs), 0.99) == pytest.approx(limit)
