@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from deploy_prune.errors import VerificationError
 from deploy_prune.recipe.parts import PrunePart
 from deploy_prune.search.gated_network import gates_of
+from deploy_prune.surgery import verify as verify_module
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.surgery.try_groups import _failure, _sound, settle
@@ -357,6 +358,7 @@ class Read(nn.Module):
     ("readers", "kept", "fewer"),
     [
         ((0,), [1, 1, 1, 1], [1, 0, 1, 1]),  # 2, 5, 2, 1
+        ((0,), [1, 0, 0, 1], [0, 0, 0, 1]),
         ((1,), [1, 1, 1, 1], [1, 1, 1, 0]),  # 0, 0, 4, 14
         ((0, 1), [1, 1, 1, 0], [1, 1, 0, 0]),  # 2, 5, 6, 15, of which the last is gone
         ((1, 0), [1, 1, 1, 0], [1, 1, 0, 0]),
@@ -419,3 +421,37 @@ def test_the_proof_leaves_both_networks_in_their_mode(training: bool) -> None:
     assert {m.training for m in (*network.modules(), *slim.modules())} == {training}
     after = (*network.parameters(), *slim.parameters())
     assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(after, weights, strict=True))
+
+
+def test_strengths_of_a_group_of_two_units_add_up() -> None:
+    network = nn.ParameterDict({"a": torch.tensor([[5.0, 1.0]]), "b": torch.tensor([[1.0, 3.0]])})
+    axes = tuple(Axis(tensor=name, axis=1, unit_of=torch.arange(2)) for name in ("a", "b"))
+    (group,) = one_group(*axes, channels=2).groups
+    assert without_strongest(network, group, torch.ones(2)).tolist() == [0, 1], "6 and 4"
+
+
+def test_an_output_that_is_lost_with_a_channel_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, slim, structure, keep, x = cancelling(0.0)
+    monkeypatch.setattr(verify_module, "_sensitivity", lambda *args: (0.5, torch.inf))
+    with pytest.raises(VerificationError, match="proves nothing"):
+        verify(network, slim, structure, keep, (x,), gates_of(structure))
+
+
+def test_a_small_network_with_stale_statistics_is_proven_on_a_copy() -> None:
+    """Quickly, what the larger one above shows."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    network[1].running_var.fill_(1e12)
+    network[1].momentum = 0.1
+    x = torch.randn(8, 6)
+    structure = groups_of(network, x)
+    keep = half(structure)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(VerificationError, match="proves nothing"):
+        verify(network, cut(network, structure, keep), structure, keep, (x,), gates_of(structure))
+    proof = prove(network, structure, keep, (x,), gates_of(structure))
+    assert proof.calibrated
+    assert proof.difference <= proof.tolerance
+    assert min(proof.moved_by_input, proof.moved_by_channel) > 0.1
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    assert (network[1].momentum, network.training) == (0.1, False)
