@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deploy_prune.data import splits as data_module
-from deploy_prune.data.examples import Examples
+from deploy_prune.data.examples import Examples, spread
 from deploy_prune.data.loaders import batches
 from deploy_prune.data.sources import Collection, Labelled
 from deploy_prune.data.splits import load
@@ -327,10 +327,10 @@ def test_by_default_new_classes_have_few_examples_and_the_same_classes_all(class
 @pytest.mark.parametrize("num", [0, 1, 3, 8, 64, 210, 500])
 def test_a_spread_draw_has_every_class_as_often_as_it_can(num):
     labels = torch.cat([torch.full((n,), label) for label, n in ((0, 140), (1, 60), (7, 9), (8, 1))])
-    chosen = data_module.spread(labels, num)
+    chosen = spread(labels, num)
     assert len(chosen) == min(num, len(labels))
     assert torch.equal(chosen, chosen.unique())
-    assert torch.equal(chosen, data_module.spread(labels, num))
+    assert torch.equal(chosen, spread(labels, num))
     counts = [int((labels[chosen] == label).sum()) for label in (0, 1, 7, 8)]
     assert sum(count > 0 for count in counts) == min(num, 4)
     if num == 64:

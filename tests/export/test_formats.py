@@ -303,7 +303,7 @@ def test_same_bytes_in_another_process(as_onnx):
     code = (
         "import sys, json, torch; sys.path[:0] = [sys.argv[1]];"
         "import test_formats as t; from pathlib import Path;"
-        "from deploy_prune.export import FORMATS; from deploy_prune.recipe import ExportPart;"
+        "from deploy_prune.export import FORMATS; from deploy_prune.recipe.parts import ExportPart;"
         "artifact = FORMATS['onnx'].write(t.network(), t.EXAMPLE, Path(sys.argv[2]), 'fp32', ExportPart());"
         "print(json.dumps(artifact.sha256))"
     )

@@ -292,7 +292,7 @@ def test_unsafe_and_damaged_files_are_refused(network, tmp_path, monkeypatch, na
 # --- torchvision beside any torch ---
 
 PROBE = """
-from deploy_prune import vision
+from deploy_prune.networks import libraries as vision
 before = vision._operators_load()
 torchvision = vision.import_torchvision()
 print(vision._declare_missing_operators() is None, before, torchvision.extension._has_ops())

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deploy_prune.recipe.parts import PrunePart
-from deploy_prune.search import gated_network
+from deploy_prune.search.gated_network import gated
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.types import Axis, ChannelGroup, Structure
 
@@ -52,7 +52,7 @@ def test_equals_the_network_with_multiplied_weights(example, hard, batch):
     gates = random_gates(example.structure, hard=hard)
     x, _ = next(example.batches())
     expected = by_hand(network, example.structure, gates)(x)
-    gating = gated_network(network, example.structure, batch)
+    gating = gated(network, example.structure, batch)
     assert bool(gating.inputs) == (batch == 1), "few examples: the head's input is smaller than its weight"
     torch.testing.assert_close(gating.forward(gates)(x), expected, rtol=0 if batch > 1 or hard else 1e-6, atol=1e-7)
     assert not torch.allclose(expected, network(x))
@@ -75,7 +75,7 @@ def test_a_small_input_is_gated_where_the_layer_is_called(called):
     """Code that takes ``layer.weight`` doesn't call the layer: there, its input can't be reached."""
     network, x = Head(called=called).eval(), torch.randn(2, 6)
     structure = find_groups(network, (x[:1],), PrunePart())
-    gates, gating = random_gates(structure, hard=False), gated_network(network, structure, batch=2)
+    gates, gating = random_gates(structure, hard=False), gated(network, structure, batch=2)
     assert (bool(gating.inputs), bool(gating.axes)) == (called, not called)
     torch.testing.assert_close(gating.forward(gates)(x), by_hand(network, structure, gates)(x))
     assert not network.second._forward_pre_hooks, "no hook stays behind"
@@ -85,7 +85,7 @@ def test_open_gates_change_nothing(example):
     network = example.network.eval()
     x, _ = next(example.batches())
     gates = {g.name: torch.ones(g.channels) for g in example.structure.groups}
-    assert torch.equal(gated_network(network, example.structure).forward(gates)(x), network(x))
+    assert torch.equal(gated(network, example.structure).forward(gates)(x), network(x))
 
 
 def test_a_closed_channel_is_not_there_whatever_it_holds(example):
@@ -94,14 +94,14 @@ def test_a_closed_channel_is_not_there_whatever_it_holds(example):
     randomise_norms(network)
     gates = random_gates(example.structure, hard=True)
     x, _ = next(example.batches())
-    before = gated_network(network, example.structure).forward(gates)(x)
+    before = gated(network, example.structure).forward(gates)(x)
     tensors = network.state_dict()
     with torch.no_grad():
         for group in example.structure.groups:
             for axis in group.members:
                 closed = axis.unit_of[gates[group.name][axis.unit_of] == 0]
                 tensors[axis.tensor].index_fill_(axis.axis, closed, 3.0)
-    after = gated_network(network, example.structure).forward(gates)(x)
+    after = gated(network, example.structure).forward(gates)(x)
     assert torch.equal(before, after)
 
 
@@ -110,16 +110,16 @@ def test_bool_masks_and_other_precisions(example):
     gates = random_gates(example.structure, hard=True)
     x = next(example.batches())[0].double()
     masks = {name: gate.bool() for name, gate in gates.items()}
-    result = gated_network(network, example.structure).forward(masks)(x)
+    result = gated(network, example.structure).forward(masks)(x)
     assert result.dtype == torch.float64
-    assert torch.equal(result, gated_network(network, example.structure).forward(gates)(x))
+    assert torch.equal(result, gated(network, example.structure).forward(gates)(x))
 
 
 def test_train_mode_updates_the_networks_own_statistics(example):
     network, other = example.network.train(), copy.deepcopy(example.network).train()
     gates = {g.name: torch.ones(g.channels) for g in example.structure.groups}
     x, _ = next(example.batches())
-    gated_network(network, example.structure).forward(gates)(x)
+    gated(network, example.structure).forward(gates)(x)
     other(x)
     for name, buffer in other.named_buffers():
         assert torch.equal(network.get_buffer(name), buffer), name
@@ -129,7 +129,7 @@ def test_gradients_reach_gates_and_weights(example):
     network = example.network.train()
     gates = {n: g.requires_grad_() for n, g in random_gates(example.structure, hard=False).items()}
     x, y = next(example.batches())
-    F.cross_entropy(gated_network(network, example.structure).forward(gates)(x), y).backward()
+    F.cross_entropy(gated(network, example.structure).forward(gates)(x), y).backward()
     for name, gate in gates.items():
         assert gate.grad is not None, name
         assert bool((gate.grad != 0).all()), name
@@ -140,14 +140,14 @@ def test_the_gates_gradient_is_the_sum_of_gradient_times_weight(chained):
     network = chained.network.eval()
     gates = {g.name: torch.ones(g.channels, requires_grad=True) for g in chained.structure.groups}
     x, y = next(chained.batches())
-    F.cross_entropy(gated_network(network, chained.structure).forward(gates)(x), y).backward()
+    F.cross_entropy(gated(network, chained.structure).forward(gates)(x), y).backward()
     weight = network.get_parameter("3.weight")
     assert torch.allclose(gates["0"].grad, (weight.grad * weight).sum((0, 2, 3)), atol=1e-6)
 
 
 def test_it_follows_the_networks_weights(chained):
     network = chained.network.eval()
-    gating = gated_network(network, chained.structure)
+    gating = gated(network, chained.structure)
     gates = random_gates(chained.structure, hard=True)
     x, _ = next(chained.batches())
     with torch.no_grad():
@@ -177,7 +177,7 @@ def test_groups_that_share_an_axis():
     gates = random_gates(structure, hard=False)
     x = torch.randn(6, 3)
     parts = torch.cat([network.two(x) * gates["two"], x, network.one(x) * gates["one"]], 1)
-    gating = gated_network(network, structure)
+    gating = gated(network, structure)
     assert len(gating.axes) == 1
     assert torch.allclose(gating.forward(gates)(x), network.head(parts), atol=1e-6)
 
@@ -205,13 +205,13 @@ def test_tied_weights_and_a_tensor_gated_along_both_axes():
     structure = Structure(groups=groups, layers=(), whole=())
     gates = random_gates(structure, hard=False)
     x = torch.randn(6, 3)
-    result = gated_network(network, structure).forward(gates)(x)
+    result = gated(network, structure).forward(gates)(x)
     assert torch.allclose(result, by_hand(network, structure, gates)(x), atol=1e-6)
     network.again.weight = nn.Parameter(network.again.weight.detach().clone())  # no longer tied
-    assert not torch.allclose(result, gated_network(network, structure).forward(gates)(x), atol=1e-3)
+    assert not torch.allclose(result, gated(network, structure).forward(gates)(x), atol=1e-3)
 
 
 def test_a_network_without_groups_is_itself():
     network = nn.Linear(3, 2)
     x = torch.randn(4, 3)
-    assert torch.equal(gated_network(network, Structure(groups=(), layers=(), whole=())).forward({})(x), network(x))
+    assert torch.equal(gated(network, Structure(groups=(), layers=(), whole=())).forward({})(x), network(x))

@@ -129,10 +129,10 @@ def test_a_second_search_takes_a_fraction_of_the_time_and_gives_the_same(
 
 def test_another_process_finds_it_too(searches: list[nn.Module]) -> None:
     code = (
-        "import torch; from deploy_prune import models; from deploy_prune.recipe import *;"
-        "from deploy_prune.surgery import analysis;"
-        "network = models.build(ModelPart(source='resnet20'), 10);"
-        "analysis.groups_of(network, torch.zeros(1, 3, 16, 16), PrunePart())"
+        "import torch; from deploy_prune.networks import build; from deploy_prune.recipe.parts import *;"
+        "from deploy_prune.surgery import remembered;"
+        "network = build.build_network(ModelPart(source='resnet20'), 10);"
+        "remembered.groups_of(network, torch.zeros(1, 3, 16, 16), PrunePart())"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     remembered.groups_of(build.build_network(ModelPart(source="resnet20"), 10), X, PrunePart())

@@ -36,8 +36,8 @@ def test_the_time_limit_ends_tracing_with_a_clear_error() -> None:
 HANGS = """
 import itertools
 import torch
-from deploy_prune.recipe import PrunePart
-from deploy_prune.surgery.graph import find_groups
+from deploy_prune.recipe.parts import PrunePart
+from deploy_prune.surgery.groups import find_groups
 
 class Hangs(torch.nn.Module):
     def forward(self, x):

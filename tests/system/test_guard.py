@@ -17,8 +17,8 @@ from deploy_prune.system.guard import scratch
 PARENT = """
 import sys
 from pathlib import Path
-from deploy_prune.guard import scratch
-from deploy_prune.shell import atomic, run_command
+from deploy_prune.system.guard import scratch
+from deploy_prune.system.shell import atomic, run_command
 with scratch() as folder, atomic(Path(sys.argv[1]) / "model.onnx") as temporary:
     (folder / "half").write_text("half")
     temporary.write_text("half")
@@ -97,7 +97,7 @@ def test_a_fork_takes_nothing_of_its_parent_along(tmp_path):
     """The parent's folders stay when a fork of it ends, and the parent's end is noticed though the fork goes on."""
     code = """
 import json, os, sys, time
-from deploy_prune import guard
+from deploy_prune.system import guard
 with guard.scratch() as folder:
     child = os.fork()
     if child == 0:

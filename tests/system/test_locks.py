@@ -21,7 +21,7 @@ from deploy_prune.system.shell import atomic
 HOLDER = """
 import sys, time
 from pathlib import Path
-from deploy_prune.locks import hold
+from deploy_prune.system.locks import hold
 with hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

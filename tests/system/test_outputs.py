@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from tiny_run import tiny_recipe
 from torch import nn
 
-from deploy_prune import export
+from deploy_prune import export_network
 from deploy_prune.cli import main
 from deploy_prune.commands.transfer import as_settings, transfer
 from deploy_prune.errors import DeployPruneError, RunFolderError
@@ -60,7 +60,7 @@ def test_a_transfer_replaces_its_own_files_and_no_others(run, tmp_path):
 @pytest.mark.parametrize("where", ["model.onnx", "host/50%/model.onnx", "host/50%/new.onnx"])
 def test_no_artifact_is_written_into_a_run(made, where):
     with pytest.raises(RunFolderError, match="is in the run folder"):
-        export(small(), torch.zeros(1, 1, 8, 8), path=made / where)
+        export_network(small(), torch.zeros(1, 1, 8, 8), path=made / where)
     result = CliRunner().invoke(main, ["export", str(made), "--target", "pixel-8", "--out", str(made / where)])
     assert result.exit_code != 0
     assert [p.name for p in made.rglob("*.onnx")] == []
@@ -71,7 +71,7 @@ def test_an_artifact_does_not_take_the_place_of_a_folder_of_photos(tmp_path):
     photos.mkdir()
     (photos / "cat.jpg").write_bytes(b"cat")
     with pytest.raises(RunFolderError, match=r"has cat\.jpg, which is not of an artifact"):
-        export(small(), torch.zeros(1, 1, 8, 8), path=photos)
+        export_network(small(), torch.zeros(1, 1, 8, 8), path=photos)
     assert (photos / "cat.jpg").read_bytes() == b"cat"
 
 

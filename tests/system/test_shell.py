@@ -74,7 +74,7 @@ def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path):
     code = f"""
 import os, signal
 from pathlib import Path
-from deploy_prune.shell import atomic
+from deploy_prune.system.shell import atomic
 with atomic(Path({str(path)!r})) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

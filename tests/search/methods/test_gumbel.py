@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from search_run import run_search
 from torch import nn
 
-from deploy_prune.search import gated_network
+from deploy_prune.search.gated_network import gated
 from deploy_prune.search.methods.gumbel import gumbel_gate
 from deploy_prune.search.relaxed import Relaxation
 from deploy_prune.search.subnetwork import MaskedNetwork, shares_left
@@ -61,14 +61,14 @@ def test_a_scale_is_a_factor_of_its_weight_and_its_gradient_follows(chained):
     network, x = chained.network.eval(), next(chained.batches())[0]
     gates = {g.name: torch.ones(g.channels) for g in chained.structure.groups}
     scales = {n: torch.tensor(2.0, requires_grad=True) for n in ("3.weight", "11.weight")}
-    found = gated_network(network, chained.structure).forward(gates, scales)(x)
+    found = gated(network, chained.structure).forward(gates, scales)(x)
     (slope,) = torch.autograd.grad(found.sum(), scales["3.weight"])
     with torch.no_grad():
         for name in scales:
             network.get_parameter(name).mul_(2)
     torch.testing.assert_close(found, network(x))
     h = 1e-3
-    shifted = gated_network(network, chained.structure).forward(gates, {"3.weight": torch.tensor(1 + h / 2)})(x)
+    shifted = gated(network, chained.structure).forward(gates, {"3.weight": torch.tensor(1 + h / 2)})(x)
     assert float((shifted - found).detach().sum() / h) == pytest.approx(float(slope), rel=0.02)
 
 

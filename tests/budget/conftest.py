@@ -1,0 +1,5 @@
+"""The small networks that budgets are chosen on."""
+
+from gating_examples import accelerator, chained, example, make_chain, make_group
+
+__all__ = ["accelerator", "chained", "example", "make_chain", "make_group"]
