@@ -19,6 +19,7 @@ from deploy_prune.architecture import json_file
 from deploy_prune.cli import main
 from deploy_prune.commands import transfer as transfer_module
 from deploy_prune.commands.transfer import as_settings, transfer
+from deploy_prune.data import splits
 from deploy_prune.errors import ArchitectureError, DataError, RecipeError, RunFolderError, WeightsError
 from deploy_prune.retrain.fewshot import FEATURES, RATES
 from deploy_prune.run import pipeline
@@ -130,8 +131,8 @@ def test_without_other_data_it_is_the_runs(finished, tmp_path):
     given = {"out": tmp_path / "new", "episodes": 2, "trust": True}
     found = transfer(finished.folder / PLACE, [*as_settings(None), "retrain.steps=2"], **given)
     assert [episode.classes for episode in found.episodes] == [(3, 4, 5)] * 2
-    splits = [episode.split for episode in found.episodes]
-    assert splits[0] == splits.load(tiny_recipe().data, tiny_recipe().seed).digest != splits[1]
+    first, second = (episode.split for episode in found.episodes)
+    assert first == splits.load(tiny_recipe().data, tiny_recipe().seed).digest != second
     with pytest.raises(RecipeError, match="data.source"):
         transfer(finished.folder / PLACE / "architecture.json", as_settings(None), **given)
 
