@@ -437,3 +437,33 @@ def test_what_a_latency_depends_on_is_in_its_identity(tiny, monkeypatch, change)
     bench, target = change(tiny)
     assert bench._identity(target) != tiny._identity(HOST)
     assert tiny._identity(replace(HOST, title="another", notes="another")) == tiny._identity(HOST)
+
+
+def test_the_smallest_network_keeps_the_recipes_least_channels(tiny):
+    recipe = tiny_recipe(prune={"min_channels": 6})
+    assert set(replace(tiny, recipe=recipe).smallest(HOST).values()) == {8}, "two stairs of four"
+
+
+class Wrapped(torch.nn.Module):
+    """Its text has a function's address."""
+
+    def __init__(self):
+        super().__init__()
+        self.function = lambda x: x.relu()
+
+    def extra_repr(self):
+        return repr(self.function)
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def test_where_a_function_lies_in_memory_does_not_make_another_network(tiny):
+    identities = []
+    kept = [Wrapped(), Wrapped()]
+    assert repr(kept[0]) != repr(kept[1])
+    for module in kept:
+        network = build.build_network(tiny.recipe.model, 3)
+        network[2] = module
+        identities.append(replace(tiny, network=network)._identity(HOST))
+    assert identities[0] == identities[1]
