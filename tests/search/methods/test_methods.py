@@ -128,6 +128,8 @@ def test_an_unknown_option_names_the_nearest(method, chained, accelerator):
 def test_a_far_off_option_lists_all():
     with pytest.raises(RecipeError, match=r"search\.options\.qqq of the method taylor: .* known are: num_batches\."):
         check_options(SearchPart(method="taylor", options={"qqq": 1}))
+    with pytest.raises(RecipeError, match=r"known are: weights, anneal, gain, damping, average, "):
+        check_options(SearchPart(method="gate", options={"qqq": 1}))
 
 
 def test_a_bad_value_names_the_option():
