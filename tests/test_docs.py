@@ -232,6 +232,17 @@ def test_links_lead_somewhere(name):
     assert lost == []
 
 
+def test_contributing_names_every_folder_of_the_package():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text[text.index("## Where things live") : text.index("## Style")]
+    named = {
+        name
+        for row in re.findall(r"^\| (`.+?`) \|", section, flags=re.MULTILINE)
+        for name in re.findall(r"`(\w+)/`", row)
+    }
+    assert named == {path.parent.name for path in (ROOT / "deploy_prune").glob("*/__init__.py")}
+
+
 def test_every_page_is_in_the_contents():
     listed = {
         line
