@@ -1,6 +1,6 @@
 """Write figures into README.md, docs/ and benchmarks/README.md, from runs and from benchmarks/results/*.json.
 
-python benchmarks/_readme.py [RUNS]      (default: runs, with mobilenet and quickstart; what isn't there stays as it is)
+python benchmarks/_readme.py [RUNS]      (default: runs, with mobilenet; what isn't there stays as it is)
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from deploy_prune.run.folder import RunFolder
 from deploy_prune.system.shell import write_text
 
 ROOT: Final = Path(__file__).parent.parent
+FIRST_ROWS: Final = 2
+"""Of a run, as an example of what the terminal shows."""
 TERMINAL_COLUMNS: Final = 80
 Results = Mapping[str, dict[str, Any]]
 """A file's name in benchmarks/results, without its suffix -> what is in it."""
@@ -97,17 +99,17 @@ def in_brackets(figure: str, more: str) -> str:
 
 
 def terminal_table(folder: Path) -> str:
-    """The results of a run as the terminal shows them."""
+    """The first results of a run as the terminal shows them."""
     console = Console(file=StringIO(), width=TERMINAL_COLUMNS, color_system=None)
     with console.capture() as captured:
-        console.print(results_table(RunFolder(path=folder).read_results()))
+        console.print(results_table(RunFolder(path=folder).read_results()[:FIRST_ROWS]))
     lines = [line.rstrip() for line in captured.get().splitlines()]
     return "\n".join(["```text", *(line for line in lines if line), "```"])
 
 
 RUNS: Final[dict[str, tuple[str, Callable[[Path], str]]]] = {
     "results": ("mobilenet", run_table),
-    "quickstart": ("quickstart", terminal_table),
+    "terminal": ("mobilenet", terminal_table),
 }
 """Marker in README.md -> the run's name, and what stands there."""
 
