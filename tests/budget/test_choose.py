@@ -4,6 +4,7 @@ import itertools
 import math
 import statistics
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -180,6 +181,56 @@ def test_a_budget_out_of_reach_names_the_smallest_and_what_to_change(chained):
     assert f"{smallest / 1e6:.4g} MMACs ({smallest / dense:.1%} of the dense {dense / 1e6:.4g} MMACs)" in text
     for way_out in ("budgets", "prune.min_channels", "prune.only", "prune.skip"):
         assert way_out in text
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("latency", "The budget of 0.5 ms can't be met"),
+        ("macs", "The budget of 5e-07 MMACs can't be met"),
+        ("params", "The budget of 0 parameters can't be met"),
+        ("size", "The budget of 0 bytes can't be met"),
+    ],
+)
+def test_a_budget_out_of_reach_is_told_in_the_metrics_unit(metric, words):
+    structure, cost, scores, granule, _ = problem(0)
+    with pytest.raises(BudgetError) as error:
+        choose(scores, structure, replace(cost, metric=metric, constant=9.0), 0.5, granule)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("few", [True, False], ids=["all priced", "greedy"])
+def test_the_unit_of_the_cost_changes_nothing(few, monkeypatch):
+    """A millionth, as a power of 2, so that not even a rounding differs."""
+    if not few:
+        monkeypatch.setattr(choose_module, "_ENUMERATED", 0)
+    small = 2.0**-20
+    for seed in range(12):
+        structure, cost, scores, granule, _ = problem(seed)
+        smallest, dense = reachable(structure, cost, granule)
+        layers = tuple(replace(x, product=x.product * small, linear=x.linear * small) for x in cost.layers)
+        scaled = replace(cost, layers=layers, constant=cost.constant * small)
+        for share in (0.2, 0.6, 0.9):
+            limit = smallest + share * (dense - smallest)
+            one, other = (
+                choose(scores, structure, cost, limit, granule),
+                choose(scores, structure, scaled, limit * small, granule),
+            )
+            assert counts(one) == counts(other), (seed, share)
+
+
+@pytest.mark.parametrize("few", [True, False], ids=["all priced", "greedy"])
+def test_units_without_a_score_fill_what_is_left(few, monkeypatch):
+    if not few:
+        monkeypatch.setattr(choose_module, "_ENUMERATED", 0)
+    groups = (group("a", 8), group("b", 8))
+    layers = tuple(LayerCost(layer=layer({}, {g.name: 1}, 4), product=1.0) for g in groups)
+    cost = CostModel(metric="latency", layers=layers, groups=("a", "b"), constant=0.0, granule=1)
+    scores = {g.name: torch.tensor([1.0, 1.0] + [0.0] * 6) for g in groups}
+    limit = cost({"a": 8, "b": 5})
+    found = counts(choose(scores, Structure(groups=groups, layers=(), whole=()), cost, limit, 1))
+    assert min(found.values()) >= 2
+    assert cost(found) == pytest.approx(limit)
 
 
 def test_scores_that_are_not_finite_are_refused(chained):
