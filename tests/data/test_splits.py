@@ -151,7 +151,23 @@ def test_skipped_files_are_recorded_and_named_in_one_line(monkeypatch, caplog):
         lines = [record.getMessage() for record in caplog.records]
         assert len(lines) == bool(skipped)
         assert all("data.unreadable" in line and "train/a/1.png" in line for line in lines)
+        assert all(line.endswith(": train/a/1.png") for line in lines if len(skipped) == 1)
         assert all(line.endswith("train/a/9.png and 3 more") for line in lines if len(skipped) > 10)
+
+
+def test_files_that_are_not_read_are_recorded_and_told(monkeypatch, caplog):
+    collection = Collection(train=labelled({0: 9, 1: 9}), test=None, ignored={".txt": 3})
+    monkeypatch.setattr(data_module, "read", lambda part: collection)
+    assert load(part(), seed=0).ignored == {".txt": 3}
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("data.root: files that are not read: ")
+    assert "3" in line
+
+
+def test_a_class_of_just_so_many_examples_as_are_asked_for_is_enough(stored):
+    stored(labelled(dict.fromkeys(range(4), 5)), labelled(dict.fromkeys(range(4), 1), offset=100))
+    data = load(part(source_classes=[0, 1], target_classes=[2, 3], shots=5), seed=0)
+    assert data.target_train.labels.bincount().tolist() == [5, 5]
 
 
 # --- splits ---
@@ -203,10 +219,11 @@ def test_labels_follow_the_order_of_the_lists(stored):
         ({0: 9, 1: 9}, {"target_classes": [1]}, "data.target_classes: a task needs at least 2 classes"),
         ({0: 9, 1: 9}, {"source_classes": [0, 7]}, "data.source_classes: the data set has no class 7, only 0 to 1."),
         ({0: 9, 4: 9}, {"source_classes": [0, 7]}, "only 0, 4."),
-        ({0: 9, 1: 9}, {"source_classes": [1, 1]}, "a class is listed twice"),
+        ({0: 9, 1: 9}, {"source_classes": [1, 1]}, "data.source_classes: a class is listed twice."),
         ({0: 9, 1: 4}, {"shots": 5}, "data.shots: 5 are asked for, but class 1 has 3 training examples (data"),
         ({0: 1, 1: 1}, {"shots": None}, "nothing is left for the source test examples"),
         ({0: 9, 1: 9}, {"mean": [0.1, 0.2]}, "data.mean: 2 values are given for 1 channels."),
+        ({0: 9, 1: 9}, {"std": [0.1, 0.2]}, "data.std: 2 values are given for 1 channels."),
         ({0: 9, 1: 9}, {"std": [0.0]}, "data.std: must be above 0"),
     ],
 )

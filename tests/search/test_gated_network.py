@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deploy_prune.recipe.parts import PrunePart
-from deploy_prune.search.gated_network import gated
+from deploy_prune.search.gated_network import _input_rank, gated
 from deploy_prune.surgery.groups import find_groups
-from deploy_prune.types import Axis, ChannelGroup, Structure
+from deploy_prune.types import Axis, ChannelGroup, Layer, Structure, Width
 
 
 def randomise_norms(network: nn.Module) -> None:
@@ -215,3 +216,29 @@ def test_a_network_without_groups_is_itself():
     network = nn.Linear(3, 2)
     x = torch.randn(4, 3)
     assert torch.equal(gated(network, Structure(groups=(), layers=(), whole=())).forward({})(x), network(x))
+
+
+@pytest.mark.parametrize(
+    ("module", "after"),
+    [
+        (nn.Linear(64, 64), 0),
+        (nn.Conv1d(64, 64, 3), 1),
+        (nn.Conv2d(64, 64, 3), 2),
+        (nn.Conv3d(64, 64, 3), 3),
+        (nn.Conv2d(64, 64, 3, groups=2), -1),  # each half of its input would need gates of its own
+        (nn.ConvTranspose2d(64, 64, 3), -1),  # its weight has another order
+        (nn.Bilinear(8, 64, 64), -1),
+    ],
+    ids=["linear", "1d", "2d", "3d", "grouped", "transposed", "bilinear"],
+)
+def test_a_plain_layers_input_is_gated_where_it_is_smaller_than_the_weight(module, after):
+    network = nn.ModuleDict({"x": module})
+    use = Layer(
+        name="x", kind="conv", tensor="x.weight", taps=1, positions=1, input_positions=1,
+        inputs=Width(fixed=64, per_unit={}), outputs=Width(fixed=64, per_unit={}), vectors=0,
+    )  # fmt: skip
+    assert _input_rank(network, [use], "x.weight", 1) == after
+    assert _input_rank(network, [use], "x.weight", 10**6) == -1, "the weight is smaller"
+    assert _input_rank(network, [], "x.weight", 1) == -1, "nothing is known of its input"
+    assert _input_rank(network, [use, replace(use, name="y")], "x.weight", 1) == -1, "another module reads it, too"
+    assert _input_rank(network, [replace(use, tensor="x.bias")], "x.bias", 1) == -1, "no weight"
