@@ -152,7 +152,7 @@ def test_a_shipped_target_is_measured_where_it_is_attached(name):
 
 def test_a_network_without_channels_to_cut_has_no_table(monkeypatch):
     whole = find_groups(torch.nn.Sequential(torch.nn.Linear(4, 4)), (torch.zeros(1, 4),), PrunePart())
-    monkeypatch.setattr(profile_module.analysis, "settled_groups", lambda *args: whole)
+    monkeypatch.setattr(profile_module.remembered, "settled_groups", lambda *args: whole)
     with pytest.raises(SurgeryError, match="No channel of this network can be removed"):
         profile("conv4", "host", SHAPE)
 
