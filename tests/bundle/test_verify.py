@@ -21,10 +21,10 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 from deploy_prune import errors
+from deploy_prune.cli import main
 from deploy_prune.bundle import verify as verify_module
 from deploy_prune.bundle.verify import VERIFY, verify
 from deploy_prune.bundle.write import Bundle, pack
-from deploy_prune.cli import main
 from deploy_prune.device import RUNTIMES
 from deploy_prune.device.payload import verify as payload
 from deploy_prune.errors import BundleError, DeployPruneError, MeasurementError, MissingDependencyError, ParityError
@@ -55,18 +55,18 @@ def call(*args: object):
 
 def refused(bundle: Path, error: type[DeployPruneError], words: str, *, own: bool = True) -> None:
     """By the command and by the stand-alone script (``own``: the bundle's), in one sentence and with one exit code."""
-    result = call(verify)
+    result = call(bundle)
     assert result.exit_code == error.exit_code, result.output
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
     assert words in result.stderr
-    alone = [sys.executable, "-I", str(VERIFY), str(verify)]
+    alone = [sys.executable, "-I", str(VERIFY), str(bundle)]
     done = subprocess.run(alone, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == error.exit_code
     assert words in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     if own:
-        assert script(verify, "verify").returncode == error.exit_code
+        assert script(bundle, "verify").returncode == error.exit_code
 
 
 # --- edited files -----------------------------------------------------------------------------------------------------
@@ -464,7 +464,7 @@ def peak_kb(bundle: Path) -> tuple[int, str]:
         "finally: print(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0], file=sys.stderr)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "-", str(verify)], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code, "-", str(bundle)], capture_output=True, text=True, check=False, timeout=60
     )
     return int(done.stderr.split()[-1]), done.stderr
 
