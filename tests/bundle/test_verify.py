@@ -21,10 +21,10 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 from deploy_prune import errors
-from deploy_prune.cli import main
 from deploy_prune.bundle import verify as verify_module
 from deploy_prune.bundle.verify import VERIFY, verify
 from deploy_prune.bundle.write import Bundle, pack
+from deploy_prune.cli import main
 from deploy_prune.device import RUNTIMES
 from deploy_prune.device.payload import verify as payload
 from deploy_prune.errors import BundleError, DeployPruneError, MeasurementError, MissingDependencyError, ParityError
