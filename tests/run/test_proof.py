@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from deploy_prune.api import load
+from deploy_prune.api import export
 from deploy_prune.commands.outcome import write_artifact
 from deploy_prune.data.examples import Examples
 from deploy_prune.errors import ParityError
@@ -87,6 +87,6 @@ def test_the_export_command_says_what_is_unchecked(monkeypatch, capsys, tmp_path
     artifact = Artifact(
         path=path, format="onnx", precision="fp32", sha256="s", input_shape=(1, 1, 4, 4), versions={}, unchecked="why"
     )
-    monkeypatch.setattr(load, "export", lambda *args: artifact)
+    monkeypatch.setattr(export, "export_saved", lambda *args: artifact)
     write_artifact(tmp_path, "host", path, False)
     assert capsys.readouterr().err == "not compared with the network: why\n"
