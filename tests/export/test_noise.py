@@ -284,3 +284,32 @@ def test_so_many_answers_may_turn_in_int8(num, turned, refused, monkeypatch, tmp
             check_parity(network, made, x)
     else:
         assert check_parity(network, made, x).agreement == pytest.approx(1 - turned / num)
+
+
+class ConstantFirst(nn.Module):
+    """An output that never changes before one that does."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones(len(x), 3), x.mean((2, 3))
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_outputs_after_one_that_never_changes_are_compared_in_int8(wrong, monkeypatch, tmp_path):
+    network, x = ConstantFirst(), torch.randn(32, 3, 16, 16)
+    constant, moving = network(x)
+    monkeypatch.setattr(
+        parity.device, "run", lambda artifact, inputs, runtime: (constant, moving.flip(0) if wrong else moving)
+    )
+    made = Artifact(path=tmp_path, format="onnx", precision="int8", sha256="", input_shape=(1, 3, 16, 16), versions={})
+    if wrong:
+        with pytest.raises(ParityError, match="differs from the network: signal over noise"):
+            check_parity(network, made, x)
+    else:
+        check_parity(network, made, x)
+
+
+def test_a_network_that_ignores_its_input_proves_nothing(tmp_path):
+    network, x = ConstantFirst(), torch.randn(4, 3, 16, 16)
+    made = Artifact(path=tmp_path, format="onnx", precision="fp32", sha256="", input_shape=(1, 3, 16, 16), versions={})
+    with pytest.raises(ParityError, match="outputs move by only 0 relative over 4 inputs, so comparing proves nothing"):
+        check_parity(network, made, x[:1].expand(4, -1, -1, -1))
