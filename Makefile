@@ -62,7 +62,7 @@ fuzz: $(INSTALLED_TEST)
 	DEPLOY_PRUNE_FUZZ=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -n 2 --dist worksteal
 
 # Small faults in what decides whether a result is right (tool.mutmut in pyproject.toml), and how many of them the tests
-# see. Survivors are shown by `mutmut show NAME`; tests/mutants.md has those that are no faults. Under half an hour.
+# see. Survivors are shown by `mutmut show NAME`; tests/mutants.md has those that are no faults. All files take long: name one with ONLY.
 mutants: $(INSTALLED_MUTANTS)
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/mutmut run $(if $(ONLY),"deploy_prune.$(ONLY).*")
 	@$(BIN)/mutmut results
