@@ -132,7 +132,7 @@ def looked_at(bench: Workbench, target: Target, budget: Budget, dense: Artifact,
         "uniform_macs": macs(even) / all_macs, "uniform_over_ours": ratio.median, "interval": [ratio.low, ratio.high],
         "dense_ms": whole.p50_ms, "slim_ms": slim.p50_ms, "samples": len(slim.samples_ms),
         "in_the_loop": made.plan.chosen.observed / made.plan.chosen.dense, "reported": made.share,
-        "looks": len(made.plan.looks), "plans": made.plans,
+        "looks": len(made.plan.candidates), "plans": made.plans,
     }  # fmt: skip
 
 

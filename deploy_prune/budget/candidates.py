@@ -156,7 +156,7 @@ class Workbench:
         since = self.since if missed is None else max(self.since, float(missed["at"]))
         return Timed(**cached_json("latency", key, lambda: self._time(target, counts), since))
 
-    def correct(self, target: Target, counts: Counts, timed: Timed) -> None:
+    def override(self, target: Target, counts: Counts, timed: Timed) -> None:
         """From now on, these counts took so long, and all others are measured anew when they are asked for.
 
         For if a finished artifact takes longer than its candidate did, it is mostly the machine that has changed: what

@@ -15,7 +15,7 @@ UNITS: Final = {"latency": "ms", "macs": "MACs", "params": "parameters", "size":
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Candidate:
     """What one candidate was asked to be, predicted to be and found to be, all in the metric's unit.
 
     ``looked``: False where no device is attached, and ``observed`` is only what was predicted.
@@ -27,7 +27,7 @@ class Look:
     asked: float
     dense: float
     counts: Counts
-    looked: bool = True
+    measured: bool = True
 
     @property
     def ratio(self) -> float:
@@ -41,17 +41,17 @@ class Plan:
 
     metric: Metric
     keep: Keep
-    looks: tuple[Look, ...]
-    chosen: Look
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate
 
     def as_json(self, tolerance: float) -> dict[str, Any]:
         """loop.json: a row a step, in the metric's unit; ``observed`` is null where there was nothing to look at."""
         steps = [
             {
-                "step": i, "limit": k.limit, "predicted": k.predicted, "observed": k.observed if k.looked else None,
+                "step": i, "limit": k.limit, "predicted": k.predicted, "observed": k.observed if k.measured else None,
                 "dense": k.dense, "asked": k.asked, "counts": k.counts, "chosen": k is self.chosen,
             }
-            for i, k in enumerate(self.looks, 1)
+            for i, k in enumerate(self.candidates, 1)
         ]  # fmt: skip
         return {"metric": self.metric, "asked": self.chosen.asked, "tolerance": tolerance, "steps": steps}
 
@@ -68,25 +68,25 @@ def enforce(bench: Workbench, target: Target, budget: Budget, scores: Scores, pr
     model, granule = bench.cost(target, budget.metric), bench.granule(target)
     tolerance, tries = bench.recipe.measure.tolerance, 1 + bench.recipe.measure.max_corrections
     dense, least = model(bench.structure.dense_counts), model(bench.smallest(target))
-    limit, looks, keeps = max(budget.absolute(dense), least), list[Look](), list[Keep]()
+    limit, candidates, keeps = max(budget.absolute(dense), least), list[Candidate](), list[Keep]()
     above = tolerance_above(budget, tolerance)
     for step in range(1, tries + 1):
         keep = choose(scores, bench.structure, model, limit, granule, bench.recipe.prune.min_channels)
         counts = {name: int(mask.sum()) for name, mask in keep.items()}
-        if any(look.counts == counts for look in looks):
+        if any(candidate.counts == counts for candidate in candidates):
             break
-        looks.append(observe(bench, target, budget, counts, limit=limit, predicted=model(counts)))
+        candidates.append(observe(bench, target, budget, counts, limit=limit, predicted=model(counts)))
         keeps.append(keep)
-        done = _near(looks[-1], tolerance, above) or _settled(budget, looks[-1], target)
-        progress(work, step, step if done else tries, asked=looks[-1].asked, observed=looks[-1].observed)
+        done = _near(candidates[-1], tolerance, above) or _settled(budget, candidates[-1], target)
+        progress(work, step, step if done else tries, asked=candidates[-1].asked, observed=candidates[-1].observed)
         if done:
             break
-        limit = max(_next_limit(looks) if above else _next_limit_below(looks, 1 - tolerance / 4), least)
-    within = [i for i, look in enumerate(looks) if look.ratio <= 1 + above]
+        limit = max(_next_limit(candidates) if above else _next_limit_below(candidates, 1 - tolerance / 4), least)
+    within = [i for i, candidate in enumerate(candidates) if candidate.ratio <= 1 + above]
     if not within:
-        raise BudgetError(_out_of_reach(budget, target, looks))
-    best = min(within, key=lambda i: abs(looks[i].ratio - 1))
-    return Plan(metric=budget.metric, keep=keeps[best], looks=tuple(looks), chosen=looks[best])
+        raise BudgetError(_out_of_reach(budget, target, candidates))
+    best = min(within, key=lambda i: abs(candidates[i].ratio - 1))
+    return Plan(metric=budget.metric, keep=keeps[best], candidates=tuple(candidates), chosen=candidates[best])
 
 
 def tolerance_above(budget: Budget, tolerance: float) -> float:
@@ -96,7 +96,7 @@ def tolerance_above(budget: Budget, tolerance: float) -> float:
 
 def observe(
     bench: Workbench, target: Target, budget: Budget, counts: Counts, *, limit: float, predicted: float
-) -> Look:
+) -> Candidate:
     """Look at the real thing: measured latency, counted parameters or MACs, the file's size."""
     model = bench.cost(target, budget.metric)
     dense, observed = model(bench.structure.dense_counts), model(counts)
@@ -107,45 +107,45 @@ def observe(
         observed = bench.size_bytes(target, counts)
     elif budget.metric == "params":
         observed = bench.num_params(counts)
-    return Look(
+    return Candidate(
         limit=limit, predicted=predicted, observed=observed, asked=budget.absolute(dense), dense=dense, counts=counts,
-        looked=budget.metric != "latency" or target.runner is not None,
+        measured=budget.metric != "latency" or target.runner is not None,
     )  # fmt: skip
 
 
-def _near(look: Look, tolerance: float, above: float) -> bool:
+def _near(candidate: Candidate, tolerance: float, above: float) -> bool:
     """Within half the tolerance of the budget, and no further above it than a candidate may be."""
-    return abs(look.ratio - 1) <= tolerance / 2 and look.ratio <= 1 + above
+    return abs(candidate.ratio - 1) <= tolerance / 2 and candidate.ratio <= 1 + above
 
 
-def _settled(budget: Budget, look: Look, target: Target) -> bool:
+def _settled(budget: Budget, candidate: Candidate, target: Target) -> bool:
     """Nothing would change: the cost is exact, and within the budget."""
     exact = budget.metric in {"macs", "params"} or (budget.metric == "latency" and target.runner is None)
-    return exact and look.ratio <= 1
+    return exact and candidate.ratio <= 1
 
 
-def _next_limit(looks: Sequence[Look]) -> float:
+def _next_limit(candidates: Sequence[Candidate]) -> float:
     """The model's limit at which the observation should be 1: between the nearest looks on either side, else scaled.
 
     As long as all looks are on one side, each next step is a longer one: the model is wrong about more than its scale.
     """
-    below = max((k for k in looks if k.ratio <= 1), key=lambda k: (k.ratio, k.predicted), default=None)
-    above = min((k for k in looks if k.ratio > 1), key=lambda k: (k.ratio, k.predicted), default=None)
+    below = max((k for k in candidates if k.ratio <= 1), key=lambda k: (k.ratio, k.predicted), default=None)
+    above = min((k for k in candidates if k.ratio > 1), key=lambda k: (k.ratio, k.predicted), default=None)
     if below and above and above.predicted > below.predicted:
         share = (1 - below.ratio) / (above.ratio - below.ratio)
         return below.predicted + share * (above.predicted - below.predicted)
-    steps = 1 if below and above else len(looks)
-    return looks[-1].predicted / looks[-1].ratio ** steps
+    steps = 1 if below and above else len(candidates)
+    return candidates[-1].predicted / candidates[-1].ratio ** steps
 
 
-def _next_limit_below(looks: Sequence[Look], aim: float) -> float:
+def _next_limit_below(candidates: Sequence[Candidate], aim: float) -> float:
     """The model's limit at which the observation should be ``aim`` (below 1), where it must not be above the budget.
 
     What is counted has no noise, and a file's overhead hardly changes with its widths. So the line through two looks
     tells both scale and overhead: those on either side of the budget, else the two that are nearest to it. A line that
     leads nowhere (it doesn't rise, or aims below 0) gives way to the scale alone.
     """
-    by_ratio = sorted(looks, key=lambda k: (k.ratio, k.predicted))
+    by_ratio = sorted(candidates, key=lambda k: (k.ratio, k.predicted))
     over = [k for k in by_ratio if k.ratio > 1]
     under = [k for k in by_ratio if k.ratio <= 1]
     near = [*under[-1:], *over[:1]] if under and over else over[:2] or under[-2:]
@@ -154,12 +154,12 @@ def _next_limit_below(looks: Sequence[Look], aim: float) -> float:
         limit = low.predicted + (aim - low.ratio) / (high.ratio - low.ratio) * (high.predicted - low.predicted)
         if limit > 0:
             return limit
-    least = min(looks, key=lambda k: k.predicted)
+    least = min(candidates, key=lambda k: k.predicted)
     return least.predicted * aim / least.ratio
 
 
-def _out_of_reach(budget: Budget, target: Target, looks: Sequence[Look]) -> str:
-    least = min(looks, key=lambda k: k.observed)
+def _out_of_reach(budget: Budget, target: Target, candidates: Sequence[Candidate]) -> str:
+    least = min(candidates, key=lambda k: k.observed)
     unit = UNITS[budget.metric]
     return (
         f"The budget {budget.text!r} ({least.asked:.4g} {unit}) can't be met on {target.name}: the nearest candidate "

@@ -24,14 +24,14 @@ def check(recipe: Recipe, progress: Progress = silent) -> CheckReport:
     started = time.perf_counter()
     require_trackers(recipe.track)
     untracked = recipe.model_copy(update={"track": ()})
-    way = stages.prepare(untracked, RunFolder(path=Path()), progress)
+    context = stages.prepare(untracked, RunFolder(path=Path()), progress)
     with scratch() as folder:
-        bench = stages.workbench(way, folder)
-        targets, budgets = reaches(bench, way.targets, recipe, way.session.progress)
+        bench = stages.workbench(context, folder)
+        targets, budgets = reaches(bench, context.targets, recipe, context.session.progress)
         counts = bench.structure.dense_counts
         return CheckReport(
             recipe_name=recipe.name, network=recipe.model.source, structure=bench.structure,
-            dense={"macs": bench.cost(way.targets[0], "macs")(counts), "params": float(bench.num_params(counts))},
+            dense={"macs": bench.cost(context.targets[0], "macs")(counts), "params": float(bench.num_params(counts))},
             targets=targets, budgets=budgets, seconds=time.perf_counter() - started,
-            summary=way.summary,
+            summary=context.summary,
         )  # fmt: skip

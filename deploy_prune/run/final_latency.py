@@ -11,7 +11,7 @@ from deploy_prune.latency.paired import paired_ratio
 from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.run import keys
 from deploy_prune.run.folder import RunFolder
-from deploy_prune.run.stages import Road, place_of
+from deploy_prune.run.stages import RunContext, place_of
 from deploy_prune.types import Artifact, Budget, Latency, Row, Target
 
 _RECORDED: Final = ("warmup", "threads", "device", "measured_on", "disturbed", "runs_per_sample")
@@ -25,42 +25,42 @@ class BudgetMissedError(BudgetError):
         self.slim, self.dense = slim, dense
 
 
-def time_dense(road: Road, target: Target, artifact: Artifact) -> Latency:
+def time_dense(context: RunContext, target: Target, artifact: Artifact) -> Latency:
     """dense/TARGET/latency.json."""
     place = f"dense/{target.name}"
 
     def compute() -> None:
-        part = road.recipe.measure
-        (latency,) = measure_steadily(target, [artifact], part.runs, part.warmup, road.session.progress)
-        write_latency(road.folder, place, latency, None)
+        part = context.recipe.measure
+        (latency,) = measure_steadily(target, [artifact], part.runs, part.warmup, context.session.progress)
+        write_latency(context.folder, place, latency, None)
 
-    key = keys.latency(road.basis, target, None, [artifact])
-    road.folder.stage(f"{place}/latency", key, [f"{place}/latency.json"], compute)
-    return read_latency(road.folder, place)[0]
+    key = keys.latency(context.basis, target, None, [artifact])
+    context.folder.stage(f"{place}/latency", key, [f"{place}/latency.json"], compute)
+    return read_latency(context.folder, place)[0]
 
 
 def time_slim(
-    road: Road, target: Target, budget: Budget, artifacts: tuple[Artifact, Artifact]
+    context: RunContext, target: Target, budget: Budget, artifacts: tuple[Artifact, Artifact]
 ) -> tuple[Latency, Latency]:
     """TARGET/BUDGET/latency.json: (slim, dense), interleaved.
 
     Raises:
         BudgetMissedError: slim is over the budget by more than the tolerance.
     """
-    place, part = place_of(target, budget), road.recipe.measure
+    place, part = place_of(target, budget), context.recipe.measure
 
     def compute() -> None:
         work = f"{target.name} {budget.text}: measure"
-        road.session.progress(work, 0, 1)
-        dense, slim = measure_steadily(target, artifacts, part.runs, part.warmup, road.session.progress)
+        context.session.progress(work, 0, 1)
+        dense, slim = measure_steadily(target, artifacts, part.runs, part.warmup, context.session.progress)
         asked_ms = budget.absolute(dense.p50_ms) if budget.metric == "latency" else slim.p50_ms
-        road.session.progress(work, 1, 1, asked_ms=asked_ms, p50_ms=slim.p50_ms)
+        context.session.progress(work, 1, 1, asked_ms=asked_ms, p50_ms=slim.p50_ms)
         require_within(place, budget, part.tolerance, slim, dense)
-        write_latency(road.folder, place, slim, dense)
+        write_latency(context.folder, place, slim, dense)
 
-    key = keys.latency(road.basis, target, budget, artifacts)
-    road.folder.stage(f"{place}/latency", key, [f"{place}/latency.json"], compute)
-    slim, dense = read_latency(road.folder, place)
+    key = keys.latency(context.basis, target, budget, artifacts)
+    context.folder.stage(f"{place}/latency", key, [f"{place}/latency.json"], compute)
+    slim, dense = read_latency(context.folder, place)
     assert dense is not None
     return slim, dense
 
@@ -80,13 +80,15 @@ def require_within(place: str, budget: Budget, tolerance: float, slim: Latency, 
         raise BudgetMissedError(message, slim, dense)
 
 
-def learn(road: Road, bench: Workbench, target: Target, budget: Budget, missed: BudgetMissedError) -> None:
+def replan_after_miss(
+    context: RunContext, bench: Workbench, target: Target, budget: Budget, missed: BudgetMissedError
+) -> None:
     """Take the finished artifact's measurement for its candidate's, so that the next plan is another."""
     place = place_of(target, budget)
-    steps = road.folder.read_json(f"{place}/loop.json")["steps"]
+    steps = context.folder.read_json(f"{place}/loop.json")["steps"]
     timed = Timed(slim_ms=missed.slim.p50_ms, dense_ms=missed.dense.p50_ms)
-    bench.correct(target, next(step["counts"] for step in steps if step["chosen"]), timed)
-    road.folder.forget(f"{place}/plan")
+    bench.override(target, next(step["counts"] for step in steps if step["chosen"]), timed)
+    context.folder.forget(f"{place}/plan")
 
 
 def with_latency(row: Row, budget: Budget | None, slim: Latency, dense: Latency) -> Row:

@@ -24,7 +24,7 @@ from deploy_prune.report.page import write_page
 from deploy_prune.run import final_latency, stages, stored_recipe
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.run.reach import reaches, require_reach
-from deploy_prune.run.stages import Road, place_of
+from deploy_prune.run.stages import RunContext, place_of
 from deploy_prune.system.guard import scratch
 from deploy_prune.system.locks import hold
 from deploy_prune.training.threads import Tell
@@ -68,56 +68,58 @@ def run(
             a row with status "failed".
     """
     with hold(out / recipe.name), scratch() as folder:
-        way = _set_out(recipe, out, progress, fresh, tell_threads)
-        for sentence in way.summary:
+        context = _prepare(recipe, out, progress, fresh, tell_threads)
+        for sentence in context.summary:
             tell(sentence)
         try:
-            return _travel(way, stages.workbench(way, folder))
+            return _run_stages(context, stages.workbench(context, folder))
         finally:
-            way.session.accelerator.end_training()
+            context.session.accelerator.end_training()
 
 
-def _travel(way: Road, bench: Workbench) -> Run:
+def _run_stages(context: RunContext, bench: Workbench) -> Run:
     """From what is possible to what was delivered, stage by stage."""
-    recipe = way.recipe
-    broken = _out_of_order(way, bench)
+    recipe = context.recipe
+    broken = _out_of_order(context, bench)
 
-    dense = stages.train_dense(way)
-    found = stages.search(replace(way, targets=tuple(t for t in way.targets if t.name not in broken)), bench, dense)
-    adapted = stages.adapt_dense(way, dense)
-    teacher = stages.teacher_of(way)
+    dense = stages.train_dense(context)
+    found = stages.search(
+        replace(context, targets=tuple(t for t in context.targets if t.name not in broken)), bench, dense
+    )
+    adapted = stages.adapt_dense(context, dense)
+    teacher = stages.teacher_of(context)
 
     rows: list[Row] = []
-    for target in way.targets:
+    for target in context.targets:
         try:
             if target.name in broken:
                 raise broken[target.name]
-            dense_artifact = stages.export(way, teacher, target, f"dense/{target.name}", adapted)
+            dense_artifact = stages.export(context, teacher, target, f"dense/{target.name}", adapted)
         except DeployPruneError as error:
-            rows.extend(_failed_rows(way, bench, target, error))
-            way.folder.write_results(rows)
+            rows.extend(_failed_rows(context, bench, target, error))
+            context.folder.write_results(rows)
             continue
-        rows.append(_dense_row(way, bench, target, dense_artifact))
+        rows.append(_dense_row(context, bench, target, dense_artifact))
         for budget in recipe.parsed_budgets:
-            rows.append(_deliver(way, bench, found, teacher, target, budget, dense_artifact))
-            way.folder.write_results(rows)
-    stored = (way.folder.path / stored_recipe.NAME).read_text(encoding="utf-8")
-    way.folder.write_provenance(stored, recipe.seed, way.summary)
-    write_page(way.folder.path)
-    return Run(folder=way.folder.path, rows=tuple(rows), summary=way.summary)
+            rows.append(_deliver(context, bench, found, teacher, target, budget, dense_artifact))
+            context.folder.write_results(rows)
+    stored = (context.folder.path / stored_recipe.NAME).read_text(encoding="utf-8")
+    context.folder.write_provenance(stored, recipe.seed, context.summary)
+    write_page(context.folder.path)
+    return Run(folder=context.folder.path, rows=tuple(rows), summary=context.summary)
 
 
-def _set_out(recipe: Recipe, out: Path, progress: Progress, fresh: bool, tell_threads: Tell | None) -> Road:
+def _prepare(recipe: Recipe, out: Path, progress: Progress, fresh: bool, tell_threads: Tell | None) -> RunContext:
     """Everything that can be wrong with the recipe's names and files is found here, before any work."""
-    way = stages.prepare(recipe, RunFolder(path=out / recipe.name), progress, fresh, tell_threads)
+    context = stages.prepare(recipe, RunFolder(path=out / recipe.name), progress, fresh, tell_threads)
     if not fresh:
-        stored_recipe.require_same_experiment(way.recipe, way.folder.path)
-    way.folder.open(fresh)
-    stored_recipe.write(way.recipe, way.folder.path)
-    return way
+        stored_recipe.require_same_experiment(context.recipe, context.folder.path)
+    context.folder.open(fresh)
+    stored_recipe.write(context.recipe, context.folder.path)
+    return context
 
 
-def _out_of_order(way: Road, bench: Workbench) -> dict[str, DeployPruneError]:
+def _out_of_order(context: RunContext, bench: Workbench) -> dict[str, DeployPruneError]:
     """Targets for which nothing can be written or measured, by name, and why; the others' budgets can be met.
 
     Raises:
@@ -125,28 +127,28 @@ def _out_of_order(way: Road, bench: Workbench) -> dict[str, DeployPruneError]:
         DeployPruneError: no target is in order; the first one's reason.
     """
     broken: dict[str, DeployPruneError] = {}
-    for target in way.targets:
+    for target in context.targets:
         try:
-            require_reach(reaches(bench, (target,), way.recipe, way.session.progress)[1])
-            for metric in {budget.metric for budget in way.recipe.parsed_budgets}:
+            require_reach(reaches(bench, (target,), context.recipe, context.session.progress)[1])
+            for metric in {budget.metric for budget in context.recipe.parsed_budgets}:
                 bench.cost(target, metric)
         except (CommandError, ExportError, MeasurementError, MissingDependencyError, ParityError) as error:
             broken[target.name] = error
-    if len(broken) == len(way.targets):
+    if len(broken) == len(context.targets):
         raise next(iter(broken.values()))
     return broken
 
 
-def _failed_rows(way: Road, bench: Workbench, target: Target, error: DeployPruneError) -> list[Row]:
+def _failed_rows(context: RunContext, bench: Workbench, target: Target, error: DeployPruneError) -> list[Row]:
     """The rows of a target without a dense artifact, beside which the others would be measured."""
-    dense = _dense_costs(way, bench, target)
+    dense = _dense_costs(context, bench, target)
     dense = replace(dense, accuracy=dense.accuracy_dense).failed(error)
-    slim = [_empty_row(target, budget.text, budget.metric).failed(error) for budget in way.recipe.parsed_budgets]
+    slim = [_empty_row(target, budget.text, budget.metric).failed(error) for budget in context.recipe.parsed_budgets]
     return [dense, *slim]
 
 
 def _deliver(
-    way: Road, bench: Workbench, found: tuple[str, SearchResult], teacher: nn.Module, target: Target, budget: Budget,
+    context: RunContext, bench: Workbench, found: tuple[str, SearchResult], teacher: nn.Module, target: Target, budget: Budget,
     dense: Artifact,
 ) -> Row:  # fmt: skip
     """One target and budget; if the finished artifact misses what its candidate met, planned again with that known."""
@@ -154,11 +156,11 @@ def _deliver(
     failure: DeployPruneError | None = None
     for _ in range(PLANS):
         try:
-            for known in _steps(way, bench, found, teacher, target, budget, dense):
+            for known in _steps(context, bench, found, teacher, target, budget, dense):
                 row = known
         except final_latency.BudgetMissedError as missed:
             failure, row = missed, final_latency.with_latency(row, budget, missed.slim, missed.dense)
-            final_latency.learn(way, bench, target, budget, missed)
+            final_latency.replan_after_miss(context, bench, target, budget, missed)
         except DeployPruneError as error:
             failure = error
             break
@@ -169,23 +171,23 @@ def _deliver(
 
 
 def _steps(
-    way: Road, bench: Workbench, found: tuple[str, SearchResult], teacher: nn.Module, target: Target, budget: Budget,
+    context: RunContext, bench: Workbench, found: tuple[str, SearchResult], teacher: nn.Module, target: Target, budget: Budget,
     dense: Artifact,
 ) -> Iterator[Row]:  # fmt: skip
     """Plan, cut and prove, retrain, export and check, measure; the row after each, as far as it is known."""
     place = place_of(target, budget)
     row = _empty_row(target, budget.text, budget.metric)
-    planned = stages.plan(way, bench, found, target, budget)
-    yield (row := _with_costs(way, bench, row, target, budget))
-    trained = stages.retrain(way, bench, found[1], teacher, place, planned)
-    slim = stages.slim_network(way, bench, place)
-    yield (row := _with_network(way, row, slim, place))
-    artifact = stages.export(way, slim, target, place, trained)
-    yield (row := replace(row, size_bytes=artifact.size_bytes, parity_max_abs=_parity(way, place)))
+    planned = stages.plan(context, bench, found, target, budget)
+    yield (row := _with_costs(context, bench, row, target, budget))
+    trained = stages.retrain(context, bench, found[1], teacher, place, planned)
+    slim = stages.slim_network(context, bench, place)
+    yield (row := _with_network(context, row, slim, place))
+    artifact = stages.export(context, slim, target, place, trained)
+    yield (row := replace(row, size_bytes=artifact.size_bytes, parity_max_abs=_parity(context, place)))
     _require_size(row)
-    yield (row := replace(row, accuracy_artifact=stages.require_accuracy(way, place)))
+    yield (row := replace(row, accuracy_artifact=stages.require_accuracy(context, place)))
     if target.runner is not None:
-        latency, beside = final_latency.time_slim(way, target, budget, (dense, artifact))
+        latency, beside = final_latency.time_slim(context, target, budget, (dense, artifact))
         yield final_latency.with_latency(row, budget, latency, beside)
 
 
@@ -213,42 +215,42 @@ def _require_size(row: Row) -> None:
         raise BudgetError(message)
 
 
-def _dense_row(way: Road, bench: Workbench, target: Target, artifact: Artifact) -> Row:
+def _dense_row(context: RunContext, bench: Workbench, target: Target, artifact: Artifact) -> Row:
     """The dense network on a target: the first row of each."""
     place = f"dense/{target.name}"
-    row = _dense_costs(way, bench, target)
+    row = _dense_costs(context, bench, target)
     row = replace(
-        row, size_bytes=artifact.size_bytes, accuracy=row.accuracy_dense, parity_max_abs=_parity(way, place),
+        row, size_bytes=artifact.size_bytes, accuracy=row.accuracy_dense, parity_max_abs=_parity(context, place),
     )  # fmt: skip
     try:
         if target.runner is None:
             row = replace(row, predicted_ms=bench.cost(target, "latency")(bench.structure.dense_counts))
         else:
-            latency = final_latency.time_dense(way, target, artifact)
+            latency = final_latency.time_dense(context, target, artifact)
             row = final_latency.with_latency(row, None, latency, latency)
-        return replace(row, accuracy_artifact=stages.require_accuracy(way, place))
+        return replace(row, accuracy_artifact=stages.require_accuracy(context, place))
     except DeployPruneError as error:
         return row.failed(error)
 
 
-def _dense_costs(way: Road, bench: Workbench, target: Target) -> Row:
+def _dense_costs(context: RunContext, bench: Workbench, target: Target) -> Row:
     """What is counted of the dense network."""
     counts = bench.structure.dense_counts
-    row = _with_dense(way, _empty_row(target, "dense", way.recipe.metric))
+    row = _with_dense(context, _empty_row(target, "dense", context.recipe.metric))
     return replace(row, macs=round(bench.cost(target, "macs")(counts)), params=bench.num_params(counts))
 
 
-def _with_network(way: Road, row: Row, slim: nn.Module, place: str) -> Row:
+def _with_network(context: RunContext, row: Row, slim: nn.Module, place: str) -> Row:
     return replace(
-        _with_dense(way, row), params=sum(p.numel() for p in slim.parameters()),
-        accuracy=way.folder.read_json(f"{place}/retrain.json")["accuracy"],
+        _with_dense(context, row), params=sum(p.numel() for p in slim.parameters()),
+        accuracy=context.folder.read_json(f"{place}/retrain.json")["accuracy"],
     )  # fmt: skip
 
 
-def _with_dense(way: Road, row: Row) -> Row:
+def _with_dense(context: RunContext, row: Row) -> Row:
     """The yardstick, the network as given, and the examples that the slim network learns from."""
-    told, used = way.folder.read_json("dense/adapted.json"), way.data
-    given = way.folder.read_json("dense/training.json")["source_accuracy"]
+    told, used = context.folder.read_json("dense/adapted.json"), context.data
+    given = context.folder.read_json("dense/training.json")["source_accuracy"]
     return replace(
         row, accuracy_dense=told["accuracy"], accuracy_given=given, dense_adapted=told["adapted"],
         train_examples=len(used.target_train), train_examples_of=used.num_available,
@@ -256,16 +258,16 @@ def _with_dense(way: Road, row: Row) -> Row:
     )  # fmt: skip
 
 
-def _with_costs(way: Road, bench: Workbench, row: Row, target: Target, budget: Budget) -> Row:
+def _with_costs(context: RunContext, bench: Workbench, row: Row, target: Target, budget: Budget) -> Row:
     """Asked and predicted, from the loop; MACs by count; predicted latency where nothing is measured."""
-    steps = way.folder.read_json(f"{place_of(target, budget)}/loop.json")["steps"]
+    steps = context.folder.read_json(f"{place_of(target, budget)}/loop.json")["steps"]
     chosen = next(step for step in steps if step["chosen"])
     predicted_ms = chosen["predicted"] if budget.metric == "latency" else None
     predicted_dense_ms: float | None = None
     if target.runner is None:
         model = bench.cost(target, "latency")
         predicted_ms, predicted_dense_ms = model(chosen["counts"]), model(bench.structure.dense_counts)
-        way.folder.write_json(
+        context.folder.write_json(
             f"{place_of(target, budget)}/latency.json", {"predicted_ms": predicted_ms, "method": "roofline"}
         )
     return replace(
@@ -274,6 +276,6 @@ def _with_costs(way: Road, bench: Workbench, row: Row, target: Target, budget: B
     )  # fmt: skip
 
 
-def _parity(way: Road, place: str) -> float | None:
-    found: float | None = way.folder.read_json(f"{place}/parity.json")["max_abs"]
+def _parity(context: RunContext, place: str) -> float | None:
+    found: float | None = context.folder.read_json(f"{place}/parity.json")["max_abs"]
     return found

@@ -59,7 +59,7 @@ PROOF_EXAMPLES = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Road:
+class RunContext:
     """What every stage needs. ``since``: what was measured before (seconds since 1970) is measured again.
 
     ``summary``: sentences of what goes into the network, and what speaks against it.
@@ -91,7 +91,7 @@ class Road:
 
 def prepare(
     recipe: Recipe, folder: RunFolder, progress: Progress, fresh: bool = False, tell_threads: Tell | None = None
-) -> Road:  # fmt: skip
+) -> RunContext:  # fmt: skip
     """What the stages need. Everything that can be wrong with the recipe's names and files is found here.
 
     ``fresh``: nothing that was measured before is used. ``tell_threads``: see `pipeline.run`.
@@ -112,7 +112,7 @@ def prepare(
     found = preprocessing.resolve(recipe)
     summary = found.summary + preprocessing.try_weights(found, accelerator.device)
     require_held(torch.bincount(found.data.target_train.labels).tolist(), recipe.retrain.hold_out)
-    return Road(
+    return RunContext(
         recipe=found.recipe, folder=folder, data=found.data, session=session, targets=targets, summary=summary,
         since=time.time() if fresh else cache.still_valid(),
     )  # fmt: skip
@@ -129,17 +129,17 @@ def _targets(recipe: Recipe) -> tuple[Target, ...]:
     return targets
 
 
-def workbench(road: Road, scratch: Path) -> Workbench:
+def workbench(context: RunContext, scratch: Path) -> Workbench:
     """The network with initial weights, and its channel groups, each tried for real."""
-    set_seed(road.recipe.seed)
-    road.session.progress("find the channel groups", 0, 1)
-    network = as_if_trained(build.build_network(road.recipe.model, road.data.num_source))
-    inputs = (road.data.source_test.take(road.data.source_test.spread(PROOF_EXAMPLES // 2))[0],)
-    structure = remembered.settled_groups(network, road.example, inputs, road.recipe.prune, gates_of)
-    road.session.progress("find the channel groups", 1, 1, groups=len(structure.groups))
+    set_seed(context.recipe.seed)
+    context.session.progress("find the channel groups", 0, 1)
+    network = as_if_trained(build.build_network(context.recipe.model, context.data.num_source))
+    inputs = (context.data.source_test.take(context.data.source_test.spread(PROOF_EXAMPLES // 2))[0],)
+    structure = remembered.settled_groups(network, context.example, inputs, context.recipe.prune, gates_of)
+    context.session.progress("find the channel groups", 1, 1, groups=len(structure.groups))
     return Workbench(
-        network=network, structure=structure, example=road.example, recipe=road.recipe, scratch=scratch,
-        progress=road.session.progress, calibration=calibration_inputs(road.data, road.recipe.export), since=road.since,
+        network=network, structure=structure, example=context.example, recipe=context.recipe, scratch=scratch,
+        progress=context.session.progress, calibration=calibration_inputs(context.data, context.recipe.export), since=context.since,
     )  # fmt: skip
 
 
@@ -152,48 +152,48 @@ def as_if_trained(network: nn.Module) -> nn.Module:
     return network
 
 
-def train_dense(road: Road) -> str:
+def train_dense(context: RunContext) -> str:
     """dense/weights.safetensors: the recipe's weights, or the network trained on the source data."""
-    recipe, folder = road.recipe, road.folder
+    recipe, folder = context.recipe, context.folder
 
     def compute() -> None:
         set_seed(recipe.seed)
-        network = build.build_network(recipe.model, road.data.num_source)
+        network = build.build_network(recipe.model, context.data.num_source)
         losses: list[float] = []
-        taken = weights.load_given(network, recipe.model, road.data.num_source)
+        taken = weights.load_given(network, recipe.model, context.data.num_source)
         if taken is None or recipe.model.head == "new":
             losses = train_classifier(
-                network, road.data.source_train, recipe.train, session=road.session, augment=recipe.data.augment,
+                network, context.data.source_train, recipe.train, session=context.session, augment=recipe.data.augment,
                 work="train the dense network",
             )  # fmt: skip
         folder.write_tensors("dense/weights.safetensors", network.state_dict())
-        score = accuracy(network, road.data.source_test, accelerator=road.session.accelerator)
-        norm = {"mean": road.data.source_train.mean.tolist(), "std": road.data.source_train.std.tolist()}
+        score = accuracy(network, context.data.source_test, accelerator=context.session.accelerator)
+        norm = {"mean": context.data.source_train.mean.tolist(), "std": context.data.source_train.std.tolist()}
         folder.write_json(
             "dense/training.json",
             {"loss": thinned(losses), "source_accuracy": score, **norm, "taken": taken and vars(taken)},
         )
 
-    folder.stage("dense", keys.dense(road.basis), ["dense/weights.safetensors", "dense/training.json"], compute)
+    folder.stage("dense", keys.dense(context.basis), ["dense/weights.safetensors", "dense/training.json"], compute)
     return folder.content(["dense/weights.safetensors"])
 
 
-def search(road: Road, bench: Workbench, dense: str) -> tuple[str, SearchResult]:
+def search(context: RunContext, bench: Workbench, dense: str) -> tuple[str, SearchResult]:
     """search/: scores per group, and the network's weights when the search ended. One search for all budgets."""
-    recipe, folder = road.recipe, road.folder
+    recipe, folder = context.recipe, context.folder
 
     def compute() -> None:
-        network = source_network(road, folder.read_tensors("dense/weights.safetensors"))
-        stream = batches(road.data.source_train, recipe.search.batch_size, recipe.seed, recipe.data.augment)
+        network = source_network(context, folder.read_tensors("dense/weights.safetensors"))
+        stream = batches(context.data.source_train, recipe.search.batch_size, recipe.seed, recipe.data.augment)
         set_seed(recipe.seed)
-        device = road.session.accelerator.device
+        device = context.session.accelerator.device
         teacher = copy.deepcopy(network).to(device).eval()
         task = taught(teacher, recipe.search.distill, recipe.search.temperature)
         job = SearchJob(
-            network=network, structure=bench.structure, task=task, batches=stream, goal=smallest_goal(road, bench),
-            config=recipe.search, session=road.session,
+            network=network, structure=bench.structure, task=task, batches=stream, goal=smallest_goal(context, bench),
+            config=recipe.search, session=context.session,
         )  # fmt: skip
-        inputs = sample(road.data.source_train, device)
+        inputs = sample(context.data.source_train, device)
         with channels_last(network, inputs, device), channels_last(teacher, inputs, device):
             found = METHODS[recipe.search.method](job)
         folder.write_tensors("search/scores.safetensors", found.scores)
@@ -201,7 +201,9 @@ def search(road: Road, bench: Workbench, dense: str) -> tuple[str, SearchResult]
         folder.write_json("search/trace.json", thinned(found.trace))
 
     files = ["search/scores.safetensors", "search/weights.safetensors", "search/trace.json"]
-    folder.stage("search", keys.search(road.basis, dense, bench.structure, strictest(road, bench)), files, compute)
+    folder.stage(
+        "search", keys.search(context.basis, dense, bench.structure, strictest(context, bench)), files, compute
+    )
     result = SearchResult(
         scores=folder.read_tensors(files[0]),
         state=folder.read_tensors(files[1]),
@@ -210,14 +212,14 @@ def search(road: Road, bench: Workbench, dense: str) -> tuple[str, SearchResult]
     return folder.content(files[:2]), result
 
 
-def smallest_goal(road: Road, bench: Workbench) -> SearchGoal:
+def smallest_goal(context: RunContext, bench: Workbench) -> SearchGoal:
     """The strictest budget, as the search is asked for it."""
-    target, budget = strictest(road, bench)
+    target, budget = strictest(context, bench)
     cost = bench.cost(target, budget.metric)
     return SearchGoal(cost=cost, limit=budget.absolute(cost(bench.structure.dense_counts)))
 
 
-def strictest(road: Road, bench: Workbench) -> tuple[Target, Budget]:
+def strictest(context: RunContext, bench: Workbench) -> tuple[Target, Budget]:
     """The target and budget that leave least of the dense network, whatever the order that they are listed in.
 
     Of those that leave the same share, the first by name. Other targets change a target's networks only by being
@@ -229,150 +231,158 @@ def strictest(road: Road, bench: Workbench) -> tuple[Target, Budget]:
         dense = 1.0 if budget.relative else bench.cost(target, budget.metric)(bench.structure.dense_counts)
         return budget.limit / dense, target.name, budget.metric
 
-    return min(((t, b) for t in road.targets for b in road.recipe.parsed_budgets), key=order)
+    return min(((t, b) for t in context.targets for b in context.recipe.parsed_budgets), key=order)
 
 
-def source_network(road: Road, state: Mapping[str, Tensor]) -> nn.Module:
+def source_network(context: RunContext, state: Mapping[str, Tensor]) -> nn.Module:
     """The dense network for the source classes, with these weights."""
-    network = build.build_network(road.recipe.model, road.data.num_source)
+    network = build.build_network(context.recipe.model, context.data.num_source)
     weights.load_state(network, state)
     return network
 
 
-def target_network(road: Road, state: Mapping[str, Tensor] | None) -> nn.Module:
+def target_network(context: RunContext, state: Mapping[str, Tensor] | None) -> nn.Module:
     """The dense network for the target classes: a new classifier, all else as in ``state`` (None: all new)."""
-    set_seed(road.recipe.seed)
-    network = build.build_network(road.recipe.model, road.data.num_target)
+    set_seed(context.recipe.seed)
+    network = build.build_network(context.recipe.model, context.data.num_target)
     if state is not None:
-        head = frozenset[str]() if road.same_task else build.head_tensors(road.recipe.model, road.data.num_target)
+        head = (
+            frozenset[str]() if context.same_task else build.head_tensors(context.recipe.model, context.data.num_target)
+        )
         weights.load_state(network, {k: v for k, v in state.items() if k not in head}, strict=False)
     return network
 
 
-def adapt_dense(road: Road, dense: str) -> str:
+def adapt_dense(context: RunContext, dense: str) -> str:
     """dense/adapted.safetensors: the dense network on the target task, the teacher and the yardstick.
 
     Where the classes stay the same, that is the network as it is; else it gets a new classifier and is trained.
     """
-    folder = road.folder
+    folder = context.folder
 
     def compute() -> None:
         state = folder.read_tensors("dense/weights.safetensors")
-        if road.same_task:
+        if context.same_task:
             score = folder.read_json("dense/training.json")["source_accuracy"]
             told = {"accuracy": score, "steps": 0, "chosen_step": 0, "held_out": 0}
         else:
-            network = target_network(road, state)
-            told, state = _adapt(road, network, None, None, "adapt the dense network"), network.state_dict()
+            network = target_network(context, state)
+            told, state = _adapt(context, network, None, None, "adapt the dense network"), network.state_dict()
         folder.write_tensors("dense/adapted.safetensors", state)
-        folder.write_json("dense/adapted.json", {**told, "adapted": not road.same_task})
+        folder.write_json("dense/adapted.json", {**told, "adapted": not context.same_task})
 
     files = ["dense/adapted.safetensors", "dense/adapted.json"]
-    folder.stage("adapt", keys.adapt(road.basis, dense), files, compute)
+    folder.stage("adapt", keys.adapt(context.basis, dense), files, compute)
     return folder.content(files[:1])
 
 
-def teacher_of(road: Road) -> nn.Module:
+def teacher_of(context: RunContext) -> nn.Module:
     """The dense network on the target task."""
-    network = target_network(road, None)
-    weights.load_state(network, road.folder.read_tensors("dense/adapted.safetensors"))
+    network = target_network(context, None)
+    weights.load_state(network, context.folder.read_tensors("dense/adapted.safetensors"))
     return network
 
 
-def _adapt(road: Road, network: nn.Module, teacher: nn.Module | None, match: Match | None, work: str) -> dict[str, Any]:
+def _adapt(
+    context: RunContext, network: nn.Module, teacher: nn.Module | None, match: Match | None, work: str
+) -> dict[str, Any]:
     """Train in place on the target task; what there is to tell of it."""
-    part = road.recipe.retrain if teacher else road.recipe.retrain.model_copy(update={"init": "inherit"})
-    part = part if road.same_task else for_new_classes(part)
+    part = context.recipe.retrain if teacher else context.recipe.retrain.model_copy(update={"init": "inherit"})
+    part = part if context.same_task else for_new_classes(part)
     work = f"{work} with {len(road.data.target_train)} of {road.data.num_available} examples"
     done = adapt(
-        network, road.data.target_train, part, teacher=teacher, session=road.session,
-        augment=road.recipe.data.augment, match=match, work=work,
+        network, context.data.target_train, part, teacher=teacher, session=context.session,
+        augment=context.recipe.data.augment, match=match, work=work,
     )  # fmt: skip
-    score = accuracy(network, road.data.target_test, accelerator=road.session.accelerator)
+    score = accuracy(network, context.data.target_test, accelerator=context.session.accelerator)
     told = {"steps": len(done.losses), "chosen_step": done.chosen_step, "held_out": done.num_held_out}
     return {"accuracy": score, **told}
 
 
-def plan(road: Road, bench: Workbench, found: tuple[str, SearchResult], target: Target, budget: Budget) -> str:
+def plan(context: RunContext, bench: Workbench, found: tuple[str, SearchResult], target: Target, budget: Budget) -> str:
     """TARGET/BUDGET/architecture.json: what stays, met by measurement and proven equal to masking."""
-    folder, place = road.folder, place_of(target, budget)
+    folder, place = context.folder, place_of(target, budget)
 
     def compute() -> None:
-        scores = values(road.recipe.search.method, found[1].scores, bench.cost(target, budget.metric))
-        planned = enforce(bench, target, budget, scores, road.session.progress, f"{target.name} {budget.text}: budget")
-        proof = prove(road, bench.structure, source_network(road, found[1].state), planned)
-        dense = target_network(road, None)
+        scores = values(context.recipe.search.method, found[1].scores, bench.cost(target, budget.metric))
+        planned = enforce(
+            bench, target, budget, scores, context.session.progress, f"{target.name} {budget.text}: budget"
+        )
+        proof = prove(context, bench.structure, source_network(context, found[1].state), planned)
+        dense = target_network(context, None)
         described = json_file.describe(
-            road.recipe.model, road.data.num_target, tuple(road.example.shape), planned.keep, dense,
+            context.recipe.model, context.data.num_target, tuple(context.example.shape), planned.keep, dense,
             cut(dense, bench.structure, planned.keep),
         )  # fmt: skip
         folder.write_text(f"{place}/architecture.json", json_file.dumps(described))
         folder.write_json(f"{place}/verification.json", asdict(proof))
-        folder.write_json(f"{place}/loop.json", planned.as_json(road.recipe.measure.tolerance))
+        folder.write_json(f"{place}/loop.json", planned.as_json(context.recipe.measure.tolerance))
 
     files = [f"{place}/{n}.json" for n in ("architecture", "verification", "loop")]
-    folder.stage(f"{place}/plan", keys.plan(road.basis, found[0], bench.structure, target, budget), files, compute)
+    folder.stage(f"{place}/plan", keys.plan(context.basis, found[0], bench.structure, target, budget), files, compute)
     return folder.content(files[:1])
 
 
-def prove(road: Road, structure: Structure, network: nn.Module, planned: Plan) -> verify.Verification:
+def prove(context: RunContext, structure: Structure, network: nn.Module, planned: Plan) -> verify.Verification:
     """Prove masked == cut for the trained network, on real examples."""
-    inputs = (road.data.source_test.take(road.data.source_test.spread(PROOF_EXAMPLES))[0],)
+    inputs = (context.data.source_test.take(context.data.source_test.spread(PROOF_EXAMPLES))[0],)
     return verify.prove(network, structure, planned.keep, inputs, gates_of(structure))
 
 
-def retrain(road: Road, bench: Workbench, found: SearchResult, teacher: nn.Module, place: str, key: str) -> str:
+def retrain(
+    context: RunContext, bench: Workbench, found: SearchResult, teacher: nn.Module, place: str, key: str
+) -> str:
     """TARGET/BUDGET/weights.safetensors: the slim network, adapted to the target task with the dense one as teacher."""
-    folder, recipe = road.folder, road.recipe
+    folder, recipe = context.folder, context.recipe
 
     def compute() -> None:
         keep = json_file.load(folder.path / place / "architecture.json").keep
-        dense = target_network(road, found.state if recipe.retrain.init == "inherit" else None)
+        dense = target_network(context, found.state if recipe.retrain.init == "inherit" else None)
         slim = cut(dense, bench.structure, keep)
-        told = _adapt(road, slim, teacher, match(bench.structure, keep), f"{place.replace('/', ' ')}: retrain")
+        told = _adapt(context, slim, teacher, match(bench.structure, keep), f"{place.replace('/', ' ')}: retrain")
         folder.write_tensors(f"{place}/weights.safetensors", slim.state_dict())
         folder.write_json(f"{place}/retrain.json", told)
 
     files = [f"{place}/weights.safetensors", f"{place}/retrain.json"]
     began = folder.content(["search/weights.safetensors"]) if recipe.retrain.init == "inherit" else ""
     taught_by = folder.content(["dense/adapted.safetensors"])
-    folder.stage(f"{place}/retrain", keys.retrain(road.basis, key, began, taught_by), files, compute)
+    folder.stage(f"{place}/retrain", keys.retrain(context.basis, key, began, taught_by), files, compute)
     return folder.content([f"{place}/architecture.json", f"{place}/weights.safetensors"])
 
 
-def slim_network(road: Road, bench: Workbench, place: str) -> nn.Module:
+def slim_network(context: RunContext, bench: Workbench, place: str) -> nn.Module:
     """The retrained slim network of a place."""
-    keep = json_file.load(road.folder.path / place / "architecture.json").keep
-    slim = cut(target_network(road, None), bench.structure, keep)
-    weights.load_state(slim, road.folder.read_tensors(f"{place}/weights.safetensors"))
+    keep = json_file.load(context.folder.path / place / "architecture.json").keep
+    slim = cut(target_network(context, None), bench.structure, keep)
+    weights.load_state(slim, context.folder.read_tensors(f"{place}/weights.safetensors"))
     return slim.eval()
 
 
-def export(road: Road, network: nn.Module, target: Target, place: str, key: str) -> Artifact:
+def export(context: RunContext, network: nn.Module, target: Target, place: str, key: str) -> Artifact:
     """The artifact of a place, and parity.json: checked against the network in the artifact's own runtime."""
-    kind, part = FORMATS[target.format], road.recipe.export
+    kind, part = FORMATS[target.format], context.recipe.export
     name = f"{place}/model{kind.suffix}"
-    path = road.folder.path / name
+    path = context.folder.path / name
 
     def compute() -> None:
-        inputs = calibration_inputs(road.data, part) if target.precision == "int8" else None
-        artifact = isolated.write(target.format, network, road.example, path, target.precision, part, inputs)
-        road.folder.write_json(f"{place}/parity.json", prove_artifact(road.data, network, artifact))
+        inputs = calibration_inputs(context.data, part) if target.precision == "int8" else None
+        artifact = isolated.write(target.format, network, context.example, path, target.precision, part, inputs)
+        context.folder.write_json(f"{place}/parity.json", prove_artifact(context.data, network, artifact))
         record = {**asdict(artifact), "path": path.name, "versions": dict(artifact.versions)}
-        road.folder.write_json(f"{place}/artifact.json", record)
+        context.folder.write_json(f"{place}/artifact.json", record)
 
     files = [name, f"{place}/parity.json", f"{place}/artifact.json"]
-    road.folder.stage(f"{place}/export", keys.export(road.basis, key, target), files, compute)
-    return artifact_of(road.folder, place)
+    context.folder.stage(f"{place}/export", keys.export(context.basis, key, target), files, compute)
+    return artifact_of(context.folder, place)
 
 
-def require_accuracy(road: Road, place: str) -> float | None:
+def require_accuracy(context: RunContext, place: str) -> float | None:
     """The accuracy of a place's artifact on the target task's test examples; None in fp32, where it is the network's.
 
     Raises:
         ParityError: it is more than ``export.max_accuracy_drop`` below that of the network that it was made from.
     """
-    told, allowed = road.folder.read_json(f"{place}/parity.json"), road.recipe.export.max_accuracy_drop
+    told, allowed = context.folder.read_json(f"{place}/parity.json"), context.recipe.export.max_accuracy_drop
     found: float | None = told.get("accuracy_artifact")
     if found is not None and told["accuracy"] - found > allowed:
         message = (

@@ -205,7 +205,7 @@ def test_a_correction_is_what_the_counts_cost_from_then_on(bench, ratios):
     ratios += [0.5, 0.7]
     counts = bench.smallest(HOST)
     assert bench.timed(HOST, counts) == Timed(slim_ms=1.0, dense_ms=2.0)
-    bench.correct(HOST, counts, Timed(slim_ms=1.3, dense_ms=2.0))
+    bench.override(HOST, counts, Timed(slim_ms=1.3, dense_ms=2.0))
     assert bench.timed(HOST, counts) == Timed(slim_ms=1.3, dense_ms=2.0)
     assert ratios == [0.7], "and nothing is measured again"
 
@@ -213,7 +213,7 @@ def test_a_correction_is_what_the_counts_cost_from_then_on(bench, ratios):
 def test_after_a_correction_others_are_measured_anew_once(bench, ratios):
     ratios += [0.5, 0.6]
     bench.timed(HOST, half(bench))
-    bench.correct(HOST, bench.smallest(HOST), Timed(slim_ms=1.3, dense_ms=2.0))
+    bench.override(HOST, bench.smallest(HOST), Timed(slim_ms=1.3, dense_ms=2.0))
     assert [bench.timed(HOST, half(bench)).slim_ms for _ in range(2)] == [pytest.approx(0.6 * DENSE_MS)] * 2
 
 
@@ -221,7 +221,7 @@ def test_the_next_run_knows_of_the_correction(bench, ratios):
     """It begins with what the finished artifact took, and believes nothing that was measured before it."""
     ratios += [0.5, 0.6]
     bench.timed(HOST, half(bench))
-    bench.correct(HOST, bench.smallest(HOST), Timed(slim_ms=1.3, dense_ms=2.0))
+    bench.override(HOST, bench.smallest(HOST), Timed(slim_ms=1.3, dense_ms=2.0))
     later = replace(bench, _dense={})
     assert later.timed(HOST, bench.smallest(HOST)) == Timed(slim_ms=1.3, dense_ms=2.0)
     assert later.timed(HOST, half(bench)).slim_ms == pytest.approx(0.6 * DENSE_MS)

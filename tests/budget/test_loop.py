@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from deploy_prune import cost
 from deploy_prune.budget.candidates import Timed
 from deploy_prune.budget.choose import smallest_counts
-from deploy_prune.budget.loop import UNITS, Look, _next_limit, _next_limit_below, enforce, tolerance_above
+from deploy_prune.budget.loop import UNITS, Candidate, _next_limit, _next_limit_below, enforce, tolerance_above
 from deploy_prune.cost import CostModel
 from deploy_prune.errors import BudgetError
 from deploy_prune.recipe.parts import MeasurePart, PrunePart, parse_budget
@@ -76,7 +76,7 @@ class Bench:
     model: CostModel = field(default_factory=table)
     step: int = 8
     corrections: int = 6
-    looks: list[Counts] = field(default_factory=list)
+    candidates: list[Counts] = field(default_factory=list)
     structure: Structure = STRUCTURE
     file: Callable[[Counts], float] = lambda counts: 4 * PARAMS(counts) + 2000
 
@@ -96,11 +96,11 @@ class Bench:
         return smallest_counts(STRUCTURE, self.step)
 
     def timed(self, target: Target, counts: Counts) -> Timed:
-        self.looks.append(counts)
+        self.candidates.append(counts)
         return Timed(slim_ms=self.device(counts), dense_ms=self.device(DENSE))
 
     def size_bytes(self, target: Target, counts: Counts) -> int:
-        self.looks.append(counts)
+        self.candidates.append(counts)
         return round(self.file(counts))
 
     def num_params(self, counts: Counts) -> int:
@@ -143,11 +143,11 @@ def test_the_loop_comes_within_the_tolerance_in_seven_looks(device, budget):
     asked = parse_budget(budget, "latency").limit * device(DENSE)
     observed = device({name: int(mask.sum()) for name, mask in found.keep.items()})
     assert abs(observed / asked - 1) <= TOLERANCE
-    assert len(bench.looks) == len(found.looks) <= 7
+    assert len(bench.candidates) == len(found.candidates) <= 7
 
 
 def test_a_model_that_is_right_needs_one_look():
-    assert len(plan(Bench(FINE, step=2, model=FINE), "50%").looks) == 1
+    assert len(plan(Bench(FINE, step=2, model=FINE), "50%").candidates) == 1
 
 
 def test_without_corrections_a_wrong_model_misses_the_budget():
@@ -173,19 +173,19 @@ def test_what_is_returned_is_never_above_the_tolerance(factors, percent, step, n
     try:
         found = plan(bench, f"{percent}%")
     except BudgetError:
-        assert all(device(counts) > (1 + TOLERANCE) * percent / 100 * device(DENSE) for counts in bench.looks)
+        assert all(device(counts) > (1 + TOLERANCE) * percent / 100 * device(DENSE) for counts in bench.candidates)
         return
     assert found.chosen.ratio <= 1 + TOLERANCE
     assert found.chosen.counts == {name: int(mask.sum()) for name, mask in found.keep.items()}
-    assert len(bench.looks) <= 7
-    within = [look for look in found.looks if look.ratio <= 1 + TOLERANCE]
-    assert abs(found.chosen.ratio - 1) == min(abs(look.ratio - 1) for look in within)
+    assert len(bench.candidates) <= 7
+    within = [candidate for candidate in found.candidates if candidate.ratio <= 1 + TOLERANCE]
+    assert abs(found.chosen.ratio - 1) == min(abs(candidate.ratio - 1) for candidate in within)
 
 
 def test_no_candidate_is_made_twice():
     bench = Bench(narrow_is_slower)
     plan(bench, "40%")
-    assert len({str(counts) for counts in bench.looks}) == len(bench.looks)
+    assert len({str(counts) for counts in bench.candidates}) == len(bench.candidates)
 
 
 def test_the_kept_units_are_those_with_the_highest_scores():
@@ -199,7 +199,7 @@ def test_an_unreachable_budget_names_the_nearest_candidate():
     bench = Bench(replace(table(), constant=10.0))
     with pytest.raises(BudgetError, match=r"'50%'.*can't be met on host.*the nearest candidate takes 1\d\.\d+ ms"):
         plan(bench, "50%")
-    assert SMALLEST in bench.looks, "the smallest was tried before giving up"
+    assert SMALLEST in bench.candidates, "the smallest was tried before giving up"
 
 
 def test_a_model_that_thinks_too_badly_of_the_smallest_network_does_not_stop_the_loop():
@@ -221,15 +221,15 @@ def test_what_is_counted_takes_one_look_and_stays_below(budget, target):
     counts = {name: int(mask.sum()) for name, mask in found.keep.items()}
     limit = parse_budget(budget, "latency").absolute(bench.cost(target, metric)(DENSE))
     assert 0.9 * limit < bench.cost(target, metric)(counts) <= limit
-    assert len(found.looks) == 1
-    assert bench.looks == [], "nothing is measured"
+    assert len(found.candidates) == 1
+    assert bench.candidates == [], "nothing is measured"
 
 
 def test_latency_that_is_predicted_takes_one_look():
     bench = Bench(slower({0: 100.0}))
     found = plan(bench, "50%", ELSEWHERE)
-    assert len(found.looks) == 1
-    assert bench.looks == []
+    assert len(found.candidates) == 1
+    assert bench.candidates == []
     assert 0.9 < found.chosen.ratio <= 1
 
 
@@ -246,7 +246,7 @@ def test_a_file_larger_or_smaller_than_predicted_is_corrected(more):
     bench = Bench(table(), step=2, file=lambda counts: more * (4 * PARAMS(counts) + 3000))
     found = plan(bench, "40% size")
     assert 1 - TOLERANCE / 2 <= found.chosen.ratio <= 1
-    assert found.chosen.ratio == max(look.ratio for look in found.looks if look.ratio <= 1)
+    assert found.chosen.ratio == max(candidate.ratio for candidate in found.candidates if candidate.ratio <= 1)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -267,8 +267,8 @@ def test_a_file_within_reach_is_found_whatever_a_format_adds(scale, offset, jump
         return
     found = plan(bench, f"{percent}% size")
     assert found.chosen.observed == round(file(found.chosen.counts)) <= asked
-    assert found.chosen.ratio == max(look.ratio for look in found.looks if look.ratio <= 1)
-    assert len(bench.looks) <= 7
+    assert found.chosen.ratio == max(candidate.ratio for candidate in found.candidates if candidate.ratio <= 1)
+    assert len(bench.candidates) <= 7
 
 
 @pytest.mark.parametrize(("budget", "above"), [("50%", 0.03), ("50% macs", 0), ("50% params", 0), ("2 MB", 0)])
@@ -282,9 +282,11 @@ def test_progress_is_told_of_every_look():
         Bench(narrow_is_slower), ATTACHED, parse_budget("40%", "latency"), SCORES,
         lambda work, done, total, **figures: told.append((work, done, total, figures["observed"])), "host 40%",
     )  # fmt: skip
-    last = len(found.looks)
+    last = len(found.candidates)
     totals = [7] * (last - 1) + [last]
-    assert told == [("host 40%", i, totals[i - 1], look.observed) for i, look in enumerate(found.looks, 1)]
+    assert told == [
+        ("host 40%", i, totals[i - 1], candidate.observed) for i, candidate in enumerate(found.candidates, 1)
+    ]
 
 
 def test_the_record_has_every_look_and_which_was_chosen():
@@ -292,9 +294,9 @@ def test_the_record_has_every_look_and_which_was_chosen():
     record = found.as_json(TOLERANCE)
     steps = record["steps"]
     assert (record["metric"], record["asked"], record["tolerance"]) == ("latency", found.chosen.asked, TOLERANCE)
-    assert [step["step"] for step in steps] == list(range(1, len(found.looks) + 1))
+    assert [step["step"] for step in steps] == list(range(1, len(found.candidates) + 1))
     assert len(steps) > 1
-    assert [step["chosen"] for step in steps] == [look is found.chosen for look in found.looks]
+    assert [step["chosen"] for step in steps] == [candidate is found.chosen for candidate in found.candidates]
     for step in steps:
         assert step["observed"] == narrow_is_slower(step["counts"])
         assert step["dense"] == narrow_is_slower(DENSE)
@@ -328,10 +330,10 @@ def test_what_is_exact_and_within_the_budget_is_the_last_look_however_far_below(
     assert told == [(1, 1)]
 
 
-def looked(*pairs: tuple[float, float]) -> list[Look]:
+def measured(*pairs: tuple[float, float]) -> list[Candidate]:
     """Looks of (predicted, ratio)."""
     return [
-        Look(limit=predicted, predicted=predicted, observed=ratio, asked=1, dense=2, counts={"a": i})
+        Candidate(limit=predicted, predicted=predicted, observed=ratio, asked=1, dense=2, counts={"a": i})
         for i, (predicted, ratio) in enumerate(pairs)
     ]
 
@@ -348,7 +350,7 @@ def looked(*pairs: tuple[float, float]) -> list[Look]:
     ],
 )
 def test_the_next_limit_is_between_the_nearest_looks_or_scaled(pairs, limit):
-    assert _next_limit(looked(*pairs)) == pytest.approx(limit)
+    assert _next_limit(measured(*pairs)) == pytest.approx(limit)
 
 
 @pytest.mark.parametrize(
@@ -363,4 +365,4 @@ def test_the_next_limit_is_between_the_nearest_looks_or_scaled(pairs, limit):
     ],
 )
 def test_the_next_limit_of_what_is_counted_is_on_a_line_or_scaled(pairs, limit):
-    assert _next_limit_below(looked(*pairs), 0.99) == pytest.approx(limit)
+    assert _next_limit_below(measured(*pairs), 0.99) == pytest.approx(limit)

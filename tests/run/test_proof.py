@@ -42,17 +42,19 @@ def test_calibration_examples_are_spread_evenly(wanted):
     assert max(gaps) - min(gaps) <= 1
 
 
-def way(tmp_path, told):
+def context(tmp_path, told):
     folder = RunFolder(path=tmp_path)
     folder.write_json("host/50%/parity.json", told)
     return SimpleNamespace(folder=folder, recipe=SimpleNamespace(export=ExportPart(max_accuracy_drop=0.02)))
 
 
 def test_an_artifact_that_loses_too_much_is_refused(tmp_path):
-    assert stages.require_accuracy(way(tmp_path, {"max_abs": 0.1}), "host/50%") is None
-    assert stages.require_accuracy(way(tmp_path, {"accuracy": 0.9, "accuracy_artifact": 0.885}), "host/50%") == 0.885
+    assert stages.require_accuracy(context(tmp_path, {"max_abs": 0.1}), "host/50%") is None
+    assert (
+        stages.require_accuracy(context(tmp_path, {"accuracy": 0.9, "accuracy_artifact": 0.885}), "host/50%") == 0.885
+    )
     with pytest.raises(ParityError, match=r"accuracy is 87.0%, the network's 90.0%; at most 2.0% less .*fp16"):
-        stages.require_accuracy(way(tmp_path, {"accuracy": 0.9, "accuracy_artifact": 0.87}), "host/50%")
+        stages.require_accuracy(context(tmp_path, {"accuracy": 0.9, "accuracy_artifact": 0.87}), "host/50%")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -35,13 +35,13 @@ HALF = parse_budget("50%", "latency")
 
 def make_way(path, **changes):
     recipe = tiny_recipe(**changes)
-    way = stages.prepare(recipe, RunFolder(path=path / recipe.name), lambda *args, **figures: None)
-    way.folder.open(fresh=False)
-    return way
+    context = stages.prepare(recipe, RunFolder(path=path / recipe.name), lambda *args, **figures: None)
+    context.folder.open(fresh=False)
+    return context
 
 
 @pytest.fixture
-def way(tmp_path):
+def context(tmp_path):
     return make_way(tmp_path)
 
 
@@ -58,15 +58,15 @@ def no_training(*args, **kwargs):
 # --- the dense network ------------------------------------------------------------------------------------------------
 
 
-def test_the_dense_network_is_trained_and_scored(way):
-    stages.train_dense(way)
-    told = way.folder.read_json("dense/training.json")
+def test_the_dense_network_is_trained_and_scored(context):
+    stages.train_dense(context)
+    told = context.folder.read_json("dense/training.json")
     assert len(told["loss"]) == 10
     assert told["loss"][-1] < told["loss"][0]
     assert 0 < told["source_accuracy"] <= 1
     torch.manual_seed(0)
-    untrained = build.build_network(way.recipe.model, 3).state_dict()
-    trained = way.folder.read_tensors("dense/weights.safetensors")
+    untrained = build.build_network(context.recipe.model, 3).state_dict()
+    trained = context.folder.read_tensors("dense/weights.safetensors")
     assert trained.keys() == untrained.keys()
     assert not torch.equal(trained["0.weight"], untrained["0.weight"])
 
@@ -76,14 +76,14 @@ def test_weights_of_the_recipe_are_taken_as_they_are(tmp_path, monkeypatch):
     network = build.build_network(tiny_recipe().model, 3)
     save_tensors(tmp_path / "given.safetensors", network.state_dict())
     model = {"source": "tiny_run:network", "weights": str(tmp_path / "given.safetensors")}
-    way = make_way(tmp_path, model=model)
-    first = stages.train_dense(way)
-    found = way.folder.read_tensors("dense/weights.safetensors")
+    context = make_way(tmp_path, model=model)
+    first = stages.train_dense(context)
+    found = context.folder.read_tensors("dense/weights.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
     nn.init.zeros_(network[-1].bias)
     save_tensors(tmp_path / "given.safetensors", network.state_dict())
-    assert stages.train_dense(way) != first, "other weights in the same file"
-    assert not way.folder.read_tensors("dense/weights.safetensors")[f"{len(network) - 1}.bias"].any()
+    assert stages.train_dense(context) != first, "other weights in the same file"
+    assert not context.folder.read_tensors("dense/weights.safetensors")[f"{len(network) - 1}.bias"].any()
 
 
 def test_a_new_head_is_trained_on_top_of_the_files_other_layers(tmp_path, monkeypatch):
@@ -99,27 +99,29 @@ def test_a_new_head_is_trained_on_top_of_the_files_other_layers(tmp_path, monkey
     model = {"source": "tiny_run:network", "weights": str(tmp_path / "given.pt")}
     with pytest.raises(WeightsError, match=r"model\.head: new"):
         make_way(tmp_path, model=model)
-    way = make_way(tmp_path, model={**model, "head": "new"})
-    stages.train_dense(way)
+    context = make_way(tmp_path, model={**model, "head": "new"})
+    stages.train_dense(context)
     same = {name for name, tensor in seen.items() if tensor.shape == given[name].shape}
-    assert set(seen) - same == build.head_tensors(way.recipe.model, 3)
+    assert set(seen) - same == build.head_tensors(context.recipe.model, 3)
     assert all(torch.equal(seen[name], given[name]) for name in same)
-    told = way.folder.read_json("dense/training.json")
+    told = context.folder.read_json("dense/training.json")
     assert (told["loss"], told["taken"]["key"]) == ([1.0], "state_dict")
 
 
 def test_a_loss_that_is_not_finite_names_work_step_and_rate_and_leaves_nothing(tmp_path, monkeypatch):
-    way = make_way(tmp_path, train={"steps": 10, "lr": 1000.0})
+    context = make_way(tmp_path, train={"steps": 10, "lr": 1000.0})
     monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda self, x: x * 1e6)
     with pytest.raises(TrainingError, match=r"^train the dense network: the loss is (nan|inf) at step \d+, .*rate \d+"):
-        stages.train_dense(way)
-    assert not (way.folder.path / "dense").exists()
-    assert not list((way.folder.path / ".stages").glob("*.json"))
+        stages.train_dense(context)
+    assert not (context.folder.path / "dense").exists()
+    assert not list((context.folder.path / ".stages").glob("*.json"))
 
 
-def test_a_new_task_gets_a_new_classifier_and_keeps_all_else(way):
-    state = {name: torch.full_like(t, 7) for name, t in build.build_network(way.recipe.model, 3).state_dict().items()}
-    network = stages.target_network(way, state)
+def test_a_new_task_gets_a_new_classifier_and_keeps_all_else(context):
+    state = {
+        name: torch.full_like(t, 7) for name, t in build.build_network(context.recipe.model, 3).state_dict().items()
+    }
+    network = stages.target_network(context, state)
     head = set(network[-1].parameters())
     for name, tensor in network.state_dict(keep_vars=True).items():
         assert bool((tensor == 7).all()) == (tensor not in head), name
@@ -127,42 +129,47 @@ def test_a_new_task_gets_a_new_classifier_and_keeps_all_else(way):
 
 def test_the_same_task_keeps_its_classifier(tmp_path):
     data = tiny_recipe().data.model_dump() | {"target_classes": [0, 1, 2]}
-    way = make_way(tmp_path, data=data)
-    state = {name: torch.full_like(t, 7) for name, t in build.build_network(way.recipe.model, 3).state_dict().items()}
-    assert all(bool((tensor == 7).all()) for tensor in stages.target_network(way, state).state_dict().values())
+    context = make_way(tmp_path, data=data)
+    state = {
+        name: torch.full_like(t, 7) for name, t in build.build_network(context.recipe.model, 3).state_dict().items()
+    }
+    assert all(bool((tensor == 7).all()) for tensor in stages.target_network(context, state).state_dict().values())
 
 
-def test_a_new_classifier_takes_a_higher_rate(way, monkeypatch):
+def test_a_new_classifier_takes_a_higher_rate(context, monkeypatch):
     asked = []
     monkeypatch.setattr(stages, "adapt", lambda *args, **kwargs: asked.append(args[2].lr) or adapt(*args, **kwargs))
-    stages.adapt_dense(way, stages.train_dense(way))
+    stages.adapt_dense(context, stages.train_dense(context))
     assert asked == [RATES["fresh"]]
-    assert way.folder.read_json("dense/adapted.json")["adapted"]
+    assert context.folder.read_json("dense/adapted.json")["adapted"]
 
 
 @pytest.mark.parametrize("shots", [5, None, "auto"])
 def test_where_the_classes_stay_the_dense_network_is_the_one_given(tmp_path, monkeypatch, shots):
     monkeypatch.setattr(stages, "adapt", no_training)
     changes = {"target_classes": [0, 1, 2], "shots": shots}
-    way = make_way(tmp_path, data=tiny_recipe().data.model_dump() | changes)
-    stages.adapt_dense(way, stages.train_dense(way))
-    given, dense = (way.folder.read_tensors(f"dense/{name}.safetensors") for name in ("weights", "adapted"))
+    context = make_way(tmp_path, data=tiny_recipe().data.model_dump() | changes)
+    stages.adapt_dense(context, stages.train_dense(context))
+    given, dense = (context.folder.read_tensors(f"dense/{name}.safetensors") for name in ("weights", "adapted"))
     assert dense.keys() == given.keys()
     assert all(torch.equal(dense[name], tensor) for name, tensor in given.items())
-    told, score = way.folder.read_json("dense/adapted.json"), accuracy(stages.teacher_of(way), way.data.target_test)
+    told, score = (
+        context.folder.read_json("dense/adapted.json"),
+        accuracy(stages.teacher_of(context), context.data.target_test),
+    )
     assert (told["adapted"], told["accuracy"]) == (False, score)
 
 
 def retrained(path, **part):
     """What retraining makes of half the channels: the slim network's weights."""
-    way = make_way(path, retrain={"steps": 5, "batch_size": 15, **part})
-    bench = stages.workbench(way, path / "scratch")
-    dense = stages.train_dense(way)
-    found = stages.search(way, bench, dense)
-    stages.adapt_dense(way, dense)
-    planned = stages.plan(way, bench, found, PIXEL, parse_budget("50% macs", "latency"))
-    stages.retrain(way, bench, found[1], stages.teacher_of(way), "pixel-8/50% macs", planned)
-    return way.folder.read_tensors("pixel-8/50% macs/weights.safetensors")
+    context = make_way(path, retrain={"steps": 5, "batch_size": 15, **part})
+    bench = stages.workbench(context, path / "scratch")
+    dense = stages.train_dense(context)
+    found = stages.search(context, bench, dense)
+    stages.adapt_dense(context, dense)
+    planned = stages.plan(context, bench, found, PIXEL, parse_budget("50% macs", "latency"))
+    stages.retrain(context, bench, found[1], stages.teacher_of(context), "pixel-8/50% macs", planned)
+    return context.folder.read_tensors("pixel-8/50% macs/weights.safetensors")
 
 
 def test_a_retrained_network_is_matched_with_its_teachers_features(tmp_path):
@@ -179,11 +186,11 @@ def test_a_retrained_network_is_matched_with_its_teachers_features(tmp_path):
 
 
 def test_one_search_serves_the_budget_that_leaves_least(tmp_path):
-    way = make_way(tmp_path, budgets=["80% macs", "50% params", "60% macs"])
-    goal = stages.smallest_goal(way, stages.workbench(way, tmp_path))
+    context = make_way(tmp_path, budgets=["80% macs", "50% params", "60% macs"])
+    goal = stages.smallest_goal(context, stages.workbench(context, tmp_path))
     assert goal.cost.metric == "params"
     assert goal.limit == pytest.approx(
-        0.5 * sum(p.numel() for p in build.build_network(way.recipe.model, 3).parameters())
+        0.5 * sum(p.numel() for p in build.build_network(context.recipe.model, 3).parameters())
     )
 
 
@@ -215,18 +222,18 @@ def planned(bench):
     return Plan(metric="macs", keep=keep, looks=(look,), chosen=look)
 
 
-def trained(way):
-    stages.train_dense(way)
-    return stages.source_network(way, way.folder.read_tensors("dense/weights.safetensors"))
+def trained(context):
+    stages.train_dense(context)
+    return stages.source_network(context, context.folder.read_tensors("dense/weights.safetensors"))
 
 
-def test_a_cut_is_proven_on_the_trained_network(way, bench):
-    proof = stages.prove(way, bench.structure, trained(way), planned(bench))
+def test_a_cut_is_proven_on_the_trained_network(context, bench):
+    proof = stages.prove(context, bench.structure, trained(context), planned(bench))
     assert proof.difference <= proof.tolerance < min(proof.moved_by_input, proof.moved_by_channel)
     assert proof.num_inputs == stages.PROOF_EXAMPLES
 
 
-def test_a_cut_that_is_not_the_masked_network_is_refused(way, bench, monkeypatch):
+def test_a_cut_that_is_not_the_masked_network_is_refused(context, bench, monkeypatch):
     def wrong(network, structure, keep):
         slim = cut(network, structure, keep)
         with torch.no_grad():
@@ -235,11 +242,11 @@ def test_a_cut_that_is_not_the_masked_network_is_refused(way, bench, monkeypatch
 
     monkeypatch.setattr(stages.verify, "cut", wrong)
     with pytest.raises(VerificationError):
-        stages.prove(way, bench.structure, trained(way), planned(bench))
+        stages.prove(context, bench.structure, trained(context), planned(bench))
 
 
-def test_an_artifact_that_differs_is_no_finished_stage(way, monkeypatch):
-    network = trained(way)
+def test_an_artifact_that_differs_is_no_finished_stage(context, monkeypatch):
+    network = trained(context)
     working = stages.prove_artifact
 
     def differs(*args):
@@ -248,12 +255,12 @@ def test_an_artifact_that_differs_is_no_finished_stage(way, monkeypatch):
 
     monkeypatch.setattr(stages, "prove_artifact", differs)
     with pytest.raises(ParityError):
-        stages.export(way, network, PIXEL, "pixel-8/50%", "key")
-    assert not (way.folder.path / "pixel-8" / "50%" / "artifact.json").exists()
+        stages.export(context, network, PIXEL, "pixel-8/50%", "key")
+    assert not (context.folder.path / "pixel-8" / "50%" / "artifact.json").exists()
     monkeypatch.setattr(stages, "prove_artifact", working)
-    artifact = stages.export(way, network, PIXEL, "pixel-8/50%", "key")
-    assert artifact == stages.artifact_of(way.folder, "pixel-8/50%")
-    assert artifact.path == way.folder.path / "pixel-8" / "50%" / "model.onnx"
+    artifact = stages.export(context, network, PIXEL, "pixel-8/50%", "key")
+    assert artifact == stages.artifact_of(context.folder, "pixel-8/50%")
+    assert artifact.path == context.folder.path / "pixel-8" / "50%" / "model.onnx"
     assert artifact.input_shape == (1, 1, 16, 16)
 
 
@@ -276,75 +283,77 @@ def device(monkeypatch):
     return answers
 
 
-def artifacts(way):
-    one = Artifact(path=way.folder.path, format="onnx", precision="fp32", sha256="1", input_shape=(1,), versions={})
+def artifacts(context):
+    one = Artifact(path=context.folder.path, format="onnx", precision="fp32", sha256="1", input_shape=(1,), versions={})
     return one, replace(one, sha256="2")
 
 
 @pytest.mark.parametrize("took", [1.0, 1.03, 0.9], ids=["met", "just within the tolerance", "faster"])
-def test_a_budget_that_is_met_is_written_down(way, device, took):
+def test_a_budget_that_is_met_is_written_down(context, device, took):
     device += [took]
-    slim, dense = final_latency.time_slim(way, HOST, HALF, artifacts(way))
+    slim, dense = final_latency.time_slim(context, HOST, HALF, artifacts(context))
     assert (slim.p50_ms, dense.p50_ms) == (took, 2.0)
     assert slim.measured_on == "host"
-    assert final_latency.time_slim(way, HOST, HALF, artifacts(way)) == (slim, dense), "and not measured again"
+    assert final_latency.time_slim(context, HOST, HALF, artifacts(context)) == (slim, dense), "and not measured again"
 
 
 @pytest.mark.parametrize("took", [1.031, 1.2], ids=["just above the tolerance", "far above"])
-def test_a_budget_that_is_missed_is_an_error_with_both_figures(way, device, took):
-    assert way.recipe.measure.tolerance == 0.03
+def test_a_budget_that_is_missed_is_an_error_with_both_figures(context, device, took):
+    assert context.recipe.measure.tolerance == 0.03
     device += [took]
     with pytest.raises(
         BudgetError, match=rf"host/50% takes {took} ms; the budget is 1 ms \(\+-3%\).*measure\.tolerance"
     ):
-        final_latency.time_slim(way, HOST, HALF, artifacts(way))
-    assert not (way.folder.path / "host" / "50%" / "latency.json").exists()
+        final_latency.time_slim(context, HOST, HALF, artifacts(context))
+    assert not (context.folder.path / "host" / "50%" / "latency.json").exists()
     device.append(1.0)
-    assert final_latency.time_slim(way, HOST, HALF, artifacts(way))[0].p50_ms == 1.0
+    assert final_latency.time_slim(context, HOST, HALF, artifacts(context))[0].p50_ms == 1.0
 
 
-def test_the_record_has_percentiles_and_all_samples(way, device):
+def test_the_record_has_percentiles_and_all_samples(context, device):
     device += [1.0]
-    final_latency.time_slim(way, HOST, HALF, artifacts(way))
-    final_latency.time_dense(way, HOST, artifacts(way)[0])
-    runs = way.recipe.measure.runs
+    final_latency.time_slim(context, HOST, HALF, artifacts(context))
+    final_latency.time_dense(context, HOST, artifacts(context)[0])
+    runs = context.recipe.measure.runs
     for place, ms, beside in (("host/50%", 1.0, [2.0] * runs), ("dense/host", 2.0, None)):
-        told = way.folder.read_json(f"{place}/latency.json")
+        told = context.folder.read_json(f"{place}/latency.json")
         assert (told["p50_ms"], told["p90_ms"], told["p99_ms"]) == (ms, ms, ms)
         assert (told["samples_ms"], told["dense_samples_ms"]) == ([ms] * runs, beside)
 
 
 @pytest.mark.parametrize(("budget", "asked_ms"), [("50%", 1.0), ("50% macs", 1.02)])
-def test_the_last_measurement_tells_what_was_asked_and_what_it_took(way, device, budget, asked_ms):
+def test_the_last_measurement_tells_what_was_asked_and_what_it_took(context, device, budget, asked_ms):
     told = []
     session = SimpleNamespace(progress=lambda *args, **figures: told.append((*args, figures)))
-    way = replace(way, session=session)
+    context = replace(context, session=session)
     device += [1.02]
-    final_latency.time_slim(way, HOST, parse_budget(budget, "latency"), artifacts(way))
+    final_latency.time_slim(context, HOST, parse_budget(budget, "latency"), artifacts(context))
     work = f"host {budget}: measure"
     assert told == [(work, 0, 1, {}), (work, 1, 1, {"asked_ms": asked_ms, "p50_ms": 1.02})]
 
 
-def test_a_finished_measurement_is_judged_again_by_another_tolerance(way, device):
+def test_a_finished_measurement_is_judged_again_by_another_tolerance(context, device):
     device += [1.02, 1.02]
-    final_latency.time_slim(way, HOST, HALF, artifacts(way))
+    final_latency.time_slim(context, HOST, HALF, artifacts(context))
     strict = tiny_recipe(measure={"runs": 20, "warmup": 2, "tolerance": 0.01})
-    stricter = replace(way, recipe=strict)
+    stricter = replace(context, recipe=strict)
     with pytest.raises(BudgetError, match=r"1\.02 ms; the budget is 1 ms \(\+-1%\)"):
-        final_latency.time_slim(stricter, HOST, HALF, artifacts(way))
+        final_latency.time_slim(stricter, HOST, HALF, artifacts(context))
 
 
-def test_without_a_latency_budget_one_measurement_is_enough(way, device):
+def test_without_a_latency_budget_one_measurement_is_enough(context, device):
     device += [1.9]
-    assert final_latency.time_slim(way, HOST, parse_budget("50% macs", "latency"), artifacts(way))[0].p50_ms == 1.9
+    assert (
+        final_latency.time_slim(context, HOST, parse_budget("50% macs", "latency"), artifacts(context))[0].p50_ms == 1.9
+    )
     assert device == []
 
 
-def test_the_dense_network_is_timed_once(way, device):
-    first = final_latency.time_dense(way, HOST, artifacts(way)[0])
+def test_the_dense_network_is_timed_once(context, device):
+    first = final_latency.time_dense(context, HOST, artifacts(context)[0])
     assert first.p50_ms == 2.0
-    assert len(first.samples_ms) == way.recipe.measure.runs
-    assert final_latency.time_dense(way, HOST, artifacts(way)[0]) == first
+    assert len(first.samples_ms) == context.recipe.measure.runs
+    assert final_latency.time_dense(context, HOST, artifacts(context)[0]) == first
 
 
 class Learner:
@@ -353,20 +362,20 @@ class Learner:
     def __init__(self):
         self.corrections = []
 
-    def correct(self, target, counts, timed):
+    def override(self, target, counts, timed):
         self.corrections.append((target.name, counts, timed))
 
 
-def test_what_the_finished_artifact_took_is_learned_and_the_plan_is_made_again(way):
+def test_what_the_finished_artifact_took_is_learned_and_the_plan_is_made_again(context):
     steps = [{"counts": {"a": 8}, "chosen": False}, {"counts": {"a": 4}, "chosen": True}]
-    way.folder.write_json("host/50%/loop.json", {"steps": steps})
-    way.folder.stage("host/50%/plan", {}, ["host/50%/loop.json"], lambda: None)
+    context.folder.write_json("host/50%/loop.json", {"steps": steps})
+    context.folder.stage("host/50%/plan", {}, ["host/50%/loop.json"], lambda: None)
     learner = Learner()
     slim, dense = (
         Latency(samples_ms=(ms,) * 9, warmup=1, threads=1, device="test", measured_on="host") for ms in (1.2, 2.0)
     )
-    final_latency.learn(way, learner, HOST, HALF, final_latency.BudgetMissedError("slow", slim, dense))
+    final_latency.replan_after_miss(context, learner, HOST, HALF, final_latency.BudgetMissedError("slow", slim, dense))
     assert learner.corrections == [("host", {"a": 4}, Timed(slim_ms=1.2, dense_ms=2.0))]
     done = []
-    way.folder.stage("host/50%/plan", {}, ["host/50%/loop.json"], lambda: done.append("again"))
+    context.folder.stage("host/50%/plan", {}, ["host/50%/loop.json"], lambda: done.append("again"))
     assert done == ["again"]

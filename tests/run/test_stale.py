@@ -109,8 +109,8 @@ def test_on_an_attached_device(tmp_path, trained, monkeypatch):
     recipe = tiny_recipe(targets=["host"], budgets=["70%"], metric="latency", model=WIDE)
     with arithmetic_device(tmp_path / "cache") as device:
         pipeline.run(recipe, tmp_path / "runs")
-        way = stages.prepare(recipe, RunFolder(path=tmp_path / "x"), lambda *args, **figures: None)
-        stages.workbench(way, tmp_path / "scratch").tabled(load_target("host"), 8, 0)
+        context = stages.prepare(recipe, RunFolder(path=tmp_path / "x"), lambda *args, **figures: None)
+        stages.workbench(context, tmp_path / "scratch").tabled(load_target("host"), 8, 0)
         trained.clear()
         first = pipeline.run(recipe, tmp_path / "runs")
         assert trained == [], "a larger latency table retrains nothing"

@@ -87,7 +87,7 @@ def test_a_second_method_leaves_the_first_ones_results_alone(tmp_path, monkeypat
     with pytest.raises(RunFolderError, match=r"search\.method"):
         pipeline.run(other, tmp_path)
     assert {p: p.read_bytes() for p in first.folder.rglob("*.*") if p.is_file()} == before
-    monkeypatch.setattr(stages, "train_dense", lambda way: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(stages, "train_dense", lambda context: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(other, tmp_path, fresh=True)
     assert load_recipe(str(first.folder / "recipe.yaml")).search.method == "uniform"
@@ -134,7 +134,7 @@ def test_a_benchmark_program_is_found_from_the_copy(tmp_path, monkeypatch):
 
 
 def test_a_share_that_holds_none_out_ends_a_run_before_any_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "train_dense", lambda way: pytest.fail("this trains"))
+    monkeypatch.setattr(stages, "train_dense", lambda context: pytest.fail("this trains"))
     with pytest.raises(DataError, match="hold_out"):
         pipeline.run(tiny_recipe(retrain={"steps": 5, "hold_out": 0.1}), tmp_path)
     assert not (tmp_path / "tiny" / "recipe.yaml").exists()
