@@ -114,7 +114,7 @@ def deliver(bench: Workbench, target: Target, budget: Budget, scores: Scores, de
         made = Delivered(plan=plan, artifact=slim, share=share, plans=plans)
         if share <= budget.limit * (1 + part.tolerance):
             break
-        bench.correct(target, plan.chosen.counts, Timed(slim_ms=latency.p50_ms, dense_ms=beside.p50_ms))
+        bench.override(target, plan.chosen.counts, Timed(slim_ms=latency.p50_ms, dense_ms=beside.p50_ms))
     return made
 
 

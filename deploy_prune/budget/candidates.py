@@ -1,4 +1,4 @@
-"""What a cut would cost: price it with a model, or make the artifact and look.
+"""What a cut would cost: price it with a model, or make the artifact and measure it.
 
 Latency doesn't depend on the weights. So all of this happens before any training, with the network's initial weights,
 and what was measured is kept per machine: asked again, a run takes the same way.
@@ -97,7 +97,7 @@ class Workbench:
         return granularity(target, writer(target, self.recipe.export), self.since)
 
     def cost(self, target: Target, metric: Metric) -> CostModel:
-        """The cost model of a metric on a target, in the metric's unit; it predicts, and ``observe`` looks."""
+        """The cost model of a metric on a target, in the metric's unit; it predicts; ``observe`` measures."""
         if metric == "macs":
             return cost.macs(self.structure)
         if metric == "params":

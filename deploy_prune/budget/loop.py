@@ -1,4 +1,4 @@
-"""The closed loop: project to the budget, cut, export, look, correct, until what is measured is what was asked."""
+"""The loop to a budget: choose counts, cut, measure, correct the prediction, until the measurement meets the budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNITS: Final = {"latency": "ms", "macs": "MACs", "params": "parameters", "size":
 class Candidate:
     """What one candidate was asked to be, predicted to be and found to be, all in the metric's unit.
 
-    ``looked``: False where no device is attached, and ``observed`` is only what was predicted.
+    ``measured``: False where no device is attached, and ``observed`` is only what was predicted.
     """
 
     limit: float
@@ -45,7 +45,7 @@ class Plan:
     chosen: Candidate
 
     def as_json(self, tolerance: float) -> dict[str, Any]:
-        """loop.json: a row a step, in the metric's unit; ``observed`` is null where there was nothing to look at."""
+        """loop.json: a row a step, in the metric's unit; ``observed`` is null where nothing was measured."""
         steps = [
             {
                 "step": i, "limit": k.limit, "predicted": k.predicted, "observed": k.observed if k.measured else None,
@@ -59,7 +59,7 @@ class Plan:
 def enforce(bench: Workbench, target: Target, budget: Budget, scores: Scores, progress: Progress, work: str) -> Plan:
     """Find what to keep so that the observed cost of the real artifact meets the budget.
 
-    Without an attached device latency is the model's own and one look is enough. The nearest candidate within
+    Without an attached device latency is the model's own and one candidate is enough. The nearest candidate within
     ``tolerance_above`` the budget is taken; one within half of ``measure.tolerance`` ends the loop, if it may be taken.
 
     Raises:
@@ -97,7 +97,7 @@ def tolerance_above(budget: Budget, tolerance: float) -> float:
 def observe(
     bench: Workbench, target: Target, budget: Budget, counts: Counts, *, limit: float, predicted: float
 ) -> Candidate:
-    """Look at the real thing: measured latency, counted parameters or MACs, the file's size."""
+    """The candidate itself: measured latency, counted parameters or MACs, the file's size."""
     model = bench.cost(target, budget.metric)
     dense, observed = model(bench.structure.dense_counts), model(counts)
     if budget.metric == "latency" and target.runner is not None:
@@ -125,9 +125,9 @@ def _settled(budget: Budget, candidate: Candidate, target: Target) -> bool:
 
 
 def _next_limit(candidates: Sequence[Candidate]) -> float:
-    """The model's limit at which the observation should be 1: between the nearest looks on either side, else scaled.
+    """The model's limit at which the observation should be 1: between the nearest on either side, else scaled.
 
-    As long as all looks are on one side, each next step is a longer one: the model is wrong about more than its scale.
+    As long as all are on one side, each next step is a longer one: the model is wrong about more than its scale.
     """
     below = max((k for k in candidates if k.ratio <= 1), key=lambda k: (k.ratio, k.predicted), default=None)
     above = min((k for k in candidates if k.ratio > 1), key=lambda k: (k.ratio, k.predicted), default=None)
@@ -141,7 +141,7 @@ def _next_limit(candidates: Sequence[Candidate]) -> float:
 def _next_limit_below(candidates: Sequence[Candidate], aim: float) -> float:
     """The model's limit at which the observation should be ``aim`` (below 1), where it must not be above the budget.
 
-    What is counted has no noise, and a file's overhead hardly changes with its widths. So the line through two looks
+    What is counted has no noise, and a file's overhead hardly changes with its widths. So the line through two of them
     tells both scale and overhead: those on either side of the budget, else the two that are nearest to it. A line that
     leads nowhere (it doesn't rise, or aims below 0) gives way to the scale alone.
     """

@@ -148,8 +148,8 @@ def _failed_rows(context: RunContext, bench: Workbench, target: Target, error: D
 
 
 def _deliver(
-    context: RunContext, bench: Workbench, found: tuple[str, SearchResult], teacher: nn.Module, target: Target, budget: Budget,
-    dense: Artifact,
+    context: RunContext, bench: Workbench, found: tuple[str, SearchResult], teacher: nn.Module, target: Target,
+    budget: Budget, dense: Artifact,
 ) -> Row:  # fmt: skip
     """One target and budget; if the finished artifact misses what its candidate met, planned again with that known."""
     row = _empty_row(target, budget.text, budget.metric)
@@ -171,8 +171,8 @@ def _deliver(
 
 
 def _steps(
-    context: RunContext, bench: Workbench, found: tuple[str, SearchResult], teacher: nn.Module, target: Target, budget: Budget,
-    dense: Artifact,
+    context: RunContext, bench: Workbench, found: tuple[str, SearchResult], teacher: nn.Module, target: Target,
+    budget: Budget, dense: Artifact,
 ) -> Iterator[Row]:  # fmt: skip
     """Plan, cut and prove, retrain, export and check, measure; the row after each, as far as it is known."""
     place = place_of(target, budget)

@@ -139,7 +139,8 @@ def workbench(context: RunContext, scratch: Path) -> Workbench:
     context.session.progress("find the channel groups", 1, 1, groups=len(structure.groups))
     return Workbench(
         network=network, structure=structure, example=context.example, recipe=context.recipe, scratch=scratch,
-        progress=context.session.progress, calibration=calibration_inputs(context.data, context.recipe.export), since=context.since,
+        progress=context.session.progress, calibration=calibration_inputs(context.data, context.recipe.export),
+        since=context.since,
     )  # fmt: skip
 
 
@@ -289,7 +290,7 @@ def _adapt(
     """Train in place on the target task; what there is to tell of it."""
     part = context.recipe.retrain if teacher else context.recipe.retrain.model_copy(update={"init": "inherit"})
     part = part if context.same_task else for_new_classes(part)
-    work = f"{work} with {len(road.data.target_train)} of {road.data.num_available} examples"
+    work = f"{work} with {len(context.data.target_train)} of {context.data.num_available} examples"
     done = adapt(
         network, context.data.target_train, part, teacher=teacher, session=context.session,
         augment=context.recipe.data.augment, match=match, work=work,

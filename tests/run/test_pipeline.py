@@ -1,4 +1,4 @@
-"""The whole road, on a network and steps so small that it takes seconds."""
+"""A whole run, on a network and steps so small that it takes seconds."""
 
 import csv
 import hashlib
@@ -347,7 +347,7 @@ def test_a_loss_that_is_not_finite_ends_the_command_with_one_line(tmp_path, monk
 
 
 def test_a_dense_artifact_that_can_not_be_written_is_its_target_s_failure(again, monkeypatch):
-    def refuse(way, network, target, place, key):
+    def refuse(context, network, target, place, key):
         message = f"{place} can't be written"
         raise ExportError(message)
 
@@ -362,11 +362,11 @@ def test_a_dense_artifact_that_can_not_be_written_is_its_target_s_failure(again,
 def test_other_targets_go_on_where_one_can_not_be_written(tmp_path, monkeypatch):
     working = stages.export
 
-    def refuse(way, network, target, place, key):
+    def refuse(context, network, target, place, key):
         if target.name == "pixel-8":
             message = f"{place} can't be written"
             raise ExportError(message)
-        return working(way, network, target, place, key)
+        return working(context, network, target, place, key)
 
     monkeypatch.setattr(stages, "export", refuse)
     rows = pipeline.run(tiny_recipe(targets=["pixel-8", "raspberry-pi-5"]), tmp_path).rows
@@ -376,7 +376,7 @@ def test_other_targets_go_on_where_one_can_not_be_written(tmp_path, monkeypatch)
 
 
 def test_a_dense_artifact_that_can_not_be_timed_fails_its_row_only(tmp_path, monkeypatch):
-    def lost(way, target, artifact):
+    def lost(context, target, artifact):
         message = "the device is gone"
         raise MeasurementError(message)
 
@@ -692,7 +692,9 @@ def delivered(monkeypatch, misses):
         yield replace(pipeline._empty_row(target, "50%", "latency"), macs=5, measured_p50_ms=1.0)
 
     monkeypatch.setattr(pipeline, "_steps", steps)
-    monkeypatch.setattr(final_latency, "learn", lambda way, bench, target, budget, missed: learned.append(missed.slim))
+    monkeypatch.setattr(
+        final_latency, "replan_after_miss", lambda context, bench, target, budget, missed: learned.append(missed.slim)
+    )
     return pipeline._deliver(None, None, None, None, target, budget, None), learned
 
 

@@ -9,7 +9,7 @@ from tiny_run import tiny_recipe
 from torch import nn
 
 from deploy_prune.budget.candidates import Timed
-from deploy_prune.budget.loop import Look, Plan
+from deploy_prune.budget.loop import Plan
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import (
     BudgetError,
@@ -33,7 +33,7 @@ PIXEL = load_target("pixel-8")
 HALF = parse_budget("50%", "latency")
 
 
-def make_way(path, **changes):
+def make_context(path, **changes):
     recipe = tiny_recipe(**changes)
     context = stages.prepare(recipe, RunFolder(path=path / recipe.name), lambda *args, **figures: None)
     context.folder.open(fresh=False)
@@ -42,13 +42,13 @@ def make_way(path, **changes):
 
 @pytest.fixture
 def context(tmp_path):
-    return make_way(tmp_path)
+    return make_context(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench")
-    return stages.workbench(make_way(path), path / "scratch")
+    return stages.workbench(make_context(path), path / "scratch")
 
 
 def no_training(*args, **kwargs):
@@ -76,7 +76,7 @@ def test_weights_of_the_recipe_are_taken_as_they_are(tmp_path, monkeypatch):
     network = build.build_network(tiny_recipe().model, 3)
     save_tensors(tmp_path / "given.safetensors", network.state_dict())
     model = {"source": "tiny_run:network", "weights": str(tmp_path / "given.safetensors")}
-    context = make_way(tmp_path, model=model)
+    context = make_context(tmp_path, model=model)
     first = stages.train_dense(context)
     found = context.folder.read_tensors("dense/weights.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
@@ -98,8 +98,8 @@ def test_a_new_head_is_trained_on_top_of_the_files_other_layers(tmp_path, monkey
     torch.save({"state_dict": given}, tmp_path / "given.pt")
     model = {"source": "tiny_run:network", "weights": str(tmp_path / "given.pt")}
     with pytest.raises(WeightsError, match=r"model\.head: new"):
-        make_way(tmp_path, model=model)
-    context = make_way(tmp_path, model={**model, "head": "new"})
+        make_context(tmp_path, model=model)
+    context = make_context(tmp_path, model={**model, "head": "new"})
     stages.train_dense(context)
     same = {name for name, tensor in seen.items() if tensor.shape == given[name].shape}
     assert set(seen) - same == build.head_tensors(context.recipe.model, 3)
@@ -109,7 +109,7 @@ def test_a_new_head_is_trained_on_top_of_the_files_other_layers(tmp_path, monkey
 
 
 def test_a_loss_that_is_not_finite_names_work_step_and_rate_and_leaves_nothing(tmp_path, monkeypatch):
-    context = make_way(tmp_path, train={"steps": 10, "lr": 1000.0})
+    context = make_context(tmp_path, train={"steps": 10, "lr": 1000.0})
     monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda self, x: x * 1e6)
     with pytest.raises(TrainingError, match=r"^train the dense network: the loss is (nan|inf) at step \d+, .*rate \d+"):
         stages.train_dense(context)
@@ -129,7 +129,7 @@ def test_a_new_task_gets_a_new_classifier_and_keeps_all_else(context):
 
 def test_the_same_task_keeps_its_classifier(tmp_path):
     data = tiny_recipe().data.model_dump() | {"target_classes": [0, 1, 2]}
-    context = make_way(tmp_path, data=data)
+    context = make_context(tmp_path, data=data)
     state = {
         name: torch.full_like(t, 7) for name, t in build.build_network(context.recipe.model, 3).state_dict().items()
     }
@@ -148,7 +148,7 @@ def test_a_new_classifier_takes_a_higher_rate(context, monkeypatch):
 def test_where_the_classes_stay_the_dense_network_is_the_one_given(tmp_path, monkeypatch, shots):
     monkeypatch.setattr(stages, "adapt", no_training)
     changes = {"target_classes": [0, 1, 2], "shots": shots}
-    context = make_way(tmp_path, data=tiny_recipe().data.model_dump() | changes)
+    context = make_context(tmp_path, data=tiny_recipe().data.model_dump() | changes)
     stages.adapt_dense(context, stages.train_dense(context))
     given, dense = (context.folder.read_tensors(f"dense/{name}.safetensors") for name in ("weights", "adapted"))
     assert dense.keys() == given.keys()
@@ -162,7 +162,7 @@ def test_where_the_classes_stay_the_dense_network_is_the_one_given(tmp_path, mon
 
 def retrained(path, **part):
     """What retraining makes of half the channels: the slim network's weights."""
-    context = make_way(path, retrain={"steps": 5, "batch_size": 15, **part})
+    context = make_context(path, retrain={"steps": 5, "batch_size": 15, **part})
     bench = stages.workbench(context, path / "scratch")
     dense = stages.train_dense(context)
     found = stages.search(context, bench, dense)
@@ -186,7 +186,7 @@ def test_a_retrained_network_is_matched_with_its_teachers_features(tmp_path):
 
 
 def test_one_search_serves_the_budget_that_leaves_least(tmp_path):
-    context = make_way(tmp_path, budgets=["80% macs", "50% params", "60% macs"])
+    context = make_context(tmp_path, budgets=["80% macs", "50% params", "60% macs"])
     goal = stages.smallest_goal(context, stages.workbench(context, tmp_path))
     assert goal.cost.metric == "params"
     assert goal.limit == pytest.approx(
@@ -217,9 +217,9 @@ def test_the_first_budget_that_can_not_be_met_stops_the_run():
 
 def planned(bench):
     counts = {name: n // 2 for name, n in bench.structure.dense_counts.items()}
-    look = Look(limit=1, predicted=1, observed=1, asked=1, dense=2, counts=counts)
+    candidate = Candidate(limit=1, predicted=1, observed=1, asked=1, dense=2, counts=counts)
     keep = {g.name: torch.arange(g.channels) % 2 == 0 for g in bench.structure.groups}
-    return Plan(metric="macs", keep=keep, looks=(look,), chosen=look)
+    return Plan(metric="macs", keep=keep, candidates=(candidate,), chosen=candidate)
 
 
 def trained(context):
