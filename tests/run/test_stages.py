@@ -9,7 +9,7 @@ from tiny_run import tiny_recipe
 from torch import nn
 
 from deploy_prune.budget.candidates import Timed
-from deploy_prune.budget.loop import Plan
+from deploy_prune.budget.loop import Candidate, Plan
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import (
     BudgetError,
