@@ -11,24 +11,19 @@ from torch import nn
 
 from deploy_prune.budget.candidates import Workbench
 from deploy_prune.errors import (
-    BudgetError,
-    CommandError,
     DeployPruneError,
-    ExportError,
-    MeasurementError,
-    MissingDependencyError,
-    ParityError,
 )
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.page import write_page
 from deploy_prune.run import final_latency, stages, stored_recipe
 from deploy_prune.run.folder import RunFolder
-from deploy_prune.run.reach import reaches, require_reach
+from deploy_prune.run.reach import unusable_targets
+from deploy_prune.run.rows import dense_row, empty_row, failed_rows, parity, require_size, with_costs, with_network
 from deploy_prune.run.stages import RunContext, place_of
 from deploy_prune.system.guard import scratch
 from deploy_prune.system.locks import hold
 from deploy_prune.training.threads import Tell
-from deploy_prune.types import Artifact, Budget, Metric, Progress, Row, SearchResult, Target, silent
+from deploy_prune.types import Artifact, Budget, Progress, Row, SearchResult, Target, silent
 
 PLANS: Final = 3
 """A budget that the finished artifact misses, though its candidate met it, is planned again: so many times in all."""
@@ -78,35 +73,42 @@ def run(
 
 
 def _run_stages(context: RunContext, bench: Workbench) -> Run:
-    """From what is possible to what was delivered, stage by stage."""
-    recipe = context.recipe
-    broken = _out_of_order(context, bench)
+    """Train, search, adapt; then every target and budget in turn."""
+    unusable = unusable_targets(context, bench)
+    usable = replace(context, targets=tuple(t for t in context.targets if t.name not in unusable))
 
     dense = stages.train_dense(context)
-    found = stages.search(
-        replace(context, targets=tuple(t for t in context.targets if t.name not in broken)), bench, dense
-    )
+    found = stages.search(usable, bench, dense)
     adapted = stages.adapt_dense(context, dense)
     teacher = stages.teacher_of(context)
 
     rows: list[Row] = []
     for target in context.targets:
-        try:
-            if target.name in broken:
-                raise broken[target.name]
-            dense_artifact = stages.export(context, teacher, target, f"dense/{target.name}", adapted)
-        except DeployPruneError as error:
-            rows.extend(_failed_rows(context, bench, target, error))
+        for row in _target_rows(context, bench, found, (adapted, teacher), target, unusable.get(target.name)):
+            rows.append(row)
             context.folder.write_results(rows)
-            continue
-        rows.append(_dense_row(context, bench, target, dense_artifact))
-        for budget in recipe.parsed_budgets:
-            rows.append(_deliver(context, bench, found, teacher, target, budget, dense_artifact))
-            context.folder.write_results(rows)
-    stored = (context.folder.path / stored_recipe.NAME).read_text(encoding="utf-8")
-    context.folder.write_provenance(stored, recipe.seed, context.summary)
+
+    context.folder.write_provenance(stored_recipe.read(context.folder.path), context.recipe.seed, context.summary)
     write_page(context.folder.path)
     return Run(folder=context.folder.path, rows=tuple(rows), summary=context.summary)
+
+
+def _target_rows(
+    context: RunContext, bench: Workbench, found: tuple[str, SearchResult], adapted: tuple[str, nn.Module],
+    target: Target, unusable: DeployPruneError | None,
+) -> Iterator[Row]:  # fmt: skip
+    """The dense network on a target, then a row a budget; all failed where there can be no dense artifact."""
+    key, teacher = adapted
+    try:
+        if unusable is not None:
+            raise unusable
+        dense = stages.export(context, teacher, target, f"dense/{target.name}", key)
+    except DeployPruneError as error:
+        yield from failed_rows(context, bench, target, error)
+        return
+    yield dense_row(context, bench, target, dense)
+    for budget in context.recipe.parsed_budgets:
+        yield _deliver(context, bench, found, teacher, target, budget, dense)
 
 
 def _prepare(recipe: Recipe, out: Path, progress: Progress, fresh: bool, tell_threads: Tell | None) -> RunContext:
@@ -119,40 +121,12 @@ def _prepare(recipe: Recipe, out: Path, progress: Progress, fresh: bool, tell_th
     return context
 
 
-def _out_of_order(context: RunContext, bench: Workbench) -> dict[str, DeployPruneError]:
-    """Targets for which nothing can be written or measured, by name, and why; the others' budgets can be met.
-
-    Raises:
-        BudgetError: a budget can't be met.
-        DeployPruneError: no target is in order; the first one's reason.
-    """
-    broken: dict[str, DeployPruneError] = {}
-    for target in context.targets:
-        try:
-            require_reach(reaches(bench, (target,), context.recipe, context.session.progress)[1])
-            for metric in {budget.metric for budget in context.recipe.parsed_budgets}:
-                bench.cost(target, metric)
-        except (CommandError, ExportError, MeasurementError, MissingDependencyError, ParityError) as error:
-            broken[target.name] = error
-    if len(broken) == len(context.targets):
-        raise next(iter(broken.values()))
-    return broken
-
-
-def _failed_rows(context: RunContext, bench: Workbench, target: Target, error: DeployPruneError) -> list[Row]:
-    """The rows of a target without a dense artifact, beside which the others would be measured."""
-    dense = _dense_costs(context, bench, target)
-    dense = replace(dense, accuracy=dense.accuracy_dense).failed(error)
-    slim = [_empty_row(target, budget.text, budget.metric).failed(error) for budget in context.recipe.parsed_budgets]
-    return [dense, *slim]
-
-
 def _deliver(
     context: RunContext, bench: Workbench, found: tuple[str, SearchResult], teacher: nn.Module, target: Target,
     budget: Budget, dense: Artifact,
 ) -> Row:  # fmt: skip
     """One target and budget; if the finished artifact misses what its candidate met, planned again with that known."""
-    row = _empty_row(target, budget.text, budget.metric)
+    row = empty_row(target, budget.text, budget.metric)
     failure: DeployPruneError | None = None
     for _ in range(PLANS):
         try:
@@ -176,106 +150,16 @@ def _steps(
 ) -> Iterator[Row]:  # fmt: skip
     """Plan, cut and prove, retrain, export and check, measure; the row after each, as far as it is known."""
     place = place_of(target, budget)
-    row = _empty_row(target, budget.text, budget.metric)
+    row = empty_row(target, budget.text, budget.metric)
     planned = stages.plan(context, bench, found, target, budget)
-    yield (row := _with_costs(context, bench, row, target, budget))
+    yield (row := with_costs(context, bench, row, target, budget))
     trained = stages.retrain(context, bench, found[1], teacher, place, planned)
     slim = stages.slim_network(context, bench, place)
-    yield (row := _with_network(context, row, slim, place))
+    yield (row := with_network(context, row, slim, place))
     artifact = stages.export(context, slim, target, place, trained)
-    yield (row := replace(row, size_bytes=artifact.size_bytes, parity_max_abs=_parity(context, place)))
-    _require_size(row)
+    yield (row := replace(row, size_bytes=artifact.size_bytes, parity_max_abs=parity(context, place)))
+    require_size(row)
     yield (row := replace(row, accuracy_artifact=stages.require_accuracy(context, place)))
     if target.runner is not None:
         latency, beside = final_latency.time_slim(context, target, budget, (dense, artifact))
         yield final_latency.with_latency(row, budget, latency, beside)
-
-
-def _empty_row(target: Target, budget: str, metric: Metric) -> Row:
-    return Row(
-        target=target.name, runtime=target.runtime, precision=target.precision, budget=budget, metric=metric,
-        asked=None, predicted=None, predicted_ms=None, measured_p50_ms=None, measured_p90_ms=None, dense_p50_ms=None,
-        measured_on=None, macs=None, params=None, size_bytes=None, accuracy=None, accuracy_dense=None,
-        accuracy_artifact=None, parity_max_abs=None,
-        status="predicted" if target.runner is None else "ok", error=None,
-    )  # fmt: skip
-
-
-def _require_size(row: Row) -> None:
-    """A finished file is held to its budget too; its candidate had other weights.
-
-    Raises:
-        BudgetError: it is larger than asked.
-    """
-    if row.metric == "size" and row.asked is not None and row.size_bytes is not None and row.size_bytes > row.asked:
-        message = (
-            f"The finished artifact has {row.size_bytes} bytes; the budget is {row.asked:.0f}. Its weights compress "
-            "less well than its candidate's did, or its classifier has more classes. Ask for a little less."
-        )
-        raise BudgetError(message)
-
-
-def _dense_row(context: RunContext, bench: Workbench, target: Target, artifact: Artifact) -> Row:
-    """The dense network on a target: the first row of each."""
-    place = f"dense/{target.name}"
-    row = _dense_costs(context, bench, target)
-    row = replace(
-        row, size_bytes=artifact.size_bytes, accuracy=row.accuracy_dense, parity_max_abs=_parity(context, place),
-    )  # fmt: skip
-    try:
-        if target.runner is None:
-            row = replace(row, predicted_ms=bench.cost(target, "latency")(bench.structure.dense_counts))
-        else:
-            latency = final_latency.time_dense(context, target, artifact)
-            row = final_latency.with_latency(row, None, latency, latency)
-        return replace(row, accuracy_artifact=stages.require_accuracy(context, place))
-    except DeployPruneError as error:
-        return row.failed(error)
-
-
-def _dense_costs(context: RunContext, bench: Workbench, target: Target) -> Row:
-    """What is counted of the dense network."""
-    counts = bench.structure.dense_counts
-    row = _with_dense(context, _empty_row(target, "dense", context.recipe.metric))
-    return replace(row, macs=round(bench.cost(target, "macs")(counts)), params=bench.num_params(counts))
-
-
-def _with_network(context: RunContext, row: Row, slim: nn.Module, place: str) -> Row:
-    return replace(
-        _with_dense(context, row), params=sum(p.numel() for p in slim.parameters()),
-        accuracy=context.folder.read_json(f"{place}/retrain.json")["accuracy"],
-    )  # fmt: skip
-
-
-def _with_dense(context: RunContext, row: Row) -> Row:
-    """The yardstick, the network as given, and the examples that the slim network learns from."""
-    told, used = context.folder.read_json("dense/adapted.json"), context.data
-    given = context.folder.read_json("dense/training.json")["source_accuracy"]
-    return replace(
-        row, accuracy_dense=told["accuracy"], accuracy_given=given, dense_adapted=told["adapted"],
-        train_examples=len(used.target_train), train_examples_of=used.num_available,
-        test_examples=len(used.target_test),
-    )  # fmt: skip
-
-
-def _with_costs(context: RunContext, bench: Workbench, row: Row, target: Target, budget: Budget) -> Row:
-    """Asked and predicted, from the loop; MACs by count; predicted latency where nothing is measured."""
-    steps = context.folder.read_json(f"{place_of(target, budget)}/loop.json")["steps"]
-    chosen = next(step for step in steps if step["chosen"])
-    predicted_ms = chosen["predicted"] if budget.metric == "latency" else None
-    predicted_dense_ms: float | None = None
-    if target.runner is None:
-        model = bench.cost(target, "latency")
-        predicted_ms, predicted_dense_ms = model(chosen["counts"]), model(bench.structure.dense_counts)
-        context.folder.write_json(
-            f"{place_of(target, budget)}/latency.json", {"predicted_ms": predicted_ms, "method": "roofline"}
-        )
-    return replace(
-        row, asked=chosen["asked"], predicted=chosen["predicted"], predicted_ms=predicted_ms,
-        predicted_dense_ms=predicted_dense_ms, macs=round(bench.cost(target, "macs")(chosen["counts"])),
-    )  # fmt: skip
-
-
-def _parity(context: RunContext, place: str) -> float | None:
-    found: float | None = context.folder.read_json(f"{place}/parity.json")["max_abs"]
-    return found

@@ -9,9 +9,18 @@ from typing import Final
 
 from deploy_prune.budget.candidates import Workbench
 from deploy_prune.budget.loop import UNITS, tolerance_above
-from deploy_prune.errors import BudgetError
+from deploy_prune.errors import (
+    BudgetError,
+    CommandError,
+    DeployPruneError,
+    ExportError,
+    MeasurementError,
+    MissingDependencyError,
+    ParityError,
+)
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.results import BudgetReach, TargetReach
+from deploy_prune.run.stages import RunContext
 from deploy_prune.types import Metric, Progress, Target, silent
 
 _GRANULARITY: Final = "find the channel granularity"
@@ -118,3 +127,23 @@ def require_reach(reaches: Sequence[BudgetReach]) -> None:
         if not reach.met:
             message = f"budgets: {reach.budget!r} can't be met on {reach.target}: {reach.reason}"
             raise BudgetError(message)
+
+
+def unusable_targets(context: RunContext, bench: Workbench) -> dict[str, DeployPruneError]:
+    """Targets for which nothing can be written or measured, by name, and why; the others' budgets can be met.
+
+    Raises:
+        BudgetError: a budget can't be met.
+        DeployPruneError: no target can be used; the first one's reason.
+    """
+    broken: dict[str, DeployPruneError] = {}
+    for target in context.targets:
+        try:
+            require_reach(reaches(bench, (target,), context.recipe, context.session.progress)[1])
+            for metric in {budget.metric for budget in context.recipe.parsed_budgets}:
+                bench.cost(target, metric)
+        except (CommandError, ExportError, MeasurementError, MissingDependencyError, ParityError) as error:
+            broken[target.name] = error
+    if len(broken) == len(context.targets):
+        raise next(iter(broken.values()))
+    return broken

@@ -71,6 +71,11 @@ def write(recipe: Recipe, folder: Path) -> None:
     write_text(folder / NAME, dump(whole))
 
 
+def read(folder: Path) -> str:
+    """The file's text."""
+    return (folder / NAME).read_text(encoding="utf-8")
+
+
 def load(folder: Path) -> Recipe:
     """The run's recipe; targets of the user's own are those in the folder, wherever it lies now.
 

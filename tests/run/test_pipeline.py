@@ -42,6 +42,7 @@ from deploy_prune.recipe.file import dump, load_recipe
 from deploy_prune.recipe.parts import parse_budget
 from deploy_prune.run import final_latency, pipeline, preprocessing, stages
 from deploy_prune.run.folder import RunFolder
+from deploy_prune.run.rows import empty_row, require_size
 from deploy_prune.training.loop import accuracy
 from deploy_prune.types import Latency, Row
 
@@ -392,9 +393,9 @@ def test_a_dense_artifact_that_can_not_be_timed_fails_its_row_only(tmp_path, mon
 @pytest.mark.parametrize(("size_bytes", "fits"), [(999, True), (1000, True), (1001, False)])
 def test_a_finished_file_is_held_to_its_budget(size_bytes, fits):
     target = load_target("pixel-8")
-    row = replace(pipeline._empty_row(target, "1 kB", "size"), asked=1000.0, size_bytes=size_bytes)
+    row = replace(empty_row(target, "1 kB", "size"), asked=1000.0, size_bytes=size_bytes)
     with nullcontext() if fits else pytest.raises(BudgetError, match="1001 bytes; the budget is 1000"):
-        pipeline._require_size(row)
+        require_size(row)
 
 
 def test_one_row_that_fails_does_not_stop_the_others(again, monkeypatch):
@@ -685,11 +686,11 @@ def delivered(monkeypatch, misses):
     target, budget = load_target("host"), parse_budget("50%", "latency")
 
     def steps(*args):
-        yield replace(pipeline._empty_row(target, "50%", "latency"), macs=7)
+        yield replace(empty_row(target, "50%", "latency"), macs=7)
         if len(learned) < misses:
             message = "too slow"
             raise final_latency.BudgetMissedError(message, took(1.2), took(2.0))
-        yield replace(pipeline._empty_row(target, "50%", "latency"), macs=5, measured_p50_ms=1.0)
+        yield replace(empty_row(target, "50%", "latency"), macs=5, measured_p50_ms=1.0)
 
     monkeypatch.setattr(pipeline, "_steps", steps)
     monkeypatch.setattr(

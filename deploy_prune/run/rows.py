@@ -1,0 +1,114 @@
+"""The rows of results.json: what is known of a target and budget after each stage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from deploy_prune.budget.candidates import Workbench
+from deploy_prune.errors import BudgetError, DeployPruneError
+from deploy_prune.run import final_latency, stages
+from deploy_prune.run.stages import RunContext, place_of
+from deploy_prune.types import Artifact, Budget, Metric, Row, Target
+
+
+def dense_row(context: RunContext, bench: Workbench, target: Target, artifact: Artifact) -> Row:
+    """The dense network on a target: the first row of each."""
+    place = f"dense/{target.name}"
+    row = _dense_costs(context, bench, target)
+    row = replace(
+        row, size_bytes=artifact.size_bytes, accuracy=row.accuracy_dense, parity_max_abs=parity(context, place),
+    )  # fmt: skip
+    try:
+        if target.runner is None:
+            row = replace(row, predicted_ms=bench.cost(target, "latency")(bench.structure.dense_counts))
+        else:
+            latency = final_latency.time_dense(context, target, artifact)
+            row = final_latency.with_latency(row, None, latency, latency)
+        return replace(row, accuracy_artifact=stages.require_accuracy(context, place))
+    except DeployPruneError as error:
+        return row.failed(error)
+
+
+def failed_rows(context: RunContext, bench: Workbench, target: Target, error: DeployPruneError) -> list[Row]:
+    """The rows of a target without a dense artifact, beside which the others would be measured."""
+    dense = _dense_costs(context, bench, target)
+    dense = replace(dense, accuracy=dense.accuracy_dense).failed(error)
+    slim = [empty_row(target, budget.text, budget.metric).failed(error) for budget in context.recipe.parsed_budgets]
+    return [dense, *slim]
+
+
+def empty_row(target: Target, budget: str, metric: Metric) -> Row:
+    """Of a target and budget of which nothing is known yet."""
+    return Row(
+        target=target.name, runtime=target.runtime, precision=target.precision, budget=budget, metric=metric,
+        asked=None, predicted=None, predicted_ms=None, measured_p50_ms=None, measured_p90_ms=None, dense_p50_ms=None,
+        measured_on=None, macs=None, params=None, size_bytes=None, accuracy=None, accuracy_dense=None,
+        accuracy_artifact=None, parity_max_abs=None,
+        status="predicted" if target.runner is None else "ok", error=None,
+    )  # fmt: skip
+
+
+def with_costs(context: RunContext, bench: Workbench, row: Row, target: Target, budget: Budget) -> Row:
+    """Asked and predicted, from the loop; MACs by count; predicted latency where nothing is measured."""
+    steps = context.folder.read_json(f"{place_of(target, budget)}/loop.json")["steps"]
+    chosen = next(step for step in steps if step["chosen"])
+    predicted_ms = chosen["predicted"] if budget.metric == "latency" else None
+    predicted_dense_ms: float | None = None
+    if target.runner is None:
+        model = bench.cost(target, "latency")
+        predicted_ms, predicted_dense_ms = model(chosen["counts"]), model(bench.structure.dense_counts)
+        context.folder.write_json(
+            f"{place_of(target, budget)}/latency.json", {"predicted_ms": predicted_ms, "method": "roofline"}
+        )
+    return replace(
+        row, asked=chosen["asked"], predicted=chosen["predicted"], predicted_ms=predicted_ms,
+        predicted_dense_ms=predicted_dense_ms, macs=round(bench.cost(target, "macs")(chosen["counts"])),
+    )  # fmt: skip
+
+
+def with_network(context: RunContext, row: Row, slim: nn.Module, place: str) -> Row:
+    """The retrained network's size and accuracy, beside the dense one's."""
+    return replace(
+        _with_dense(context, row), params=sum(p.numel() for p in slim.parameters()),
+        accuracy=context.folder.read_json(f"{place}/retrain.json")["accuracy"],
+    )  # fmt: skip
+
+
+def parity(context: RunContext, place: str) -> float | None:
+    """The largest relative difference of a place's artifact from its network; None in int8."""
+    found: float | None = context.folder.read_json(f"{place}/parity.json")["max_abs"]
+    return found
+
+
+def require_size(row: Row) -> None:
+    """A finished file is held to its budget too; its candidate had other weights.
+
+    Raises:
+        BudgetError: it is larger than asked.
+    """
+    if row.metric == "size" and row.asked is not None and row.size_bytes is not None and row.size_bytes > row.asked:
+        message = (
+            f"The finished artifact has {row.size_bytes} bytes; the budget is {row.asked:.0f}. Its weights compress "
+            "less well than its candidate's did, or its classifier has more classes. Ask for a little less."
+        )
+        raise BudgetError(message)
+
+
+def _dense_costs(context: RunContext, bench: Workbench, target: Target) -> Row:
+    """What is counted of the dense network."""
+    counts = bench.structure.dense_counts
+    row = _with_dense(context, empty_row(target, "dense", context.recipe.metric))
+    return replace(row, macs=round(bench.cost(target, "macs")(counts)), params=bench.num_params(counts))
+
+
+def _with_dense(context: RunContext, row: Row) -> Row:
+    """The yardstick, the network as given, and the examples that the slim network learns from."""
+    told, used = context.folder.read_json("dense/adapted.json"), context.data
+    given = context.folder.read_json("dense/training.json")["source_accuracy"]
+    return replace(
+        row, accuracy_dense=told["accuracy"], accuracy_given=given, dense_adapted=told["adapted"],
+        train_examples=len(used.target_train), train_examples_of=used.num_available,
+        test_examples=len(used.target_test),
+    )  # fmt: skip
