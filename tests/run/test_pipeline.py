@@ -542,7 +542,7 @@ def test_groups_that_are_not_to_be_pruned_stay_whole(tmp_path):
 
 
 def start(recipe, out):
-    support = str(Path(__file__).parent / "support")
+    support = str(Path(__file__).parents[1] / "support")
     environment = {**os.environ, "PYTHONPATH": support, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "deploy_prune.cli", "recipe", str(recipe), "--quiet", "--out", str(out)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
