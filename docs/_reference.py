@@ -14,7 +14,7 @@ import click
 
 from deploy_prune import cli, errors
 from deploy_prune.recipe.parts import Recipe
-from deploy_prune.search.methods import OPTIONS
+from deploy_prune.search.methods import METHODS
 
 MARKER: Final = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 _BOUNDS: Final = {
@@ -54,7 +54,7 @@ def recipe_keys() -> str:
 
 def options() -> str:
     """The options of every search method that has any; what all learned methods share comes once."""
-    of_each = {method: kind.model_json_schema().get("properties", {}) for method, kind in OPTIONS.items()}
+    of_each = {method: kind.options.model_json_schema().get("properties", {}) for method, kind in METHODS.items()}
     learned = {method: found for method, found in of_each.items() if "anneal" in found}
     first = next(iter(learned.values()))
     shared = [name for name in first if all(found.get(name) == first[name] for found in learned.values())]

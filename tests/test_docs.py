@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 import deploy_prune
 from deploy_prune import cli, errors
 from deploy_prune.recipe.parts import Recipe
-from deploy_prune.search.methods import OPTIONS
+from deploy_prune.search.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -149,7 +149,10 @@ def described(schema: dict, definitions: dict, above: str = "") -> dict[str, str
     return found
 
 
-@pytest.mark.parametrize("model", [Recipe, *OPTIONS.values()], ids=lambda model: model.__name__)
+MODELS = [Recipe, *{method.options: None for method in METHODS.values()}]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_every_key_has_a_description(model):
     schema = model.model_json_schema()
     found = described(schema, schema.get("$defs", {}))
@@ -167,8 +170,8 @@ def test_the_references_have_everything(reference):
     schema = Recipe.model_json_schema()
     for key in described(schema, schema["$defs"]):
         assert f"```{{confval}} {key}\n" in keys or f"### {key}\n" in keys
-    for method, model in OPTIONS.items():
-        for name in model.model_fields:
+    for method, found in METHODS.items():
+        for name in found.options.model_fields:
             assert f"{{confval}} {method}: {name}\n" in options or f"{{confval}} search.options.{name}\n" in options
     assert all(f"## deploy-prune {name}\n" in reference.commands() for name in ALL_COMMANDS)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.results import CheckReport
 from deploy_prune.run import stages
+from deploy_prune.run.context import prepare
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.run.reach import reaches
 from deploy_prune.system.guard import scratch
@@ -24,7 +25,7 @@ def check(recipe: Recipe, progress: Progress = silent) -> CheckReport:
     started = time.perf_counter()
     require_trackers(recipe.track)
     untracked = recipe.model_copy(update={"track": ()})
-    context = stages.prepare(untracked, RunFolder(path=Path()), progress)
+    context = prepare(untracked, RunFolder(path=Path()), progress)
     with scratch() as folder:
         bench = stages.workbench(context, folder)
         targets, budgets = reaches(bench, context.targets, recipe, context.session.progress)

@@ -10,8 +10,9 @@ from deploy_prune.errors import BudgetError
 from deploy_prune.latency.paired import paired_ratio
 from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.run import keys
+from deploy_prune.run.context import RunContext
 from deploy_prune.run.folder import RunFolder
-from deploy_prune.run.stages import RunContext, place_of
+from deploy_prune.run.stages import place_of
 from deploy_prune.types import Artifact, Budget, Latency, Row, Target
 
 _RECORDED: Final = ("warmup", "threads", "device", "measured_on", "disturbed", "runs_per_sample")

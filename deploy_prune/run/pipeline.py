@@ -16,10 +16,11 @@ from deploy_prune.errors import (
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.page import write_page
 from deploy_prune.run import final_latency, stages, stored_recipe
+from deploy_prune.run.context import RunContext, prepare
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.run.reach import unusable_targets
 from deploy_prune.run.rows import dense_row, empty_row, failed_rows, parity, require_size, with_costs, with_network
-from deploy_prune.run.stages import RunContext, place_of
+from deploy_prune.run.stages import place_of
 from deploy_prune.system.guard import scratch
 from deploy_prune.system.locks import hold
 from deploy_prune.training.threads import Tell
@@ -113,7 +114,7 @@ def _target_rows(
 
 def _prepare(recipe: Recipe, out: Path, progress: Progress, fresh: bool, tell_threads: Tell | None) -> RunContext:
     """Everything that can be wrong with the recipe's names and files is found here, before any work."""
-    context = stages.prepare(recipe, RunFolder(path=out / recipe.name), progress, fresh, tell_threads)
+    context = prepare(recipe, RunFolder(path=out / recipe.name), progress, fresh, tell_threads)
     if not fresh:
         stored_recipe.require_same_experiment(context.recipe, context.folder.path)
     context.folder.open(fresh)

@@ -20,7 +20,7 @@ from deploy_prune.errors import (
 )
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.results import BudgetReach, TargetReach
-from deploy_prune.run.stages import RunContext
+from deploy_prune.run.context import RunContext
 from deploy_prune.types import Metric, Progress, Target, silent
 
 _GRANULARITY: Final = "find the channel granularity"

@@ -9,7 +9,8 @@ from torch import nn
 from deploy_prune.budget.candidates import Workbench
 from deploy_prune.errors import BudgetError, DeployPruneError
 from deploy_prune.run import final_latency, stages
-from deploy_prune.run.stages import RunContext, place_of
+from deploy_prune.run.context import RunContext
+from deploy_prune.run.stages import place_of
 from deploy_prune.types import Artifact, Budget, Metric, Row, Target
 
 

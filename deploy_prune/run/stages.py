@@ -7,10 +7,8 @@ the same inputs, it does nothing.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,112 +19,32 @@ from deploy_prune.architecture import json_file
 from deploy_prune.budget.candidates import Workbench
 from deploy_prune.budget.loop import Plan, enforce
 from deploy_prune.data.loaders import batches
-from deploy_prune.data.splits import TransferData
-from deploy_prune.device.targets import load_target
-from deploy_prune.errors import ParityError, TargetError
+from deploy_prune.errors import ParityError
 from deploy_prune.export import FORMATS, isolated
-from deploy_prune.export.artifact import require
 from deploy_prune.networks import build, weights
-from deploy_prune.recipe.parts import Recipe
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt, for_new_classes
-from deploy_prune.retrain.stopping import require_held
-from deploy_prune.run import keys, preprocessing
+from deploy_prune.run import keys
+from deploy_prune.run.context import RunContext
 from deploy_prune.run.folder import RunFolder, thinned
 from deploy_prune.run.proof import calibration_inputs, prove_artifact
 from deploy_prune.search.frame import SearchGoal, SearchJob
 from deploy_prune.search.gated_network import gates_of
-from deploy_prune.search.methods import METHODS, check_options, values
+from deploy_prune.search.methods import METHODS, values
 from deploy_prune.surgery import remembered, verify
 from deploy_prune.surgery.cut import cut
-from deploy_prune.system import cache
 from deploy_prune.training.loop import (
-    Session,
     accuracy,
     channels_last,
-    make_accelerator,
     sample,
     set_seed,
     train_classifier,
 )
-from deploy_prune.training.threads import Tell, share_cores
-from deploy_prune.training.trackers import Tracked, require_trackers
-from deploy_prune.types import Artifact, Budget, Progress, SearchResult, Structure, Target
+from deploy_prune.types import Artifact, Budget, SearchResult, Structure, Target
 
 PROOF_EXAMPLES = 8
 """Real examples on which a cut is compared with the network."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RunContext:
-    """What every stage needs. ``since``: what was measured before (seconds since 1970) is measured again.
-
-    ``summary``: sentences of what goes into the network, and what speaks against it.
-    """
-
-    recipe: Recipe
-    folder: RunFolder
-    data: TransferData
-    session: Session
-    targets: tuple[Target, ...]
-    since: float
-    summary: tuple[str, ...]
-
-    @cached_property
-    def basis(self) -> keys.Basis:
-        """What the stages' keys are made of."""
-        return keys.Basis(recipe=self.recipe, data=self.data)
-
-    @property
-    def example(self) -> Tensor:
-        """[1, C, H, W]: what artifacts are made for."""
-        return build.example_input(self.recipe.data)
-
-    @property
-    def same_task(self) -> bool:
-        """Source and target have the same classes, so that the classifier is kept."""
-        return self.data.source_classes == self.data.target_classes
-
-
-def prepare(
-    recipe: Recipe, folder: RunFolder, progress: Progress, fresh: bool = False, tell_threads: Tell | None = None
-) -> RunContext:  # fmt: skip
-    """What the stages need. Everything that can be wrong with the recipe's names and files is found here.
-
-    ``fresh``: nothing that was measured before is used. ``tell_threads``: see `pipeline.run`.
-
-    Raises:
-        DeployPruneError: options, targets, data, weights or device don't work.
-    """
-    check_options(recipe.search)
-    targets = _targets(recipe)
-    require_trackers(recipe.track)
-    accelerator = make_accelerator(
-        recipe.device, recipe.mixed_precision, recipe.accumulate, recipe.track, folder.path / "tracking"
-    )
-    if recipe.track:
-        progress = Tracked(progress, accelerator, recipe.name, {"recipe": recipe.model_dump_json()})
-    progress = share_cores(progress, recipe.threads, accelerator.device, tell_threads)
-    session = Session(accelerator=accelerator, seed=recipe.seed, progress=progress)
-    found = preprocessing.resolve(recipe)
-    summary = found.summary + preprocessing.try_weights(found, accelerator.device)
-    require_held(torch.bincount(found.data.target_train.labels).tolist(), recipe.retrain.hold_out)
-    return RunContext(
-        recipe=found.recipe, folder=folder, data=found.data, session=session, targets=targets, summary=summary,
-        since=time.time() if fresh else cache.still_valid(),
-    )  # fmt: skip
-
-
-def _targets(recipe: Recipe) -> tuple[Target, ...]:
-    targets = tuple(load_target(name) for name in recipe.targets)
-    for target in targets:
-        require(target.format, FORMATS[target.format], target.precision)
-    names = [t.name for t in targets]
-    if len(set(names)) < len(names):
-        message = f"targets: two of them have the name {max(names, key=names.count)!r}; give one file another name."
-        raise TargetError(message)
-    return targets
 
 
 def workbench(context: RunContext, scratch: Path) -> Workbench:

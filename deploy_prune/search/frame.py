@@ -43,7 +43,7 @@ class SearchJob:
 class Method(Protocol):
     """Score every unit of every group. The network it is given stays untouched; the same seed gives the same scores.
 
-    The scores only rank units, over all groups, whatever a device asks for them (`VALUED` has the exception). Priced at
+    The scores only rank units, over all groups, whatever a device asks for them (but `SearchMethod.valued`). Priced at
     a target's cost by `values`, they are what `budget.choose` adds up when it maximises the kept score within a budget.
     """
 
@@ -53,6 +53,22 @@ class Method(Protocol):
 
 class NoOptions(Part):
     """The options of a method that has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchMethod:
+    """One line of ``METHODS``: the method, its options, and what its scores are.
+
+    ``valued``: they are values as they stand, in units of the loss; all others only rank.
+    """
+
+    score: Method
+    options: type[Part] = NoOptions
+    valued: bool = False
+
+    def __call__(self, job: SearchJob) -> SearchResult:
+        """As `Method`."""
+        return self.score(job)
 
 
 def read_options(kind: type[OptionsT], config: SearchPart) -> OptionsT:

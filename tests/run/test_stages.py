@@ -22,6 +22,7 @@ from deploy_prune.networks import build
 from deploy_prune.recipe.parts import parse_budget
 from deploy_prune.retrain.fewshot import FEATURES, RATES, adapt
 from deploy_prune.run import final_latency, stages
+from deploy_prune.run.context import prepare
 from deploy_prune.run.folder import RunFolder, save_tensors
 from deploy_prune.run.reach import require_reach
 from deploy_prune.surgery.cut import cut
@@ -35,7 +36,7 @@ HALF = parse_budget("50%", "latency")
 
 def make_context(path, **changes):
     recipe = tiny_recipe(**changes)
-    context = stages.prepare(recipe, RunFolder(path=path / recipe.name), lambda *args, **figures: None)
+    context = prepare(recipe, RunFolder(path=path / recipe.name), lambda *args, **figures: None)
     context.folder.open(fresh=False)
     return context
 

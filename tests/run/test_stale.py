@@ -12,6 +12,7 @@ from tiny_run import arithmetic_device, tiny_recipe
 from deploy_prune.device.targets import load_target, targets_folder
 from deploy_prune.latency import granularity
 from deploy_prune.run import pipeline, stages
+from deploy_prune.run.context import prepare
 from deploy_prune.run.folder import RunFolder
 
 WIDE = {"source": "tiny_run:network", "args": {"width": 24}}
@@ -109,7 +110,7 @@ def test_on_an_attached_device(tmp_path, trained, monkeypatch):
     recipe = tiny_recipe(targets=["host"], budgets=["70%"], metric="latency", model=WIDE)
     with arithmetic_device(tmp_path / "cache") as device:
         pipeline.run(recipe, tmp_path / "runs")
-        context = stages.prepare(recipe, RunFolder(path=tmp_path / "x"), lambda *args, **figures: None)
+        context = prepare(recipe, RunFolder(path=tmp_path / "x"), lambda *args, **figures: None)
         stages.workbench(context, tmp_path / "scratch").tabled(load_target("host"), 8, 0)
         trained.clear()
         first = pipeline.run(recipe, tmp_path / "runs")

@@ -15,7 +15,8 @@ from tiny_run import tiny_recipe
 
 from deploy_prune.cli import main
 from deploy_prune.errors import DeployPruneError
-from deploy_prune.run import pipeline, stages
+from deploy_prune.run import pipeline
+from deploy_prune.run.context import prepare
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.training import threads
 from deploy_prune.training.threads import (
@@ -191,8 +192,8 @@ def test_the_command_line_adapts_also_where_it_says_nothing(quiet, monkeypatch):
 
 @pytest.mark.parametrize(("asked", "tell"), [(1, print), (None, None)])
 def test_a_run_leaves_threads_alone(asked, tell, tmp_path):
-    way = stages.prepare(tiny_recipe(threads=asked), RunFolder(path=tmp_path), silent, tell_threads=tell)
-    assert way.session.progress is silent
+    context = prepare(tiny_recipe(threads=asked), RunFolder(path=tmp_path), silent, tell_threads=tell)
+    assert context.session.progress is silent
     assert torch.get_num_threads() == (asked or 2)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from deploy_prune.cost import CostModel
-from deploy_prune.recipe.parts import Part, SearchPart
-from deploy_prune.search.frame import Method, NoOptions, read_options
+from deploy_prune.recipe.parts import SearchPart
+from deploy_prune.search.frame import SearchMethod, read_options
 from deploy_prune.search.methods.baselines import (
     BnScaleOptions,
     MagnitudeOptions,
@@ -23,30 +23,17 @@ from deploy_prune.search.methods.gumbel import GumbelOptions, gumbel
 from deploy_prune.search.threshold import threshold_values
 from deploy_prune.types import Scores
 
-METHODS: Final[dict[str, Method]] = {
-    "dap": dap,
-    "gate": gate,
-    "gumbel": gumbel,
-    "uniform": uniform,
-    "random": random,
-    "magnitude": magnitude,
-    "bn_scale": bn_scale,
-    "taylor": taylor,
+METHODS: Final = {
+    "dap": SearchMethod(score=dap, options=DapOptions),
+    "gate": SearchMethod(score=gate, options=GateOptions),
+    "gumbel": SearchMethod(score=gumbel, options=GumbelOptions),
+    "uniform": SearchMethod(score=uniform),
+    "random": SearchMethod(score=random),
+    "magnitude": SearchMethod(score=magnitude, options=MagnitudeOptions),
+    "bn_scale": SearchMethod(score=bn_scale, options=BnScaleOptions),
+    "taylor": SearchMethod(score=taylor, options=TaylorOptions, valued=True),
 }
-
-OPTIONS: Final[dict[str, type[Part]]] = {
-    "dap": DapOptions,
-    "gate": GateOptions,
-    "gumbel": GumbelOptions,
-    "uniform": NoOptions,
-    "random": NoOptions,
-    "magnitude": MagnitudeOptions,
-    "bn_scale": BnScaleOptions,
-    "taylor": TaylorOptions,
-}
-
-VALUED: Final = frozenset({"taylor"})
-"""Methods whose scores are values as they stand, in units of the loss; all others rank."""
+"""Every value of ``search.method``."""
 
 
 def values(method: str, scores: Scores, cost: CostModel) -> Scores:
@@ -54,7 +41,7 @@ def values(method: str, scores: Scores, cost: CostModel) -> Scores:
 
     One search serves every target and budget: its ranks are the same for all, and each is priced by its own cost.
     """
-    return scores if method in VALUED else threshold_values(scores, cost)
+    return scores if METHODS[method].valued else threshold_values(scores, cost)
 
 
 def check_options(config: SearchPart) -> None:
@@ -63,4 +50,4 @@ def check_options(config: SearchPart) -> None:
     Raises:
         RecipeError: with the nearest known option.
     """
-    read_options(OPTIONS[config.method], config)
+    read_options(METHODS[config.method].options, config)

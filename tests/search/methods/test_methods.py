@@ -15,7 +15,7 @@ from deploy_prune.cost import macs, params
 from deploy_prune.errors import RecipeError
 from deploy_prune.networks import build
 from deploy_prune.recipe.parts import SEARCH_METHODS, ModelPart, PrunePart, SearchPart
-from deploy_prune.search.methods import METHODS, OPTIONS, VALUED, check_options, values
+from deploy_prune.search.methods import METHODS, check_options, values
 from deploy_prune.search.threshold import threshold_values
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.training.loop import classification
@@ -40,7 +40,7 @@ def method(request):
 
 
 def test_the_tables_agree_with_each_other_and_with_the_recipe():
-    assert tuple(OPTIONS) == tuple(METHODS) == SEARCH_METHODS
+    assert tuple(METHODS) == SEARCH_METHODS
 
 
 def test_scores_are_finite_and_one_a_unit(method, example, accelerator):
@@ -117,7 +117,7 @@ def test_planted_dead_channels_go_first(method, example, accelerator):
 
 
 def test_an_unknown_option_names_the_nearest(method, chained, accelerator):
-    known = next(iter(OPTIONS[method].model_fields), None)
+    known = next(iter(METHODS[method].options.model_fields), None)
     wrong = (known or "steps") + "x"
     with pytest.raises(RecipeError) as error:
         search(method, chained, accelerator, **{wrong: 1})
@@ -161,7 +161,7 @@ def test_one_search_is_priced_for_each_cost_by_itself(method, example, accelerat
     scores = search(method, example, accelerator).scores
     for cost in (macs(example.structure), params(example.structure, num_params(example))):
         priced, limit = values(method, scores, cost), share * cost(example.structure.dense_counts)
-        expected = scores if method in VALUED else threshold_values(scores, cost)
+        expected = scores if METHODS[method].valued else threshold_values(scores, cost)
         assert all(torch.equal(priced[name], expected[name]) for name in scores)
         assert cost(counts(choose(priced, example.structure, cost, limit, 1))) <= limit
 
