@@ -14,7 +14,6 @@ import hashlib
 import logging
 import re
 import sys
-import sysconfig
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +21,8 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+
+from deploy_prune.system.user_code import is_installed
 
 _PLAIN: Final = (
     type(None), bool, int, float, complex, str, bytes, range, slice, re.Pattern, type(...), torch.dtype, torch.device,
@@ -42,7 +43,6 @@ _NOT_RUN: Final = re.compile(
 )
 """Attributes of a module that don't matter in a forward pass, or are written on their own."""
 _HOOKS: Final = re.compile(r"_forward_(pre_)?hooks.*")
-_LIBRARIES: Final = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib"))
 
 
 class _UnknownPartError(Exception):
@@ -246,5 +246,4 @@ def _version(root: str) -> str | None:
         return sys.version
     package = sys.modules.get(root)
     file, version = getattr(package, "__file__", None), getattr(package, "__version__", None)
-    inside = file is not None and any(Path(file).is_relative_to(folder) for folder in _LIBRARIES)
-    return str(version) if inside and version is not None else None
+    return str(version) if file is not None and is_installed(Path(file)) and version is not None else None

@@ -36,7 +36,7 @@ def code_digest(source: str) -> str:
         found.update(f"{module}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     if not files:
         found.update(uuid.uuid4().bytes)
-    elif _is_installed(files[name]):
+    elif is_installed(files[name]):
         found.update(repr(version_of(name)).encode())
     return found.hexdigest()
 
@@ -50,7 +50,7 @@ def files_of(name: str) -> dict[str, Path]:
     if path is None:
         return {}
     found = {name: path}
-    if _is_installed(path):
+    if is_installed(path):
         return found
     roots, to_read = _roots(path.parents[name.count(".") + (path.name == "__init__.py")]), [name]
     while to_read:
@@ -82,10 +82,11 @@ def _file_of(name: str) -> Path | None:
 def _roots(first: Path) -> tuple[Path, ...]:
     """Where modules are looked for, but for the installed ones'; the module's own folder first."""
     folders = [first, *(Path(entry).resolve() for entry in sys.path), Path.cwd()]
-    return tuple(dict.fromkeys(f for f in folders if f.is_dir() and not _is_installed(f / "any.py")))
+    return tuple(dict.fromkeys(f for f in folders if f.is_dir() and not is_installed(f / "any.py")))
 
 
-def _is_installed(path: Path) -> bool:
+def is_installed(path: Path) -> bool:
+    """Whether a file is of a library or of Python, wherever these are installed, and not of the user's own code."""
     return bool(_SITES & {*path.parts}) or any(path.is_relative_to(folder) for folder in _LIBRARIES)
 
 
