@@ -232,7 +232,8 @@ def test_the_package_imports_without_torch():
     assert done.stdout.strip() == "False"
 
 
-def test_the_readmes_example_runs():
+def test_the_readmes_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it writes a file
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     (code,) = [block for block in blocks if "deploy_prune.prune" in block]
