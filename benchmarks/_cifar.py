@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from deploy_prune.budget.candidates import Workbench
+from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.data import splits
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError, WeightsError
@@ -25,7 +25,7 @@ from deploy_prune.networks import build, weights
 from deploy_prune.recipe.parts import DataPart, ExportPart, ModelPart, PrunePart, Recipe, TrainPart
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.groups import find_groups
-from deploy_prune.surgery.try_groups import settle
+from deploy_prune.surgery.try_groups import keep_cuttable
 from deploy_prune.system.shell import digest
 from deploy_prune.training.loop import Session, accuracy, make_accelerator, train_classifier
 from deploy_prune.types import Keep, Structure, silent
@@ -50,7 +50,7 @@ class Bench:
     network: nn.Module
     structure: Structure
     examples: splits.TransferData
-    workbench: Workbench
+    costs: CandidateCosts
     steps: int
     search_steps: int
     batch: int
@@ -95,14 +95,14 @@ def load(arguments: argparse.Namespace, scratch: Path) -> Bench:
     if arguments.inner:
         part = PrunePart(skip=[group.name for group in structure.groups if len(group.consumers) > 1])
         structure = find_groups(network, (example[:1],), part)
-    structure = settle(network, structure, (torch.randn_like(example),), gates_of, part)
+    structure = keep_cuttable(network, structure, (torch.randn_like(example),), gates_of, part)
     steps, search_steps = arguments.steps, arguments.search_steps
     if arguments.full:
         steps, search_steps = (epochs * IMAGES // arguments.batch for epochs in FULL)
     recipe = Recipe(name="cifar", model=ModelPart(source=arguments.network), data=source, prune=part, targets=["host"])
-    bench = Workbench(network=network, structure=structure, example=example[:1], recipe=recipe, scratch=scratch)
+    costs = CandidateCosts(network=network, structure=structure, example=example[:1], recipe=recipe, scratch=scratch)
     return Bench(
-        network=network.to(memory_format=torch.channels_last), structure=structure, examples=examples, workbench=bench,
+        network=network.to(memory_format=torch.channels_last), structure=structure, examples=examples, costs=costs,
         steps=steps, search_steps=search_steps, batch=arguments.batch, device=arguments.device,
         precision=arguments.precision, retrain=arguments.retrain,
     )  # fmt: skip
@@ -148,10 +148,10 @@ def share(point: str) -> float:
 
 def measured(bench: Bench, network: nn.Module) -> float:
     """Latency of the exported network over the dense one's, interleaved."""
-    target, part = load_target("host"), bench.workbench.recipe.measure
+    target, part = load_target("host"), bench.costs.recipe.measure
     with TemporaryDirectory() as folder:
         pair = [
-            onnx.write(one, bench.workbench.example, Path(folder) / f"{i}.onnx", "fp32", ExportPart())
+            onnx.write(one, bench.costs.example, Path(folder) / f"{i}.onnx", "fp32", ExportPart())
             for i, one in enumerate((bench.network, network))
         ]
         dense, slim = measure_steadily(target, pair, part.runs, part.warmup)
@@ -166,7 +166,7 @@ def theirs(bench: Bench, pruner: str, importance: str) -> Cutter:
     """
     import torch_pruning as tp
 
-    example = bench.workbench.example
+    example = bench.costs.example
     target = load_target("host")
     dense_macs, _ = tp.utils.count_ops_and_params(bench.network, example)
     members = {axis for group in bench.structure.groups for axis in group.members if axis.axis == 0}
@@ -187,10 +187,10 @@ def theirs(bench: Bench, pruner: str, importance: str) -> Cutter:
     def within(network: nn.Module, point: str) -> bool:
         if point.endswith("x"):
             return tp.utils.count_ops_and_params(network, example)[0] <= share(point) * dense_macs
-        return measured(bench, network) <= share(point) * (1 + bench.workbench.recipe.measure.tolerance)
+        return measured(bench, network) <= share(point) * (1 + bench.costs.recipe.measure.tolerance)
 
     def at(point: str) -> tuple[nn.Module, Keep]:
-        round_to = None if point.endswith("x") else bench.workbench.granule(target)
+        round_to = None if point.endswith("x") else bench.costs.granule(target)
         low, high = 0, TRIES
         while high - low > 1:
             middle = (low + high) // 2

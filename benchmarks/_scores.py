@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from deploy_prune.budget.candidates import Workbench
+from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.device.targets import load_target
 from deploy_prune.recipe.parts import SearchPart
 from deploy_prune.search.frame import SearchGoal, SearchJob
@@ -13,12 +13,12 @@ from deploy_prune.training.loop import Session, make_accelerator
 from deploy_prune.types import Scores, silent
 
 
-def magnitude(bench: Workbench) -> Scores:
+def magnitude(costs: CandidateCosts) -> Scores:
     """Which channels go first; any ranking would do."""
-    structure = bench.structure
-    host = bench.cost(load_target("host"), "macs")
+    structure = costs.structure
+    host = costs.cost(load_target("host"), "macs")
     job = SearchJob(
-        network=bench.network, structure=structure, task=lambda forward, batch: torch.zeros(()), batches=iter(()),
+        network=costs.network, structure=structure, task=lambda forward, batch: torch.zeros(()), batches=iter(()),
         goal=SearchGoal(cost=host, limit=0.5 * host(structure.dense_counts)), config=SearchPart(method="magnitude"),
         session=Session(accelerator=make_accelerator("cpu", "no"), seed=0, progress=silent),
     )  # fmt: skip

@@ -36,10 +36,10 @@ from _scores import magnitude
 from latency_table import NETWORKS
 
 from deploy_prune import cost
-from deploy_prune.budget.candidates import Timed, Workbench
+from deploy_prune.budget.candidates import CandidateCosts, Timed
 from deploy_prune.budget.loop import Plan, enforce
 from deploy_prune.commands.predict import network_of, parse_shape
-from deploy_prune.commands.profile import workbench_for
+from deploy_prune.commands.profile import costs_of
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError
 from deploy_prune.export import isolated
@@ -77,56 +77,56 @@ def network_rows(network: str, budgets: Sequence[Budget]) -> Iterator[tuple[str,
     target = load_target("host")
     with TemporaryDirectory() as folder:
         os.environ["DEPLOY_PRUNE_CACHE"] = str(Path(folder) / "cache")
-        bench = workbench_for(module, sizes, part, Path(folder))
-        dense = written(bench, target, first(bench, bench.structure.dense_counts), Path(folder) / "dense.onnx")
-        scores = magnitude(bench)
+        costs = costs_of(module, sizes, part, Path(folder))
+        dense = written(costs, target, first(costs, costs.structure.dense_counts), Path(folder) / "dense.onnx")
+        scores = magnitude(costs)
         for budget in budgets:
             started = time.perf_counter()
-            row = budget_row(bench, target, budget, scores, dense)
+            row = budget_row(costs, target, budget, scores, dense)
             yield budget.text, {"asked": budget.limit, **row, "seconds": round(time.perf_counter() - started, 1)}
 
 
-def budget_row(bench: Workbench, target: Target, budget: Budget, scores: Scores, dense: Artifact) -> Row:
+def budget_row(costs: CandidateCosts, target: Target, budget: Budget, scores: Scores, dense: Artifact) -> Row:
     """What became of one budget."""
-    recipe = bench.recipe.model_copy(update={"budgets": [budget.text]})
-    ((reach,), (met,)) = reaches(bench, (target,), recipe)
+    recipe = costs.recipe.model_copy(update={"budgets": [budget.text]})
+    ((reach,), (met,)) = reaches(costs, (target,), recipe)
     if not met.met:
         return {"status": "out of reach", "smallest": reach.smallest / reach.dense, "reason": met.reason}
     try:
-        made = deliver(bench, target, budget, scores, dense)
+        made = deliver(costs, target, budget, scores, dense)
     except BudgetError as error:
         return {"status": "failed", "reason": str(error)}
-    return {"status": "ok", **looked_at(bench, target, budget, dense, made)}
+    return {"status": "ok", **looked_at(costs, target, budget, dense, made)}
 
 
-def deliver(bench: Workbench, target: Target, budget: Budget, scores: Scores, dense: Artifact) -> Delivered:
+def deliver(costs: CandidateCosts, target: Target, budget: Budget, scores: Scores, dense: Artifact) -> Delivered:
     """Plan, cut, export and measure; planned again if the finished artifact is over the budget.
 
     Raises:
         BudgetError: no candidate is within the budget.
     """
-    part = bench.recipe.measure
+    part = costs.recipe.measure
     for plans in range(1, PLANS + 1):
-        plan = enforce(bench, target, budget, scores, silent, budget.text)
-        slim = written(bench, target, plan.keep, dense.path.with_stem("slim"))
+        plan = enforce(costs, target, budget, scores, silent, budget.text)
+        slim = written(costs, target, plan.keep, dense.path.with_stem("slim"))
         beside, latency = measure_steadily(target, [dense, slim], part.runs, part.warmup)
         share = latency.p50_ms / beside.p50_ms
         made = Delivered(plan=plan, artifact=slim, share=share, plans=plans)
         if share <= budget.limit * (1 + part.tolerance):
             break
-        bench.override(target, plan.chosen.counts, Timed(slim_ms=latency.p50_ms, dense_ms=beside.p50_ms))
+        costs.override(target, plan.chosen.counts, Timed(slim_ms=latency.p50_ms, dense_ms=beside.p50_ms))
     return made
 
 
-def looked_at(bench: Workbench, target: Target, budget: Budget, dense: Artifact, made: Delivered) -> Row:
+def looked_at(costs: CandidateCosts, target: Target, budget: Budget, dense: Artifact, made: Delivered) -> Row:
     """Measured once more beside the dense artifact, as `deploy-prune bench` does; then beside uniform pruning."""
-    part, macs = bench.recipe.measure, cost.macs(bench.structure)
+    part, macs = costs.recipe.measure, cost.macs(costs.structure)
     counts = made.plan.chosen.counts
-    even = uniform(bench, macs(counts))
-    plain = written(bench, target, first(bench, even), dense.path.with_stem("uniform"))
+    even = uniform(costs, macs(counts))
+    plain = written(costs, target, first(costs, even), dense.path.with_stem("uniform"))
     whole, slim = measure_steadily(target, [dense, made.artifact], part.runs, part.warmup)
     ratio = paired_ratio(*reversed(measure_steadily(target, [made.artifact, plain], part.runs, part.warmup)))
-    all_macs, share = macs(bench.structure.dense_counts), slim.p50_ms / whole.p50_ms
+    all_macs, share = macs(costs.structure.dense_counts), slim.p50_ms / whole.p50_ms
     return {
         "share": share, "error": share / budget.limit - 1, "macs": macs(counts) / all_macs,
         "uniform_macs": macs(even) / all_macs, "uniform_over_ours": ratio.median, "interval": [ratio.low, ratio.high],
@@ -136,12 +136,12 @@ def looked_at(bench: Workbench, target: Target, budget: Budget, dense: Artifact,
     }  # fmt: skip
 
 
-def uniform(bench: Workbench, limit: float) -> Counts:
+def uniform(costs: CandidateCosts, limit: float) -> Counts:
     """The same share of every group, at least one unit, such that the MACs are nearest to the limit.
 
     Groups of one size aren't all rounded at the same share, so that the MACs rise in small steps.
     """
-    model, dense = cost.macs(bench.structure), bench.structure.dense_counts
+    model, dense = cost.macs(costs.structure), costs.structure.dense_counts
     channels_G = torch.tensor([dense[name] for name in model.groups], dtype=torch.float64)
     shares_N1 = torch.linspace(0, 1, SHARES, dtype=torch.float64)[:, None]
     rounding_G = (torch.arange(len(channels_G)) + 0.5) / len(channels_G)
@@ -150,15 +150,15 @@ def uniform(bench: Workbench, limit: float) -> Counts:
     return dict(zip(model.groups, counts_NG[nearest].long().tolist(), strict=True))
 
 
-def first(bench: Workbench, counts: Counts) -> Keep:
+def first(costs: CandidateCosts, counts: Counts) -> Keep:
     """The first so many units of each group."""
-    return {group.name: torch.arange(group.channels) < counts[group.name] for group in bench.structure.groups}
+    return {group.name: torch.arange(group.channels) < counts[group.name] for group in costs.structure.groups}
 
 
-def written(bench: Workbench, target: Target, keep: Keep, path: Path) -> Artifact:
+def written(costs: CandidateCosts, target: Target, keep: Keep, path: Path) -> Artifact:
     """The artifact of the network with these units."""
-    slim = cut(bench.network, bench.structure, keep)
-    return isolated.write(target.format, slim, bench.example, path, target.precision, bench.recipe.export)
+    slim = cut(costs.network, costs.structure, keep)
+    return isolated.write(target.format, slim, costs.example, path, target.precision, costs.recipe.export)
 
 
 def summary(rows: Mapping[str, Row]) -> dict[str, Any]:

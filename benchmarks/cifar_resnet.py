@@ -75,8 +75,8 @@ def ours(bench: Bench, method: str, seed: int, points: list[str]) -> Cutter:
             keep = choose(values(method, result.scores, model), bench.structure, model, limit, 1, 2)
         else:
             budget, target = parse_budget(point, "latency"), load_target("host")
-            scores = values(method, result.scores, bench.workbench.cost(target, "latency"))
-            keep = enforce(bench.workbench, target, budget, scores, silent, point).keep
+            scores = values(method, result.scores, bench.costs.cost(target, "latency"))
+            keep = enforce(bench.costs, target, budget, scores, silent, point).keep
         return cut(trained, bench.structure, keep), keep
 
     return at
@@ -84,7 +84,7 @@ def ours(bench: Bench, method: str, seed: int, points: list[str]) -> Cutter:
 
 def search(bench: Bench, method: str, seed: int, metric: Any, limit: float) -> SearchResult:
     """Search with the dense network as teacher, as a recipe does."""
-    model = bench.workbench.cost(load_target("host"), metric)
+    model = bench.costs.cost(load_target("host"), metric)
     config = SourceSearchPart(method=method, steps=bench.search_steps, batch_size=bench.batch)
     session = bench.session(seed)
     teacher = copy.deepcopy(bench.network).to(session.accelerator.device).eval()

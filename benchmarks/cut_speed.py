@@ -27,7 +27,7 @@ from deploy_prune.recipe.parts import ModelPart, PrunePart
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.cut import cut, lost_coordinates
 from deploy_prune.surgery.groups import find_groups
-from deploy_prune.surgery.try_groups import settle
+from deploy_prune.surgery.try_groups import keep_cuttable
 from deploy_prune.types import ChannelGroup, Keep, Structure
 
 NAMES: Final = ("resnet50", "mobilenet_v2", "vit_b_16", "densenet121")
@@ -95,7 +95,7 @@ def compare(name: str, rounds: int) -> dict[str, Any]:
     started = time.process_time()
     structure = find_groups(network, (x[:1],), PrunePart())
     found = time.process_time() - started
-    structure = settle(network, structure, (x,), gates_of, PrunePart())
+    structure = keep_cuttable(network, structure, (x,), gates_of, PrunePart())
     keep, gone = masks(network, structure)
     times: dict[str, list[float]] = {"ours": [], "theirs": [], "built": []}
     for i in range(rounds):

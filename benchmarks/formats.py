@@ -24,7 +24,7 @@ from _scores import magnitude
 from rich.console import Console
 from rich.table import Table
 
-from deploy_prune.budget.candidates import Workbench
+from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.budget.loop import enforce
 from deploy_prune.device import RUNNERS, SCRIPT, TIMEOUT_S, entry
 from deploy_prune.device.targets import load_target
@@ -35,7 +35,7 @@ from deploy_prune.recipe.parts import DataPart, ModelPart, Recipe, parse_budget
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
-from deploy_prune.surgery.try_groups import settle
+from deploy_prune.surgery.try_groups import keep_cuttable
 from deploy_prune.types import Artifact, Scores, Target, silent
 
 NETWORKS = "torchvision:mobilenet_v2:96,torchvision:mobilenet_v3_small:96,torchvision:resnet18:64"
@@ -66,13 +66,13 @@ def main() -> None:
 
 def network_rows(source: str, size: int, arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """A row a runtime: what was asked, what the loop measured, and what the common run measures."""
-    bench = workbench(source, size, folder)
-    scores = magnitude(bench)
+    costs = candidate_costs(source, size, folder)
+    scores = magnitude(costs)
     pairs = {}
     for format in arguments.formats.split(","):
         try:
             started = time.perf_counter()
-            pairs[format] = pair(bench, target_of(format, arguments.precision), arguments.budget, scores, folder)
+            pairs[format] = pair(costs, target_of(format, arguments.precision), arguments.budget, scores, folder)
             took = time.perf_counter() - started
             print(f"{source} {format}: {pairs[format].found:.3f} of the asked latency, {took:.0f} s", flush=True)
         except DeployPruneError as error:
@@ -91,7 +91,7 @@ def network_rows(source: str, size: int, arguments: argparse.Namespace, folder: 
     return rows
 
 
-def workbench(source: str, size: int, folder: Path) -> Workbench:
+def candidate_costs(source: str, size: int, folder: Path) -> CandidateCosts:
     """The dense network and its groups."""
     part = DataPart(source="digits", image_size=size)
     torch.manual_seed(0)
@@ -99,8 +99,8 @@ def workbench(source: str, size: int, folder: Path) -> Workbench:
     recipe = Recipe(name="formats", model=ModelPart(source=source), data=part, targets=["host"])
     example = torch.randn(2, 3, size, size)
     structure = find_groups(network, (example[:1],), recipe.prune)
-    structure = settle(network, structure, (example,), gates_of, recipe.prune)
-    return Workbench(
+    structure = keep_cuttable(network, structure, (example,), gates_of, recipe.prune)
+    return CandidateCosts(
         network=network, structure=structure, example=example[:1], recipe=recipe, scratch=folder,
         calibration=torch.randn(32, 3, size, size),
     )  # fmt: skip
@@ -112,7 +112,7 @@ def target_of(format: str, precision: str) -> Target:
     return replace(load_target("host"), name=f"host-{format}", format=format, runtime=runtime, precision=precision)
 
 
-def pair(bench: Workbench, target: Target, budget: str, scores: Scores, folder: Path) -> Pair:
+def pair(costs: CandidateCosts, target: Target, budget: str, scores: Scores, folder: Path) -> Pair:
     """Cut to the budget in this runtime; the dense and the slim artifact.
 
     Raises:
@@ -125,15 +125,15 @@ def pair(bench: Workbench, target: Target, budget: str, scores: Scores, folder: 
         raise BudgetError(message)
     if kind.extra is not None:
         kind.extra.require()
-    plan = enforce(bench, target, parse_budget(budget, "latency"), scores, silent, "")
+    plan = enforce(costs, target, parse_budget(budget, "latency"), scores, silent, "")
 
     def write(name: str, network: torch.nn.Module) -> Artifact:
         path = folder / f"{target.name}-{name}{kind.suffix}"
-        part = bench.recipe.export
-        return isolated.write(target.format, network, bench.example, path, target.precision, part, bench.calibration)
+        part = costs.recipe.export
+        return isolated.write(target.format, network, costs.example, path, target.precision, part, costs.calibration)
 
-    slim = cut(bench.network, bench.structure, plan.keep)
-    return Pair(dense=write("dense", bench.network), slim=write("slim", slim), found=plan.chosen.ratio)
+    slim = cut(costs.network, costs.structure, plan.keep)
+    return Pair(dense=write("dense", costs.network), slim=write("slim", slim), found=plan.chosen.ratio)
 
 
 def interleaved(pairs: list[Pair], runtimes: list[str]) -> list[tuple[list[float], list[float]]]:

@@ -57,7 +57,7 @@ def check(name: str, row: dict[str, Any]) -> None:
     from deploy_prune.recipe.parts import PrunePart
     from deploy_prune.surgery.cut import cut
     from deploy_prune.surgery.groups import find_groups
-    from deploy_prune.surgery.try_groups import settle
+    from deploy_prune.surgery.try_groups import keep_cuttable
     from deploy_prune.surgery.verify import verify
 
     row["stage"] = "build"
@@ -66,7 +66,7 @@ def check(name: str, row: dict[str, Any]) -> None:
     found = find_groups(network, (x[:1],), PrunePart())
     row["find_s"] = round(time.process_time() - started, 2)
     row["stage"], started = "settle", time.process_time()
-    structure = settle(network, found, (x[:2],), gates_of, PrunePart())
+    structure = keep_cuttable(network, found, (x[:2],), gates_of, PrunePart())
     row["settle_s"] = round(time.process_time() - started, 2)
     row["form"] = "module" if structure.blueprint is None else "graph"
     row["groups"], row["found"] = len(structure.groups), len(found.groups)

@@ -22,7 +22,7 @@ from deploy_prune.search.gated_network import gates_of
 from deploy_prune.search.methods import METHODS, check_options, values
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
-from deploy_prune.surgery.try_groups import settle
+from deploy_prune.surgery.try_groups import keep_cuttable
 from deploy_prune.surgery.verify import Verification, prove
 from deploy_prune.training.loop import Session, channels_last, device_of, make_accelerator
 from deploy_prune.types import Budget, Keep, SearchResult, Structure, Task
@@ -107,7 +107,7 @@ def prune(
         message = "inputs: comparing networks needs at least two examples [B, ...] of every input."
         raise DataError(message)
     dense = copy.deepcopy(network).cpu()
-    structure = settle(dense, find_groups(dense, examples, config), examples, gates_of, config)
+    structure = keep_cuttable(dense, find_groups(dense, examples, config), examples, gates_of, config)
     goals = [_goal(structure, dense, b, config) for b in budgets]
     smallest = min(goals, key=lambda goal: goal.limit / goal.cost(structure.dense_counts))
     job = SearchJob(

@@ -73,7 +73,7 @@ class Tabled:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Workbench:
+class CandidateCosts:
     """A dense network, its groups, and how its cuts are exported and measured. ``scratch``: a folder for artifacts.
 
     ``calibration``: real inputs [N, C, H, W], for int8. ``since``: what was measured before (seconds since 1970) is

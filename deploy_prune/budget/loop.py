@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from deploy_prune.budget.candidates import Workbench
+from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.budget.choose import choose
 from deploy_prune.errors import BudgetError
 from deploy_prune.types import Budget, Counts, Keep, Metric, Progress, Scores, Target
@@ -56,7 +56,9 @@ class Plan:
         return {"metric": self.metric, "asked": self.chosen.asked, "tolerance": tolerance, "steps": steps}
 
 
-def enforce(bench: Workbench, target: Target, budget: Budget, scores: Scores, progress: Progress, work: str) -> Plan:
+def enforce(
+    costs: CandidateCosts, target: Target, budget: Budget, scores: Scores, progress: Progress, work: str
+) -> Plan:
     """Find what to keep so that the observed cost of the real artifact meets the budget.
 
     Without an attached device latency is the model's own and one candidate is enough. The nearest candidate within
@@ -65,17 +67,17 @@ def enforce(bench: Workbench, target: Target, budget: Budget, scores: Scores, pr
     Raises:
         BudgetError: no candidate is within the budget.
     """
-    model, granule = bench.cost(target, budget.metric), bench.granule(target)
-    tolerance, tries = bench.recipe.measure.tolerance, 1 + bench.recipe.measure.max_corrections
-    dense, least = model(bench.structure.dense_counts), model(bench.smallest(target))
+    model, granule = costs.cost(target, budget.metric), costs.granule(target)
+    tolerance, tries = costs.recipe.measure.tolerance, 1 + costs.recipe.measure.max_corrections
+    dense, least = model(costs.structure.dense_counts), model(costs.smallest(target))
     limit, candidates, keeps = max(budget.absolute(dense), least), list[Candidate](), list[Keep]()
     above = tolerance_above(budget, tolerance)
     for step in range(1, tries + 1):
-        keep = choose(scores, bench.structure, model, limit, granule, bench.recipe.prune.min_channels)
+        keep = choose(scores, costs.structure, model, limit, granule, costs.recipe.prune.min_channels)
         counts = {name: int(mask.sum()) for name, mask in keep.items()}
         if any(candidate.counts == counts for candidate in candidates):
             break
-        candidates.append(observe(bench, target, budget, counts, limit=limit, predicted=model(counts)))
+        candidates.append(observe(costs, target, budget, counts, limit=limit, predicted=model(counts)))
         keeps.append(keep)
         done = _near(candidates[-1], tolerance, above) or _settled(budget, candidates[-1], target)
         progress(work, step, step if done else tries, asked=candidates[-1].asked, observed=candidates[-1].observed)
@@ -95,18 +97,18 @@ def tolerance_above(budget: Budget, tolerance: float) -> float:
 
 
 def observe(
-    bench: Workbench, target: Target, budget: Budget, counts: Counts, *, limit: float, predicted: float
+    costs: CandidateCosts, target: Target, budget: Budget, counts: Counts, *, limit: float, predicted: float
 ) -> Candidate:
     """The candidate itself: measured latency, counted parameters or MACs, the file's size."""
-    model = bench.cost(target, budget.metric)
-    dense, observed = model(bench.structure.dense_counts), model(counts)
+    model = costs.cost(target, budget.metric)
+    dense, observed = model(costs.structure.dense_counts), model(counts)
     if budget.metric == "latency" and target.runner is not None:
-        timed = bench.timed(target, counts)
+        timed = costs.timed(target, counts)
         dense, observed = timed.dense_ms, timed.slim_ms
     elif budget.metric == "size":
-        observed = bench.size_bytes(target, counts)
+        observed = costs.size_bytes(target, counts)
     elif budget.metric == "params":
-        observed = bench.num_params(counts)
+        observed = costs.num_params(counts)
     return Candidate(
         limit=limit, predicted=predicted, observed=observed, asked=budget.absolute(dense), dense=dense, counts=counts,
         measured=budget.metric != "latency" or target.runner is not None,

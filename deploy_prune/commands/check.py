@@ -27,12 +27,12 @@ def check(recipe: Recipe, progress: Progress = silent) -> CheckReport:
     untracked = recipe.model_copy(update={"track": ()})
     context = prepare(untracked, RunFolder(path=Path()), progress)
     with scratch() as folder:
-        bench = stages.workbench(context, folder)
-        targets, budgets = reaches(bench, context.targets, recipe, context.session.progress)
-        counts = bench.structure.dense_counts
+        costs = stages.candidate_costs(context, folder)
+        targets, budgets = reaches(costs, context.targets, recipe, context.session.progress)
+        counts = costs.structure.dense_counts
         return CheckReport(
-            recipe_name=recipe.name, network=recipe.model.source, structure=bench.structure,
-            dense={"macs": bench.cost(context.targets[0], "macs")(counts), "params": float(bench.num_params(counts))},
+            recipe_name=recipe.name, network=recipe.model.source, structure=costs.structure,
+            dense={"macs": costs.cost(context.targets[0], "macs")(counts), "params": float(costs.num_params(counts))},
             targets=targets, budgets=budgets, seconds=time.perf_counter() - started,
             summary=context.summary,
         )  # fmt: skip

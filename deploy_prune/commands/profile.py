@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy
 import torch
 
-from deploy_prune.budget.candidates import Tabled, Workbench, profilable, writer
+from deploy_prune.budget.candidates import CandidateCosts, Tabled, profilable, writer
 from deploy_prune.commands.predict import CLASSES, network_of
 from deploy_prune.cost import CostModel, at_widths
 from deploy_prune.device import RUNTIMES
@@ -129,13 +129,13 @@ def profile(
     """Measure a network's latency table on a device, if there is none, and check it with other networks.
 
     Args:
-        model: as for ``predicting.predicted``.
+        model: as for ``predict.predicted``.
         target: a target's name, or a file of the user's own.
-        shape: as for ``predicting.predicted``.
+        shape: as for ``predict.predicted``.
         device: measure there instead: ``local``, ``ssh://...`` or ``adb://...``.
         classes: of a network that is given by a library's name.
         variants: random variants to make the table of, and as many to check it with.
-        trust: as for ``predicting.predicted``.
+        trust: as for ``predict.predicted``.
         progress: is told of every network.
 
     Raises:
@@ -146,12 +146,12 @@ def profile(
     on = attached(load_target(target), device)
     network, shape, part = network_of(model, shape, trust, classes)
     with scratch() as folder:
-        bench = workbench_for(network, shape, part, folder, progress)
-        granule, tabled = bench.granule(on), bench.tabled(on, variants, variants)
-        table = fit_table(bench.structure, tabled.samples, granule)
+        costs = costs_of(network, shape, part, folder, progress)
+        granule, tabled = costs.granule(on), costs.tabled(on, variants, variants)
+        table = fit_table(costs.structure, tabled.samples, granule)
         return Profiled(
             model=model, target=on, input_shape=shape, granularity=granule, by_layer=profilable(on), tabled=tabled,
-            ratios=kept_ratios(on, writer(on, bench.recipe.export)) if on.granularity is None else None, table=table,
+            ratios=kept_ratios(on, writer(on, costs.recipe.export)) if on.granularity is None else None, table=table,
             errors=tuple(
                 Error(predicted_ms=at_widths(table, x.widths), measured_ms=x.total_ms) for x in tabled.held_out
             ),
@@ -178,10 +178,10 @@ def attached(target: Target, device: str | None) -> Target:
     return target
 
 
-def workbench_for(
+def costs_of(
     network: torch.nn.Module, shape: tuple[int, ...], part: ModelPart, scratch: Path, progress: Progress = silent
-) -> Workbench:
-    """What ``predicting.network_of`` gives, on a workbench; a recipe's for the same network finds the same figures.
+) -> CandidateCosts:
+    """What cuts of a network would cost; a recipe of the same network finds the same figures.
 
     Args:
         network: with initial weights, which are made as different as a trained network's.
@@ -197,12 +197,12 @@ def workbench_for(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network, trial = as_if_trained(network), torch.randn(TRIALS, *shape)
-    structure = remembered.settled_groups(network, example, (trial,), PrunePart(), gates_of)
+    structure = remembered.cuttable_groups(network, example, (trial,), PrunePart(), gates_of)
     if not structure.groups:
         message = "No channel of this network can be removed, so there is nothing to make a table of."
         raise SurgeryError(message)
     recipe = Recipe(name="profile", model=part)
-    return Workbench(
+    return CandidateCosts(
         network=network, structure=structure, example=example, recipe=recipe, scratch=scratch, progress=progress,
         calibration=trial,
     )  # fmt: skip

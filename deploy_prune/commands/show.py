@@ -12,7 +12,7 @@ from torch import nn
 from deploy_prune import cost
 from deploy_prune.architecture import json_file
 from deploy_prune.architecture.json_file import Architecture
-from deploy_prune.budget.candidates import Workbench
+from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.cost import CostModel
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import RunFolderError
@@ -50,11 +50,11 @@ def overview(path: Path, target: str | None = None, trust: bool = False) -> Over
     latency: CostModel | None = None
     if device is not None:
         with scratch() as folder:
-            bench = Workbench(
+            costs = CandidateCosts(
                 network=dense, structure=structure, example=torch.zeros(1, *described.input_shape[1:]),
                 recipe=Recipe(name="show", model=described.model), scratch=folder,
             )  # fmt: skip
-            latency = bench.cost(device, "latency")
+            latency = costs.cost(device, "latency")
     macs = cost.macs(structure)
     return Overview(
         source=described.model.source,

@@ -15,7 +15,7 @@ def batches(examples: Examples, batch_size: int, seed: int, augment: Augment) ->
     """Endless batches, the same for the same seed; every example once per epoch, in a new order.
 
     Epochs follow each other without a gap, so every batch is full; a ``batch_size`` above the number of examples is
-    taken as that number. ``augment``: see `augment.AUGMENTS`.
+    taken as that number. ``augment``: see `transforms.AUGMENTS`.
     """
     generator = torch.Generator().manual_seed(seed)
     size = min(batch_size, len(examples))

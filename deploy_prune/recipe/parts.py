@@ -1,4 +1,4 @@
-"""The recipe: what one run does, as frozen data; every value is checked here, ``recipe_file`` adds file and line."""
+"""The recipe: what one run does, as frozen data; every value is checked here, ``recipe.file`` adds file and line."""
 
 from __future__ import annotations
 

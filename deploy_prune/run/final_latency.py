@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Final
 
-from deploy_prune.budget.candidates import Timed, Workbench
+from deploy_prune.budget.candidates import CandidateCosts, Timed
 from deploy_prune.errors import BudgetError
 from deploy_prune.latency.paired import paired_ratio
 from deploy_prune.latency.steady import measure_steadily
@@ -82,13 +82,13 @@ def require_within(place: str, budget: Budget, tolerance: float, slim: Latency, 
 
 
 def replan_after_miss(
-    context: RunContext, bench: Workbench, target: Target, budget: Budget, missed: BudgetMissedError
+    context: RunContext, costs: CandidateCosts, target: Target, budget: Budget, missed: BudgetMissedError
 ) -> None:
     """Take the finished artifact's measurement for its candidate's, so that the next plan is another."""
     place = place_of(target, budget)
     steps = context.folder.read_json(f"{place}/loop.json")["steps"]
     timed = Timed(slim_ms=missed.slim.p50_ms, dense_ms=missed.dense.p50_ms)
-    bench.override(target, next(step["counts"] for step in steps if step["chosen"]), timed)
+    costs.override(target, next(step["counts"] for step in steps if step["chosen"]), timed)
     context.folder.forget(f"{place}/plan")
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from torch import nn
 
-from deploy_prune.budget.candidates import Workbench
+from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.errors import (
     DeployPruneError,
 )
@@ -68,24 +68,24 @@ def run(
         for sentence in context.summary:
             tell(sentence)
         try:
-            return _run_stages(context, stages.workbench(context, folder))
+            return _run_stages(context, stages.candidate_costs(context, folder))
         finally:
             context.session.accelerator.end_training()
 
 
-def _run_stages(context: RunContext, bench: Workbench) -> Run:
+def _run_stages(context: RunContext, costs: CandidateCosts) -> Run:
     """Train, search, adapt; then every target and budget in turn."""
-    unusable = unusable_targets(context, bench)
+    unusable = unusable_targets(context, costs)
     usable = replace(context, targets=tuple(t for t in context.targets if t.name not in unusable))
 
     dense = stages.train_dense(context)
-    found = stages.search(usable, bench, dense)
+    found = stages.search(usable, costs, dense)
     adapted = stages.adapt_dense(context, dense)
     teacher = stages.teacher_of(context)
 
     rows: list[Row] = []
     for target in context.targets:
-        for row in _target_rows(context, bench, found, (adapted, teacher), target, unusable.get(target.name)):
+        for row in _target_rows(context, costs, found, (adapted, teacher), target, unusable.get(target.name)):
             rows.append(row)
             context.folder.write_results(rows)
 
@@ -95,7 +95,7 @@ def _run_stages(context: RunContext, bench: Workbench) -> Run:
 
 
 def _target_rows(
-    context: RunContext, bench: Workbench, found: tuple[str, SearchResult], adapted: tuple[str, nn.Module],
+    context: RunContext, costs: CandidateCosts, found: tuple[str, SearchResult], adapted: tuple[str, nn.Module],
     target: Target, unusable: DeployPruneError | None,
 ) -> Iterator[Row]:  # fmt: skip
     """The dense network on a target, then a row a budget; all failed where there can be no dense artifact."""
@@ -105,11 +105,11 @@ def _target_rows(
             raise unusable
         dense = stages.export(context, teacher, target, f"dense/{target.name}", key)
     except DeployPruneError as error:
-        yield from failed_rows(context, bench, target, error)
+        yield from failed_rows(context, costs, target, error)
         return
-    yield dense_row(context, bench, target, dense)
+    yield dense_row(context, costs, target, dense)
     for budget in context.recipe.parsed_budgets:
-        yield _deliver(context, bench, found, teacher, target, budget, dense)
+        yield _deliver(context, costs, found, teacher, target, budget, dense)
 
 
 def _prepare(recipe: Recipe, out: Path, progress: Progress, fresh: bool, tell_threads: Tell | None) -> RunContext:
@@ -123,7 +123,7 @@ def _prepare(recipe: Recipe, out: Path, progress: Progress, fresh: bool, tell_th
 
 
 def _deliver(
-    context: RunContext, bench: Workbench, found: tuple[str, SearchResult], teacher: nn.Module, target: Target,
+    context: RunContext, costs: CandidateCosts, found: tuple[str, SearchResult], teacher: nn.Module, target: Target,
     budget: Budget, dense: Artifact,
 ) -> Row:  # fmt: skip
     """One target and budget; if the finished artifact misses what its candidate met, planned again with that known."""
@@ -131,11 +131,11 @@ def _deliver(
     failure: DeployPruneError | None = None
     for _ in range(PLANS):
         try:
-            for known in _steps(context, bench, found, teacher, target, budget, dense):
+            for known in _steps(context, costs, found, teacher, target, budget, dense):
                 row = known
         except final_latency.BudgetMissedError as missed:
             failure, row = missed, final_latency.with_latency(row, budget, missed.slim, missed.dense)
-            final_latency.replan_after_miss(context, bench, target, budget, missed)
+            final_latency.replan_after_miss(context, costs, target, budget, missed)
         except DeployPruneError as error:
             failure = error
             break
@@ -146,16 +146,16 @@ def _deliver(
 
 
 def _steps(
-    context: RunContext, bench: Workbench, found: tuple[str, SearchResult], teacher: nn.Module, target: Target,
+    context: RunContext, costs: CandidateCosts, found: tuple[str, SearchResult], teacher: nn.Module, target: Target,
     budget: Budget, dense: Artifact,
 ) -> Iterator[Row]:  # fmt: skip
     """Plan, cut and prove, retrain, export and check, measure; the row after each, as far as it is known."""
     place = place_of(target, budget)
     row = empty_row(target, budget.text, budget.metric)
-    planned = stages.plan(context, bench, found, target, budget)
-    yield (row := with_costs(context, bench, row, target, budget))
-    trained = stages.retrain(context, bench, found[1], teacher, place, planned)
-    slim = stages.slim_network(context, bench, place)
+    planned = stages.plan(context, costs, found, target, budget)
+    yield (row := with_costs(context, costs, row, target, budget))
+    trained = stages.retrain(context, costs, found[1], teacher, place, planned)
+    slim = stages.slim_network(context, costs, place)
     yield (row := with_network(context, row, slim, place))
     artifact = stages.export(context, slim, target, place, trained)
     yield (row := replace(row, size_bytes=artifact.size_bytes, parity_max_abs=parity(context, place)))

@@ -53,7 +53,7 @@ def resolve(recipe: Recipe) -> Resolved:
     """Find what the recipe leaves open, and load the examples.
 
     Raises:
-        DataError: as `data.load`; or nothing says how large the input is.
+        DataError: as `splits.load`; or nothing says how large the input is.
         ModelError: the network can't be built.
     """
     own, part = _own_input(recipe), recipe.data

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from deploy_prune.budget.candidates import Workbench
+from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.budget.loop import UNITS, tolerance_above
 from deploy_prune.errors import (
     BudgetError,
@@ -27,7 +27,7 @@ _GRANULARITY: Final = "find the channel granularity"
 
 
 def reaches(
-    bench: Workbench, targets: tuple[Target, ...], recipe: Recipe, progress: Progress = silent
+    costs: CandidateCosts, targets: tuple[Target, ...], recipe: Recipe, progress: Progress = silent
 ) -> tuple[tuple[TargetReach, ...], tuple[BudgetReach, ...]]:
     """Each target's reach in each metric that is asked for, and whether each budget lies in it."""
     found: dict[tuple[str, Metric], TargetReach] = {}
@@ -38,7 +38,7 @@ def reaches(
         for budget in recipe.parsed_budgets:
             key = target.name, budget.metric
             if key not in found:
-                found[key] = _reach(bench, target, budget.metric, steps)
+                found[key] = _reach(costs, target, budget.metric, steps)
             reach = found[key]
             asked = budget.absolute(reach.dense)
             met = reach.smallest <= asked * (1 + tolerance_above(budget, recipe.measure.tolerance))
@@ -90,29 +90,29 @@ def _needs(target: Target, metric: Metric) -> tuple[str, ...]:
     return _GRANULARITY, "count"
 
 
-def _reach(bench: Workbench, target: Target, metric: Metric, step: _Steps) -> TargetReach:
+def _reach(costs: CandidateCosts, target: Target, metric: Metric, step: _Steps) -> TargetReach:
     """Measured where a device is attached: the dense and the smallest network are made, and timed or weighed."""
     first, *others = _needs(target, metric)
-    whole = bench.structure.dense_counts
+    whole = costs.structure.dense_counts
     with step(target, first):
-        counts = bench.smallest(target)
+        counts = costs.smallest(target)
     if metric == "latency" and target.runner is not None:
         with step(target, others[0]):
-            timed = bench.timed(target, counts)
+            timed = costs.timed(target, counts)
         smallest, dense, by = timed.slim_ms, timed.dense_ms, "measurement"
     elif metric == "size":
         with step(target, others[0]):
-            dense = float(bench.size_bytes(target, whole))
+            dense = float(costs.size_bytes(target, whole))
         with step(target, others[1]):
-            smallest = float(bench.size_bytes(target, counts))
+            smallest = float(costs.size_bytes(target, counts))
         by = "file"
     else:
         with step(target, others[0]):
-            model = bench.cost(target, metric)
+            model = costs.cost(target, metric)
             smallest, dense = model(counts), model(whole)
         by = "roofline" if metric == "latency" else "count"
     return TargetReach(
-        target=target.name, granularity=bench.granule(target), metric=metric, smallest=smallest, dense=dense,
+        target=target.name, granularity=costs.granule(target), metric=metric, smallest=smallest, dense=dense,
         granularity_source="measured here" if target.granularity is None else "target file", predicted_by=by,
     )  # fmt: skip
 
@@ -129,7 +129,7 @@ def require_reach(reaches: Sequence[BudgetReach]) -> None:
             raise BudgetError(message)
 
 
-def unusable_targets(context: RunContext, bench: Workbench) -> dict[str, DeployPruneError]:
+def unusable_targets(context: RunContext, costs: CandidateCosts) -> dict[str, DeployPruneError]:
     """Targets for which nothing can be written or measured, by name, and why; the others' budgets can be met.
 
     Raises:
@@ -139,9 +139,9 @@ def unusable_targets(context: RunContext, bench: Workbench) -> dict[str, DeployP
     broken: dict[str, DeployPruneError] = {}
     for target in context.targets:
         try:
-            require_reach(reaches(bench, (target,), context.recipe, context.session.progress)[1])
+            require_reach(reaches(costs, (target,), context.recipe, context.session.progress)[1])
             for metric in {budget.metric for budget in context.recipe.parsed_budgets}:
-                bench.cost(target, metric)
+                costs.cost(target, metric)
         except (CommandError, ExportError, MeasurementError, MissingDependencyError, ParityError) as error:
             broken[target.name] = error
     if len(broken) == len(context.targets):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from deploy_prune.budget.candidates import Workbench
+from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.errors import BudgetError, DeployPruneError
 from deploy_prune.run import final_latency, stages
 from deploy_prune.run.context import RunContext
@@ -14,16 +14,16 @@ from deploy_prune.run.stages import place_of
 from deploy_prune.types import Artifact, Budget, Metric, Row, Target
 
 
-def dense_row(context: RunContext, bench: Workbench, target: Target, artifact: Artifact) -> Row:
+def dense_row(context: RunContext, costs: CandidateCosts, target: Target, artifact: Artifact) -> Row:
     """The dense network on a target: the first row of each."""
     place = f"dense/{target.name}"
-    row = _dense_costs(context, bench, target)
+    row = _dense_costs(context, costs, target)
     row = replace(
         row, size_bytes=artifact.size_bytes, accuracy=row.accuracy_dense, parity_max_abs=parity(context, place),
     )  # fmt: skip
     try:
         if target.runner is None:
-            row = replace(row, predicted_ms=bench.cost(target, "latency")(bench.structure.dense_counts))
+            row = replace(row, predicted_ms=costs.cost(target, "latency")(costs.structure.dense_counts))
         else:
             latency = final_latency.time_dense(context, target, artifact)
             row = final_latency.with_latency(row, None, latency, latency)
@@ -32,9 +32,9 @@ def dense_row(context: RunContext, bench: Workbench, target: Target, artifact: A
         return row.failed(error)
 
 
-def failed_rows(context: RunContext, bench: Workbench, target: Target, error: DeployPruneError) -> list[Row]:
+def failed_rows(context: RunContext, costs: CandidateCosts, target: Target, error: DeployPruneError) -> list[Row]:
     """The rows of a target without a dense artifact, beside which the others would be measured."""
-    dense = _dense_costs(context, bench, target)
+    dense = _dense_costs(context, costs, target)
     dense = replace(dense, accuracy=dense.accuracy_dense).failed(error)
     slim = [empty_row(target, budget.text, budget.metric).failed(error) for budget in context.recipe.parsed_budgets]
     return [dense, *slim]
@@ -51,21 +51,21 @@ def empty_row(target: Target, budget: str, metric: Metric) -> Row:
     )  # fmt: skip
 
 
-def with_costs(context: RunContext, bench: Workbench, row: Row, target: Target, budget: Budget) -> Row:
+def with_costs(context: RunContext, costs: CandidateCosts, row: Row, target: Target, budget: Budget) -> Row:
     """Asked and predicted, from the loop; MACs by count; predicted latency where nothing is measured."""
     steps = context.folder.read_json(f"{place_of(target, budget)}/loop.json")["steps"]
     chosen = next(step for step in steps if step["chosen"])
     predicted_ms = chosen["predicted"] if budget.metric == "latency" else None
     predicted_dense_ms: float | None = None
     if target.runner is None:
-        model = bench.cost(target, "latency")
-        predicted_ms, predicted_dense_ms = model(chosen["counts"]), model(bench.structure.dense_counts)
+        model = costs.cost(target, "latency")
+        predicted_ms, predicted_dense_ms = model(chosen["counts"]), model(costs.structure.dense_counts)
         context.folder.write_json(
             f"{place_of(target, budget)}/latency.json", {"predicted_ms": predicted_ms, "method": "roofline"}
         )
     return replace(
         row, asked=chosen["asked"], predicted=chosen["predicted"], predicted_ms=predicted_ms,
-        predicted_dense_ms=predicted_dense_ms, macs=round(bench.cost(target, "macs")(chosen["counts"])),
+        predicted_dense_ms=predicted_dense_ms, macs=round(costs.cost(target, "macs")(chosen["counts"])),
     )  # fmt: skip
 
 
@@ -97,11 +97,11 @@ def require_size(row: Row) -> None:
         raise BudgetError(message)
 
 
-def _dense_costs(context: RunContext, bench: Workbench, target: Target) -> Row:
+def _dense_costs(context: RunContext, costs: CandidateCosts, target: Target) -> Row:
     """What is counted of the dense network."""
-    counts = bench.structure.dense_counts
+    counts = costs.structure.dense_counts
     row = _with_dense(context, empty_row(target, "dense", context.recipe.metric))
-    return replace(row, macs=round(bench.cost(target, "macs")(counts)), params=bench.num_params(counts))
+    return replace(row, macs=round(costs.cost(target, "macs")(counts)), params=costs.num_params(counts))
 
 
 def _with_dense(context: RunContext, row: Row) -> Row:

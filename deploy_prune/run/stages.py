@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.architecture import json_file
-from deploy_prune.budget.candidates import Workbench
+from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.budget.loop import Plan, enforce
 from deploy_prune.data.loaders import batches
 from deploy_prune.errors import ParityError
@@ -47,15 +47,15 @@ PROOF_EXAMPLES = 8
 """Real examples on which a cut is compared with the network."""
 
 
-def workbench(context: RunContext, scratch: Path) -> Workbench:
+def candidate_costs(context: RunContext, scratch: Path) -> CandidateCosts:
     """The network with initial weights, and its channel groups, each tried for real."""
     set_seed(context.recipe.seed)
     context.session.progress("find the channel groups", 0, 1)
     network = as_if_trained(build.build_network(context.recipe.model, context.data.num_source))
     inputs = (context.data.source_test.take(context.data.source_test.spread(PROOF_EXAMPLES // 2))[0],)
-    structure = remembered.settled_groups(network, context.example, inputs, context.recipe.prune, gates_of)
+    structure = remembered.cuttable_groups(network, context.example, inputs, context.recipe.prune, gates_of)
     context.session.progress("find the channel groups", 1, 1, groups=len(structure.groups))
-    return Workbench(
+    return CandidateCosts(
         network=network, structure=structure, example=context.example, recipe=context.recipe, scratch=scratch,
         progress=context.session.progress, calibration=calibration_inputs(context.data, context.recipe.export),
         since=context.since,
@@ -97,7 +97,7 @@ def train_dense(context: RunContext) -> str:
     return folder.content(["dense/weights.safetensors"])
 
 
-def search(context: RunContext, bench: Workbench, dense: str) -> tuple[str, SearchResult]:
+def search(context: RunContext, costs: CandidateCosts, dense: str) -> tuple[str, SearchResult]:
     """search/: scores per group, and the network's weights when the search ended. One search for all budgets."""
     recipe, folder = context.recipe, context.folder
 
@@ -109,7 +109,7 @@ def search(context: RunContext, bench: Workbench, dense: str) -> tuple[str, Sear
         teacher = copy.deepcopy(network).to(device).eval()
         task = taught(teacher, recipe.search.distill, recipe.search.temperature)
         job = SearchJob(
-            network=network, structure=bench.structure, task=task, batches=stream, goal=smallest_goal(context, bench),
+            network=network, structure=costs.structure, task=task, batches=stream, goal=smallest_goal(context, costs),
             config=recipe.search, session=context.session,
         )  # fmt: skip
         inputs = sample(context.data.source_train, device)
@@ -121,7 +121,7 @@ def search(context: RunContext, bench: Workbench, dense: str) -> tuple[str, Sear
 
     files = ["search/scores.safetensors", "search/weights.safetensors", "search/trace.json"]
     folder.stage(
-        "search", keys.search(context.basis, dense, bench.structure, strictest(context, bench)), files, compute
+        "search", keys.search(context.basis, dense, costs.structure, strictest(context, costs)), files, compute
     )
     result = SearchResult(
         scores=folder.read_tensors(files[0]),
@@ -131,14 +131,14 @@ def search(context: RunContext, bench: Workbench, dense: str) -> tuple[str, Sear
     return folder.content(files[:2]), result
 
 
-def smallest_goal(context: RunContext, bench: Workbench) -> SearchGoal:
+def smallest_goal(context: RunContext, costs: CandidateCosts) -> SearchGoal:
     """The strictest budget, as the search is asked for it."""
-    target, budget = strictest(context, bench)
-    cost = bench.cost(target, budget.metric)
-    return SearchGoal(cost=cost, limit=budget.absolute(cost(bench.structure.dense_counts)))
+    target, budget = strictest(context, costs)
+    cost = costs.cost(target, budget.metric)
+    return SearchGoal(cost=cost, limit=budget.absolute(cost(costs.structure.dense_counts)))
 
 
-def strictest(context: RunContext, bench: Workbench) -> tuple[Target, Budget]:
+def strictest(context: RunContext, costs: CandidateCosts) -> tuple[Target, Budget]:
     """The target and budget that leave least of the dense network, whatever the order that they are listed in.
 
     Of those that leave the same share, the first by name. Other targets change a target's networks only by being
@@ -147,7 +147,7 @@ def strictest(context: RunContext, bench: Workbench) -> tuple[Target, Budget]:
 
     def order(asked: tuple[Target, Budget]) -> tuple[float, str, str]:
         target, budget = asked
-        dense = 1.0 if budget.relative else bench.cost(target, budget.metric)(bench.structure.dense_counts)
+        dense = 1.0 if budget.relative else costs.cost(target, budget.metric)(costs.structure.dense_counts)
         return budget.limit / dense, target.name, budget.metric
 
     return min(((t, b) for t in context.targets for b in context.recipe.parsed_budgets), key=order)
@@ -218,27 +218,29 @@ def _adapt(
     return {"accuracy": score, **told}
 
 
-def plan(context: RunContext, bench: Workbench, found: tuple[str, SearchResult], target: Target, budget: Budget) -> str:
+def plan(
+    context: RunContext, costs: CandidateCosts, found: tuple[str, SearchResult], target: Target, budget: Budget
+) -> str:
     """TARGET/BUDGET/architecture.json: what stays, met by measurement and proven equal to masking."""
     folder, place = context.folder, place_of(target, budget)
 
     def compute() -> None:
-        scores = values(context.recipe.search.method, found[1].scores, bench.cost(target, budget.metric))
+        scores = values(context.recipe.search.method, found[1].scores, costs.cost(target, budget.metric))
         planned = enforce(
-            bench, target, budget, scores, context.session.progress, f"{target.name} {budget.text}: budget"
+            costs, target, budget, scores, context.session.progress, f"{target.name} {budget.text}: budget"
         )
-        proof = prove(context, bench.structure, source_network(context, found[1].state), planned)
+        proof = prove(context, costs.structure, source_network(context, found[1].state), planned)
         dense = target_network(context, None)
         described = json_file.describe(
             context.recipe.model, context.data.num_target, tuple(context.example.shape), planned.keep, dense,
-            cut(dense, bench.structure, planned.keep),
+            cut(dense, costs.structure, planned.keep),
         )  # fmt: skip
         folder.write_text(f"{place}/architecture.json", json_file.dumps(described))
         folder.write_json(f"{place}/verification.json", asdict(proof))
         folder.write_json(f"{place}/loop.json", planned.as_json(context.recipe.measure.tolerance))
 
     files = [f"{place}/{n}.json" for n in ("architecture", "verification", "loop")]
-    folder.stage(f"{place}/plan", keys.plan(context.basis, found[0], bench.structure, target, budget), files, compute)
+    folder.stage(f"{place}/plan", keys.plan(context.basis, found[0], costs.structure, target, budget), files, compute)
     return folder.content(files[:1])
 
 
@@ -249,7 +251,7 @@ def prove(context: RunContext, structure: Structure, network: nn.Module, planned
 
 
 def retrain(
-    context: RunContext, bench: Workbench, found: SearchResult, teacher: nn.Module, place: str, key: str
+    context: RunContext, costs: CandidateCosts, found: SearchResult, teacher: nn.Module, place: str, key: str
 ) -> str:
     """TARGET/BUDGET/weights.safetensors: the slim network, adapted to the target task with the dense one as teacher."""
     folder, recipe = context.folder, context.recipe
@@ -257,8 +259,8 @@ def retrain(
     def compute() -> None:
         keep = json_file.load(folder.path / place / "architecture.json").keep
         dense = target_network(context, found.state if recipe.retrain.init == "inherit" else None)
-        slim = cut(dense, bench.structure, keep)
-        told = _adapt(context, slim, teacher, match(bench.structure, keep), f"{place.replace('/', ' ')}: retrain")
+        slim = cut(dense, costs.structure, keep)
+        told = _adapt(context, slim, teacher, match(costs.structure, keep), f"{place.replace('/', ' ')}: retrain")
         folder.write_tensors(f"{place}/weights.safetensors", slim.state_dict())
         folder.write_json(f"{place}/retrain.json", told)
 
@@ -269,10 +271,10 @@ def retrain(
     return folder.content([f"{place}/architecture.json", f"{place}/weights.safetensors"])
 
 
-def slim_network(context: RunContext, bench: Workbench, place: str) -> nn.Module:
+def slim_network(context: RunContext, costs: CandidateCosts, place: str) -> nn.Module:
     """The retrained slim network of a place."""
     keep = json_file.load(context.folder.path / place / "architecture.json").keep
-    slim = cut(target_network(context, None), bench.structure, keep)
+    slim = cut(target_network(context, None), costs.structure, keep)
     weights.load_state(slim, context.folder.read_tensors(f"{place}/weights.safetensors"))
     return slim.eval()
 

@@ -23,7 +23,7 @@ from deploy_prune.recipe.parts import PrunePart
 from deploy_prune.surgery.fingerprint import definition
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.surgery.trial import GatesOf
-from deploy_prune.surgery.try_groups import settle
+from deploy_prune.surgery.try_groups import keep_cuttable
 from deploy_prune.system.cache import kept_json, store_json
 from deploy_prune.types import Axis, ChannelGroup, Layer, Structure, Whole, Width
 from deploy_prune.version import __version__
@@ -41,10 +41,10 @@ def groups_of(network: nn.Module, example: Tensor, prune: PrunePart) -> Structur
     return _remembered(network, (example,), prune, "traced", lambda: find_groups(network, (example,), prune))
 
 
-def settled_groups(
+def cuttable_groups(
     network: nn.Module, example: Tensor, trials: Sequence[Tensor], prune: PrunePart, gates_of: GatesOf
 ) -> Structure:
-    """The groups of ``groups_of`` that ``settle.settle`` finds cuttable, remembered.
+    """The groups of ``groups_of`` that ``try_groups.keep_cuttable`` leaves, remembered.
 
     Args:
         network: any module that torch.export can trace.
@@ -60,7 +60,7 @@ def settled_groups(
     """
 
     def find() -> Structure:
-        return settle(network, groups_of(network, example, prune), trials, gates_of, prune)
+        return keep_cuttable(network, groups_of(network, example, prune), trials, gates_of, prune)
 
     return _remembered(network, (example, *trials), prune, "settled", find)
 

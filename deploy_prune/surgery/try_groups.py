@@ -24,7 +24,7 @@ SEEDS: Final = (0, 1, 2)
 """Draws of weights, before a group is given up that no trial shows."""
 
 
-def settle(
+def keep_cuttable(
     network: nn.Module, structure: Structure, inputs: Sequence[Tensor], gates_of: GatesOf, prune: PrunePart
 ) -> Structure:
     """A structure in which every group is proven to be cuttable, together with the others.

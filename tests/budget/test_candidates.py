@@ -9,7 +9,7 @@ import torch
 from tiny_run import ArithmeticDevice, arithmetic_device, tiny_recipe
 
 from deploy_prune.budget import candidates
-from deploy_prune.budget.candidates import Timed, Workbench
+from deploy_prune.budget.candidates import CandidateCosts, Timed
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import MeasurementError
 from deploy_prune.latency.table import variant_counts
@@ -23,12 +23,12 @@ DENSE_MS = 2.0
 HOST = replace(load_target("host"), granularity=4)
 
 
-def make_bench(scratch, **changes) -> Workbench:
+def make_bench(scratch, **changes) -> CandidateCosts:
     recipe = tiny_recipe(**changes)
     example = build.example_input(recipe.data)
     network = build.build_network(recipe.model, 3)
     structure = find_groups(network, (example,), recipe.prune)
-    return Workbench(network=network, structure=structure, example=example, recipe=recipe, scratch=scratch)
+    return CandidateCosts(network=network, structure=structure, example=example, recipe=recipe, scratch=scratch)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture
-def bench(tiny, tmp_path, monkeypatch):
-    """A workbench with a cache of its own, whose artifacts are empty files."""
+def costs(tiny, tmp_path, monkeypatch):
+    """Candidates' costs with a cache of its own, whose artifacts are empty files."""
     monkeypatch.setenv("DEPLOY_PRUNE_CACHE", str(tmp_path / "cache"))
 
     def artifact(self, target, counts, folder):
@@ -46,7 +46,7 @@ def bench(tiny, tmp_path, monkeypatch):
         write_text(path, "")
         return Artifact(path=path, format="onnx", precision="fp32", sha256="0", input_shape=(1,), versions={})
 
-    monkeypatch.setattr(Workbench, "_artifact", artifact)
+    monkeypatch.setattr(CandidateCosts, "_artifact", artifact)
     return replace(tiny, scratch=tmp_path, _dense={})
 
 
@@ -67,56 +67,56 @@ def ratios(monkeypatch):
     return answers
 
 
-def half(bench):
-    return {name: n // 2 for name, n in bench.structure.dense_counts.items()}
+def half(costs):
+    return {name: n // 2 for name, n in costs.structure.dense_counts.items()}
 
 
-def test_both_times_are_medians_of_one_measurement(bench, ratios):
+def test_both_times_are_medians_of_one_measurement(costs, ratios):
     ratios += [0.5]
-    assert bench.timed(HOST, half(bench)) == Timed(dense_ms=DENSE_MS, slim_ms=0.5 * DENSE_MS)
+    assert costs.timed(HOST, half(costs)) == Timed(dense_ms=DENSE_MS, slim_ms=0.5 * DENSE_MS)
 
 
-def test_what_was_measured_is_not_measured_again(bench, ratios):
+def test_what_was_measured_is_not_measured_again(costs, ratios):
     ratios += [0.5]
-    first = bench.timed(HOST, half(bench))
-    assert bench.timed(HOST, half(bench)) == first
-    assert replace(bench, _dense={}).timed(HOST, half(bench)) == first, "nor by another run"
+    first = costs.timed(HOST, half(costs))
+    assert costs.timed(HOST, half(costs)) == first
+    assert replace(costs, _dense={}).timed(HOST, half(costs)) == first, "nor by another run"
 
 
-def other_counts(bench):
-    return bench, {**half(bench), "0": 1}
+def other_counts(costs):
+    return costs, {**half(costs), "0": 1}
 
 
-def other_runs(bench):
-    part = bench.recipe.measure.model_copy(update={"runs": 21})
-    return replace(bench, recipe=bench.recipe.model_copy(update={"measure": part})), half(bench)
+def other_runs(costs):
+    part = costs.recipe.measure.model_copy(update={"runs": 21})
+    return replace(costs, recipe=costs.recipe.model_copy(update={"measure": part})), half(costs)
 
 
-def other_args(bench):
-    part = bench.recipe.model.model_copy(update={"args": {"width": 16}})
-    return replace(bench, recipe=bench.recipe.model_copy(update={"model": part})), half(bench)
+def other_args(costs):
+    part = costs.recipe.model.model_copy(update={"args": {"width": 16}})
+    return replace(costs, recipe=costs.recipe.model_copy(update={"model": part})), half(costs)
 
 
-def other_input(bench):
-    return replace(bench, example=torch.zeros(1, 1, 32, 32)), half(bench)
+def other_input(costs):
+    return replace(costs, example=torch.zeros(1, 1, 32, 32)), half(costs)
 
 
 @pytest.mark.parametrize("change", [other_counts, other_runs, other_args, other_input])
-def test_another_network_or_way_to_measure_is_measured_anew(bench, ratios, change):
+def test_another_network_or_way_to_measure_is_measured_anew(costs, ratios, change):
     ratios += [0.5, 0.6]
-    bench.timed(HOST, half(bench))
-    changed, counts = change(bench)
+    costs.timed(HOST, half(costs))
+    changed, counts = change(costs)
     assert changed.timed(HOST, counts).slim_ms == pytest.approx(0.6 * DENSE_MS)
 
 
-def test_another_machine_is_measured_anew(bench, ratios, monkeypatch):
+def test_another_machine_is_measured_anew(costs, ratios, monkeypatch):
     ratios += [0.5, 0.6]
-    bench.timed(HOST, half(bench))
+    costs.timed(HOST, half(costs))
     monkeypatch.setattr(candidates, "machine", lambda target: {"cpu": "another"})
-    assert bench.timed(HOST, half(bench)).slim_ms == pytest.approx(0.6 * DENSE_MS)
+    assert costs.timed(HOST, half(costs)).slim_ms == pytest.approx(0.6 * DENSE_MS)
 
 
-def test_a_measurement_that_fails_is_not_kept(bench, ratios, monkeypatch):
+def test_a_measurement_that_fails_is_not_kept(costs, ratios, monkeypatch):
     working = candidates.measure_steadily
 
     def broken(*args):
@@ -125,14 +125,14 @@ def test_a_measurement_that_fails_is_not_kept(bench, ratios, monkeypatch):
 
     monkeypatch.setattr(candidates, "measure_steadily", broken)
     with pytest.raises(MeasurementError, match="gone"):
-        bench.timed(HOST, half(bench))
+        costs.timed(HOST, half(costs))
     monkeypatch.setattr(candidates, "measure_steadily", working)
     ratios += [0.5]
-    assert bench.timed(HOST, half(bench)).slim_ms == pytest.approx(0.5 * DENSE_MS)
+    assert costs.timed(HOST, half(costs)).slim_ms == pytest.approx(0.5 * DENSE_MS)
 
 
 @pytest.fixture
-def drawn(bench, monkeypatch):
+def drawn(costs, monkeypatch):
     """Rows of (counts of) every network that a table was made of and checked with, and each draw's seed."""
     seeds: list[list[int]] = [[], []]
 
@@ -147,8 +147,8 @@ def drawn(bench, monkeypatch):
         ]
 
     monkeypatch.setattr(candidates, "variant_counts", counts)
-    monkeypatch.setattr(Workbench, "_measure_variants", rows)
-    return bench.tabled(HOST, 5, 6), seeds
+    monkeypatch.setattr(CandidateCosts, "_measure_variants", rows)
+    return costs.tabled(HOST, 5, 6), seeds
 
 
 def test_a_table_is_checked_with_networks_of_other_draws(drawn):
@@ -201,47 +201,47 @@ def test_the_table_knows_a_device_that_is_as_simple_as_itself(tiny, tmp_path):
     assert isinstance(device, ArithmeticDevice)
 
 
-def test_a_correction_is_what_the_counts_cost_from_then_on(bench, ratios):
+def test_a_correction_is_what_the_counts_cost_from_then_on(costs, ratios):
     ratios += [0.5, 0.7]
-    counts = bench.smallest(HOST)
-    assert bench.timed(HOST, counts) == Timed(slim_ms=1.0, dense_ms=2.0)
-    bench.override(HOST, counts, Timed(slim_ms=1.3, dense_ms=2.0))
-    assert bench.timed(HOST, counts) == Timed(slim_ms=1.3, dense_ms=2.0)
+    counts = costs.smallest(HOST)
+    assert costs.timed(HOST, counts) == Timed(slim_ms=1.0, dense_ms=2.0)
+    costs.override(HOST, counts, Timed(slim_ms=1.3, dense_ms=2.0))
+    assert costs.timed(HOST, counts) == Timed(slim_ms=1.3, dense_ms=2.0)
     assert ratios == [0.7], "and nothing is measured again"
 
 
-def test_after_a_correction_others_are_measured_anew_once(bench, ratios):
+def test_after_a_correction_others_are_measured_anew_once(costs, ratios):
     ratios += [0.5, 0.6]
-    bench.timed(HOST, half(bench))
-    bench.override(HOST, bench.smallest(HOST), Timed(slim_ms=1.3, dense_ms=2.0))
-    assert [bench.timed(HOST, half(bench)).slim_ms for _ in range(2)] == [pytest.approx(0.6 * DENSE_MS)] * 2
+    costs.timed(HOST, half(costs))
+    costs.override(HOST, costs.smallest(HOST), Timed(slim_ms=1.3, dense_ms=2.0))
+    assert [costs.timed(HOST, half(costs)).slim_ms for _ in range(2)] == [pytest.approx(0.6 * DENSE_MS)] * 2
 
 
-def test_the_next_run_knows_of_the_correction(bench, ratios):
+def test_the_next_run_knows_of_the_correction(costs, ratios):
     """It begins with what the finished artifact took, and believes nothing that was measured before it."""
     ratios += [0.5, 0.6]
-    bench.timed(HOST, half(bench))
-    bench.override(HOST, bench.smallest(HOST), Timed(slim_ms=1.3, dense_ms=2.0))
-    later = replace(bench, _dense={})
-    assert later.timed(HOST, bench.smallest(HOST)) == Timed(slim_ms=1.3, dense_ms=2.0)
-    assert later.timed(HOST, half(bench)).slim_ms == pytest.approx(0.6 * DENSE_MS)
+    costs.timed(HOST, half(costs))
+    costs.override(HOST, costs.smallest(HOST), Timed(slim_ms=1.3, dense_ms=2.0))
+    later = replace(costs, _dense={})
+    assert later.timed(HOST, costs.smallest(HOST)) == Timed(slim_ms=1.3, dense_ms=2.0)
+    assert later.timed(HOST, half(costs)).slim_ms == pytest.approx(0.6 * DENSE_MS)
     assert ratios == []
 
 
-def test_what_is_too_old_is_measured_again(bench, ratios, monkeypatch):
+def test_what_is_too_old_is_measured_again(costs, ratios, monkeypatch):
     ratios += [0.5, 0.6]
-    bench.timed(HOST, half(bench))
+    costs.timed(HOST, half(costs))
     later = time.time() + cache.MAX_AGE_DAYS * cache.DAY_S + 60
     monkeypatch.setattr(cache.time, "time", lambda: later)
-    assert replace(bench, since=cache.still_valid()).timed(HOST, half(bench)).slim_ms == 0.6 * DENSE_MS
+    assert replace(costs, since=cache.still_valid()).timed(HOST, half(costs)).slim_ms == 0.6 * DENSE_MS
 
 
-def test_a_fresh_run_uses_nothing_that_was_measured_before(bench, ratios):
+def test_a_fresh_run_uses_nothing_that_was_measured_before(costs, ratios):
     ratios += [0.5, 0.6]
-    bench.timed(HOST, half(bench))
-    fresh = replace(bench, since=time.time())
-    assert [fresh.timed(HOST, half(bench)).slim_ms for _ in range(2)] == [pytest.approx(0.6 * DENSE_MS)] * 2
-    assert bench.timed(HOST, half(bench)).slim_ms == 0.6 * DENSE_MS, "and replaces it"
+    costs.timed(HOST, half(costs))
+    fresh = replace(costs, since=time.time())
+    assert [fresh.timed(HOST, half(costs)).slim_ms for _ in range(2)] == [pytest.approx(0.6 * DENSE_MS)] * 2
+    assert costs.timed(HOST, half(costs)).slim_ms == 0.6 * DENSE_MS, "and replaces it"
 
 
 # --- what is written and timed for it ---------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ def told():
 
 @pytest.fixture
 def writing(tiny, written, told, tmp_path, monkeypatch):
-    """A workbench with a cache of its own, which writes to ``tmp_path`` and has 20 inputs to calibrate on."""
+    """Candidates' costs with a cache of its own, which writes to ``tmp_path`` and has 20 inputs to calibrate on."""
     monkeypatch.setenv("DEPLOY_PRUNE_CACHE", str(tmp_path / "cache"))
     inputs = torch.arange(20.0).view(20, 1, 1, 1).expand(-1, 1, 16, 16)
     return replace(
@@ -410,16 +410,16 @@ def test_networks_of_a_granularity_are_calibrated_on_noise(written, tmp_path):
     assert {one.precision for one in written.asked} == {"int8"}
 
 
-def other_opset(bench):
-    return replace(bench, recipe=tiny_recipe(export={"opset": 19})), HOST
+def other_opset(costs):
+    return replace(costs, recipe=tiny_recipe(export={"opset": 19})), HOST
 
 
-def other_batch(bench):
-    return replace(bench, recipe=tiny_recipe(export={"dynamic_batch": True})), HOST
+def other_batch(costs):
+    return replace(costs, recipe=tiny_recipe(export={"dynamic_batch": True})), HOST
 
 
-def other_source(bench):
-    return replace(bench, recipe=tiny_recipe(model={"source": "resnet20"})), HOST
+def other_source(costs):
+    return replace(costs, recipe=tiny_recipe(model={"source": "resnet20"})), HOST
 
 
 @pytest.mark.parametrize(
@@ -427,15 +427,15 @@ def other_source(bench):
     [
         other_opset, other_batch, other_source,
         *(
-            lambda bench, name=name: (bench, replace(HOST, **{name: "another"}))
+            lambda costs, name=name: (costs, replace(HOST, **{name: "another"}))
             for name in ("format", "precision", "runtime", "threads", "program")
         ),
     ],
 )  # fmt: skip
 def test_what_a_latency_depends_on_is_in_its_identity(tiny, monkeypatch, change):
     monkeypatch.setattr(candidates, "machine", lambda target: {})
-    bench, target = change(tiny)
-    assert bench._identity(target) != tiny._identity(HOST)
+    costs, target = change(tiny)
+    assert costs._identity(target) != tiny._identity(HOST)
     assert tiny._identity(replace(HOST, title="another", notes="another")) == tiny._identity(HOST)
 
 

@@ -70,7 +70,7 @@ def narrow_is_slower(counts: Counts) -> float:
 
 @dataclass(eq=False)
 class Bench:
-    """A workbench whose device is a function of the counts; ``looks``: what it was asked to make."""
+    """Costs whose device is a function of the counts; ``looks``: what it was asked to make."""
 
     device: Device
     model: CostModel = field(default_factory=table)
@@ -114,8 +114,8 @@ ATTACHED = Target(
 ELSEWHERE = replace(ATTACHED, name="pixel-8", runner=None)
 
 
-def plan(bench: Bench, budget: str, target: Target = ATTACHED):
-    return enforce(bench, target, parse_budget(budget, "latency"), SCORES, silent, "test")
+def plan(costs: Bench, budget: str, target: Target = ATTACHED):
+    return enforce(costs, target, parse_budget(budget, "latency"), SCORES, silent, "test")
 
 
 FINE = table(granule=2)
@@ -138,12 +138,12 @@ DEVICES = {
 @pytest.mark.parametrize("budget", ["45%", "50%", "75%"])
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 def test_the_loop_comes_within_the_tolerance_in_seven_looks(device, budget):
-    bench = Bench(device, step=2, model=FINE)
-    found = plan(bench, budget)
+    costs = Bench(device, step=2, model=FINE)
+    found = plan(costs, budget)
     asked = parse_budget(budget, "latency").limit * device(DENSE)
     observed = device({name: int(mask.sum()) for name, mask in found.keep.items()})
     assert abs(observed / asked - 1) <= TOLERANCE
-    assert len(bench.candidates) == len(found.candidates) <= 7
+    assert len(costs.candidates) == len(found.candidates) <= 7
 
 
 def test_a_model_that_is_right_needs_one_look():
@@ -169,23 +169,23 @@ def test_what_is_returned_is_never_above_the_tolerance(factors, percent, step, n
         wobble = random.Random(str(sorted(counts.items()))).uniform(-noise, noise)
         return slower(dict(enumerate(factors)))(counts) * (1 + wobble)
 
-    bench = Bench(device, step=step, model=table(granule=step))
+    costs = Bench(device, step=step, model=table(granule=step))
     try:
-        found = plan(bench, f"{percent}%")
+        found = plan(costs, f"{percent}%")
     except BudgetError:
-        assert all(device(counts) > (1 + TOLERANCE) * percent / 100 * device(DENSE) for counts in bench.candidates)
+        assert all(device(counts) > (1 + TOLERANCE) * percent / 100 * device(DENSE) for counts in costs.candidates)
         return
     assert found.chosen.ratio <= 1 + TOLERANCE
     assert found.chosen.counts == {name: int(mask.sum()) for name, mask in found.keep.items()}
-    assert len(bench.candidates) <= 7
+    assert len(costs.candidates) <= 7
     within = [candidate for candidate in found.candidates if candidate.ratio <= 1 + TOLERANCE]
     assert abs(found.chosen.ratio - 1) == min(abs(candidate.ratio - 1) for candidate in within)
 
 
 def test_no_candidate_is_made_twice():
-    bench = Bench(narrow_is_slower)
-    plan(bench, "40%")
-    assert len({str(counts) for counts in bench.candidates}) == len(bench.candidates)
+    costs = Bench(narrow_is_slower)
+    plan(costs, "40%")
+    assert len({str(counts) for counts in costs.candidates}) == len(costs.candidates)
 
 
 def test_the_kept_units_are_those_with_the_highest_scores():
@@ -196,10 +196,10 @@ def test_the_kept_units_are_those_with_the_highest_scores():
 
 def test_an_unreachable_budget_names_the_nearest_candidate():
     """The device takes most of its time whatever is cut."""
-    bench = Bench(replace(table(), constant=10.0))
+    costs = Bench(replace(table(), constant=10.0))
     with pytest.raises(BudgetError, match=r"'50%'.*can't be met on host.*the nearest candidate takes 1\d\.\d+ ms"):
-        plan(bench, "50%")
-    assert SMALLEST in bench.candidates, "the smallest was tried before giving up"
+        plan(costs, "50%")
+    assert SMALLEST in costs.candidates, "the smallest was tried before giving up"
 
 
 def test_a_model_that_thinks_too_badly_of_the_smallest_network_does_not_stop_the_loop():
@@ -215,36 +215,36 @@ def test_a_model_that_thinks_too_badly_of_the_smallest_network_does_not_stop_the
 @pytest.mark.parametrize("budget", ["50% macs", "20% params", "10 MMACs", "100 kparams"])
 @pytest.mark.parametrize("target", [ATTACHED, ELSEWHERE], ids=["attached", "elsewhere"])
 def test_what_is_counted_takes_one_look_and_stays_below(budget, target):
-    bench = Bench(table())
-    found = plan(bench, budget, target)
+    costs = Bench(table())
+    found = plan(costs, budget, target)
     metric = parse_budget(budget, "latency").metric
     counts = {name: int(mask.sum()) for name, mask in found.keep.items()}
-    limit = parse_budget(budget, "latency").absolute(bench.cost(target, metric)(DENSE))
-    assert 0.9 * limit < bench.cost(target, metric)(counts) <= limit
+    limit = parse_budget(budget, "latency").absolute(costs.cost(target, metric)(DENSE))
+    assert 0.9 * limit < costs.cost(target, metric)(counts) <= limit
     assert len(found.candidates) == 1
-    assert bench.candidates == [], "nothing is measured"
+    assert costs.candidates == [], "nothing is measured"
 
 
 def test_latency_that_is_predicted_takes_one_look():
-    bench = Bench(slower({0: 100.0}))
-    found = plan(bench, "50%", ELSEWHERE)
+    costs = Bench(slower({0: 100.0}))
+    found = plan(costs, "50%", ELSEWHERE)
     assert len(found.candidates) == 1
-    assert bench.candidates == []
+    assert costs.candidates == []
     assert 0.9 < found.chosen.ratio <= 1
 
 
 def test_a_file_size_is_looked_at_and_stays_below():
-    bench = Bench(table())
-    found = plan(bench, "40% size")
-    assert found.chosen.observed == bench.size_bytes(ATTACHED, found.chosen.counts)
+    costs = Bench(table())
+    found = plan(costs, "40% size")
+    assert found.chosen.observed == costs.size_bytes(ATTACHED, found.chosen.counts)
     assert 0.9 < found.chosen.ratio <= 1
 
 
 @pytest.mark.parametrize("more", [1.0001, 1.005, 1.0149, 1.016, 1.1, 0.99, 0.8])
 def test_a_file_larger_or_smaller_than_predicted_is_corrected(more):
     """A first candidate that is above by less than the tolerance is above all the same."""
-    bench = Bench(table(), step=2, file=lambda counts: more * (4 * PARAMS(counts) + 3000))
-    found = plan(bench, "40% size")
+    costs = Bench(table(), step=2, file=lambda counts: more * (4 * PARAMS(counts) + 3000))
+    found = plan(costs, "40% size")
     assert 1 - TOLERANCE / 2 <= found.chosen.ratio <= 1
     assert found.chosen.ratio == max(candidate.ratio for candidate in found.candidates if candidate.ratio <= 1)
 
@@ -259,16 +259,16 @@ def test_a_file_within_reach_is_found_whatever_a_format_adds(scale, offset, jump
         wobble = random.Random(str(sorted(counts.items()))).uniform(0, jump)
         return (4 * PARAMS(counts) * scale + max(offset, 0)) * (1 + wobble) + 3000
 
-    bench = Bench(table(), step=step, file=file)
+    costs = Bench(table(), step=step, file=file)
     asked = percent / 100 * (4 * PARAMS(DENSE) + 3000)
-    if file(bench.smallest(ATTACHED)) > asked:
+    if file(costs.smallest(ATTACHED)) > asked:
         with pytest.raises(BudgetError):
-            plan(bench, f"{percent}% size")
+            plan(costs, f"{percent}% size")
         return
-    found = plan(bench, f"{percent}% size")
+    found = plan(costs, f"{percent}% size")
     assert found.chosen.observed == round(file(found.chosen.counts)) <= asked
     assert found.chosen.ratio == max(candidate.ratio for candidate in found.candidates if candidate.ratio <= 1)
-    assert len(bench.candidates) <= 7
+    assert len(costs.candidates) <= 7
 
 
 @pytest.mark.parametrize(("budget", "above"), [("50%", 0.03), ("50% macs", 0), ("50% params", 0), ("2 MB", 0)])

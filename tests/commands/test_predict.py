@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from deploy_prune.architecture import json_file
-from deploy_prune.budget.candidates import Workbench
+from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.cli import main
 from deploy_prune.commands import predict
 from deploy_prune.device.targets import load_target
@@ -67,12 +67,12 @@ def test_what_budgets_are_held_to_is_what_is_predicted(tmp_path):
     part, x = ModelPart(source="resnet20"), torch.zeros(1, 3, 32, 32)
     network = build.build_network(part, 1000).eval()
     structure = find_groups(network, (x,), PrunePart())
-    bench = Workbench(
+    costs = CandidateCosts(
         network=network, structure=structure, example=x, recipe=Recipe(name="r", model=part), scratch=tmp_path
     )
     for name in ("pixel-8", "jetson-nano", "galaxy-s24", "jetson-agx-orin"):
         target = load_target(name)
-        cost = bench.cost(target, "latency")
+        cost = costs.cost(target, "latency")
         told = predict.predicted("resnet20", name, (3, 32, 32)).prediction.ms
         assert cost(structure.dense_counts) == pytest.approx(told)
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from tiny_run import arithmetic_device, tiny_recipe
 
 from deploy_prune.budget import candidates
-from deploy_prune.budget.candidates import VARIANTS, Workbench
+from deploy_prune.budget.candidates import VARIANTS, CandidateCosts
 from deploy_prune.cli import main
 from deploy_prune.commands import profile as profile_module
 from deploy_prune.commands.profile import profile
@@ -53,7 +53,7 @@ def device(monkeypatch, tmp_path):
             Latency(samples_ms=(ms,) * 3, warmup=warmup, threads=1, device="test", measured_on="host") for ms in times
         )
 
-    monkeypatch.setattr(Workbench, "_artifact", artifact)
+    monkeypatch.setattr(CandidateCosts, "_artifact", artifact)
     monkeypatch.setattr(candidates, "measure", measure)
     monkeypatch.setattr(candidates, "profilable", lambda target: False)
     ratios = {1: 1.1, 2: 1.05, 4: 1.0, 8: 0.7, 16: 0.6, 32: 0.3}
@@ -88,24 +88,24 @@ def held(found):
     return [replace(s, total_ms=0.0) for s in found.tabled.held_out]
 
 
-def bench_of(tmp_path, **prune) -> Workbench:
+def bench_of(tmp_path, **prune) -> CandidateCosts:
     """What a recipe works with for the same network."""
     part, example = ModelPart(source="conv4"), torch.zeros(1, *SHAPE)
     network, recipe = build.build_network(part, 10), Recipe(name="r", model=part, prune=PrunePart(**prune))
     structure = find_groups(network, (example,), recipe.prune)
-    return Workbench(network=network, structure=structure, example=example, recipe=recipe, scratch=tmp_path)
+    return CandidateCosts(network=network, structure=structure, example=example, recipe=recipe, scratch=tmp_path)
 
 
 @pytest.mark.parametrize("prune", [{}, {"min_channels": 32}, {"skip": ["features.0"]}], ids=["all", "least", "some"])
 def test_a_recipe_for_the_same_network_uses_it_without_measuring(device, tmp_path, prune):
     found = profile("conv4", "host", SHAPE, classes=10)
     before = device.measured
-    bench = bench_of(tmp_path, **prune)
-    model = bench.cost(load_target("host"), "latency")
+    costs = bench_of(tmp_path, **prune)
+    model = costs.cost(load_target("host"), "latency")
     assert device.measured == before
-    assert model(bench.structure.dense_counts) == pytest.approx(found.dense_ms, rel=0.01)
+    assert model(costs.structure.dense_counts) == pytest.approx(found.dense_ms, rel=0.01)
     renamed = replace(load_target("host"), name="my-host")
-    assert bench.cost(renamed, "latency").constant == model.constant, "whatever the device is called"
+    assert costs.cost(renamed, "latency").constant == model.constant, "whatever the device is called"
     assert device.measured == before
 
 
@@ -152,7 +152,7 @@ def test_a_shipped_target_is_measured_where_it_is_attached(name):
 
 def test_a_network_without_channels_to_cut_has_no_table(monkeypatch):
     whole = find_groups(torch.nn.Sequential(torch.nn.Linear(4, 4)), (torch.zeros(1, 4),), PrunePart())
-    monkeypatch.setattr(profile_module.remembered, "settled_groups", lambda *args: whole)
+    monkeypatch.setattr(profile_module.remembered, "cuttable_groups", lambda *args: whole)
     with pytest.raises(SurgeryError, match="No channel of this network can be removed"):
         profile("conv4", "host", SHAPE)
 
@@ -189,8 +189,8 @@ def test_the_whole_way_on_an_arithmetic_device(tmp_path, monkeypatch):
         asked = device.asked.total()
         example = build.example_input(recipe.data)
         structure = find_groups(network, (example,), recipe.prune)
-        bench = Workbench(network=network, structure=structure, example=example, recipe=recipe, scratch=tmp_path)
-        bench.cost(replace(load_target("host"), granularity=4), "latency")
+        costs = CandidateCosts(network=network, structure=structure, example=example, recipe=recipe, scratch=tmp_path)
+        costs.cost(replace(load_target("host"), granularity=4), "latency")
         assert device.asked.total() == asked
 
 

@@ -47,9 +47,9 @@ def context(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
+def costs(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench")
-    return stages.workbench(make_context(path), path / "scratch")
+    return stages.candidate_costs(make_context(path), path / "scratch")
 
 
 def no_training(*args, **kwargs):
@@ -164,12 +164,12 @@ def test_where_the_classes_stay_the_dense_network_is_the_one_given(tmp_path, mon
 def retrained(path, **part):
     """What retraining makes of half the channels: the slim network's weights."""
     context = make_context(path, retrain={"steps": 5, "batch_size": 15, **part})
-    bench = stages.workbench(context, path / "scratch")
+    costs = stages.candidate_costs(context, path / "scratch")
     dense = stages.train_dense(context)
-    found = stages.search(context, bench, dense)
+    found = stages.search(context, costs, dense)
     stages.adapt_dense(context, dense)
-    planned = stages.plan(context, bench, found, PIXEL, parse_budget("50% macs", "latency"))
-    stages.retrain(context, bench, found[1], stages.teacher_of(context), "pixel-8/50% macs", planned)
+    planned = stages.plan(context, costs, found, PIXEL, parse_budget("50% macs", "latency"))
+    stages.retrain(context, costs, found[1], stages.teacher_of(context), "pixel-8/50% macs", planned)
     return context.folder.read_tensors("pixel-8/50% macs/weights.safetensors")
 
 
@@ -188,7 +188,7 @@ def test_a_retrained_network_is_matched_with_its_teachers_features(tmp_path):
 
 def test_one_search_serves_the_budget_that_leaves_least(tmp_path):
     context = make_context(tmp_path, budgets=["80% macs", "50% params", "60% macs"])
-    goal = stages.smallest_goal(context, stages.workbench(context, tmp_path))
+    goal = stages.smallest_goal(context, stages.candidate_costs(context, tmp_path))
     assert goal.cost.metric == "params"
     assert goal.limit == pytest.approx(
         0.5 * sum(p.numel() for p in build.build_network(context.recipe.model, 3).parameters())
@@ -216,10 +216,10 @@ def test_the_first_budget_that_can_not_be_met_stops_the_run():
 # --- proof, export ----------------------------------------------------------------------------------------------------
 
 
-def planned(bench):
-    counts = {name: n // 2 for name, n in bench.structure.dense_counts.items()}
+def planned(costs):
+    counts = {name: n // 2 for name, n in costs.structure.dense_counts.items()}
     candidate = Candidate(limit=1, predicted=1, observed=1, asked=1, dense=2, counts=counts)
-    keep = {g.name: torch.arange(g.channels) % 2 == 0 for g in bench.structure.groups}
+    keep = {g.name: torch.arange(g.channels) % 2 == 0 for g in costs.structure.groups}
     return Plan(metric="macs", keep=keep, candidates=(candidate,), chosen=candidate)
 
 
@@ -228,13 +228,13 @@ def trained(context):
     return stages.source_network(context, context.folder.read_tensors("dense/weights.safetensors"))
 
 
-def test_a_cut_is_proven_on_the_trained_network(context, bench):
-    proof = stages.prove(context, bench.structure, trained(context), planned(bench))
+def test_a_cut_is_proven_on_the_trained_network(context, costs):
+    proof = stages.prove(context, costs.structure, trained(context), planned(costs))
     assert proof.difference <= proof.tolerance < min(proof.moved_by_input, proof.moved_by_channel)
     assert proof.num_inputs == stages.PROOF_EXAMPLES
 
 
-def test_a_cut_that_is_not_the_masked_network_is_refused(context, bench, monkeypatch):
+def test_a_cut_that_is_not_the_masked_network_is_refused(context, costs, monkeypatch):
     def wrong(network, structure, keep):
         slim = cut(network, structure, keep)
         with torch.no_grad():
@@ -243,7 +243,7 @@ def test_a_cut_that_is_not_the_masked_network_is_refused(context, bench, monkeyp
 
     monkeypatch.setattr(stages.verify, "cut", wrong)
     with pytest.raises(VerificationError):
-        stages.prove(context, bench.structure, trained(context), planned(bench))
+        stages.prove(context, costs.structure, trained(context), planned(costs))
 
 
 def test_an_artifact_that_differs_is_no_finished_stage(context, monkeypatch):
@@ -358,7 +358,7 @@ def test_the_dense_network_is_timed_once(context, device):
 
 
 class Learner:
-    """A workbench that takes note of corrections."""
+    """Costs that take note of corrections."""
 
     def __init__(self):
         self.corrections = []

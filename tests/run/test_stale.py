@@ -111,7 +111,7 @@ def test_on_an_attached_device(tmp_path, trained, monkeypatch):
     with arithmetic_device(tmp_path / "cache") as device:
         pipeline.run(recipe, tmp_path / "runs")
         context = prepare(recipe, RunFolder(path=tmp_path / "x"), lambda *args, **figures: None)
-        stages.workbench(context, tmp_path / "scratch").tabled(load_target("host"), 8, 0)
+        stages.candidate_costs(context, tmp_path / "scratch").tabled(load_target("host"), 8, 0)
         trained.clear()
         first = pipeline.run(recipe, tmp_path / "runs")
         assert trained == [], "a larger latency table retrains nothing"

@@ -11,7 +11,7 @@ from deploy_prune.networks.compare import relative_difference
 from deploy_prune.recipe.parts import PrunePart
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.try_groups import settle
+from deploy_prune.surgery.try_groups import keep_cuttable
 from deploy_prune.types import Structure
 
 
@@ -19,7 +19,7 @@ def settled(network: Net) -> tuple[Structure, torch.Tensor]:
     torch.manual_seed(0)
     x = torch.randn(4, 3, 8, 8)
     network.eval()
-    return settle(network, groups_of(network, x), (x[:2],), gates_of, PrunePart()), x
+    return keep_cuttable(network, groups_of(network, x), (x[:2],), gates_of, PrunePart()), x
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -14,7 +14,7 @@ from deploy_prune.recipe.parts import ModelPart, PrunePart
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
-from deploy_prune.surgery.try_groups import settle
+from deploy_prune.surgery.try_groups import keep_cuttable
 
 
 def keep_all(structure: object) -> dict[str, Tensor]:
@@ -118,7 +118,7 @@ def test_nothing_lies_in_the_dense_networks_memory(name: str) -> None:
         ModelPart(source={"module": "torchvision:mobilenet_v2", "graph": "resnet20"}[name]), 10
     ).eval()
     x = torch.randn(2, 3, 32, 32)
-    structure = settle(network, find_groups(network, (x[:1],), PrunePart()), (x,), gates_of, PrunePart())
+    structure = keep_cuttable(network, find_groups(network, (x[:1],), PrunePart()), (x,), gates_of, PrunePart())
     assert (structure.blueprint is None) == (name == "module")
     keep = {g.name: torch.ones(g.channels, dtype=torch.bool) for g in structure.groups}
     keep[structure.groups[0].name][0] = False

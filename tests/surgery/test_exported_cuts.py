@@ -12,7 +12,7 @@ from deploy_prune.export.parity import TOLERANCE, check_parity
 from deploy_prune.recipe.parts import ExportPart, PrunePart
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.try_groups import settle
+from deploy_prune.surgery.try_groups import keep_cuttable
 
 NETWORKS = {
     "resnet20": 32,
@@ -29,7 +29,7 @@ NETWORKS = {
 @pytest.mark.parametrize("source", NETWORKS)
 def test_the_artifact_of_a_cut_network_computes_the_same(source: str, batch: str, tmp_path: Path) -> None:
     network, x = build(source, NETWORKS[source])
-    structure = settle(network, groups_of(network, x), (x[:2],), gates_of, PrunePart())
+    structure = keep_cuttable(network, groups_of(network, x), (x[:2],), gates_of, PrunePart())
     slim = cut(network, structure, half(structure))
     part = ExportPart(dynamic_batch=batch == "dynamic")
     artifact = FORMATS["onnx"].write(slim, x[:1], tmp_path / "slim.onnx", "fp32", part)

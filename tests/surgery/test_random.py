@@ -17,7 +17,7 @@ from deploy_prune.networks.compare import relative_difference
 from deploy_prune.recipe.parts import ModelPart, PrunePart
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.try_groups import settle
+from deploy_prune.surgery.try_groups import keep_cuttable
 from deploy_prune.types import Keep, Structure
 
 
@@ -127,7 +127,7 @@ def structure_of(kinds: tuple[str, ...], width: int) -> Structure:
     """It depends on no weights: traced once for each kind of network."""
     network, x = made(kinds, width, 0)
     found = groups_of(network, x)
-    settled = settle(network, found, (x,), gates_of, PrunePart())
+    settled = keep_cuttable(network, found, (x,), gates_of, PrunePart())
     assert {g.name for g in settled.groups} == {g.name for g in found.groups}
     return settled
 

@@ -336,9 +336,9 @@ def test_settled_groups_are_kept_apart_from_traced_ones(
     network = build.build_network(ModelPart(source="torchvision:mobilenet_v3_small"), 10)
     x = torch.zeros(1, 3, 32, 32)
     trials = (torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)),)
-    settled = [remembered.settled_groups(network, x, trials, PrunePart(skip=["classifier.*"]), gates_of)]
-    monkeypatch.setattr(remembered, "settle", None)  # calling it again would raise
-    settled.append(remembered.settled_groups(network, x, trials, PrunePart(skip=["classifier.*"]), gates_of))
+    settled = [remembered.cuttable_groups(network, x, trials, PrunePart(skip=["classifier.*"]), gates_of)]
+    monkeypatch.setattr(remembered, "keep_cuttable", None)  # calling it again would raise
+    settled.append(remembered.cuttable_groups(network, x, trials, PrunePart(skip=["classifier.*"]), gates_of))
     assert same(*settled)
     assert len(searches) == 1
     assert len(list((tmp_path / "cache" / remembered.KIND).iterdir())) == 2
@@ -349,7 +349,7 @@ def test_a_structure_that_cuts_the_graph_is_not_kept(searches: list[nn.Module], 
     network = build.build_network(ModelPart(source="torchvision:shufflenet_v2_x0_5"), 10)
     x, trials = torch.zeros(1, 3, 32, 32), (torch.randn(2, 3, 32, 32),)
     for _ in range(2):
-        assert remembered.settled_groups(network, x, trials, PrunePart(), gates_of).blueprint is not None
+        assert remembered.cuttable_groups(network, x, trials, PrunePart(), gates_of).blueprint is not None
     assert len(searches) == 1, "what was traced is kept, what was settled is not"
     (entry,) = (tmp_path / "cache" / remembered.KIND).iterdir()
     assert json.loads(entry.read_text())["key"]["how"] == "traced"

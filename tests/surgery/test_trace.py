@@ -17,7 +17,7 @@ from deploy_prune.recipe.parts import PrunePart
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
-from deploy_prune.surgery.try_groups import settle
+from deploy_prune.surgery.try_groups import keep_cuttable
 
 
 class Slow(nn.Module):
@@ -99,7 +99,7 @@ class Translator(nn.Module):
 def test_torchs_transformer_with_a_causal_mask_is_cut_right() -> None:
     torch.manual_seed(0)
     network, x = Translator().eval(), torch.randn(4, 6, 8)
-    structure = settle(network, groups_of(network, x), (x[:2],), gates_of, PrunePart())
+    structure = keep_cuttable(network, groups_of(network, x), (x[:2],), gates_of, PrunePart())
     keep = half(structure)
     slim = cut(network, structure, keep).eval()
     gates = {n: m.float() for n, m in keep.items()}

@@ -140,7 +140,7 @@ def test_a_wrong_group_is_found_whatever_the_values_are(hide: Callable[[Net], No
     assert why is not None
     assert "differ by" in why
     assert together is not None
-    assert try_groups.settle(network, right, (X,), gates_of, PrunePart()) is right
+    assert try_groups.keep_cuttable(network, right, (X,), gates_of, PrunePart()) is right
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
     assert not network.training
 
@@ -196,9 +196,9 @@ def test_what_only_training_has_is_tried_in_training() -> None:
     network = Auxiliary().eval()
     right = find_groups(network, (X,), PrunePart())
     assert "aux.0" in {g.name for g in right.groups}
-    assert try_groups.settle(network, right, (X,), gates_of, PrunePart()) is right
+    assert try_groups.keep_cuttable(network, right, (X,), gates_of, PrunePart()) is right
     wrong = reversed_consumers(right, "aux.0")
-    left = try_groups.settle(network, wrong, (X,), gates_of, PrunePart())
+    left = try_groups.keep_cuttable(network, wrong, (X,), gates_of, PrunePart())
     assert "aux.0" not in {g.name for g in left.groups}
 
 
@@ -206,7 +206,7 @@ def test_a_group_that_nothing_shows_is_left_whole_with_the_reason() -> None:
     network = Net(act=lambda x: 0 * x).eval()
     structure = find_groups(network, (X,), PrunePart())
     assert "branch.0" in {g.name for g in structure.groups}
-    left = try_groups.settle(network, structure, (X,), gates_of, PrunePart())
+    left = try_groups.keep_cuttable(network, structure, (X,), gates_of, PrunePart())
     assert {g.name for g in left.groups} == {g.name for g in structure.groups} - {"branch.0"}
     (reason,) = [w.reason for w in left.whole if w.name == "branch.0"]
     assert reason == "no trial shows whether its cut is right: the output doesn't depend on branch.0"
@@ -241,14 +241,14 @@ def test_a_network_whose_output_is_not_finite_is_refused_with_the_place(damage: 
     structure = find_groups(network, (X,), PrunePart())
     damage(network)
     with pytest.raises(VerificationError, match=f"The network's output has values that are not finite.*{words}"):
-        try_groups.settle(network, structure, (X,), gates_of, PrunePart())
+        try_groups.keep_cuttable(network, structure, (X,), gates_of, PrunePart())
 
 
 def test_inputs_that_are_not_finite_are_named() -> None:
     network, x = Net().eval(), X.clone()
     x[0, 0, 0, 0] = float("inf")
     with pytest.raises(VerificationError, match="input 0 has such values itself"):
-        try_groups.settle(network, find_groups(network, (X,), PrunePart()), (x,), gates_of, PrunePart())
+        try_groups.keep_cuttable(network, find_groups(network, (X,), PrunePart()), (x,), gates_of, PrunePart())
 
 
 OUT_OF_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried")
@@ -273,9 +273,9 @@ def test_what_fails_for_want_of_memory_says_nothing_of_the_network(
     with monkeypatch.context() as broken:
         broken.setattr(trial, "cut", fails)
         with pytest.raises(LimitError, match="Trying a cut"):
-            remembered.settled_groups(network, X[:1], (X,), PrunePart(), gates_of)
+            remembered.cuttable_groups(network, X[:1], (X,), PrunePart(), gates_of)
     assert not list(own_cache.rglob("settled*"))
-    assert len(remembered.settled_groups(network, X[:1], (X,), PrunePart(), gates_of).groups) == 2
+    assert len(remembered.cuttable_groups(network, X[:1], (X,), PrunePart(), gates_of).groups) == 2
 
 
 class Padded(nn.Module):
@@ -311,8 +311,8 @@ def test_a_time_limit_in_a_second_trace_is_an_error_and_not_remembered(
     with monkeypatch.context() as late:
         late.setattr(torch.export, "export", slow)
         with pytest.raises(LimitError, match=r"longer than 0\.7 s.*trace_timeout_s"):
-            remembered.settled_groups(network, X[:1], (X,), PrunePart(trace_timeout_s=0.7), gates_of)
-    found = remembered.settled_groups(network, X[:1], (X,), PrunePart(), gates_of)
+            remembered.cuttable_groups(network, X[:1], (X,), PrunePart(trace_timeout_s=0.7), gates_of)
+    found = remembered.cuttable_groups(network, X[:1], (X,), PrunePart(), gates_of)
     assert found.blueprint is not None
     assert found.groups
     slim = cut(network, found, {g.name: torch.arange(g.channels) < 2 for g in found.groups})

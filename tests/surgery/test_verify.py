@@ -17,7 +17,7 @@ from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery import verify as verify_module
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
-from deploy_prune.surgery.try_groups import _failure, _sound, settle
+from deploy_prune.surgery.try_groups import _failure, _sound, keep_cuttable
 from deploy_prune.surgery.verify import TOLERANCE, gates, prove, verify, without_strongest
 from deploy_prune.types import Axis, ChannelGroup, Keep, Structure
 
@@ -33,7 +33,7 @@ NETWORKS = [
 @pytest.mark.parametrize(("source", "size"), NETWORKS)
 def test_masked_equals_cut(source: str, size: int) -> None:
     network, x = build(source, size)
-    structure = settle(network, groups_of(network, x), (x[:2],), gates_of, PrunePart())
+    structure = keep_cuttable(network, groups_of(network, x), (x[:2],), gates_of, PrunePart())
     keep = half(structure)
     before = {k: v.clone() for k, v in network.state_dict().items()}
 
@@ -100,7 +100,7 @@ def test_sizes_written_in_the_code_are_cut_through_the_exported_graph() -> None:
     """CIFAR ResNets pad their shortcuts by numbers written in the code."""
     network, x = build("resnet20", 32)
     found = groups_of(network, x)
-    settled = settle(network, found, (x[:2],), gates_of, PrunePart())
+    settled = keep_cuttable(network, found, (x[:2],), gates_of, PrunePart())
     assert settled.blueprint is not None
     assert {g.name for g in settled.groups} == {g.name for g in found.groups}
 
@@ -123,7 +123,7 @@ def test_what_no_form_can_cut_is_left_whole_with_the_reason() -> None:
     network = Counted().eval()
     x = torch.randn(4, 3, 8, 8)
     found = groups_of(network, x)
-    settled = settle(network, found, (x,), gates_of, PrunePart())
+    settled = keep_cuttable(network, found, (x,), gates_of, PrunePart())
     assert "first" not in {g.name for g in settled.groups}
     assert next(w.reason for w in settled.whole if w.name == "first")
     dense = {g.name: g.channels for g in found.groups}
@@ -134,7 +134,7 @@ def test_what_no_form_can_cut_is_left_whole_with_the_reason() -> None:
 def test_settle_keeps_a_sound_structure_as_it_is() -> None:
     network, x = build("torchvision:resnet18", 64)
     structure = groups_of(network, x)
-    assert settle(network, structure, (x[:2],), gates_of, PrunePart()) is structure
+    assert keep_cuttable(network, structure, (x[:2],), gates_of, PrunePart()) is structure
 
 
 def test_settle_finds_a_group_whose_cut_is_wrong() -> None:
