@@ -10,7 +10,7 @@ from deploy_prune.commands.check import check
 def told():
     lines = []
     check(
-        tiny_recipe(targets=["pixel-8", "raspberry-pi-5"], budgets=["70% macs", "50% macs", "70%"]),
+        tiny_recipe(targets=["pixel-8", "x86-avx2"], budgets=["70% macs", "50% macs", "70%"]),
         lambda work, done, total, **figures: lines.append((work, done, total, figures)),
     )
     return lines
@@ -21,7 +21,7 @@ def test_every_step_is_told_when_it_begins_and_when_it_ends(told):
     assert len(steps) == 16, "the granularity and the count, in MACs and in ms, on two targets"
     assert [done for _, done in steps] == [0, 1] * 8
     assert [work for work, _ in steps[::2]] == [work for work, _ in steps[1::2]]
-    assert {work.split(":")[0] for work, _ in steps} == {"check pixel-8", "check raspberry-pi-5"}
+    assert {work.split(":")[0] for work, _ in steps} == {"check pixel-8", "check x86-avx2"}
 
 
 def test_how_much_is_done_and_how_long_the_rest_will_take(told):
