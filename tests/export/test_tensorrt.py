@@ -350,7 +350,7 @@ def test_a_build_that_fails(machine, each_precision, tmp_path):
     spec = {"onnx": str(tmp_path / "m" / "model.onnx"), "engine": str(tmp_path / "e"), "precision": "fp32"}
     spec |= {"workspace_bytes": 1, "max_batch": None, "timing_caches": None}
     with pytest.raises(_tensorrt_build.BuildError, match=r"can't build the engine: .* FP16 is not allowed") as caught:
-        _tensorrt_build.build_network(trt, spec, "GPU")
+        _tensorrt_build.build(trt, spec, "GPU")
     assert "only a warning" not in str(caught.value)
     assert not (tmp_path / "e").exists()
 

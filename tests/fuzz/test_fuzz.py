@@ -28,7 +28,7 @@ from safetensors.torch import save
 
 from deploy_prune import device as devices
 from deploy_prune.architecture import json_file
-from deploy_prune.commands import bench
+from deploy_prune.commands import bench, export, transfer
 from deploy_prune.device import host, new_target
 from deploy_prune.device.address import Address
 from deploy_prune.device.payload import verify as verifying
@@ -51,6 +51,7 @@ from deploy_prune.errors import (
     TargetError,
     WeightsError,
 )
+from deploy_prune.latency import measure as measure_module
 from deploy_prune.networks import build, weights
 from deploy_prune.recipe import file
 from deploy_prune.recipe.parts import ModelPart, PrunePart
@@ -139,12 +140,12 @@ def yaml_files(draw: st.DrawFn, honest: bytes, values: dict[str, Any]) -> bytes:
 
 
 def test_recipe(watch: Watch, place: Path) -> None:
-    honest = file.dump(file.load("quickstart")).encode()
+    honest = file.dump(file.load_recipe("quickstart")).encode()
 
     @inputs("recipe")
     @given(yaml_files(honest, described(honest)))
     def check(data: bytes) -> None:
-        watch(lambda: file.load(str(written(place / "r.yaml", data))), (RecipeError,))
+        watch(lambda: file.load_recipe(str(written(place / "r.yaml", data))), (RecipeError,))
 
     check()
 
@@ -442,17 +443,17 @@ def listened(place: Path, artifact: Artifact) -> dict[str, Callable[[dict[str, A
     target = load_target("host")
 
     def told(answer: dict[str, Any]) -> Any:
-        return mock.patch.multiple(measure, reach=lambda *a: lambda *b: answer)
+        return mock.patch.multiple(measure_module, reach=lambda *a: lambda *b: answer)
 
     def measure(answer: dict[str, Any]) -> None:
         with told(answer):
-            found = measure.measure(target, [artifact], 3, 1)
+            found = measure_module.measure(target, [artifact], 3, 1)
         assert all(isinstance(each, Latency) and each.p99_ms > 0 for each in found)
         json.dumps([asdict(each) for each in found], allow_nan=False)
 
     def profile(answer: dict[str, Any]) -> None:
         with told(answer):
-            json.dumps(measure.profile(target, [artifact]), allow_nan=False)
+            json.dumps(measure_module.profile(target, [artifact]), allow_nan=False)
 
     def run(answer: dict[str, Any]) -> None:
         with mock.patch.multiple(devices, reach=lambda *a: lambda *b: answer):
@@ -597,22 +598,22 @@ def read_again(folder: Path) -> dict[str, Callable[[], Any]]:
     """What is done with a run's folder."""
     here, place = RunFolder(path=folder), "pixel-8/50%"
 
-    def export() -> None:
+    def export_one() -> None:
         finished = export._finished(folder, trust=False)
         for row in export._rows(finished, "pixel-8", None):
             export._refuse_changed(finished, export._place(row, finished.recipe))
             assert artifact_of(here, place).path.resolve().is_relative_to((folder / place).resolve())
 
-    def transfer() -> None:
+    def move() -> None:
         transfer.transfer_recipe(transfer.gather(folder / place, None), ["data.shots=3"])
 
     return {
         "bench": lambda: bench.bench(folder, 10),
-        "export": export,
+        "export": export_one,
         "marks": lambda: (here.seconds(), here.stage("search", {}, [], lambda: None)),
         "report": lambda: write_page(folder),
         "results": lambda: here.write_results(here.read_results()),
-        "transfer": transfer,
+        "transfer": move,
     }
 
 

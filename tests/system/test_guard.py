@@ -17,8 +17,14 @@ from deploy_prune.system.guard import scratch
 PARENT = """
 import sys
 from pathlib import Path
+from deploy_prune.system import guard
 from deploy_prune.system.guard import scratch
 from deploy_prune.system.shell import atomic, run_command
+def add(entry, before=guard.add):
+    before(entry)
+    if isinstance(entry, int):
+        (Path(sys.argv[1]).parent / "known").touch()
+guard.add = add
 with scratch() as folder, atomic(Path(sys.argv[1]) / "model.onnx") as temporary:
     (folder / "half").write_text("half")
     temporary.write_text("half")
@@ -58,7 +64,7 @@ def works(pid):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_is_left_of_a_process_that_was_killed(tmp_path, how):
     with started(tmp_path) as process:
-        assert soon(lambda: len(pids(tmp_path)) == 2)
+        assert soon(lambda: len(pids(tmp_path)) == 2 and (tmp_path / "known").exists())
         folder = Path(process.stdout.readline().decode().strip())
         assert (folder / "half").exists()
         os.kill(process.pid, how)
@@ -77,7 +83,7 @@ def test_another_one_stands_by_if_it_is_killed_itself(tmp_path):
         "    print(folder",
     )  # fmt: skip
     with started(tmp_path, code) as process:
-        assert soon(lambda: len(pids(tmp_path)) == 2)
+        assert soon(lambda: len(pids(tmp_path)) == 2 and (tmp_path / "known").exists())
         process.kill()
         process.wait()
     assert soon(lambda: not any(map(works, pids(tmp_path))))
