@@ -19,6 +19,8 @@ from deploy_prune.errors import DeployPruneError, ExportError, RunFolderError, p
 from deploy_prune.export import FORMATS, isolated
 from deploy_prune.export.artifact import require
 from deploy_prune.export.parity import UncheckedWarning, can_run, check_parity, compare_contents, unchecked
+from deploy_prune.networks.copies import copied, is_wrapped
+from deploy_prune.networks.unchanged import unchanged
 from deploy_prune.recipe.parts import ExportPart, Recipe
 from deploy_prune.run import stages
 from deploy_prune.run.proof import calibration_inputs
@@ -51,7 +53,8 @@ def export_network(
     contents can be read, they are compared instead.
 
     Args:
-        model: any module that torch.export can trace. It is exported in eval mode, and not changed.
+        model: any module that torch.export can trace, also compiled or in DataParallel. It is exported in eval mode.
+            Afterwards it is as it was, to the bit and in all that its modules keep.
         example: float32 [B, C, H, W]. It fixes the artifact's input shape.
         format: a format's name, such as "onnx".
         precision: "fp32", "fp16" or "int8", if the format has it. Inputs and outputs stay float32.
@@ -74,16 +77,18 @@ def export_network(
     require(format, FORMATS[format], precision)
     path, batch = Path(path), len(example)
     require_artifact_place(path)
-    artifact = isolated.write(format, model, example, path, precision, part or ExportPart(), calibration)
     inputs = _inputs(example, calibration)
-    try:
-        if can_run(artifact):
-            check_parity(model, artifact, inputs[: len(inputs) - len(inputs) % batch])
-            return artifact
-        compare_contents(model, artifact, inputs)
-    except DeployPruneError:
-        remove(path)
-        raise
+    with unchanged(model), torch.random.fork_rng(devices=[]):
+        network = copied(model) if is_wrapped(model) else model
+        artifact = isolated.write(format, network, example, path, precision, part or ExportPart(), calibration)
+        try:
+            if can_run(artifact):
+                check_parity(network, artifact, inputs[: len(inputs) - len(inputs) % batch])
+                return artifact
+            compare_contents(network, artifact, inputs)
+        except DeployPruneError:
+            remove(path)
+            raise
     reason = unchecked(artifact)
     warnings.warn(f"{path} was not compared with the network: {reason}.", UncheckedWarning, stacklevel=3)
     return replace(artifact, unchecked=reason)

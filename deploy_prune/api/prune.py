@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -15,6 +14,8 @@ from deploy_prune import cost
 from deploy_prune.budget.choose import choose
 from deploy_prune.cost import CostModel
 from deploy_prune.errors import BudgetError, DataError, RecipeError, perhaps
+from deploy_prune.networks.copies import copied
+from deploy_prune.networks.unchanged import unchanged
 from deploy_prune.networks.weights import load_state
 from deploy_prune.recipe.parts import PrunePart, SearchPart, parse_budget
 from deploy_prune.search.frame import SearchGoal, SearchJob
@@ -80,7 +81,8 @@ def prune(
 ) -> tuple[Pruned, ...]:
     """Prune any network for any differentiable loss: one slim network for each budget, in their order.
 
-    One search serves all budgets. The given network isn't changed. Global random generators are seeded.
+    One search serves all budgets. The given network is afterwards as it was, to the bit and in all that its modules
+    keep. Global random generators are seeded. A slim network has no wrapper (``torch.compile``, DataParallel).
 
     Args:
         network: any module that torch.export can trace. Trained, unless the method draws weights itself.
@@ -106,7 +108,20 @@ def prune(
     if not examples or any(x.dim() == 0 or len(x) < 2 for x in examples):
         message = "inputs: comparing networks needs at least two examples [B, ...] of every input."
         raise DataError(message)
-    dense = copy.deepcopy(network).cpu()
+    with unchanged(network):
+        return _pruned(network, examples, task, batches, budgets, config, session)
+
+
+def _pruned(
+    network: nn.Module,
+    examples: tuple[Tensor, ...],
+    task: Task,
+    batches: Iterable[Any],
+    budgets: Sequence[Budget],
+    config: Settings,
+    session: Session | None,
+) -> tuple[Pruned, ...]:
+    dense = copied(network).cpu()
     structure = keep_cuttable(dense, find_groups(dense, examples, config), examples, gates_of, config)
     goals = [_goal(structure, dense, b, config) for b in budgets]
     smallest = min(goals, key=lambda goal: goal.limit / goal.cost(structure.dense_counts))
@@ -115,7 +130,7 @@ def prune(
         session=session or Session(accelerator=make_accelerator("auto"), seed=0),
     )  # fmt: skip
     with channels_last(dense, examples, job.session.accelerator.device):
-        found = METHODS[method](job)
+        found = METHODS[config.method](job)
     load_state(dense, found.state)
     made = [_cut(dense, structure, examples, found, goal, config) for goal in goals]
     for slim in made:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from deploy_prune.errors import ExportError, MissingDependencyError
+from deploy_prune.errors import ExportError, MissingDependencyError, SurgeryError
+from deploy_prune.networks.copies import require_plain
+from deploy_prune.networks.tracing import tracing, why_not_traced
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system.shell import digest
 from deploy_prune.types import Artifact
@@ -219,15 +221,18 @@ def export_program(network: nn.Module, example: Tensor, part: ExportPart) -> Exp
     if known is not None:
         assert isinstance(known, ExportedProgram)
         return known
+    try:
+        require_plain(network)
+    except SurgeryError as error:
+        raise ExportError(str(error)) from error
     shapes: Any = None
     if part.dynamic_batch:  # a batch of 1 would be taken for a constant
         example, shapes = torch.cat([example[:1]] * 2), ({0: torch.export.Dim("batch")},)
     try:
-        with torch.no_grad():  # else attention with a learned bias is traced the way that has gradients
+        with tracing(network), torch.no_grad():  # with gradients, attention with a learned bias is traced another way
             return torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch passes on whatever the network's own code raises
-        message = f"torch.export can't trace the network: {type(error).__name__}: {first_line(error)[:300]}"
-        raise ExportError(message) from error
+        raise ExportError(why_not_traced(network, (example,), error)) from error
 
 
 def as_module(program: ExportedProgram) -> nn.Module:

@@ -8,7 +8,6 @@ converter sees the same whether the network's own code can be imported there or 
 from __future__ import annotations
 
 import atexit
-import copy
 import json
 import os
 import select
@@ -31,6 +30,7 @@ from deploy_prune import errors
 from deploy_prune.errors import DeployPruneError, ExportError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import eval_mode, export_program, first_line, quiet, require
+from deploy_prune.networks.copies import copied
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system import plugins
 from deploy_prune.system.guard import guarded, scratch
@@ -242,7 +242,7 @@ def _pack(
     """The program and its inputs as files."""
     example = example.detach().cpu()
     if any(t.device.type != "cpu" for t in (*network.parameters(), *network.buffers())):
-        network = copy.deepcopy(network).cpu()
+        network = copied(network).cpu()
     with eval_mode(network), quiet():
         program = export_program(network, example, part)
         _save(program, folder / "network.pt2")

@@ -8,13 +8,14 @@ just this; all of them come near to it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from deploy_prune.networks.copies import copied
 
 _ATEN: Final = torch.ops.aten
 _READERS: Final[Mapping[Any, tuple[int, int, int]]] = {
@@ -72,7 +73,7 @@ def single(
     moved by up to half a unit in the last place, which is about as far off.
     """
     try:
-        return outputs_of(copy.deepcopy(network).double(), inputs.double() if inputs.is_floating_point() else inputs)
+        return outputs_of(copied(network).double(), inputs.double() if inputs.is_floating_point() else inputs)
     except (RuntimeError, TypeError):
         generator = torch.Generator().manual_seed(0)
 

@@ -6,7 +6,6 @@ the same inputs, it does nothing.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from deploy_prune.data.loaders import batches
 from deploy_prune.errors import ParityError
 from deploy_prune.export import FORMATS, isolated
 from deploy_prune.networks import build, weights
+from deploy_prune.networks.copies import copied
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt, for_new_classes
@@ -106,7 +106,7 @@ def search(context: RunContext, costs: CandidateCosts, dense: str) -> tuple[str,
         stream = batches(context.data.source_train, recipe.search.batch_size, recipe.seed, recipe.data.augment)
         set_seed(recipe.seed)
         device = context.session.accelerator.device
-        teacher = copy.deepcopy(network).to(device).eval()
+        teacher = copied(network).to(device).eval()
         task = taught(teacher, recipe.search.distill, recipe.search.temperature)
         job = SearchJob(
             network=network, structure=costs.structure, task=task, batches=stream, goal=smallest_goal(context, costs),

@@ -13,7 +13,6 @@ Legend: N units of all groups, C units of one group, G groups.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
+from deploy_prune.networks.copies import copied
 from deploy_prune.recipe.parts import Part, SearchPart
 from deploy_prune.search.frame import SearchJob
 from deploy_prune.search.gated_network import gated
@@ -93,7 +93,7 @@ def learn_gates(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation)
     """
     session, config = job.session, job.config
     set_seed(session.seed)
-    trained = copy.deepcopy(job.network).to(session.accelerator.device).train()
+    trained = copied(job.network).to(session.accelerator.device).train()
     if options.weights != "joint":
         trained.requires_grad_(requires_grad=False)
     search = GateSearch(trained, job, options, relaxation)

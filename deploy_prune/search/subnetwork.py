@@ -5,7 +5,6 @@ Legend: C units of one group, A coordinates of one axis.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import SGD
 
+from deploy_prune.networks.copies import copied
 from deploy_prune.search.frame import SearchJob
 from deploy_prune.search.relaxed import Relaxation, RelaxedOptions, redraw, weight_optimizers
 from deploy_prune.training.loop import fit, set_seed
@@ -34,7 +34,7 @@ def learn_masks(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation,
         TrainingError: the loss is not finite.
     """
     set_seed(job.session.seed)
-    network = copy.deepcopy(job.network).to(job.session.accelerator.device).train()
+    network = copied(job.network).to(job.session.accelerator.device).train()
     network.requires_grad_(requires_grad=options.weights == "joint")
     masked = MaskedNetwork(network, relaxation)
     if signed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Final
@@ -12,6 +11,8 @@ import torch_pruning as tp
 from torch import Tensor, fx, nn
 
 from deploy_prune.errors import SurgeryError
+from deploy_prune.networks.copies import copied
+from deploy_prune.networks.tensors import own_tensors, tensors_held
 from deploy_prune.surgery.graph_network import Blueprint, with_weights
 from deploy_prune.surgery.rewrite import rewrite
 from deploy_prune.types import Keep, Structure
@@ -44,7 +45,7 @@ def cut(network: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
     ties = _ties(slim)
     by_module = _by_module(lost)
     for path, module in slim.named_modules():
-        own = module._parameters.keys() | module._buffers.keys() if path in by_module else ()
+        own = own_tensors(module) if path in by_module else {}
         if mine := {(name, axis): gone for (name, axis), gone in by_module.get(path, {}).items() if name in own}:
             _shrink(path, module, mine)
     _tie_again(slim, ties)
@@ -65,10 +66,10 @@ def _own_memory(slim: nn.Module, network: nn.Module) -> None:
 
 def _copy(network: nn.Module) -> nn.Module:
     """A deep copy, gradients included (which deepcopy leaves behind)."""
-    copied = copy.deepcopy(network)
-    for old, new in zip(network.parameters(), copied.parameters(), strict=True):
+    slim = copied(network)
+    for old, new in zip(network.parameters(), slim.parameters(), strict=True):
         new.grad = None if old.grad is None else old.grad.clone()
-    return copied
+    return slim
 
 
 def _check(structure: Structure, keep: Keep) -> None:
@@ -103,7 +104,7 @@ def lost_coordinates(structure: Structure, keep: Keep) -> Lost:
 def _with_aliases(network: nn.Module, lost: Lost) -> Lost:
     """The same for every name that a shared tensor goes by."""
     names: dict[int, list[str]] = defaultdict(list)
-    tensors = network.state_dict(keep_vars=True)
+    tensors = tensors_held(network)
     for name, tensor in tensors.items():
         names[id(tensor)].append(name)
     return {
@@ -124,7 +125,8 @@ def _by_module(lost: Lost) -> dict[str, Lost]:
 
 def _shrink(path: str, module: nn.Module, lost: Lost) -> None:
     before = {n: p for n, p in module.named_parameters(recurse=False)}
-    sizes = {n: list(t.shape) for n, t in {**module._parameters, **module._buffers}.items() if t is not None}
+    changed = {*module._parameters, *module._buffers, *(name for name, _ in lost)}
+    sizes = {n: list(t.shape) for n, t in own_tensors(module).items() if n in changed}
     for (name, axis), gone in lost.items():
         sizes[name][axis] -= len(gone)
     if not {name for name, _ in lost} <= _OF_A_LAYER:
@@ -156,7 +158,7 @@ def _shrink_both(module: nn.Module, lost: Lost, prune_out: object, prune_in: obj
 
 
 def _slice(module: nn.Module, lost: Lost) -> None:
-    """Take the kept coordinates of bare parameters and buffers, and of layers that torch-pruning gets wrong."""
+    """Take the kept coordinates of any tensor of a module, and of layers that torch-pruning gets wrong."""
     for (name, axis), gone in lost.items():
         old = getattr(module, name)
         stays = torch.ones(old.shape[axis], dtype=torch.bool)

@@ -21,6 +21,7 @@ from torch.fx.graph_module import reduce_graph_module
 from torch.utils._pytree import treespec_dumps, treespec_loads
 
 from deploy_prune.errors import SurgeryError
+from deploy_prune.networks.copies import copied
 from deploy_prune.surgery.trace import trace
 from deploy_prune.types import Keep
 
@@ -201,7 +202,7 @@ def _restore_batch_norms(graph: fx.GraphModule, network: nn.Module) -> None:
         original = modules.get(path)
         if type(original) not in _BATCH_NORMS or original is None:
             continue
-        held = copy.deepcopy(original)
+        held = copied(original)
         for local, parameter in original._parameters.items():
             if parameter is not None:
                 held._parameters[local] = graph.get_submodule(path)._parameters[local]

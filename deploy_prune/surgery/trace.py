@@ -17,6 +17,8 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from deploy_prune.errors import SurgeryError
+from deploy_prune.networks.copies import require_plain
+from deploy_prune.networks.tracing import tracing, why_not_traced
 
 _STANDARD_ERROR: Final = 2
 _LEAST_HANG_S: Final = 2.0
@@ -106,34 +108,32 @@ def time_limit(seconds: float, doing: str) -> Iterator[None]:
 def trace(
     network: nn.Module, inputs: Sequence[Tensor], timeout_s: float, shapes: Any = None, training: bool = False
 ) -> ExportedProgram:
-    """The network's ATen graph in eval mode, for inputs of these shapes.
+    """The network's ATen graph in eval mode, for inputs of these shapes. The network is left as it was.
 
     ``shapes``: which sizes are free, as torch.export's ``dynamic_shapes``; default: none.
     ``training``: see ``evaluating``.
 
     Raises:
         LimitError: not within ``timeout_s``, or there is too little memory.
-        SurgeryError: torch.export can't trace it; with its own first line.
+        SurgeryError: torch.export can't trace it; with its own first line, and the module, file and line where it is.
     """
+    require_plain(network)
     _load()
-    with (
-        evaluating(network, training),
-        _shapes_alone(),
-        warnings.catch_warnings(),
-        time_limit(timeout_s, "Tracing the network"),
-    ):
-        warnings.simplefilter("ignore")
-        try:
+    try:
+        with (
+            tracing(network),
+            evaluating(network, training),
+            _shapes_alone(),
+            time_limit(timeout_s, "Tracing the network"),
+        ):
             program = torch.export.export(network, tuple(inputs), strict=False, dynamic_shapes=shapes)
             _inline_regions(program.graph_module)
             return program
-        except SurgeryError:
-            raise
-        except Exception as error:
-            require_enough(error, "Tracing the network")
-            first = (str(error).strip().splitlines() or [""])[0]
-            message = f"The network can't be traced by torch.export: {type(error).__name__}: {first[:300]}"
-            raise SurgeryError(message) from error
+    except SurgeryError:
+        raise
+    except Exception as error:  # whatever torch or the network's own code raises
+        require_enough(error, "Tracing the network")
+        raise SurgeryError(why_not_traced(network, inputs, error)) from error
 
 
 @cache

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.errors import SurgeryError
+from deploy_prune.networks.unchanged import unchanged
 from deploy_prune.recipe.parts import PrunePart
 from deploy_prune.surgery.finite import require_finite
 from deploy_prune.surgery.groups import with_blueprint
-from deploy_prune.surgery.trace import LimitError, evaluating
+from deploy_prune.surgery.trace import LimitError
 from deploy_prune.surgery.trial import BrokenError, GatesOf, Outcome, Trial
 from deploy_prune.surgery.verify import TOLERANCE
 from deploy_prune.surgery.visible_copy import in_type, redrawn
@@ -38,7 +39,8 @@ def keep_cuttable(
         SurgeryError: groups that can be cut one by one can't be cut together; a limit of time or memory was reached.
         VerificationError: the network's output isn't finite.
     """
-    with evaluating(network), torch.no_grad():
+    with unchanged(network), torch.no_grad():
+        network.eval()
         require_finite(network(*inputs), "", network, network, inputs)
     if not structure.groups or _failure(network, structure, structure.groups, inputs, gates_of) is None:
         return structure

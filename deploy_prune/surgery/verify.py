@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -13,9 +12,11 @@ from torch import Tensor, nn
 
 from deploy_prune.errors import VerificationError
 from deploy_prune.networks.compare import relative_difference
+from deploy_prune.networks.copies import copied
+from deploy_prune.networks.tensors import tensors_held
+from deploy_prune.networks.unchanged import unchanged
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.finite import require_finite
-from deploy_prune.surgery.trace import evaluating
 from deploy_prune.surgery.visible_copy import in_type
 from deploy_prune.types import ChannelGroup, Forward, Keep, Structure
 
@@ -66,7 +67,7 @@ def prove(
     try:
         return verify(network, cut(network, structure, keep), structure, keep, inputs, gates_on)
     except _BlindError:
-        seeing = copy.deepcopy(network)
+        seeing = copied(network)
         _calibrate(seeing, gates_on(seeing, gates(structure, keep, inputs[0])), inputs)
         found = verify(seeing, cut(seeing, structure, keep), structure, keep, inputs, gates_on)
         return replace(found, calibrated=True)
@@ -87,7 +88,7 @@ def _calibrate(network: nn.Module, forward: Forward, inputs: Sequence[Tensor]) -
 def verify(
     network: nn.Module, slim: nn.Module, structure: Structure, keep: Keep, inputs: Sequence[Tensor], gates_on: GatesOn
 ) -> Verification:
-    """Compare the masked network with the cut one in eval mode.
+    """Compare the masked network with the cut one in eval mode. Both are left as they were.
 
     Args:
         network: the dense network, on the inputs' device.
@@ -101,11 +102,13 @@ def verify(
         VerificationError: they differ by more than the tolerance, an output is not finite, or the output doesn't depend
             on input and channels.
     """
-    with evaluating(network), evaluating(slim), torch.no_grad():
+    with unchanged(network), unchanged(slim), torch.no_grad():
+        network.eval()
+        slim.eval()
         difference = _difference(network, slim, structure, keep, inputs, gates_on)
         precision, tolerance = "float32", TOLERANCE
         if difference > TOLERANCE:
-            wide, wide_slim = copy.deepcopy(network).double(), copy.deepcopy(slim).double()
+            wide, wide_slim = copied(network).double(), copied(slim).double()
             difference = _difference(wide, wide_slim, structure, keep, in_type(inputs, torch.float64), gates_on)
             precision, tolerance = "float64", TOLERANCE_FLOAT64
         if not difference <= tolerance:
@@ -171,7 +174,7 @@ def without_strongest(network: nn.Module, group: ChannelGroup, gate: Tensor) -> 
 
 def _reading_strength(network: nn.Module, consumers: Sequence[Any]) -> Tensor:
     """float[C]: how much weight reads each unit."""
-    tensors = network.state_dict(keep_vars=True)
+    tensors = tensors_held(network)
     total = torch.zeros(1)
     for member in consumers:
         weight = tensors[member.tensor].detach().float().cpu()

@@ -6,7 +6,6 @@ last norm of a residual branch that starts at zero, a unit that is dead or satur
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from deploy_prune.networks.copies import copied
 from deploy_prune.surgery.trace import require_enough
 
 GAIN: Final = 2.0
@@ -29,7 +29,7 @@ def redrawn(network: nn.Module, inputs: Sequence[Tensor], seed: int, dtype: torc
 
     Tied parameters stay tied. Buffers other than those statistics stay as they are. ``dtype``: None for its own.
     """
-    other = copy.deepcopy(network).eval()
+    other = copied(network).eval()
     other = other if dtype is None else other.to(dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from deploy_prune.data.examples import Batch, Examples
 from deploy_prune.data.loaders import batches
 from deploy_prune.errors import TrainingError
 from deploy_prune.networks.compare import relative
+from deploy_prune.networks.copies import copied
 from deploy_prune.recipe.parts import Augment, TrainPart
 from deploy_prune.training.accelerator import OwnAccelerator
 from deploy_prune.training.batchnorm import reestimate
@@ -150,10 +150,10 @@ def _lies_well(network: nn.Module, weights: Sequence[nn.Parameter], inputs: Sequ
     """Lay the weights out; whether the outputs are the same, and training mode takes these inputs."""
     with torch.no_grad(), torch.random.fork_rng():
         try:
-            before = tree_leaves(copy.deepcopy(network).eval()(*inputs))
+            before = tree_leaves(copied(network).eval()(*inputs))
             _lay_out(weights, torch.channels_last)
-            after = tree_leaves(copy.deepcopy(network).eval()(*inputs))
-            copy.deepcopy(network).train()(*inputs)
+            after = tree_leaves(copied(network).eval()(*inputs))
+            copied(network).train()(*inputs)
             return len(before) == len(after) and all(map(_alike, before, after))
         except (RuntimeError, ValueError):
             return False

@@ -5,7 +5,6 @@ All but Taylor rank channels, by a number that is comparable between groups. Tay
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from typing import Annotated, Literal
 
@@ -15,12 +14,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from deploy_prune.errors import RecipeError
+from deploy_prune.networks.copies import copied
+from deploy_prune.networks.tensors import tensors_held
 from deploy_prune.recipe.parts import Part
 from deploy_prune.search.frame import NoOptions, SearchJob, read_options
 from deploy_prune.search.gated_network import gated
 from deploy_prune.types import Axis, ChannelGroup, Scores, SearchResult
 
-State = dict[str, Tensor]
+Tensors = dict[str, Tensor]
 
 
 class MagnitudeOptions(Part):
@@ -54,20 +55,20 @@ def uniform(job: SearchJob) -> SearchResult:
     A unit ranks by its place in its own group, 1/C to 1. The norm is over all weights (not vectors) of the members.
     """
     read_options(NoOptions, job.config)
-    state = _state(job.network)
+    tensors = tensors_held(job.network)
 
     def ranks(group: ChannelGroup) -> Tensor:
-        order = _norm(state, group, _matrices(state, group.members), power=1).argsort(stable=True)
+        order = _norm(tensors, group, _matrices(tensors, group.members), power=1).argsort(stable=True)
         return order.argsort().add(1) / group.channels
 
-    return _ranked(state, job, ranks)
+    return _ranked(job, ranks)
 
 
 def random(job: SearchJob) -> SearchResult:
     """Channels drawn by lot, all groups alike: every unit ranks by a number drawn from [0, 1)."""
     read_options(NoOptions, job.config)
     lot = torch.Generator().manual_seed(job.session.seed)
-    return _ranked(_state(job.network), job, lambda group: torch.rand(group.channels, generator=lot))
+    return _ranked(job, lambda group: torch.rand(group.channels, generator=lot))
 
 
 def magnitude(job: SearchJob) -> SearchResult:
@@ -77,8 +78,8 @@ def magnitude(job: SearchJob) -> SearchResult:
     norms) out, whose scale says nothing about the channel.
     """
     options = read_options(MagnitudeOptions, job.config)
-    state = _state(job.network)
-    return _ranked(state, job, lambda group: _relative_norm(state, group, options.over))
+    tensors = tensors_held(job.network)
+    return _ranked(job, lambda group: _relative_norm(tensors, group, options.over))
 
 
 def bn_scale(job: SearchJob) -> SearchResult:
@@ -91,11 +92,13 @@ def bn_scale(job: SearchJob) -> SearchResult:
         RecipeError: a group has no norm and the option does not say what to do; or no group has one.
     """
     options = read_options(BnScaleOptions, job.config)
-    state = _state(job.network)
+    tensors = tensors_held(job.network)
     norms = {layer.tensor for layer in job.structure.layers if layer.kind == "norm"}
     scales = {group.name: [x for x in group.members if x.tensor in norms] for group in job.structure.groups}
     known = {
-        g.name: _norm(state, g, scales[g.name], 1) / len(scales[g.name]) for g in job.structure.groups if scales[g.name]
+        g.name: _norm(tensors, g, scales[g.name], 1) / len(scales[g.name])
+        for g in job.structure.groups
+        if scales[g.name]
     }
     bare = [group.name for group in job.structure.groups if group.name not in known]
     if bare and (options.without_norm == "error" or not known):
@@ -108,9 +111,9 @@ def bn_scale(job: SearchJob) -> SearchResult:
     typical = torch.cat(list(known.values())).mean() if known else torch.ones(())
 
     def scale(group: ChannelGroup) -> Tensor:
-        return known[group.name] if group.name in known else _relative_norm(state, group, "members") * typical
+        return known[group.name] if group.name in known else _relative_norm(tensors, group, "members") * typical
 
-    return _ranked(state, job, scale)
+    return _ranked(job, scale)
 
 
 def taylor(job: SearchJob) -> SearchResult:
@@ -121,8 +124,8 @@ def taylor(job: SearchJob) -> SearchResult:
     """
     options = read_options(TaylorOptions, job.config)
     device = job.session.accelerator.device
-    copied = copy.deepcopy(job.network).to(device).eval().requires_grad_(False)
-    gating = gated(copied, job.structure, job.config.batch_size)
+    network = copied(job.network).to(device).eval().requires_grad_(False)
+    gating = gated(network, job.structure, job.config.batch_size)
     sums = {g.name: torch.zeros(g.channels, device=device) for g in job.structure.groups}
     for step in range(options.num_batches):
         gates = {name: torch.ones_like(total, requires_grad=True) for name, total in sums.items()}
@@ -134,32 +137,40 @@ def taylor(job: SearchJob) -> SearchResult:
     return SearchResult(scores=scores, state=_state(job.network), trace=())
 
 
-def _ranked(state: State, job: SearchJob, rank: Callable[[ChannelGroup], Tensor]) -> SearchResult:
+def _ranked(job: SearchJob, rank: Callable[[ChannelGroup], Tensor]) -> SearchResult:
     """The result of a method that ranks each group's units by ``rank(group)``, [C]."""
     ranks: Scores = {group.name: rank(group) for group in job.structure.groups}
-    return SearchResult(scores=ranks, state=state, trace=())
+    return SearchResult(scores=ranks, state=_state(job.network), trace=())
 
 
-def _state(network: nn.Module) -> State:
+def _state(network: nn.Module) -> Tensors:
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
 
-def _matrices(state: State, axes: Iterable[Axis]) -> list[Axis]:
-    """The axes of weights proper: not of biases, norms and their statistics."""
-    return [axis for axis in axes if state[axis.tensor].dim() > 1]
+def _matrices(tensors: Tensors, axes: Iterable[Axis]) -> list[Axis]:
+    """The axes of weights proper: not of biases, norms and their statistics, nor of constants in the network's code."""
+    return [axis for axis in axes if axis.tensor in tensors and tensors[axis.tensor].dim() > 1]
 
 
-def _relative_norm(state: State, group: ChannelGroup, over: Literal["members", "consumers"]) -> Tensor:
-    norm_C = _norm(state, group, _matrices(state, group.members if over == "members" else group.consumers), power=2)
+def _relative_norm(tensors: Tensors, group: ChannelGroup, over: Literal["members", "consumers"]) -> Tensor:
+    norm_C = _norm(tensors, group, _matrices(tensors, group.members if over == "members" else group.consumers), power=2)
     return norm_C / norm_C.mean().clamp(min=torch.finfo(norm_C.dtype).tiny)
 
 
-def _norm(state: State, group: ChannelGroup, axes: Iterable[Axis], power: int) -> Tensor:
+def _norm(tensors: Tensors, group: ChannelGroup, axes: Iterable[Axis], power: int) -> Tensor:
     """The L1 or L2 norm of all coordinates of a unit, over these axes: float64[C]."""
     total_C = torch.zeros(group.channels, dtype=torch.float64)
     for axis in axes:
         per_coordinate_L = (
-            state[axis.tensor].double().abs().pow(power).movedim(axis.axis, 0).reshape(len(axis.unit_of), -1).sum(1)
+            tensors[axis.tensor]
+            .detach()
+            .cpu()
+            .double()
+            .abs()
+            .pow(power)
+            .movedim(axis.axis, 0)
+            .reshape(len(axis.unit_of), -1)
+            .sum(1)
         )
         here = axis.unit_of >= 0
         total_C.index_add_(0, axis.unit_of[here], per_coordinate_L[here])

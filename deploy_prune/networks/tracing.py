@@ -1,0 +1,119 @@
+"""Run and trace a network's own code: it is left as it was, torch stays quiet, and what fails is named by its place."""
+
+from __future__ import annotations
+
+import linecache
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from deploy_prune.networks.unchanged import unchanged
+
+_TORCH: Final = Path(torch.__file__).parent
+_PACKAGE: Final = Path(__file__).parents[1]
+_STANDARD: Final = Path(linecache.__file__).parent
+_BY_VALUES: Final = ("data-dependent", "data dependent", "DataDependent", "on traced Tensors", "unbacked")
+_CODE: Final = 100
+"""Characters of a line of code that a message quotes."""
+
+
+@contextmanager
+def tracing(network: nn.Module) -> Iterator[None]:
+    """Inside, torch may trace the network: nothing is logged or warned of, and the network is as before afterwards.
+
+    What is compiled in place runs as plain PyTorch inside.
+    """
+    before = logging.root.manager.disable
+    with unchanged(network), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for module in network.modules():
+            if module._compiled_call_impl is not None:
+                module._compiled_call_impl = None
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def why_not_traced(network: nn.Module, inputs: Sequence[Tensor], error: BaseException) -> str:
+    """Sentences for an error of tracing: what torch says, in which module, file and line, and what to change.
+
+    The network is run on the inputs in eval mode, to see whether it fails without tracing, too.
+    """
+    try:
+        with tracing(network), torch.no_grad():
+            network.eval()(*inputs)
+    except Exception as plain:  # noqa: BLE001  whatever its own code raises
+        shapes = " and ".join(str(list(x.shape)) for x in inputs)
+        return f"The network fails on inputs {shapes}: {told(network, plain)} Does it take several examples at once?"
+    return f"The network can't be traced by torch.export: {told(network, error)}{_advice(error)}"
+
+
+def told(network: nn.Module, error: BaseException) -> str:
+    """An error of the network's code as a sentence: type, first line, and the place where there is one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = (lines or [""])[0][:300].rstrip(".")
+    if first.startswith("Constraints violated") and len(lines) > 1:
+        first = lines[1].removeprefix("- ")[:300].rstrip(".")
+    where = place(network, error)
+    return f"{type(error).__name__}: {first}{', in ' + where if where else ''}."
+
+
+def _advice(error: BaseException) -> str:
+    text = f"{type(error).__name__} {error}"
+    if any(words in text for words in _BY_VALUES):
+        return " What runs must not depend on a tensor's values: use torch.where, or do it outside the network."
+    if "Constraints violated" in text:
+        return " The code takes the batch size for a constant: take it from the input's shape each time."
+    return ""
+
+
+def place(network: nn.Module, error: BaseException) -> str:
+    """Where in the network's code an error came from: "head.cls (Conv2d), /x/net.py:12: `y = self.cls(x)`"; or ""."""
+    names = {id(module): name for name, module in network.named_modules()}
+    for link in _chain(error):
+        frames = list(_frames(link))
+        owners = [m for frame, _ in frames if id(m := frame.f_locals.get("self")) in names]
+        lines = [(frame.f_code.co_filename, number) for frame, number in frames if _is_users(frame)]
+        module = f"{names[id(owners[-1])] or 'the network'} ({type(owners[-1]).__name__})" if owners else ""
+        if lines and (owners or link is error):
+            file, number = lines[-1]
+            code = linecache.getline(file, number).strip()[:_CODE]
+            return f"{module}{', ' if module else ''}{file}:{number}{f': `{code}`' if code else ''}"
+    return ""
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that it came of."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
+    """Frames and line numbers, the outermost first."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        yield traceback.tb_frame, traceback.tb_lineno
+        traceback = traceback.tb_next
+
+
+def _is_users(frame: FrameType) -> bool:
+    """Whether code is neither torch's, nor Python's, nor ours."""
+    file = Path(frame.f_code.co_filename)
+    return not (file.is_relative_to(_TORCH) or file.is_relative_to(_PACKAGE) or _is_standard(file))
+
+
+def _is_standard(file: Path) -> bool:
+    return file.parent == _STANDARD or str(file).startswith("<") or file.stem in ("contextlib", "functools")

@@ -1,0 +1,236 @@
+"""Networks as people have them: compiled, in parallel, masked, with what they computed last."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torch.nn.utils.prune as masks
+from torch import Tensor, nn
+
+from deploy_prune.api.export import export_network
+from deploy_prune.api.prune import prune
+from deploy_prune.errors import DeployPruneError, ExportError, SurgeryError
+from deploy_prune.export.artifact import export_program
+from deploy_prune.networks.copies import copied, is_wrapped
+from deploy_prune.networks.tensors import tensors_held
+from deploy_prune.recipe.parts import ExportPart
+
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def plain() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    )  # fmt: skip
+
+
+def half_of(network: nn.Module, method: str = "magnitude") -> Any:
+    (made,) = prune(network, X, lambda forward, x: forward(x).square().mean(), [X], method=method)
+    return made
+
+
+def compiled() -> nn.Module:
+    return torch.compile(plain(), backend="eager")  # type: ignore[return-value]
+
+
+def compiled_block() -> nn.Module:
+    network = plain()
+    network[2] = torch.compile(network[2], backend="eager")
+    return network
+
+
+def compiled_in_place() -> nn.Module:
+    network = plain()
+    network.compile(backend="eager")
+    network[2].compile(backend="eager")
+    return network
+
+
+def parallel() -> nn.Module:
+    return nn.DataParallel(plain())
+
+
+def compiled_and_parallel() -> nn.Module:
+    return torch.compile(nn.DataParallel(compiled_block()), backend="eager")  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("wrap", [compiled, compiled_block, compiled_in_place, parallel, compiled_and_parallel])
+def test_wrapped_networks_are_cut_as_what_they_wrap(wrap: Callable[[], nn.Module]) -> None:
+    network, expected = wrap(), half_of(plain())
+    assert is_wrapped(network)
+    names = list(network.state_dict())
+    made = half_of(network)
+    assert type(made.network) is nn.Sequential
+    assert not is_wrapped(made.network)
+    assert made.keep.keys() == expected.keep.keys()
+    assert made.macs == expected.macs
+    assert torch.equal(made.network(X), expected.network(X))
+    assert list(network.state_dict()) == names
+    assert is_wrapped(network)
+
+
+def test_distributed_data_parallel_is_taken_off(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        network = nn.parallel.DistributedDataParallel(plain())
+        assert torch.equal(copied(network)(X), plain()(X))
+        assert type(half_of(network).network) is nn.Sequential
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_copy_shares_nothing_and_keeps_ties() -> None:
+    network = compiled_block()
+    network[6].weight = nn.Parameter(network[6].weight.detach().clone())
+    network[0].other = network[6]
+    network[0].library = math
+    other = copied(network)
+    assert other[0].other is other[6]
+    assert other[0].library is math
+    memory = {t.data_ptr() for t in network.state_dict().values()}
+    assert not memory & {t.data_ptr() for t in other.state_dict().values()}
+
+
+def weight_normed() -> nn.Module:
+    network = plain()
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        nn.utils.weight_norm(network[2])
+    return network
+
+
+def masked() -> nn.Module:
+    network = plain()
+    masks.l1_unstructured(network[2], "weight", 0.5)
+    return network
+
+
+def hooked() -> nn.Module:
+    network = plain()
+    network.store = {}
+    network[1].register_forward_hook(lambda module, args, output: network.store.__setitem__("features", output))
+    network[0].register_forward_hook(lambda module, args, output: setattr(module, "map", [output, {"o": output}]))
+    network(X)
+    return network
+
+
+@pytest.mark.parametrize("make", [weight_normed, masked, hooked])
+def test_tensors_that_are_no_leaves_are_copied_detached(make: Callable[[], nn.Module]) -> None:
+    network = make()
+    other = copied(network)
+    assert all(t.is_leaf for t in tensors_held(other).values())
+    assert torch.equal(other(X), network(X))
+    made = half_of(network)
+    assert made.macs <= 0.5 * made.dense_macs
+    assert torch.equal(made.network(X), made.network(X))
+
+
+class Blur(nn.Module):
+    """A depthwise kernel that isn't trained, kept in any way."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        kernel = torch.tensor([1.0, 2.0, 1.0])
+        kernel = (kernel[:, None] * kernel / 16).repeat(16, 1, 1, 1)
+        if how == "attribute":
+            self.kernel = kernel
+        else:
+            self.register_buffer("kernel", kernel, persistent=how == "buffer")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel, stride=2, padding=1, groups=x.shape[1])
+
+
+class Fixed(nn.Module):
+    """Reads the channels by a matrix that isn't trained and isn't saved (a cosine transform, a filter bank)."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        matrix = torch.randn(16, 16, generator=torch.Generator().manual_seed(1))
+        self.register_buffer("matrix", matrix, persistent=False) if how != "attribute" else setattr(
+            self, "matrix", matrix
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.movedim(1, 3), self.matrix).movedim(3, 1)
+
+
+class Written(nn.Module):
+    """Numbers written in the code, one for each channel."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.tensor([1.0 + i for i in range(16)]).view(16, 1, 1)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "uniform", "taylor", "gate", "random"])
+@pytest.mark.parametrize("how", ["buffer", "unsaved buffer", "attribute"])
+@pytest.mark.parametrize("kind", [Blur, Fixed, Written])
+def test_weights_that_are_not_trained_are_cut_with_the_rest(kind: type[nn.Module], how: str, method: str) -> None:
+    network = plain()
+    network.insert(2, kind(how))
+    (made,) = prune(
+        network, X, lambda forward, x: forward(x).square().mean(), [X], method=method, steps=2,
+        options={"num_batches": 1} if method == "taylor" else {},
+    )  # fmt: skip
+    assert made.macs <= 0.5 * made.dense_macs
+    assert {"0", "3"} & made.keep.keys()
+    if kind is Blur:
+        assert len(tensors_held(made.network)["2.kernel"]) == int(made.keep["0"].sum())
+
+
+@pytest.mark.parametrize(
+    "make", [lambda net: torch.jit.script(net), lambda net: nn.Sequential(torch.jit.trace(net, X))]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_refused_in_a_sentence(make: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    words = r"is TorchScript, whose code can't be changed; give the nn\.Module that it was made from"
+    with pytest.raises(SurgeryError, match=words):
+        half_of(make(plain().eval()))
+    with pytest.raises(ExportError, match=words):
+        export_network(make(plain().eval()), X[:1], path=tmp_path / "a.onnx")
+    with pytest.raises(ExportError, match=words):
+        export_program(make(plain().eval()), X[:1], ExportPart())
+
+
+def test_layers_without_a_size_are_named() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.Linear(8, 2))
+    with pytest.raises(SurgeryError, match=r"1 \(LazyLinear\) has no weights before its first forward"):
+        half_of(network)
+
+
+def test_what_cannot_be_copied_is_named() -> None:
+    network = plain()
+    network[2].lock = threading.Lock()
+    with pytest.raises(SurgeryError, match=r"2 \(Conv2d\) has such a thing in its attribute 'lock': TypeError: cannot"):
+        half_of(network)
+
+
+class FlattensTheBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(144, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.flatten(self.conv(x)))
+
+
+def test_a_network_for_one_example_is_told_in_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DeployPruneError) as caught:
+        half_of(FlattensTheBatch())
+    message = str(caught.value)
+    assert message.startswith("The network fails on inputs [4, 3, 8, 8]: RuntimeError: mat1 and mat2 shapes")
+    assert "in head (Linear), " in message
+    assert "test_copies.py:" in message
+    assert "`return self.head(torch.flatten(self.conv(x)))`" in message
+    assert capfd.readouterr() == ("", "")
