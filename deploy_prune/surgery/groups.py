@@ -292,7 +292,7 @@ class _Reader:
         for root, axes_of in sorted(touched.items()):
             makers = {tensor for tensor, _ in set(axes_of) - consumer}
             read_by_weights = set(axes_of) & consumer and makers & self.stored
-            if read_by_weights or (root in made and root in frozen):
+            if read_by_weights or (makers and root in made and root in frozen):
                 key = (tuple(sorted(axes_of.items())), frozen.get(root))
                 bundles.setdefault(key, _Bundle(axes=axes_of, consumers=consumer)).units.append(root)
         return bundles

@@ -38,6 +38,14 @@ class Value:
     data: Tensor | None = field(default=None, repr=False)
     vanishes: bool = False
 
+    def __post_init__(self) -> None:
+        for labels in self.fields:
+            if len(labels.shape) != len(self.shape) or any(
+                have not in (1, size) for have, size in zip(labels.shape, self.shape, strict=True)
+            ):
+                message = f"labels {list(labels.shape)} of a tensor {list(self.shape)}"
+                raise ValueError(message)
+
     def vanishing(self) -> bool:
         """It is 0 wherever the gate on an axis of its parameter is 0."""
         return self.vanishes or self.tensor is not None
@@ -81,6 +89,7 @@ class Labels:
     _frozen: list[tuple[Tensor, str]] = field(default_factory=list)
     _ungated: list[tuple[Tensor, str]] = field(default_factory=list)
     _rectangles: list[Tensor] = field(default_factory=list)
+    _summands: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def new(self, size: int) -> Tensor:
         """int64[size] labels not used before."""
@@ -108,12 +117,21 @@ class Labels:
         if labels.numel():
             self._ungated.append((labels.flatten(), reason))
 
+    def gate_together(self, a: Tensor, b: Tensor) -> None:
+        """Weights with these labels (broadcastable) are added up: a gate on the sum is one on each of them."""
+        a, b = torch.broadcast_tensors(a, b)
+        both = (a >= 0) & (b >= 0)
+        self._summands.append((a[both], b[both]))
+
     def read(self) -> Tensor:
         """bool[count]: the labels that a weight's input side has."""
         marks = torch.zeros(self.count, dtype=torch.bool)
         for ids in self.reads:
             marks[ids[ids >= 0]] = True
-        return marks
+        if not self._summands:
+            return marks
+        sums = _components(self._summands, self.count)
+        return torch.isin(sums, sums[marks])
 
     def tie(self, labels: Tensor, dims: Sequence[int], reason: str) -> Tensor:
         """Coordinates that differ only along ``dims`` go together. Returns the field narrowed there to size 1."""
@@ -130,12 +148,7 @@ class Labels:
 
     def classes(self) -> Tensor:
         """int64[count]: the class of each label, numbered from 0 in order of first appearance."""
-        if not self._edges:
-            return torch.arange(self.count)
-        rows = torch.cat([a for a, _ in self._edges]).numpy()
-        columns = torch.cat([b for _, b in self._edges]).numpy()
-        links = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(self.count, self.count))
-        return torch.from_numpy(connected_components(links, directed=False)[1].astype(np.int64))
+        return _components(self._edges, self.count)
 
     def resolve_rectangles(self) -> Tensor:
         """Make every multi-dimensional field a product; returns the final classes.
@@ -160,6 +173,16 @@ class Labels:
             for root in classes[labels].unique().tolist():
                 reasons.setdefault(root, reason)
         return reasons
+
+
+def _components(edges: Sequence[tuple[Tensor, Tensor]], count: int) -> Tensor:
+    """int64[count]: which labels are connected, numbered from 0 in order of first appearance."""
+    if not edges:
+        return torch.arange(count)
+    rows = torch.cat([a for a, _ in edges]).numpy()
+    columns = torch.cat([b for _, b in edges]).numpy()
+    links = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(count, count))
+    return torch.from_numpy(connected_components(links, directed=False)[1].astype(np.int64))
 
 
 def _is_product(labels: Tensor, classes: Tensor) -> bool:

@@ -414,7 +414,7 @@ WHOLE: Final[dict[str, tuple[Net, str]]] = {
         Net(Own(lambda n, x: x * n.conv(x.mean((2, 3))[:, None])[:, 0, :, None, None],
                 conv=nn.Conv1d(1, 1, 3, padding=1))), "mixes positions"),
     "indices that depend on the input": (
-        Net(lambda x: x.gather(1, x.mean((2, 3), keepdim=True).argsort(1).expand_as(x))), "no rule for the operator"),
+        Net(lambda x: x.gather(1, x.mean((2, 3), keepdim=True).argsort(1).expand_as(x))), "argsort mixes"),
     "GRU over channels": (
         Net(Own(tokens(lambda n, x: n.gru(x)[0]), gru=nn.GRU(8, 8, batch_first=True))), "gru"),
     "LSTM over channels": (

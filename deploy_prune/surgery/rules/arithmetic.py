@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import prod
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from deploy_prune.surgery.labels import Value, moved, varying
@@ -33,27 +34,57 @@ def pointwise(call: Call) -> Result:
                 if set(varying(labels)) & set(varying(other)):
                     _meet(call, labels, other, reason)
             fields.append(labels)
-    made = call.result(widest(fields))
-    if source is not None and isinstance(made, Value) and len(made.fields) == len(source.fields):
+    made = call.alike(widest(fields))
+    if isinstance(made, Value) and (_sum_of_weights(call, made) or (source and len(made.fields) == len(source.fields))):
         return replace(made, vanishes=True)
     return made
 
 
-_KEEPS_ZEROS: Final = {"mul", "multiply", "div", "divide", "true_divide", "neg", "pow", "square", "abs", "sqrt"}
+_PRODUCTS: Final = {"mul", "multiply"}
+_QUOTIENTS: Final = {"div", "divide", "true_divide"}
+_SUMS: Final = {"add", "sub", "subtract", "rsub"}
 
 
 def _vanishing(call: Call) -> Value | None:
-    """The operand, as large as the result, whose zeros are the result's.
+    """The operand, as large as the result, whose zeros are the result's: of a product, a quotient, or any f(0) = 0.
 
-    (A weight less its own mean: that is taken over kept coordinates, and from them alone, see search/norms.py.)
+    (A weight less its own mean: that is taken over kept coordinates, and from them alone, see kept_statistics.py.)
     """
     values = call.values()
-    centred = call.name in {"sub", "subtract"} and bool(values) and values[0].tensor in call.labels.mixing
-    if not values or (call.name not in _KEEPS_ZEROS and not centred):
+    weights = [v for v in values if v.vanishing() and v.shape == call.shape]
+    if not weights or call.name in _PRODUCTS:
+        return weights[0] if weights else None
+    if weights[0] is not values[0]:
         return None
-    if "mul" not in call.name:
-        values = values[:1]
-    return next((v for v in values if v.vanishing() and v.shape == call.shape), None)
+    centred = call.name in {"sub", "subtract"} and values[0].tensor in call.labels.mixing
+    return values[0] if centred or call.name in _QUOTIENTS or _is_zero_at_zero(call) else None
+
+
+def _is_zero_at_zero(call: Call) -> bool:
+    """The operator, run on 0, gives 0; a second tensor is a mask of what becomes 0."""
+    x, *others = call.values()
+    if others:
+        return call.name == "masked_fill" and call.given.get("value") == 0
+    given = {k: torch.zeros(1) if v is x else v for k, v in call.given.items()}
+    schema = call.op._schema.arguments
+    y = call.op(
+        *[given[a.name] for a in schema if not a.kwarg_only], **{a.name: given[a.name] for a in schema if a.kwarg_only}
+    )
+    return isinstance(y, Tensor) and bool((y == 0).all())
+
+
+def _sum_of_weights(call: Call, made: Value) -> bool:
+    """A sum of weights with labels along the same dimensions: it is 0 where all of them are, so all get gates."""
+    values = call.values()
+    alike = len(values) > 1 and all(v.vanishing() and v.shape == call.shape for v in values)
+    labelled = [{d for f in v.fields for d in varying(f)} for v in values]
+    if call.name not in _SUMS or not alike or any(dims != labelled[0] for dims in labelled):
+        return False
+    for one in values[0].fields:
+        for other in (f for v in values[1:] for f in v.fields):
+            if set(varying(one)) & set(varying(other)):
+                call.labels.gate_together(one, other)
+    return True
 
 
 def _meet(call: Call, a: Tensor, b: Tensor, reason: str) -> None:
@@ -82,6 +113,11 @@ def _meet_unlabelled(
         call.labels.freeze(labels, reason)
         return labels
     return call.labels.tie(labels, sorted(bare), reason)
+
+
+def extreme(call: Call) -> Result:
+    """max, min: of two tensors, or over a dimension (with indices), or over all."""
+    return pointwise(call) if isinstance(call.given.get("other"), Value) else reduction(call)
 
 
 def prelu(call: Call) -> Result:
@@ -124,13 +160,15 @@ def matmul(call: Call) -> Result:
     if b.tensor is not None and len(b.shape) == 2:
         contract(call, along(call, a, -1), b, 0, reason)
         apply_linear(call, b, 0, 1, 0)
-        return call.result((*a.without([len(a.shape) - 1]), *on(rank - 1, rank, along(call, b, 1))))
+        fields = (*a.without([len(a.shape) - 1]), *on(rank - 1, rank, along(call, b, 1)))
+        return Value(shape=call.shape, fields=fields, vanishes=a.vanishing())
     left = _contracted(call, a, -1, rank)
     right = _contracted(call, b, -2, rank)
     _summed_over(call, (a, -1), (b, -2), reason)
     rows = [f for f in left if f.shape[-1] == 1]
     columns = [f for f in right if f.shape[-2] == 1]
-    return call.result(overlay(call, rows, columns, reason))
+    fields = tuple(overlay(call, rows, columns, reason))
+    return Value(shape=call.shape, fields=fields, vanishes=a.vanishing() and b.vanishing())
 
 
 def matrix_vector(call: Call) -> Result:
@@ -196,6 +234,8 @@ def attention(call: Call) -> Result:
     reason = f"{call.name} combines it with channels that can't be cut"
     over = f"{call.name} sums over it"
     query, key, value = (replace(v, fields=keep_dims(call, v, [-2], over)) for v in (query, key, value))
+    if call.given.get("enable_gqa"):
+        key, value = (_shared_by_queries(v, query.shape[-3]) for v in (key, value))
     heads = [*_contracted(call, query, -1, rank), *_contracted(call, key, -1, rank)]
     _summed_over(call, (query, -1), (key, -1), reason)
     mask = call.given.get("attn_mask")
@@ -204,27 +244,18 @@ def attention(call: Call) -> Result:
     return call.result(overlay(call, heads, value.fields, reason))
 
 
-def over_positions(call: Call) -> Result:
-    """Pooling and resizing: channels pass, positions mix."""
-    x = next(iter(call.values()))
-    spatial = [d for d in range(len(x.shape)) if x.shape[d] != call.shape[d]] if len(x.shape) == len(call.shape) else []
-    last = {"1d": 1, "2d": 2, "3d": 3}.get(call.name[-2:], 0)
-    dims = sorted({*spatial, *range(len(x.shape) - last, len(x.shape))})
-    return call.result(keep_dims(call, x, dims, f"{call.name} mixes positions"))
-
-
-def patches(call: Call) -> Result:
-    """im2col (F.unfold): [B, C, H, W] to [B, C taps, L]; every channel's taps lie together."""
-    x = next(iter(call.values()))
-    reason = f"{call.name} mixes positions"
-    ids = along(call, replace(x, fields=keep_dims(call, x, [-2, -1], reason)), -3)
-    taps = call.shape[-2] // x.shape[-3]
-    return call.result(on(-2, len(call.shape), None if ids is None else ids.repeat_interleave(taps)))
+def _shared_by_queries(value: Value, heads: int) -> Value:
+    """Keys or values [..., G, L, D] as each of H query heads sees them: H/G heads in a row share one."""
+    times = heads // value.shape[-3]
+    fields = tuple(f.repeat_interleave(times, -3) if f.shape[-3] > 1 else f for f in value.fields)
+    return replace(value, shape=(*value.shape[:-3], heads, *value.shape[-2:]), fields=fields)
 
 
 def reduction(call: Call) -> Result:
     """mean, sum, max, ...: dimensions that vanish (or shrink to 1)."""
-    x = call.values()[0]
+    x, *others = call.values()
+    for other in others:
+        call.freeze(other, f"{call.name} reduces over it")
     rank = len(x.shape)
     dims = call.given.get("dim")
     dims = list(range(rank)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
@@ -271,7 +302,7 @@ def along_dim(call: Call) -> Result:
 
 def same_as_input(call: Call) -> Result:
     """Dropout and the like: nothing changes."""
-    return call.result(call.values()[0].fields)
+    return call.alike(call.values()[0].fields)
 
 
 def pointwise_like(call: Call, parts: Sequence[Value]) -> Result:

@@ -68,6 +68,11 @@ class Call:
         first = Value(shape=self.shape, fields=tuple(fields))
         return (first, *(Value(shape=s) for s in self.shapes[1:])) if self.several else first
 
+    def alike(self, fields: Sequence[Tensor]) -> Result:
+        """The outputs, all of one layout (values and their indices): each with these fields."""
+        made = tuple(Value(shape=s, fields=tuple(fields)) for s in self.shapes)
+        return made if self.several else made[0]
+
     def freeze(self, value: Value, reason: str) -> None:
         """Everything this value's fields label stays."""
         for labels in value.fields:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
+from string import ascii_letters
 
 from torch import Tensor
 
@@ -14,24 +15,52 @@ from deploy_prune.surgery.rules.call import Applied, Call, Result
 
 
 def einsum(call: Call) -> Result:
-    """Letters that meet go together; letters summed over may carry a gate if a weight has them, else they stay."""
+    """Letters that meet go together; letters summed over may carry a gate if a weight has them, else they stay.
+
+    Raises:
+        ValueError: a letter comes twice in one operand (a diagonal).
+    """
     values, equation = call.values(), str(call.given["equation"]).replace(" ", "")
+    terms, right = spelled_out(equation, [len(v.shape) for v in values])
+    return multiply(call, values, terms, right)
+
+
+def spelled_out(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """The operands' and the result's letters; dimensions under an ellipsis get letters of their own, from the last on.
+
+    Without an arrow the result has the ellipsis, then the letters that come once, in alphabetical order.
+    """
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
-    if "." in equation or not arrow or any(len(set(t)) != len(t) for t in (*terms, right)):
-        for value in values:
-            call.freeze(value, f"einsum {equation!r} has no rule")
-        return call.result(())
-    letters = right + "".join(sorted(set(left) - set(right) - {","}))
-    sizes = {c: s for t, v in zip(terms, values, strict=True) for c, s in zip(t, v.shape, strict=True)}
+    hidden = [rank - len(t.replace("...", "")) for t, rank in zip(terms, ranks, strict=True)]
+    unused = [c for c in ascii_letters if c not in equation]
+    names = "".join(unused[: max((n for n, t in zip(hidden, terms, strict=True) if "." in t), default=0)])
+    if not arrow:
+        once = "".join(sorted(c for c in set(left) - set(",.") if left.count(c) == 1))
+        right = ("..." if "." in left else "") + once
+    terms = [t.replace("...", names[len(names) - n :]) for t, n in zip(terms, hidden, strict=True)]
+    right = right.replace("...", names)
+    if any(len(set(t)) != len(t) for t in (*terms, right)):
+        raise ValueError(equation)
+    return terms, right
+
+
+def multiply(call: Call, values: Sequence[Value], terms: Sequence[str], right: str) -> Result:
+    """The product of these operands, summed over the letters that the result doesn't have."""
+    letters = right + "".join(sorted(set("".join(terms)) - set(right)))
+    sizes: dict[str, int] = {}
+    for term, value in zip(terms, values, strict=True):
+        for letter, size in zip(term, value.shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))
     parts = [_spread(v, t, letters) for t, v in zip(terms, values, strict=True)]
     product = pointwise_like(_shaped(call, tuple(sizes[c] for c in letters)), parts)
     assert isinstance(product, Value)
     gated = {d for p in parts if p.vanishing() for f in p.fields for d in varying(f)}
     call.labels.reads += [f.flatten() for p in parts if p.vanishing() for f in p.fields if _beyond(f, len(right))]
     _note_layer(call, terms, values, right, sizes)
-    left_over = _summed(call, product, right, gated)
-    return call.result([f.flatten(len(right) - 1) if len(letters) > len(right) > 0 else f for f in left_over])
+    fields = [f.reshape(f.shape[: len(right)]) for f in _summed(call, product, right, gated)]
+    vanishes = all(p.vanishing() or p.unlabelled() for p in parts)
+    return Value(shape=call.shape, fields=tuple(fields), vanishes=vanishes)
 
 
 def _shaped(call: Call, shape: tuple[int, ...]) -> Call:

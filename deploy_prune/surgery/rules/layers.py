@@ -217,7 +217,8 @@ def mixing_norm(call: Call) -> Result:
 
 
 def embedding(call: Call) -> Result:
-    """Rows of weight [V, D] picked by indices."""
-    weight = call.given["weight"]
+    """Rows of weight [V, D] picked by indices; what labels the indices' own dimensions passes."""
+    weight, indices = call.given["weight"], call.given["indices"]
     keep_dims(call, weight, [0], f"{call.module or call.name} is indexed by values")
-    return call.result(on(-1, len(call.shape), along(call, weight, 1)))
+    rows = [f.unsqueeze(-1) for f in indices.fields]
+    return call.result((*rows, *on(-1, len(call.shape), along(call, weight, 1))))

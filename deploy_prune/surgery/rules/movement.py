@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from deploy_prune.surgery.labels import KEPT, Value, compress, moved, varying
 from deploy_prune.surgery.rules.arithmetic import overlay, pointwise_like
-from deploy_prune.surgery.rules.call import Call, Result, widest
+from deploy_prune.surgery.rules.call import Call, Result, keep_dims, widest
 
 
 def move(call: Call) -> Result:
     """Any operator that only moves or copies elements of its first argument."""
     source, *others = call.values()
-    if call.name == "type_as" or "other" in call.given:  # of the other it takes the type
-        return moved(source, call.shape, source.fields)
+    if call.given.get("dtype") is not None:
+        return reinterpreted(call)
     if any(other.data is None for other in others):
         call.freeze(source, f"{call.name} depends on the input")
         return call.result(())
@@ -29,6 +29,34 @@ def move(call: Call) -> Result:
             _take_field(call, labels, fields, result)
     made = tuple(moved(source, s, widest(f)) for s, f in zip(call.shapes, outputs, strict=True))
     return made if call.several else made[0]
+
+
+def cast(call: Call) -> Result:
+    """The same elements in another type or place: labels are no numbers, and don't change."""
+    source = call.values()[0]
+    return moved(source, call.shape, source.fields)
+
+
+def reinterpreted(call: Call) -> Result:
+    """view(dtype): an element becomes several narrower ones along the last dimension, or several one wider one."""
+    source = call.values()[0]
+    fields = source.fields
+    before, after = source.shape[-1], call.shape[-1]
+    if after > before:
+        fields = tuple(f.repeat_interleave(after // before, -1) if f.shape[-1] > 1 else f for f in fields)
+    elif after < before:
+        parts = [f.unflatten(-1, (after, -1)) if f.shape[-1] > 1 else f.unsqueeze(-1) for f in fields]
+        reason = f"{call.name} joins it into one element"
+        fields = tuple(call.labels.tie(f, [f.dim() - 1], reason).squeeze(-1) for f in parts)
+    return call.result(fields)
+
+
+def complex_parts(call: Call) -> Result:
+    """view_as_real, view_as_complex: a last dimension for the two parts of each number comes or goes."""
+    source = call.values()[0]
+    if len(call.shape) > len(source.shape):
+        return call.result([f.unsqueeze(-1) for f in source.fields])
+    return call.result([f.squeeze(-1) for f in keep_dims(call, source, [-1], f"{call.name} joins its two parts")])
 
 
 def like_another(call: Call) -> Result:
@@ -74,7 +102,11 @@ def pad_widths(source: Value, given: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _run(call: Call, source: Value, labels: Tensor) -> list[Tensor]:
-    """The operator's results on a label field (in float64, exact up to 2^53, which every operator accepts)."""
+    """The operator's results on a label field (in float64, exact up to 2^53, which every operator accepts).
+
+    Raises:
+        ValueError: they have other shapes than in the graph.
+    """
     given = dict(call.given)
     numbers = labels.expand(source.shape).to(torch.float64)
     arguments = {k: _concrete(numbers if v is source else v) for k, v in given.items()}
@@ -83,7 +115,10 @@ def _run(call: Call, source: Value, labels: Tensor) -> list[Tensor]:
         *[arguments[a.name] for a in schema if not a.kwarg_only and a.name in arguments],
         **{a.name: arguments[a.name] for a in schema if a.kwarg_only and a.name in arguments},
     )
-    return [r.round().long() for r in (result if isinstance(result, list | tuple) else [result])]
+    results = [r.round().long() for r in (result if isinstance(result, list | tuple) else [result])]
+    if tuple(tuple(r.shape) for r in results) != call.shapes:
+        raise ValueError([r.shape for r in results])
+    return results
 
 
 def _concrete(given: Any) -> Any:
@@ -111,43 +146,6 @@ def _take_field(call: Call, before: Tensor, fields: list[Tensor], result: Tensor
     fields.append(labels)
 
 
-def index(call: Call) -> Result:
-    """x[..., indices, ...]. Indices that are not known when tracing: the dimensions that they pick from stay."""
-    source = call.given["self"]
-    indices = call.given["index"] if call.name == "index_select" else call.given.get("indices")
-    given = list(indices) if isinstance(indices, list | tuple) else [indices]
-    known = [i for i in given if isinstance(i, Value)]
-    if all(i.data is not None for i in known):
-        return move(call)
-    first = call.given["dim"] % len(source.shape) if call.name == "index_select" else 0
-    picked = {first + d for d, i in enumerate(given) if i is not None}
-    anywhere = [replace(i, data=torch.zeros(i.shape, dtype=torch.int64)) if isinstance(i, Value) else i for i in given]
-    name = "index" if call.name == "index_select" else "indices"
-    call = replace(call, given={**call.given, "self": source, name: anywhere[0] if name == "index" else anywhere})
-    return _past(call, source, picked, f"{call.name} with indices that depend on the input")
-
-
-def gather(call: Call) -> Result:
-    """Each element from another place along one dimension: what labels the other dimensions passes."""
-    source, picked = call.given["self"], call.given["index"]
-    if any(p > s for p, s in zip(picked.shape, source.shape, strict=True)):
-        call.freeze(source, "gather repeats it")
-        return call.result(())
-    anywhere = replace(picked, data=torch.zeros(picked.shape, dtype=torch.int64))
-    dim = call.given["dim"] % len(source.shape)
-    call = replace(call, given={**call.given, "index": anywhere})
-    return _past(call, source, {dim}, "gather with indices that depend on the input")
-
-
-def _past(call: Call, source: Value, picked: set[int], reason: str) -> Result:
-    """Move the fields that don't vary along the picked dimensions; the others stay."""
-    for labels in source.fields:
-        if picked & set(varying(labels)):
-            call.labels.freeze(labels, reason)
-    passing = replace(source, fields=source.without(sorted(picked)))
-    return move(replace(call, given={**call.given, "self": passing}))
-
-
 def cat(call: Call) -> Result:
     """Concatenation: fields that span the joined dimension are joined, the others go together."""
     parts: list[Value] = [p for p in call.given["tensors"] if prod(p.shape) or len(p.shape) != 1]
@@ -170,7 +168,7 @@ def cat(call: Call) -> Result:
             elif any(part.shape[d] > 1 for d in dims):
                 call.labels.freeze(first, reason)
         fields.append(first)
-    return call.result(widest(fields))
+    return Value(shape=call.shape, fields=tuple(widest(fields)), vanishes=all(p.vanishing() for p in parts))
 
 
 def _spanning(call: Call, part: Value, dims: Sequence[int], dim: int) -> Tensor | None:
@@ -187,6 +185,21 @@ def _piece(part: Value, labels: Tensor | None, dims: Sequence[int], dim: int) ->
     if labels is None:
         return torch.full(shape, KEPT)
     return labels.expand(shape)
+
+
+JOINED_DIMS: Final = {"hstack": 1, "vstack": 0, "row_stack": 0, "dstack": 2, "column_stack": 1}
+
+
+def joined(call: Call) -> Result:
+    """Hstack and its like: cat along a fixed dimension, of tensors that have it.
+
+    Raises:
+        ValueError: they don't have it.
+    """
+    dim = JOINED_DIMS[call.name]
+    if any(len(p.shape) <= max(dim, 1) for p in call.given["tensors"]):
+        raise ValueError(call.name)
+    return cat(replace(call, given={**call.given, "dim": dim}))
 
 
 def stack(call: Call) -> Result:
