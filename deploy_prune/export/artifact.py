@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from deploy_prune.errors import ExportError, MissingDependencyError, SurgeryError
+from deploy_prune.export.attention import four_dimensional
 from deploy_prune.networks.copies import require_plain
 from deploy_prune.networks.tracing import tracing, why_not_traced
 from deploy_prune.recipe.parts import ExportPart
@@ -230,7 +231,8 @@ def export_program(network: nn.Module, example: Tensor, part: ExportPart) -> Exp
         example, shapes = torch.cat([example[:1]] * 2), ({0: torch.export.Dim("batch")},)
     try:
         with tracing(network), torch.no_grad():  # with gradients, attention with a learned bias is traced another way
-            return torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
+            return four_dimensional(program)
     except Exception as error:  # torch passes on whatever the network's own code raises
         raise ExportError(why_not_traced(network, (example,), error)) from error
 

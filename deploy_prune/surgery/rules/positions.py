@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
@@ -88,8 +87,3 @@ def _whole_channels(call: Call, ids: Tensor | None, taps: int) -> Tensor | None:
     if ids is None:
         return None
     return call.labels.tie(ids.view(-1, taps), [1], f"{call.name} adds up its patches").flatten()
-
-
-def dims_of(given: Sequence[int] | int) -> list[int]:
-    """One dimension, or several, as a list."""
-    return [given] if isinstance(given, int) else list(given)
