@@ -1,8 +1,9 @@
 """The zoo's networks by name, with random weights and an output that moves with the input.
 
 Prefixes: tv torchvision.models, tvseg and tvdet its segmentation and detection networks, tvideo its video networks,
-timm, hf transformers (tiny configurations), own the networks of _zoo_own.py. Detection networks are the backbone and
-the dense heads: what comes after them (boxes, suppression) depends on the data, and no channel passes it.
+timm, hf transformers (tiny configurations), own the networks of _zoo_own.py, _zoo_sequences.py and _zoo_scenes.py.
+Detection networks are the backbone and the dense heads: what comes after them (boxes, suppression) depends on the data,
+and no channel passes it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, Final
 
 import _zoo_own
 import torch
+from _zoo_scenes import SCENES
+from _zoo_sequences import SEQUENCES, Inputs
 from torch import Tensor, nn
 
 from deploy_prune.networks import build
@@ -43,6 +46,13 @@ LISTED: Final = (
     "own:super_resolution"
 )
 
+OTHERS: Final = " ".join(
+    ["tvdet:fcos_resnet50_fpn tvdet:keypointrcnn_resnet50_fpn tvseg:lraspp_mobilenet_v3_large tvideo:r3d_18",
+     "hf:gpt2 hf:distilbert hf:t5 hf:wav2vec2 hf:whisper hf:detr hf:rt_detr hf:segformer_masks",
+     *(f"own:{name}" for name in (*SEQUENCES, *SCENES))]
+)  # fmt: skip
+"""Networks that classify no pictures: boxes, masks, poses, sound, speech, text, series, tables, volumes, points."""
+
 SMALL: Final = {
     "tv": "resnet18 resnet50 resnext50_32x4d regnet_y_400mf shufflenet_v2_x1_0 densenet121 efficientnet_b0 "
     "efficientnet_v2_s squeezenet1_1 mobilenet_v2 mobilenet_v3_small convnext_tiny vgg11_bn googlenet",
@@ -58,21 +68,25 @@ SIZES: Final = {"tv:inception_v3": 299, "timm:inception_resnet_v2": 160, "timm:n
 """Other sizes than the default configuration's. Detection networks: see ``_detection_size``."""
 
 
-def make(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
-    """A network by its name in the list and an input batch; batch norm calibrated, nothing zero. In eval mode."""
+def make(name: str, seed: int = 0) -> tuple[nn.Module, Inputs]:
+    """A network by its name and a batch of its inputs; batch norm calibrated, nothing zero. In eval mode."""
     network, size = fresh(name, seed)
-    prefix, _, rest = name.partition(":")
-    size = SIZES.get(name, 64 if rest in SMALL.get(prefix, "").split() else size)
-    inputs = _inputs(prefix, size)
+    inputs = _inputs(name, size)
     return lively(network, inputs), inputs
 
 
-def _inputs(prefix: str, size: int) -> Tensor:
-    """Images [B, 3, size, size], videos [B, 3, 8, size, size], or for size 0 tokens int64[B, 12]."""
+def _inputs(name: str, size: int) -> Inputs:
+    """Images [B, 3, size, size], videos [B, 3, 8, size, size], for size 0 tokens int64[B, 12], or the network's own."""
+    prefix, _, rest = name.partition(":")
+    if prefix == "own" and rest in _OWN:
+        return _OWN[rest][1](4)
+    if prefix == "hf" and rest in SOUND:
+        return (torch.randn(4, *SOUND[rest]),)
+    size = SIZES.get(name, 64 if rest in SMALL.get(prefix, "").split() else size)
     if not size:
-        return torch.randint(0, 90, (4, 12))
+        return (torch.randint(0, 90, (4, 12)),)
     frames = (8,) if prefix == "tvideo" else ()
-    return torch.randn(4 if size < 128 else 2, 3, *frames, size, size)
+    return (torch.randn(4 if size < 128 else 2, 3, *frames, size, size),)
 
 
 def fresh(name: str, seed: int) -> tuple[nn.Module, int]:
@@ -88,7 +102,7 @@ def part_of(name: str) -> ModelPart:
     return ModelPart(source=f"{ {'tv': 'torchvision'}.get(prefix, prefix) }:{rest}".replace(" ", ""))
 
 
-def lively(network: nn.Module, x: Tensor) -> nn.Module:
+def lively(network: nn.Module, inputs: Inputs) -> nn.Module:
     """Random affine parameters instead of zeros and tiny constants, and batch-norm statistics that are the data's."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     with torch.no_grad():
@@ -105,7 +119,7 @@ def lively(network: nn.Module, x: Tensor) -> nn.Module:
             if module.affine:
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.uniform_(-0.5, 0.5)
-        network.train()(x)
+        network.train()(*inputs)
     return network.eval()
 
 
@@ -144,8 +158,12 @@ def _video(name: str) -> tuple[nn.Module, int]:
 
 
 def _own(name: str) -> tuple[nn.Module, int]:
+    if name in _OWN:
+        return _OWN[name][0](), 0
     return _zoo_own.OWN[name](NUM_CLASSES), 0 if name in _zoo_own.TEXT else 64
 
+
+_OWN: Final = {**SEQUENCES, **SCENES}
 
 _SIZES: Final = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _TEXT: Final = {**_SIZES, "vocab_size": 100, "intermediate_size": 64}
@@ -154,6 +172,22 @@ _T5: Final = {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_laye
 _STAGES: Final = {"hidden_sizes": [16, 32, 48, 64], "depths": [1] * 4}
 _SWIN: Final = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4],
                 "window_size": 4}  # fmt: skip
+_WAVES: Final = {**_SIZES, "intermediate_size": 64, "conv_dim": [32] * 3, "conv_stride": [5, 4, 2],
+                 "conv_kernel": [10, 8, 4], "num_feat_extract_layers": 3, "vocab_size": 32, "mask_time_prob": 0.0,
+                 "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "layerdrop": 0.0}  # fmt: skip
+_SPEECH: Final = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+                  "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 100,
+                  "num_mel_bins": 16, "max_source_positions": 40, "max_target_positions": 20, "use_cache": False,
+                  "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}  # fmt: skip
+_BOXES: Final = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
+                 "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_queries": 10,
+                 "use_timm_backbone": True, "use_pretrained_backbone": False, "backbone": "resnet18",
+                 "image_size": 96}  # fmt: skip
+_REALTIME: Final = {"d_model": 64, "encoder_hidden_dim": 64, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+                    "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+                    "num_queries": 20, "num_denoising": 0, "image_size": 96}  # fmt: skip
+SOUND: Final = {"wav2vec2": (1200,), "whisper": (16, 80)}
+"""Shapes of an example of networks of transformers that hear: a wave [T] or a spectrum [F, T]."""
 CONFIGS: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
     "vit": ("ViT", "ForImageClassification", _VISION),
     "dinov2": ("Dinov2", "ForImageClassification", {**_SIZES, "image_size": 32, "patch_size": 8}),
@@ -175,6 +209,11 @@ CONFIGS: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
                                            "use_cache": False}),
     "t5": ("T5", "ForConditionalGeneration", {**_T5, "use_cache": False}),
     "clip_vision": ("CLIPVision", "ModelWithProjection", _VISION),
+    "segformer_masks": ("Segformer", "ForSemanticSegmentation", {**_STAGES, "decoder_hidden_size": 32}),
+    "wav2vec2": ("Wav2Vec2", "ForCTC", _WAVES),
+    "whisper": ("Whisper", "ForConditionalGeneration", _SPEECH),
+    "detr": ("Detr", "ForObjectDetection", _BOXES),
+    "rt_detr": ("RTDetr", "ForObjectDetection", _REALTIME),
 }  # fmt: skip
 """Name -> the configuration's and the network's class (stem, ending) and sizes."""
 
@@ -185,6 +224,10 @@ def _transformers(name: str) -> tuple[nn.Module, int]:
     stem, ending, values = CONFIGS[name]
     config = getattr(library, f"{stem}Config")(**values, **({"num_labels": NUM_CLASSES} if "For" in ending else {}))
     network = getattr(library, stem + ending)(config)
+    if name in SOUND:
+        return (_Heard if stem == "Whisper" else _Logits)(network), 0
+    if stem in {"Detr", "RTDetr"}:
+        return _Boxes(network), values["image_size"]
     if "vocab_size" in values:
         return (_Translated if stem == "T5" else _Logits)(network), 0
     return _Logits(network), values.get("image_size", 64)
@@ -233,6 +276,21 @@ class _Logits(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         made = self.network(x)
         return made.logits if hasattr(made, "logits") else made[0]
+
+
+class _Boxes(_Logits):
+    """A detector of transformers: logits [B, Q, C] and boxes [B, Q, 4] out."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        made = self.network(x)
+        return made.logits, made.pred_boxes
+
+
+class _Heard(_Logits):
+    """Speech to text: a spectrum in, logits for a start of fixed tokens out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x, decoder_input_ids=torch.ones(len(x), 3, dtype=torch.int64)).logits
 
 
 class _Translated(_Logits):

@@ -1,6 +1,6 @@
 """Cut half of every channel group of many networks and check everything that can be checked.
 
-    python benchmarks/zoo.py [NAME...] [--json FILE] [--timeout S] [--plain S]
+    python benchmarks/zoo.py [NAME...] [--others] [--formats NAME...] [--json FILE] [--timeout S] [--plain S]
 
 Names as in _zoo_networks.py (tv: tvseg: tvdet: tvideo: timm: hf: own:); default: its list. Weights are random; every
 network has a process and a time limit of its own. Times are seconds of one core. --json: every row as soon as it is
@@ -29,8 +29,16 @@ from deploy_prune.search.gated_network import gates_of
 from deploy_prune.types import Keep, Structure
 
 FIGURES: Final = ("groups", "macs_share", "form", "find_s", "settle_s", "cut_s", "params_left", "difference",
-                  "precision", "json", "onnx", "peak_mb")  # fmt: skip
+                  "precision", "json", "onnx", "litert", "executorch", "ncnn", "openvino", "peak_mb")  # fmt: skip
+MUST_RUN: Final = "onnx"
+"""The format in which every network must run. Of others, it is noted which do."""
 Rows = dict[str, dict[str, Any]]
+Inputs = tuple[Tensor, ...]
+
+
+def first(inputs: Inputs, n: int) -> Inputs:
+    """The first n examples."""
+    return tuple(x[:n] for x in inputs)
 
 
 def half(structure: Structure, seed: int = 0) -> Keep:
@@ -50,8 +58,8 @@ def macs_share(structure: Structure) -> float:
     return mine / max(1, total)
 
 
-def check(name: str, row: dict[str, Any]) -> None:
-    """Everything about one network, into ``row``; raises at the first thing that fails."""
+def check(name: str, row: dict[str, Any], formats: Sequence[str] = (MUST_RUN,)) -> None:
+    """Everything about one network, into ``row``; raises at the first thing that fails, but for formats' refusals."""
     import _zoo_networks
 
     from deploy_prune.recipe.parts import PrunePart
@@ -61,12 +69,12 @@ def check(name: str, row: dict[str, Any]) -> None:
     from deploy_prune.surgery.verify import verify
 
     row["stage"] = "build"
-    network, x = _zoo_networks.make(name)
+    network, inputs = _zoo_networks.make(name)
     row["stage"], started = "find", time.process_time()
-    found = find_groups(network, (x[:1],), PrunePart())
+    found = find_groups(network, first(inputs, 1), PrunePart())
     row["find_s"] = round(time.process_time() - started, 2)
     row["stage"], started = "settle", time.process_time()
-    structure = keep_cuttable(network, found, (x[:2],), gates_of, PrunePart())
+    structure = keep_cuttable(network, found, first(inputs, 2), gates_of, PrunePart())
     row["settle_s"] = round(time.process_time() - started, 2)
     row["form"] = "module" if structure.blueprint is None else "graph"
     row["groups"], row["found"] = len(structure.groups), len(found.groups)
@@ -81,11 +89,19 @@ def check(name: str, row: dict[str, Any]) -> None:
     row["cut_s"] = round(time.process_time() - started, 2)
     row["params_left"] = round(count(slim) / count(network), 3)
     row["stage"] = "verify"
-    proof = verify(network, slim, structure, keep, (x,), gates_of(structure))
+    proof = verify(network, slim, structure, keep, inputs, gates_of(structure))
     row["difference"], row["precision"] = proof.difference, proof.precision
-    for stage, step in (("train", train), ("json", round_trip), ("onnx", onnx)):
+    for stage, step in (("train", train), ("json", round_trip)):
         row["stage"] = stage
-        row[stage] = step(name, network, slim, keep, x)
+        row[stage] = step(name, network, slim, keep, inputs)
+    for format in formats:
+        row["stage"] = format
+        try:
+            row[format] = exported(format, network, slim, inputs)
+        except Exception as error:
+            if format == MUST_RUN:
+                raise
+            row[format] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
     row["stage"] = "done"
 
 
@@ -94,17 +110,17 @@ def count(network: nn.Module) -> int:
 
 
 def tensors(output: Any) -> list[Tensor]:
-    from deploy_prune.surgery.verify import tensors_of
+    from deploy_prune.networks.compare import tensors_of
 
     return tensors_of(output)
 
 
-def train(name: str, network: nn.Module, slim: nn.Module, keep: Keep, x: Tensor) -> str:
+def train(name: str, network: nn.Module, slim: nn.Module, keep: Keep, inputs: Inputs) -> str:
     """Forward and backward in train mode: finite gradients reach the parameters."""
     import copy
 
     slim = copy.deepcopy(slim).train()
-    made = slim(x)
+    made = slim(*inputs)
     parts = [made] if isinstance(made, Tensor) else list(made)
     sum(p.square().mean() for p in parts if isinstance(p, Tensor)).backward()
     grads = [p.grad for p in slim.parameters() if p.requires_grad]
@@ -113,53 +129,61 @@ def train(name: str, network: nn.Module, slim: nn.Module, keep: Keep, x: Tensor)
     return "ok"
 
 
-def round_trip(name: str, network: nn.Module, slim: nn.Module, keep: Keep, x: Tensor) -> int:
+def round_trip(name: str, network: nn.Module, slim: nn.Module, keep: Keep, inputs: Inputs) -> int:
     """architecture.json and weights into a fresh network: the same output to the bit. Returns the file's bytes."""
     import _zoo_networks
 
     from deploy_prune.architecture import json_file
 
     part = _zoo_networks.part_of(name)
-    text = json_file.dumps(json_file.describe(part, _zoo_networks.NUM_CLASSES, x[:1].shape, keep, network, slim))
+    text = json_file.dumps(
+        json_file.describe(part, _zoo_networks.NUM_CLASSES, inputs[0][:1].shape, keep, network, slim)
+    )
     fresh, _ = _zoo_networks.fresh(name, seed=1)
     told = json_file.loads(text)
-    again = json_file.build_slim(told, fresh.eval(), example=x[:1])
+    again = json_file.build_slim(told, fresh.eval(), example=first(inputs, 1))
     json_file.load_weights(again, slim.state_dict(), Path("weights.safetensors"))
     with torch.no_grad():
-        pairs = list(zip(tensors(slim.eval()(x)), tensors(again(x)), strict=True))
+        pairs = list(zip(tensors(slim.eval()(*inputs)), tensors(again(*inputs)), strict=True))
     assert all(torch.equal(a, b) for a, b in pairs), "reloaded network's output differs"
     return len(text)
 
 
-def onnx(name: str, network: nn.Module, slim: nn.Module, keep: Keep, x: Tensor) -> float:
-    """Relative difference to ONNX Runtime."""
+def exported(format: str, network: nn.Module, slim: nn.Module, inputs: Inputs) -> float:
+    """The artifact's relative difference in its own runtime.
+
+    Raises:
+        ExportError: it can't be written; said whether the dense network's can.
+    """
     from deploy_prune.errors import ExportError
-    from deploy_prune.export.onnx import write
     from deploy_prune.export.parity import check_parity
-    from deploy_prune.recipe.parts import ExportPart
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            artifact = write(slim, x[:1], Path(folder) / "slim.onnx", "fp32", ExportPart())
+            artifact = write(format, slim, inputs, Path(folder) / "slim")
         except ExportError as error:
-            if (why := _not_exported(network, x[:1], Path(folder))) is None:
-                raise
-            message = f"torch can't export the dense network either: {why}"
-            raise ExportError(message) from error
-        return check_parity(slim, artifact, x).max_rel
+            try:
+                write(format, network, inputs, Path(folder) / "dense")
+            except ExportError as why:
+                message = f"the dense network can't be written either: {why}"
+                raise ExportError(message) from error
+            raise
+        return check_parity(slim, artifact, alone_or_all(inputs)).max_rel
 
 
-def _not_exported(network: nn.Module, x: Tensor, folder: Path) -> str | None:
-    """Why the network can't be exported, or None if it can."""
-    from deploy_prune.errors import ExportError
-    from deploy_prune.export.onnx import write
+def write(format: str, network: nn.Module, inputs: Inputs, path: Path) -> Any:
+    """A network's artifact in fp32, under this name."""
+    from deploy_prune.export import FORMATS
     from deploy_prune.recipe.parts import ExportPart
 
-    try:
-        write(network, x, folder / "dense.onnx", "fp32", ExportPart())
-    except ExportError as error:
-        return str(error)
-    return None
+    kind = FORMATS[format]
+    example = alone_or_all(first(inputs, 1))
+    return kind.write(network, example, path.with_suffix(kind.suffix), "fp32", ExportPart())
+
+
+def alone_or_all(inputs: Inputs) -> Any:
+    """The only input, or all of several."""
+    return inputs[0] if len(inputs) == 1 else inputs
 
 
 def plain(name: str, row: dict[str, Any]) -> None:
@@ -167,25 +191,25 @@ def plain(name: str, row: dict[str, Any]) -> None:
     import _zoo_networks
     import torch_pruning as tp
 
-    network, x = _zoo_networks.make(name)
-    shapes = [t.shape for t in tensors(network(x))]
+    network, inputs = _zoo_networks.make(name)
+    shapes = [t.shape for t in tensors(network(*inputs))]
     last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1:]
     started = time.process_time()
     pruner = tp.pruner.MetaPruner(
-        network, x[:1], importance=tp.importance.RandomImportance(), pruning_ratio=0.5, ignored_layers=last
+        network, first(inputs, 1), importance=tp.importance.RandomImportance(), pruning_ratio=0.5, ignored_layers=last
     )
     before = count(network)
     pruner.step()
     row["plain_s"] = round(time.process_time() - started, 2)
-    assert [t.shape for t in tensors(network(x))] == shapes, "the output's shape has changed"
+    assert [t.shape for t in tensors(network(*inputs))] == shapes, "the output's shape has changed"
     assert count(network) < before, "nothing was cut"
 
 
-def alone(name: str, mode: str, timeout: float) -> dict[str, Any]:
+def alone(name: str, mode: str, timeout: float, formats: Sequence[str] = ()) -> dict[str, Any]:
     """Check one network in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "row.json"
-        command = [sys.executable, __file__, "--child", mode, "--json", str(path), name]
+        command = [sys.executable, __file__, "--child", mode, "--json", str(path), name, "--formats", *formats]
         try:
             done = subprocess.run(command, timeout=timeout, capture_output=True, text=True, check=False)
         except subprocess.TimeoutExpired:
@@ -196,18 +220,21 @@ def alone(name: str, mode: str, timeout: float) -> dict[str, Any]:
         return row
 
 
-def child(name: str, mode: str, path: Path) -> None:
+def child(name: str, mode: str, path: Path, formats: Sequence[str]) -> None:
     """One network, in this process; the row goes to ``path``."""
     row: dict[str, Any] = {}
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     try:
-        {"ours": check, "plain": plain}[mode](name, row)
-    except ImportError as error:
+        if mode == "plain":
+            plain(name, row)
+        else:
+            check(name, row, formats)
+    except ModuleNotFoundError as error:
         row["skipped"] = str(error)
     except Exception as error:  # noqa: BLE001  whatever goes wrong is the row's result
-        first = (str(error).strip().splitlines() or [""])[0]
-        row["error"] = f"{type(error).__name__}: {first[:300]}"
+        words = (str(error).strip().splitlines() or [""])[0]
+        row["error"] = f"{type(error).__name__}: {words[:300]}"
         import traceback
 
         row["traceback"] = traceback.format_exc().splitlines()[-6:]
@@ -228,18 +255,19 @@ def line(name: str, row: dict[str, Any]) -> str:
     return text + (f"\n    plain torch-pruning: {row['plain']}" if "plain" in row else "")
 
 
-def run(names: Sequence[str], timeout: float, plain_timeout: float | None, path: Path | None) -> Rows:
-    """The rows of these networks, each written to ``path`` as soon as it is there."""
+def run(names: Sequence[str], options: argparse.Namespace) -> Rows:
+    """The rows of these networks, each written to ``options.json`` as soon as it is there."""
     import _results
 
+    path: Path | None = options.json
     under = _results.conditions(argparse.Namespace(), set())
     rows: Rows = _results.kept(path, under) if path is not None else {}
     for name in names:
         row = rows.setdefault(name, {})
         if row.keys() <= {"plain"}:
-            row.update(alone(name, "ours", timeout))
-        if plain_timeout is not None and "plain" not in row:
-            other = alone(name, "plain", plain_timeout)
+            row.update(alone(name, "ours", options.timeout, options.formats))
+        if options.plain is not None and "plain" not in row:
+            other = alone(name, "plain", options.plain)
             row["plain"] = other.get("error", f"passed, {other.get('plain_s')} s")
         print(line(name, row), flush=True)
         if path is not None:
@@ -262,19 +290,25 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--timeout", type=float, default=300, help="seconds per network (default 300)")
     parser.add_argument("--plain", type=float, metavar="S")
+    parser.add_argument("--formats", nargs="*", default=[MUST_RUN], help="each in its own runtime (default: onnx)")
+    parser.add_argument("--others", action="store_true", help="only networks that classify no pictures")
     parser.add_argument("--child", choices=["ours", "plain"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        child(arguments.names[0], arguments.child, arguments.json)
+        child(arguments.names[0], arguments.child, arguments.json, arguments.formats)
         return
     import _results
     import _zoo_networks
 
-    rows = run(arguments.names or _zoo_networks.LISTED.split(), arguments.timeout, arguments.plain, arguments.json)
+    others = _zoo_networks.OTHERS.split()
+    rows = run(arguments.names or ([] if arguments.others else _zoo_networks.LISTED.split()) + others, arguments)
     passed = [n for n, r in rows.items() if "error" not in r and "skipped" not in r]
     wide = [n for n in passed if rows[n]["macs_share"] >= 0.9]
     print(f"\n{len(passed)} of {len(rows)} passed, {len(wide)} of them with 90% of their MACs in groups.")
-    if not arguments.names:
+    for format in arguments.formats:
+        count = sum(isinstance(rows[n].get(format), float) for n in passed)
+        print(f"{count} of {len(rows)} run in {format}.")
+    if not arguments.names and not arguments.others:
         totals = {"networks": len(rows), "passed": len(passed), "with_90_percent_of_macs": len(wide)}
         _results.write("zoo", {**totals, "rows": {n: compact(r) for n, r in rows.items()}})
 

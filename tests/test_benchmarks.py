@@ -1,6 +1,7 @@
 """The benchmarks' kept rows: used again only where everything that they depend on is the same."""
 
 import argparse
+import ast
 import importlib
 import json
 from pathlib import Path
@@ -100,3 +101,17 @@ def test_every_script_that_keeps_rows_asks_for_their_conditions():
         assert "_results.kept(" in text, path.name
         assert "_results.conditions(" in text, path.name
         assert "rows.read_text" not in text, path.name
+
+
+def imported(path):
+    """(module, name) of all that a script takes from the package, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("deploy_prune"):
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_all_that_a_script_takes_from_the_package_is_there(path):
+    for module, name in imported(path):
+        if not hasattr(importlib.import_module(module), name):
+            importlib.import_module(f"{module}.{name}")

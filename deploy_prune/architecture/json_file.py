@@ -71,11 +71,14 @@ def describe(
 
 
 def build_slim(
-    architecture: Architecture, dense: nn.Module, prune: PrunePart | None = None, example: Tensor | None = None
+    architecture: Architecture,
+    dense: nn.Module,
+    prune: PrunePart | None = None,
+    example: Tensor | Sequence[Tensor] | None = None,
 ) -> nn.Module:
     """Cut a dense network (weights and all) to an architecture.
 
-    ``example``: an input to trace with; default: zeros of the architecture's input shape.
+    ``example``: an input to trace with, or several; default: zeros of the architecture's input shape.
 
     Raises:
         ArchitectureError: the network's definition isn't the one the file was made from (the first difference).
@@ -91,7 +94,10 @@ def build_slim(
 
 
 def structure_of(
-    architecture: Architecture, dense: nn.Module, prune: PrunePart | None = None, example: Tensor | None = None
+    architecture: Architecture,
+    dense: nn.Module,
+    prune: PrunePart | None = None,
+    example: Tensor | Sequence[Tensor] | None = None,
 ) -> Structure:
     """The dense network's groups and layers, in the form that the architecture was cut in. Arguments as ``build``.
 
@@ -100,10 +106,11 @@ def structure_of(
     """
     _same_definition(architecture, dense)
     prune, example = prune or PrunePart(), torch.zeros(architecture.input_shape) if example is None else example
+    examples = (example,) if isinstance(example, Tensor) else tuple(example)
     if architecture.form == "module":
-        structure = groups_of(dense, example, prune)
+        structure = groups_of(dense, examples, prune)
     else:
-        structure = with_blueprint(dense, (example,), prune)
+        structure = with_blueprint(dense, examples, prune)
     _same_groups(architecture, structure)
     return structure
 

@@ -32,13 +32,14 @@ KIND = "groups"
 """The folder within the cache."""
 
 
-def groups_of(network: nn.Module, example: Tensor, prune: PrunePart) -> Structure:
-    """``graph.find_groups``, remembered. ``example``: [B, ...].
+def groups_of(network: nn.Module, example: Tensor | Sequence[Tensor], prune: PrunePart) -> Structure:
+    """``groups.find_groups``, remembered. ``example``: [B, ...], or one for each of several inputs.
 
     Raises:
         SurgeryError: the network can't be traced, or not within the limits; nothing is remembered then.
     """
-    return _remembered(network, (example,), prune, "traced", lambda: find_groups(network, (example,), prune))
+    examples = (example,) if isinstance(example, Tensor) else tuple(example)
+    return _remembered(network, examples, prune, "traced", lambda: find_groups(network, examples, prune))
 
 
 def cuttable_groups(
