@@ -185,7 +185,8 @@ _BOXES: Final = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encod
                  "image_size": 96}  # fmt: skip
 _REALTIME: Final = {"d_model": 64, "encoder_hidden_dim": 64, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
                     "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-                    "num_queries": 20, "num_denoising": 0, "image_size": 96}  # fmt: skip
+                    "num_queries": 20, "num_denoising": 0, "decoder_in_channels": [64] * 3,
+                    "image_size": 96}  # fmt: skip
 SOUND: Final = {"wav2vec2": (1200,), "whisper": (16, 80)}
 """Shapes of an example of networks of transformers that hear: a wave [T] or a spectrum [F, T]."""
 CONFIGS: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
