@@ -374,6 +374,17 @@ def test_a_table_serves_until_more_variants_are_asked_for(writing, timing):
     assert len(timing) == 6
 
 
+def test_a_fresh_run_measures_its_table_and_granularity_again(writing, timing, monkeypatch):
+    writing.tabled(HOST, 2, 1)
+    fresh = replace(writing, since=time.time() + 1)
+    fresh.tabled(HOST, 2, 1)
+    assert len(timing) == 4
+    asked = []
+    monkeypatch.setattr(candidates, "granularity", lambda target, write, since: asked.append(since) or 8)
+    assert fresh.granule(HOST) == 8
+    assert asked == [fresh.since]
+
+
 def test_a_network_has_only_so_many_variants(writing):
     """Of at most four stairs a group, 64 in all."""
     granule, known = 8, [writing.structure.dense_counts]

@@ -1,0 +1,87 @@
+"""What an artifact is compared with, and how many of its answers are right."""
+
+import pytest
+import torch
+from torch import nn
+
+from deploy_prune.data.examples import Examples
+from deploy_prune.errors import ParityError
+from deploy_prune.export import onnx, parity
+from deploy_prune.recipe.parts import ExportPart
+
+
+class Brightest(nn.Module):
+    """Logits are the pixels themselves: the brightest pixel is the class."""
+
+    def forward(self, x):
+        return x.flatten(1)
+
+
+def written(network, tmp_path, precision="fp32", batch=1, **calibration):
+    example = torch.zeros(batch, 1, 2, 2)
+    return onnx.write(network, example, tmp_path / "net.onnx", precision, ExportPart(), **calibration)
+
+
+def examples(labels):
+    """A picture each, whose brightest pixel is the first label's."""
+    images = torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8)
+    images[:, 0, 0, 0] = 255
+    return Examples(images=images, labels=torch.tensor(labels), mean=torch.zeros(1), std=torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("labels", "batch", "share"),
+    [([0, 0, 1, 0], 1, 3 / 4), ([1, 1, 1], 1, 0.0), ([0, 1, 0, 0, 1], 2, 3 / 4)],
+    ids=["three of four", "none", "the last one fills no batch"],
+)
+def test_accuracy_is_the_share_of_right_answers(tmp_path, monkeypatch, labels, batch, share):
+    monkeypatch.setattr(parity, "CHUNK", 3)  # several turns
+    artifact = written(Brightest(), tmp_path, batch=batch)
+    assert parity.artifact_accuracy(artifact, examples(labels)) == share
+
+
+class Two(nn.Module):
+    """One output moves with the input, the other never does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.layer(x.flatten(1))
+        return y, torch.zeros_like(y) + self.layer.bias
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_reference_has_the_networks_outputs_and_the_checks_tolerance(tmp_path, precision):
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval(), torch.randn(6, 1, 2, 2)
+    artifact = written(network, tmp_path, precision)
+    held_to = parity.reference(network, artifact, x)
+    assert torch.equal(held_to.outputs[0], network(x))
+    assert held_to.tolerance == parity.check_parity(network, artifact, x).tolerance
+    assert held_to.least_db is None
+
+
+def test_an_output_that_never_changes_is_held_to_no_noise_even_with_two_examples(tmp_path):
+    torch.manual_seed(0)
+    network, x = Two().eval(), torch.randn(2, 1, 2, 2)
+    held_to = parity.reference(network, written(network, tmp_path, "int8", calibration=x), x)
+    assert held_to.tolerance is None
+    moving, still = held_to.least_db
+    assert moving >= parity.LEAST_DB - parity.MARGIN_DB
+    assert still is None
+
+
+@pytest.mark.parametrize("shape", [(6, 1, 2, 3), (6, 2, 2, 2), (6, 4)], ids=str)
+def test_inputs_of_another_shape_are_refused(tmp_path, shape):
+    network = Brightest()
+    with pytest.raises(ParityError, match="shape"):
+        parity.reference(network, written(network, tmp_path), torch.zeros(shape))
+
+
+def test_outputs_that_hardly_move_prove_nothing(tmp_path):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    nn.init.zeros_(network[1].weight)
+    with pytest.raises(ParityError, match="comparing proves nothing"):
+        parity.reference(network, written(network, tmp_path), torch.randn(6, 1, 2, 2))
