@@ -2,9 +2,10 @@
 
 Every cost is one closed form over the layers (legend: l layer, n_g units kept of group g),
 
-    T(n) = constant + sum_l  product_l * stair(in_l(n)) * stair(out_l(n)) + linear_l * stair(out_l(n))
+    T(n) = constant + sum_l times_l(n) * stair(out_l(n)) * (product_l * stair(in_l(n)) + linear_l)
 
-with in_l, out_l the layer's widths. It is evaluated on ints (exact) and on tensors (differentiable, no stairs).
+with in_l, out_l the layer's widths, and times_l the product of its repeats (1 for most). It is evaluated on ints
+(exact) and on tensors (differentiable, no stairs).
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from functools import cached_property
 from math import ceil
 from typing import TYPE_CHECKING
 
-from deploy_prune.types import Counts, Layer, Metric, Precision, Structure
+from deploy_prune.types import ChannelGroup, Counts, Layer, Metric, Precision, Structure, Width
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCost:
-    """A layer's share of a cost: ``product`` per input x output channel, ``linear`` per output channel."""
+    """A layer's share of a cost: ``product`` per input x output channel, ``linear`` per output channel, repeated."""
 
     layer: Layer
     product: float
@@ -44,22 +45,32 @@ class CostModel:
     granule: int = 1
 
     @cached_property
-    def _matrices(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Per-unit widths [layers, groups] and fixed widths [layers] of inputs and outputs; the two coefficients."""
+    def _widths(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Inputs, outputs and repeats of the layers: coordinates per unit [layers, groups], and fixed ones [layers]."""
         import torch
 
         column = {name: j for j, name in enumerate(self.groups)}
-        per_in = torch.zeros(len(self.layers), len(self.groups), dtype=torch.float64)
-        per_out = torch.zeros_like(per_in)
-        for row, cost in enumerate(self.layers):
-            for matrix, width in ((per_in, cost.layer.inputs), (per_out, cost.layer.outputs)):
-                for name, per in width.per_unit.items():
-                    matrix[row, column[name]] = per
-        fixed_in = torch.tensor([c.layer.inputs.fixed for c in self.layers], dtype=torch.float64)
-        fixed_out = torch.tensor([c.layer.outputs.fixed for c in self.layers], dtype=torch.float64)
+        most = max((len(c.layer.widths) for c in self.layers), default=2)
+        made = []
+        for place in range(max(2, most)):
+            per = torch.zeros(len(self.layers), len(self.groups), dtype=torch.float64)
+            fixed = torch.ones(len(self.layers), dtype=torch.float64)
+            for row, cost in enumerate(self.layers):
+                if place < len(cost.layer.widths):
+                    width = cost.layer.widths[place]
+                    fixed[row] = width.fixed
+                    for name, coordinates in width.per_unit.items():
+                        per[row, column[name]] = coordinates
+            made.append((per, fixed))
+        return tuple(made)
+
+    @cached_property
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """The two coefficients, [layers] each."""
+        import torch
+
         product = torch.tensor([c.product for c in self.layers], dtype=torch.float64)
-        linear = torch.tensor([c.linear for c in self.layers], dtype=torch.float64)
-        return per_in, fixed_in, per_out, fixed_out, product, linear
+        return product, torch.tensor([c.linear for c in self.layers], dtype=torch.float64)
 
     def __call__(self, counts: Counts) -> float:
         """The cost for these counts, in the metric's unit, with widths rounded up to the granule."""
@@ -69,9 +80,14 @@ class CostModel:
 
     def batched(self, counts_NG: Tensor) -> Tensor:
         """The same for many choices at once: float64[N, groups] (columns as in ``groups``) -> float64[N]."""
-        per_in, fixed_in, per_out, fixed_out, product, linear = self._matrices
-        inputs = self._stair(counts_NG @ per_in.T + fixed_in)
-        outputs = self._stair(counts_NG @ per_out.T + fixed_out)
+        inputs, outputs, *repeats = (counts_NG @ per.T + fixed for per, fixed in self._widths)
+        return self._sum(self._stair(inputs), self._stair(outputs), repeats)
+
+    def _sum(self, inputs: Tensor, outputs: Tensor, repeats: Sequence[Tensor]) -> Tensor:
+        """The closed form for widths [..., layers]."""
+        product, linear = (factor.to(inputs.device) for factor in self._factors)
+        for times in repeats:
+            outputs = outputs * times
         return self.constant + (inputs * outputs) @ product + outputs @ linear
 
     def expected(self, counts: Mapping[str, Tensor]) -> Tensor:
@@ -79,10 +95,9 @@ class CostModel:
         import torch
 
         soft = torch.stack([counts[g].double() for g in self.groups])
-        device = soft.device
-        per_in, fixed_in, per_out, fixed_out, product, linear = (m.to(device) for m in self._matrices)
-        inputs, outputs = per_in @ soft + fixed_in, per_out @ soft + fixed_out
-        return self.constant + (inputs * outputs) @ product + outputs @ linear
+        widths = (per.to(soft.device) @ soft + fixed.to(soft.device) for per, fixed in self._widths)
+        inputs, outputs, *repeats = widths
+        return self._sum(inputs, outputs, repeats)
 
     def scaled(self, factor: float, metric: Metric, *, exact: tuple[Counts, float]) -> CostModel:
         """This cost times a factor, as another metric, its constant such that it is ``exact[1]`` at ``exact[0]``."""
@@ -97,23 +112,43 @@ class CostModel:
 
 
 def macs(structure: Structure) -> CostModel:
-    """Multiply-accumulates per example of all convolutions and matrix products with weights."""
-    layers = tuple(LayerCost(layer=x, product=float(x.positions * x.taps)) for x in structure.layers)
+    """Multiply-accumulates per example of all products, of weights and of activations (products.py says which)."""
+    layers = tuple(LayerCost(layer=x, product=float(x.positions * x.taps)) for x in structure.layers if x.taps)
     return CostModel(metric="macs", layers=layers, groups=_names(structure))
 
 
-def params(structure: Structure, total: int) -> CostModel:
-    """Parameters. ``total``: the dense network's count; what no layer explains stays constant."""
-    seen: set[str] = set()
+def params(structure: Structure, network: nn.Module) -> CostModel:
+    """Parameters: the sizes of all tensors that ``network``, the dense one, has; a shared one counts once."""
+    members: dict[tuple[str, int], list[tuple[ChannelGroup, int]]] = {}
+    for group in structure.groups:
+        for axis in group.members:
+            mine = group, int((axis.unit_of >= 0).sum())
+            members.setdefault((axis.tensor, axis.axis), []).append(mine)
+    names: dict[int, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
     layers = []
-    for x in structure.layers:
-        if x.tensor in seen:
-            continue
-        seen.add(x.tensor)
-        layers.append(LayerCost(layer=x, product=float(x.taps), linear=float(x.vectors)))
-    model = CostModel(metric="params", layers=tuple(layers), groups=_names(structure))
-    rest = total - model(structure.dense_counts)
-    return CostModel(metric="params", layers=tuple(layers), groups=_names(structure), constant=rest)
+    for name, parameter in network.named_parameters():
+        known = next((n for n in names[id(parameter)] if any((n, d) in members for d in range(parameter.dim()))), name)
+        widths = [_axis(size, members.get((known, d), ())) for d, size in enumerate(parameter.shape)]
+        layers.append(LayerCost(layer=_tensor(name, widths), product=1.0))
+    return CostModel(metric="params", layers=tuple(layers), groups=_names(structure))
+
+
+def _axis(size: int, groups: Sequence[tuple[ChannelGroup, int]]) -> Width:
+    """The width of a tensor's axis, of which these groups have so many coordinates."""
+    fixed = size - sum(coordinates for _, coordinates in groups)
+    return Width(fixed=fixed, per_unit={group.name: n // group.channels for group, n in groups})
+
+
+def _tensor(name: str, widths: Sequence[Width]) -> Layer:
+    """A tensor as a layer that uses each of its numbers once."""
+    one = Width(fixed=1, per_unit={})
+    outputs, inputs, *repeats = (*widths, one, one)
+    return Layer(
+        name=name, kind="linear", tensor=name, taps=1, positions=1, input_positions=1, inputs=inputs, outputs=outputs,
+        vectors=0, repeats=tuple(r for r in repeats if r != one),
+    )  # fmt: skip
 
 
 def size(structure: Structure, precision: Precision, dense: float, smallest: tuple[Counts, float]) -> CostModel:
@@ -133,7 +168,7 @@ def size(structure: Structure, precision: Precision, dense: float, smallest: tup
         A model that is exact at both.
     """
     vector = 8.0 if precision == "int8" else 1.0
-    own = {x.tensor: x for x in structure.layers}
+    own = {x.tensor: x for x in structure.layers if x.tensor}
     layers = tuple(
         LayerCost(layer=x, product=float(x.taps), linear=vector * _vectors_in_a_file(x, structure))
         for x in own.values()
@@ -153,10 +188,10 @@ def _names(structure: Structure) -> tuple[str, ...]:
     return tuple(g.name for g in structure.groups)
 
 
-def at_widths(model: CostModel, widths: Sequence[tuple[int, int]]) -> float:
-    """The cost at these (inputs, outputs) of its layers, whatever the units are that lead to them."""
-    stairs = [[ceil(w / model.granule) * model.granule for w in pair] for pair in widths]
-    parts = (c.product * i * o + c.linear * o for c, (i, o) in zip(model.layers, stairs, strict=True))
+def at_widths(model: CostModel, widths: Sequence[tuple[int, int, int]]) -> float:
+    """The cost at these (inputs, outputs, repeats) of its layers, whatever the units are that lead to them."""
+    stairs = [(*(ceil(w / model.granule) * model.granule for w in wide), times) for *wide, times in widths]
+    parts = ((c.product * i + c.linear) * o * n for c, (i, o, n) in zip(model.layers, stairs, strict=True))
     return model.constant + sum(parts)
 
 
@@ -165,7 +200,7 @@ def share_by_layer(model: CostModel, counts: Counts) -> Sequence[tuple[str, floa
     return [
         (
             c.layer.name,
-            c.product * c.layer.inputs.at(counts) * c.layer.outputs.at(counts) + c.linear * c.layer.outputs.at(counts),
+            (c.product * c.layer.inputs.at(counts) + c.linear) * c.layer.outputs.at(counts) * c.layer.times(counts),
         )
         for c in model.layers
     ]

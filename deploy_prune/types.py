@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -33,10 +34,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 
 class Progress(Protocol):
-    """Told about long work: called with the work's name, steps done, steps in all, and figures to show.
-
-    A figure named "kept/GROUP" is the share of a group that is kept.
-    """
+    """Told about long work: its name, steps done, steps in all, and figures ("kept/GROUP": the share that is kept)."""
 
     def __call__(self, work: str, done: int, total: int, **figures: float) -> None:
         """Take note of one step."""
@@ -87,17 +85,19 @@ class Width:
         return self.fixed + sum(per * counts[group] for group, per in self.per_unit.items())
 
 
-LayerKind = Literal["conv", "depthwise", "linear", "norm"]
+LayerKind = Literal["conv", "depthwise", "linear", "norm", "recurrent", "product"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One application of a weight: MACs = positions * taps * inputs * outputs (all per example).
+    """One application of a weight: MACs = positions * taps * inputs * outputs * repeats (all per example).
 
     ``inputs`` is the width of the weight's input axis (channels per filter, so 1 for depthwise), ``outputs`` of
     its output axis, ``taps`` the kernel's positions (9 for 3x3), ``positions`` the output's (H*W, or tokens).
-    ``input_positions`` is the same for the layer's input; ``vectors`` counts parameters per output channel beside
-    the weight (1 for a bias, 2 for an affine norm). A norm has ``taps`` 0. ``name`` is the module's path.
+    ``input_positions`` is the same for the layer's input; ``repeats`` are further widths, of what is done anew for each
+    (heads, experts, channels that a token mixer takes as positions). ``vectors`` counts parameters per output channel
+    beside the weight (1 for a bias, 2 for an affine norm). A norm has ``taps`` 0. ``name`` is the module's path. A
+    ``product`` is of two activations, without ``tensor``; products.py has more.
     """
 
     name: str
@@ -109,6 +109,16 @@ class Layer:
     inputs: Width
     outputs: Width
     vectors: int
+    repeats: tuple[Width, ...] = ()
+
+    @property
+    def widths(self) -> tuple[Width, ...]:
+        """Inputs, outputs and repeats."""
+        return (self.inputs, self.outputs, *self.repeats)
+
+    def times(self, counts: Mapping[str, int]) -> int:
+        """How often it is repeated with these kept units per group."""
+        return prod(width.at(counts) for width in self.repeats)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,10 +172,9 @@ class Roofline:
 
     Units: ``gmacs_per_s`` 1e9 multiply-accumulates a second for plain convolutions, ``depthwise_gmacs_per_s`` the
     same for depthwise convolutions, ``matmul_gmacs_per_s`` for matrix products (None: as for plain convolutions),
-    ``gbytes_per_s`` 1e9 bytes a second,
-    ``layer_overhead_ms`` per convolution or matrix product (latency/predict.py has the other operators' share),
-    ``winograd`` how much faster 3x3 convolutions of stride 1 are per multiply-accumulate (1: the runtime has
-    no such kernel), ``network_overhead_ms`` once a network. ``source``: where the numbers come from.
+    ``gbytes_per_s`` 1e9 bytes a second, ``layer_overhead_ms`` per convolution or matrix product (latency/predict.py
+    has the other operators' share), ``winograd`` how much faster 3x3 convolutions of stride 1 are per
+    multiply-accumulate (1: no such kernel), ``network_overhead_ms`` once a network. ``source``: of the numbers.
     """
 
     gmacs_per_s: float
@@ -183,8 +192,7 @@ class ErrorBand:
     """How far a device's predictions go wrong: on networks that were left out of its calibration, one at a time.
 
     ``median``: of the relative errors, as a fraction. ``low`` and ``high``: for 80% of the networks, the published
-    latency lies between ``low`` and ``high`` times the predicted one. ``networks``: how many; 0 =
-    judged by other devices.
+    latency lies between ``low`` and ``high`` times the predicted one. ``networks``: how many; 0 = by other devices.
     """
 
     median: float
@@ -198,11 +206,10 @@ class ErrorBand:
 class Target:
     """A device with its runtime, from edge_targets/*.yaml.
 
-    ``granularity``: channel counts are chosen in multiples of this; None = find it by measurement.
-    ``runner``: the device's name: ``local``, ``ssh://...`` or ``adb://...`` (device/address.py); None = no device
-    attached, latency is predicted from ``roofline``.
-    ``error``: of those predictions, where it is known. ``program``: the path, on this machine, of the runtime's own
-    benchmark program, for a device without Python (device/programs.py).
+    ``granularity``: channel counts are chosen in multiples of this; None = find it by measurement. ``runner``: the
+    device's name: ``local``, ``ssh://...`` or ``adb://...`` (device/address.py); None = no device attached, latency is
+    predicted from ``roofline``. ``error``: of those predictions, where it is known. ``program``: the path, on this
+    machine, of the runtime's own benchmark program, for a device without Python (device/programs.py).
     """
 
     name: str
@@ -331,8 +338,7 @@ class Row:
     another one. ``speedup``: how many times as fast as dense, the median of the paired samples' ratios, in the 95%
     interval from ``speedup_low`` to ``speedup_high`` (latency/paired.py); None in a dense row.
     ``predicted_dense_ms``: the dense network's latency by the model that ``predicted_ms`` is from; None where a device
-    is attached. ``disturbed``: as ``Latency`` has it. ``macs`` and ``params`` are None where the row failed before the
-    network was known.
+    is attached. ``disturbed``: as ``Latency`` has it. ``macs`` and ``params`` are None if the network wasn't known yet.
     ``accuracy_given``: of the network as given (or trained), on the source classes' test examples. ``dense_adapted``:
     whether the dense network is that one with a new classifier, adapted to other classes; else it is the network as
     given. The slim network is retrained on ``train_examples`` of the ``train_examples_of`` that there are of the target

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deploy_prune import cost
-from deploy_prune.cost import CostModel, LayerCost, share_by_layer
-from deploy_prune.types import ChannelGroup, Layer, LayerKind, Structure, Width
+from deploy_prune.cost import CostModel, LayerCost, at_widths, share_by_layer
+from deploy_prune.types import Axis, ChannelGroup, Layer, LayerKind, Structure, Width
 
 HW, SHRUNK, CLASSES, SPREAD = 64, 16, 5, 4
 counts_of = st.fixed_dictionaries({"a": st.integers(1, 32), "b": st.integers(1, 48)})
@@ -36,30 +37,47 @@ def make_structure() -> Structure:
         make_layer("point", "conv", of("a", plus=6), of("b"), positions=SHRUNK, input_positions=SHRUNK, vectors=1),
         make_layer("head", "linear", of("b", SPREAD), fixed(CLASSES), positions=1, input_positions=1, vectors=1),
     )
-    groups = [ChannelGroup(name=n, channels=c, period=1, consumers=(), members=()) for n, c in (("a", 32), ("b", 48))]
+    first, spread = torch.cat([torch.arange(32), torch.full((6,), -1)]), torch.arange(48).repeat(SPREAD)
+    members = {
+        "a": [*(axis(name, 32) for name in ("stem.weight", "norm.weight", "norm.bias", "depthwise.weight")),
+              Axis(tensor="point.weight", axis=1, unit_of=first)],
+        "b": [axis("point.weight", 48), axis("point.bias", 48), Axis(tensor="head.weight", axis=1, unit_of=spread)],
+    }  # fmt: skip
+    groups = [
+        ChannelGroup(name=n, channels=c, period=1, consumers=(), members=tuple(members[n]))
+        for n, c in (("a", 32), ("b", 48))
+    ]
     return Structure(groups=tuple(groups), layers=layers, whole=())
 
 
-def make_modules(counts: dict[str, int]) -> list[nn.Module]:
+def axis(tensor: str, size: int) -> Axis:
+    """The first axis of a tensor, a unit for each coordinate."""
+    return Axis(tensor=tensor, axis=0, unit_of=torch.arange(size))
+
+
+def make_modules(counts: dict[str, int]) -> nn.ModuleDict:
     """The same layers as real ones, at these counts."""
     a, b = counts["a"], counts["b"]
-    return [
-        nn.Conv2d(3, a, 3, padding=1, bias=False),
-        nn.BatchNorm2d(a),
-        nn.Conv2d(a, a, 3, stride=2, padding=1, groups=a, bias=False),
-        nn.Conv2d(a + 6, b, 1),
-        nn.Linear(SPREAD * b, CLASSES),
-    ]
+    return nn.ModuleDict({
+        "stem": nn.Conv2d(3, a, 3, padding=1, bias=False),
+        "norm": nn.BatchNorm2d(a),
+        "depthwise": nn.Conv2d(a, a, 3, stride=2, padding=1, groups=a, bias=False),
+        "point": nn.Conv2d(a + 6, b, 1),
+        "head": nn.Linear(SPREAD * b, CLASSES),
+    })  # fmt: skip
+
+
+DENSE = make_modules({"a": 32, "b": 48})
 
 
 def count_params(counts: dict[str, int]) -> int:
-    return sum(p.numel() for module in make_modules(counts) for p in module.parameters())
+    return sum(p.numel() for p in make_modules(counts).parameters())
 
 
 def count_macs(counts: dict[str, int]) -> int:
     """Multiplications one by one: every weight of a convolution is used once per output position."""
     positions = (HW, 0, SHRUNK, SHRUNK, 1)
-    modules = make_modules(counts)
+    modules = make_modules(counts).values()
     return sum(p * m.weight.numel() for p, m in zip(positions, modules, strict=True))
 
 
@@ -75,35 +93,58 @@ def test_macs_are_what_real_layers_multiply(counts):
 
 @given(counts_of)
 def test_params_are_what_real_layers_hold(counts):
-    dense = count_params({"a": 32, "b": 48})
-    assert cost.params(make_structure(), dense)(counts) == count_params(counts)
+    assert cost.params(make_structure(), DENSE)(counts) == count_params(counts)
 
 
-def test_params_that_no_layer_explains_stay(structure):
-    dense = count_params(structure.dense_counts)
-    model = cost.params(structure, dense + 1000)
-    assert model.constant == 1000
+def test_params_that_no_group_cuts_stay(structure):
+    model = cost.params(structure, nn.ModuleDict({**DENSE, "table": nn.Embedding(100, 10)}))
     assert model({"a": 8, "b": 8}) == count_params({"a": 8, "b": 8}) + 1000
 
 
-def test_a_weight_used_twice_costs_its_macs_twice_and_its_params_once(structure):
+def test_a_shared_parameter_counts_once_whatever_it_is_called(structure):
+    """The groups know it by its second name."""
+    model = cost.params(structure, nn.ModuleDict({"again": DENSE["stem"], **DENSE}))
+    assert model({"a": 8, "b": 8}) == count_params({"a": 8, "b": 8})
+
+
+def test_a_weight_used_twice_costs_its_macs_twice(structure):
     twice = Structure(groups=structure.groups, layers=(*structure.layers, structure.layers[3]), whole=())
     dense = structure.dense_counts
-    point = SHRUNK * (32 + 6) * 48
-    assert cost.macs(twice)(dense) - cost.macs(structure)(dense) == point
-    assert cost.params(twice, 0)(dense) - cost.params(twice, 0)({"a": 32, "b": 1}) == 47 * (38 + 1 + SPREAD * CLASSES)
+    assert cost.macs(twice)(dense) - cost.macs(structure)(dense) == SHRUNK * (32 + 6) * 48
+
+
+@given(counts_of, st.sampled_from([1, 8]))
+def test_what_is_done_anew_for_each_channel_costs_as_often_and_has_no_stairs(counts, granule):
+    """A token mixer, 49 -> b -> 49, over a channels."""
+    first = make_layer("first", "linear", fixed(49), of("b"), positions=1)
+    second = make_layer("second", "linear", of("b"), fixed(49), positions=1)
+    layers = tuple(replace(x, repeats=(of("a"), of("a", plus=2))) for x in (first, second))
+    model = replace(cost.macs(replace(make_structure(), layers=layers)), granule=granule)
+    a, b, tokens = counts["a"], math.ceil(counts["b"] / granule) * granule, math.ceil(49 / granule) * granule
+    assert model(counts) == 2 * a * (a + 2) * b * tokens
+    assert at_widths(model, widths_of(layers, counts)) == model(counts)
+    assert (
+        sum(share for _, share in share_by_layer(replace(model, granule=1), counts))
+        == 2 * a * (a + 2) * counts["b"] * 49
+    )
+    soft = {name: torch.tensor(float(count)) for name, count in counts.items()}
+    assert replace(model, granule=1).expected(soft).item() == 2 * a * (a + 2) * counts["b"] * 49
+
+
+def widths_of(layers, counts):
+    return [(x.inputs.at(counts), x.outputs.at(counts), x.times(counts)) for x in layers]
 
 
 @given(counts_of)
 def test_expected_is_the_cost_itself_on_integers(counts):
-    model = cost.params(make_structure(), 10_000)
+    model = cost.params(make_structure(), DENSE)
     soft = {name: torch.tensor(float(count)) for name, count in counts.items()}
     assert model.expected(soft).item() == pytest.approx(model(counts), rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["macs", "params"])
 def test_the_gradient_is_the_slope(structure, kind):
-    model = cost.macs(structure) if kind == "macs" else cost.params(structure, 10_000)
+    model = cost.macs(structure) if kind == "macs" else cost.params(structure, DENSE)
     at = {"a": 11.3, "b": 20.7}
     soft = {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in at.items()}
     model.expected(soft).backward()
@@ -138,7 +179,7 @@ def test_stairs_price_every_width_rounded_up(counts, granule):
 
 def test_a_stair_is_flat_and_then_steps(structure):
     plain = cost.macs(structure)
-    stairs = CostModel(metric="macs", layers=plain.layers[:3], groups=plain.groups, granule=8)
+    stairs = CostModel(metric="macs", layers=plain.layers[:2], groups=plain.groups, granule=8)
     costs = [stairs({"a": count, "b": 8}) for count in range(1, 18)]
     assert len(set(costs[0:8])) == len(set(costs[8:16])) == 1
     assert costs[7] < costs[8] < costs[16]
@@ -153,7 +194,7 @@ def test_one_unit_more_never_costs_less(counts, name):
 
 
 def test_many_choices_at_once_are_each_of_them(structure):
-    model = cost.params(structure, 10_000)
+    model = cost.params(structure, DENSE)
     choices = torch.tensor([[4, 8], [32, 48], [1, 1]], dtype=torch.float64)
     one_by_one = [model({"a": int(a), "b": int(b)}) for a, b in choices]
     assert model.batched(choices).tolist() == one_by_one
@@ -169,5 +210,5 @@ def test_a_layer_of_two_groups_adds_their_widths():
 def test_shares_sum_to_the_cost_in_order_of_execution(structure):
     model, counts = cost.macs(structure), {"a": 9, "b": 17}
     shares = share_by_layer(model, counts)
-    assert [name for name, _ in shares] == ["stem", "norm", "depthwise", "point", "head"]
+    assert [name for name, _ in shares] == ["stem", "depthwise", "point", "head"]
     assert sum(share for _, share in shares) == model(counts)

@@ -179,7 +179,7 @@ def _goal(structure: Structure, network: nn.Module, budget: Budget, config: Sett
 
 
 def _cost(structure: Structure, network: nn.Module, budget: Budget) -> CostModel:
-    return cost.macs(structure) if budget.metric == "macs" else cost.params(structure, _num_params(network))
+    return cost.macs(structure) if budget.metric == "macs" else cost.params(structure, network)
 
 
 def _choose(scores: dict[str, Tensor], structure: Structure, goal: SearchGoal, config: Settings) -> Keep:

@@ -101,7 +101,7 @@ class CandidateCosts:
         if metric == "macs":
             return cost.macs(self.structure)
         if metric == "params":
-            return self._params()
+            return cost.params(self.structure, self.network)
         if metric == "size":
             return self._size(target)
         if target.runner is None:
@@ -214,9 +214,6 @@ class CandidateCosts:
         keep: Keep = {g.name: torch.arange(g.channels) < counts[g.name] for g in self.structure.groups}
         return cut(self.network, self.structure, keep)
 
-    def _params(self) -> CostModel:
-        return cost.params(self.structure, sum(p.numel() for p in self.network.parameters()))
-
     def _size(self, target: Target) -> CostModel:
         """A line through the dense and the smallest artifact: both are written."""
         least = self.smallest(target)
@@ -255,7 +252,9 @@ class CandidateCosts:
     def _identity(self, target: Target) -> dict[str, Any]:
         """What a latency depends on, but for the widths: the network's definition, its input, runtime and machine."""
         shapes = [(name, list(t.shape)) for name, t in self.network.state_dict().items()]
-        layers = [(x.name, x.kind, x.taps, x.positions, x.input_positions) for x in self.structure.layers]
+        layers = [
+            (x.name, x.kind, x.taps, x.positions, x.input_positions, len(x.widths)) for x in self.structure.layers
+        ]
         modules = re.sub(r" at 0x[0-9a-f]+", "", repr(self.network))
         return {
             "network": self.recipe.model.source,
@@ -287,7 +286,7 @@ def profilable(target: Target) -> bool:
 
 def _sample(record: _Record) -> Sample:
     """What was kept of one variant; lists are tuples again."""
-    return Sample(**{**record, "widths": tuple((i, o) for i, o in record["widths"])})
+    return Sample(**{**record, "widths": tuple((i, o, n) for i, o, n in record["widths"])})
 
 
 def _hashable(counts: Counts) -> tuple[tuple[str, int], ...]:

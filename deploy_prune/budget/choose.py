@@ -93,9 +93,11 @@ def choose(
         group -> bool[C], True = stays.
 
     Raises:
-        BudgetError: not even the smallest choice is within the limit; or scores are not finite.
+        BudgetError: not even the smallest choice is within the limit; or nothing can be cut; or scores are not finite.
     """
     smallest, dense = reachable(structure, cost, granule, min_channels)
+    if not structure.groups and (smallest > limit or not dense):
+        raise BudgetError(_nothing_to_cut(structure, limit, cost.metric))
     if dense <= limit:
         return {group.name: torch.ones(group.channels, dtype=torch.bool) for group in structure.groups}
     if smallest > limit:
@@ -325,6 +327,14 @@ def _out_of_reach(limit: float, smallest: float, dense: float, metric: Metric) -
         f"still costs {_amount(smallest, metric)} ({smallest / dense:.1%} of the dense {_amount(dense, metric)}); "
         f"raise the budget (budgets), or lower prune.min_channels, or free more groups (prune.only, prune.skip)."
     )
+
+
+def _nothing_to_cut(structure: Structure, limit: float, metric: Metric) -> str:
+    """Refusal of any budget, with the reasons of the widest layers that are left whole."""
+    widest = sorted(structure.whole, key=lambda w: -w.channels)[:3]
+    why = "; ".join(f"{w.name} ({w.channels} channels): {w.reason}" for w in widest)
+    message = f"The budget of {_amount(limit, metric)} can't be met: no channel of this network can be cut. "
+    return message + (why or "No layer with a weight reads what another one makes") + "."
 
 
 def _amount(value: float, metric: Metric) -> str:

@@ -6,14 +6,15 @@ convolution before it, an activation is computed where its operand is written, a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, prod
+from math import ceil, gcd
 from typing import Any, Final, Literal
 
 from torch import Tensor, fx
 from torch.export import ExportedProgram
+
+from deploy_prune.products import Product, products, shape_of
 
 OpKind = Literal["pointwise", "conv", "winograd", "depthwise", "matmul", "attention", "elementwise", "movement"]
 """``pointwise``: a 1x1 convolution. ``winograd``: a 3x3 one of stride 1, for which runtimes have Winograd's algorithm
@@ -106,63 +107,65 @@ class _Reader:
         for node in self._nodes:
             if node.op != "call_function" or _elements(node) == 0:
                 continue
-            op = self._op(node)
-            self._anchor[node] = self._inherited(node) if op is None else op.anchor
-            if op is not None:
-                yield op
+            found = tuple(self._ops(node))
+            self._anchor[node] = found[-1].anchor if found else self._inherited(node)
+            yield from found
 
-    def _op(self, node: fx.Node) -> Op | None:
+    def _ops(self, node: fx.Node) -> Iterator[Op]:
         name = _name(node)
         operands = self._operands(node)
-        if name in FREE or not operands or (name in MOVES and _beside_product(node)):
-            return None
+        found = [x for x in products(node, lambda x: _source(x).name in self._weights) if x.taps]
+        if name in FREE or not (operands or found) or (name in MOVES and _beside_product(node)):
+            return
         if name in {"pad", "constant_pad_nd"} and all(_name(user).startswith("conv") for user in node.users):
-            return None
+            return
         if (name in FUSED or (name == "batch_norm" and _weighted(_source(operands[0])))) and _sole(operands[0]):
-            return None
-        if name.startswith("conv"):
-            return self._convolution(node)
-        if name in {"linear", "addmm", "mm"} and (weight := self._weight_of(node)) is not None:
-            return self._linear(node, *weight)
-        if name in PRODUCTS:
-            return self._product(node)
-        return self._made(node, "elementwise" if name in ELEMENTWISE else "movement")
+            return
+        if name == "scaled_dot_product_attention":
+            yield self._attention(node, found)
+        elif found and found[0].weight is None:
+            yield self._of_activations(node, found)
+        elif found:
+            yield from self._by_weights(node, found)
+        elif name == "embedding":
+            yield self._picked(node)
+        else:
+            yield self._made(node, "elementwise" if name in ELEMENTWISE else "movement")
 
-    def _convolution(self, node: fx.Node) -> Op:
-        weight = node.args[1]
-        name, shape = self._name_of(weight), _shape(weight)
-        transposed = "transpose" in _name(node)
-        filters, per_filter, *kernel = shape
-        out_BCHW, in_BCHW = _shape(node), _shape(node.args[0])
-        groups = max(1, in_BCHW[1] // (filters if transposed else per_filter))
-        strided = prod(in_BCHW[2:]) != prod(out_BCHW[2:])
-        kind: OpKind = "pointwise" if prod(kernel) == 1 else "conv"
-        if groups > 1 and in_BCHW[1] == groups:
-            kind = "depthwise"
-        elif kernel == [3, 3] and not strided and groups == 1:
-            kind = "winograd"
-        positions = out_BCHW[0] * prod((in_BCHW if transposed else out_BCHW)[2:])
-        inputs, outputs = (in_BCHW[1] // groups, out_BCHW[1])
-        made = self._made(node, kind, name)
-        return replace(made, taps=prod(kernel), positions=positions, inputs=inputs, outputs=outputs)
+    def _by_weights(self, node: fx.Node, found: Sequence[Product]) -> Iterator[Op]:
+        """A layer; of a recurrent one each matrix, of which the first reads and writes for all."""
+        names = [self._name_of(x.weight) for x in found if x.weight is not None]
+        held = [_elements(x.weight) for x in found]
+        made = self._made(node, "matmul", names[0])
+        whole = replace(made, weights=made.weights - sum(held[1:]))
+        for product, name, weights in zip(found, names, held, strict=True):
+            own = whole if product is found[0] else replace(made, reads=(), writes=0, weights=weights)
+            yield replace(
+                own, kind=_kind(product, node), tensor=name, anchor=name, taps=product.taps,
+                positions=product.size("position"), inputs=product.size("input"), outputs=product.size("output"),
+            )  # fmt: skip
 
-    def _linear(self, node: fx.Node, name: str, shape: Sequence[int]) -> Op:
-        outputs = _shape(node)[-1]
-        made = self._made(node, "matmul", name)
+    def _of_activations(self, node: fx.Node, found: Sequence[Product]) -> Op:
+        """Products of activations, one after the other."""
+        inner = gcd(*(product.size("input") for product in found))
+        macs = sum(product.macs for product in found)
+        return replace(self._made(node, "attention"), taps=1, positions=macs // inner, inputs=1, outputs=inner)
+
+    def _attention(self, node: fx.Node, found: Sequence[Product]) -> Op:
+        """Attention's two products, its square matrix being written and read once."""
+        scores, result = found
+        square = scores.size("position") * scores.size("output")
+        width = gcd(scores.size("input"), result.size("output"))
+        made = self._made(node, "attention")
         return replace(
-            made, taps=1, positions=_elements(node) // outputs, inputs=prod(shape) // outputs, outputs=outputs
-        )
+            made, taps=1, positions=(scores.macs + result.macs) // width, inputs=1, outputs=width,
+            writes=made.writes + 2 * square,
+        )  # fmt: skip
 
-    def _product(self, node: fx.Node) -> Op:
-        """A product of two activations; of attention both products, its square matrix being written and read once."""
-        x, made = _shape(node.args[0]), replace(self._made(node, "attention"), taps=1, inputs=1)
-        if _name(node) != "scaled_dot_product_attention":
-            operands = self._operands(node)
-            inner = x[-1] if _name(node) != "einsum" else max(1, _inner(operands, node))
-            return replace(made, positions=_elements(node), outputs=inner)
-        keys = _shape(node.args[1])[-2]
-        square = prod(x[:-1]) * keys
-        return replace(made, positions=2 * square, outputs=x[-1], writes=made.writes + 2 * square)
+    def _picked(self, node: fx.Node) -> Op:
+        """Rows of a table: only these are read."""
+        made = self._made(node, "movement")
+        return replace(made, reads=(*made.reads, (None, made.writes)), weights=0)
 
     def _made(self, node: fx.Node, kind: OpKind, tensor: str | None = None) -> Op:
         """What a node reads and writes; it multiplies nothing yet."""
@@ -184,16 +187,9 @@ class _Reader:
         operands = self._operands(node)
         return self._anchor.get(max(operands, key=_elements)) if operands else None
 
-    def _weight_of(self, node: fx.Node) -> tuple[str, Sequence[int]] | None:
-        for x in node.all_input_nodes:
-            source = _source(x)
-            if source.name in self._weights and len(_shape(source)) >= 2:
-                return self._weights[source.name], _shape(source)
-        return None
-
-    def _name_of(self, weight: Any) -> str:
-        source = _source(weight)
-        return str(self._weights.get(source.name, source.name))
+    def _name_of(self, weight: fx.Node) -> str:
+        """A weight's name; one that is computed goes by its node, as in ``types.Layer``."""
+        return str(self._weights.get(_source(weight).name, f"%{weight.name}"))
 
 
 def _name(node: fx.Node) -> str:
@@ -207,11 +203,6 @@ def _value(node: Any) -> Tensor | None:
     if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
         return value[0]
     return value if isinstance(value, Tensor) else None
-
-
-def _shape(node: Any) -> list[int]:
-    value = _value(node)
-    return [] if value is None else [int(size) for size in value.shape]
 
 
 def _elements(node: Any) -> int:
@@ -247,6 +238,15 @@ def _ends_in_product(node: fx.Node) -> bool:
     return node.op == "call_function" and _name(node) in PRODUCTS - {"linear"}
 
 
-def _inner(operands: Sequence[fx.Node], node: fx.Node) -> int:
-    """The length of the sums of a product of two tensors, were all its axes either summed or kept."""
-    return round(math.sqrt(prod(_elements(x) for x in operands) / max(1, _elements(node))))
+def _kind(product: Product, node: fx.Node) -> OpKind:
+    """The kind of a layer with a weight."""
+    if product.kind == "depthwise":
+        return "depthwise"
+    if product.kind != "conv":
+        return "matmul"
+    if product.taps == 1:
+        return "pointwise"
+    read, inputs, outputs = product.input_positions or 0, product.size("input"), product.size("output")
+    dense = _elements(node.args[0]) == read * inputs
+    same = _elements(node) == read * outputs
+    return "winograd" if dense and same and shape_of(product.weight)[2:] == [3, 3] else "conv"

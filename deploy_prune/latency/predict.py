@@ -166,6 +166,7 @@ class _Shares:
         if index is None:
             return ms
         inputs, outputs = _widths(self._layers[index], self._counts, self._granule)
+        outputs *= self._layers[index].times(self._counts)
         if both:
             self._product[index] += ms / (inputs * outputs)
         else:

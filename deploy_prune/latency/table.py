@@ -1,13 +1,13 @@
 """A latency table for a measured target: every layer's time as a function of its widths, fitted to real variants.
 
 A few variants of the network, at random aligned widths, are exported, timed whole, and profiled node by node. Per
-layer l, with i and o its widths rounded up to the granule,
+layer l, with i and o its widths rounded up to the granule, repeated n times (1 for most),
 
-    t_l(i, o) = product_l * i * o + linear_l * o + constant_l,        all >= 0,
+    t_l(i, o, n) = n * (product_l * i * o + linear_l * o) + constant_l,        all >= 0,
 
 and what belongs to no layer (reorders, poolings, elementwise nodes, the runtime's own time) is
 
-    rest = constant + per_element * sum_l positions_l * o_l.
+    rest = constant + per_element * sum_l positions_l * n_l * o_l.
 
 The constants add up to one. A profiler disturbs short nodes more than long ones, so that the sum is off by more the
 narrower the network is: last, the three sums (products, linear terms, constants) are each scaled by a factor near 1
@@ -42,8 +42,8 @@ FLOOR: Final = 0.3
 """Errors count relative to a layer's time, but not to less than this share of its largest."""
 
 
-Widths = tuple[tuple[int, int], ...]
-"""(inputs, outputs) of every layer that multiplies, in order of execution."""
+Widths = tuple[tuple[int, int, int], ...]
+"""(inputs, outputs, how often it is repeated) of every layer that multiplies, in order of execution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Sample:
 
 def widths_of(structure: Structure, counts: Counts) -> Widths:
     """The widths of a structure's layers at these counts."""
-    return tuple((x.inputs.at(counts), x.outputs.at(counts)) for x in structure.layers if x.taps)
+    return tuple((x.inputs.at(counts), x.outputs.at(counts), x.times(counts)) for x in structure.layers if x.taps)
 
 
 def fit_table(structure: Structure, samples: Sequence[Sample], granule: int) -> CostModel:
@@ -124,8 +124,11 @@ def _require_dense(structure: Structure, samples: Sequence[Sample]) -> None:
 
 
 def _stairs(samples: Sequence[Sample], granule: int) -> Array:
-    """Widths on the staircase: [samples, layers, 2]."""
-    return numpy.ceil(numpy.array([s.widths for s in samples], dtype=float) / granule) * granule
+    """What a layer's time goes with, [samples, layers, 2]: inputs times outputs on the staircase, and outputs."""
+    widths = numpy.array([s.widths for s in samples], dtype=float).reshape(len(samples), -1, 3)
+    inputs, outputs = (numpy.ceil(widths[:, :, side] / granule) * granule for side in (0, 1))
+    work: Array = numpy.stack([inputs * outputs, outputs], 2) * widths[:, :, 2:]
+    return work
 
 
 def _layer_times(layers: Sequence[Layer], samples: Sequence[Sample]) -> Array:
@@ -138,10 +141,12 @@ def _fit_whole(layers: Sequence[Layer], stairs: Array, totals: Array) -> tuple[t
 
     Time goes with MACs, with those of depthwise layers, with elements written, with weights, and a constant.
     """
-    deep = numpy.array([x.kind == "depthwise" for x in layers])
+    deep, held = (
+        numpy.array(are) for are in zip(*((x.kind == "depthwise", bool(x.tensor)) for x in layers), strict=True)
+    )
     positions, taps = (numpy.array([getattr(x, key) for x in layers], dtype=float) for key in ("positions", "taps"))
-    products, outputs = stairs.prod(2), stairs[:, :, 1]
-    per_product = numpy.stack([positions * taps * ~deep, 0 * taps, 0 * taps, taps * ~deep])
+    products, outputs = stairs[:, :, 0], stairs[:, :, 1]
+    per_product = numpy.stack([positions * taps * ~deep, 0 * taps, 0 * taps, taps * ~deep * held])
     per_output = numpy.stack([0 * taps, positions * taps * deep, positions, 0 * taps])
     work = products @ per_product.T + outputs @ per_output.T
     features = numpy.hstack([work, numpy.ones((len(totals), 1))])
@@ -155,12 +160,12 @@ def _fit_whole(layers: Sequence[Layer], stairs: Array, totals: Array) -> tuple[t
 def _fit_layer(layer: Layer, widths: Array, times: Array) -> tuple[LayerCost, float]:
     """A layer's cost and its constant ms: non-negative least squares, with the prior as weak rows.
 
-    ``widths``: [samples, 2], ``times``: [samples], the first of them the dense network's.
+    ``widths``: [samples, 2] as in ``_stairs``, ``times``: [samples], the first of them the dense network's.
     """
     known = ~numpy.isnan(times)
     if not known.any():
         return LayerCost(layer=layer, product=0.0), 0.0
-    features = numpy.stack([widths[:, 0] * widths[:, 1], widths[:, 1], numpy.ones(len(widths))], 1)
+    features = numpy.column_stack([widths, numpy.ones(len(widths))])
     scale = features.max(0)
     largest = max(float(times[known].max()), 1e-9)
     weights = 1 / numpy.maximum(times[known], FLOOR * largest)
@@ -176,7 +181,7 @@ def _with_rest(
     """Costs and constant with what no layer explains: a constant, and a time per output element."""
     product, linear = (numpy.array([getattr(c, key) for c in costs]) for key in ("product", "linear"))
     positions = numpy.array([c.layer.positions for c in costs], dtype=float)
-    rest = totals - constant - stairs.prod(2) @ product - stairs[:, :, 1] @ linear
+    rest = totals - constant - stairs[:, :, 0] @ product - stairs[:, :, 1] @ linear
     elements = stairs[:, :, 1] @ positions
     scale = numpy.array([1.0, elements.max()])
     rows = numpy.stack([numpy.ones(len(totals)), elements], 1) / scale / totals[:, None]
@@ -188,7 +193,9 @@ def _with_rest(
 def _balanced(model: CostModel, stairs: Array, totals: Array) -> CostModel:
     """The model with its products, its linear terms and its constant each scaled, so that they add up to the totals."""
     product, linear = (numpy.array([getattr(c, key) for c in model.layers]) for key in ("product", "linear"))
-    sums = numpy.stack([stairs.prod(2) @ product, stairs[:, :, 1] @ linear, numpy.full(len(totals), model.constant)], 1)
+    sums = numpy.stack(
+        [stairs[:, :, 0] @ product, stairs[:, :, 1] @ linear, numpy.full(len(totals), model.constant)], 1
+    )
     shares = sums / totals[:, None]
     held = PULL * numpy.maximum(shares.max(0), 1e-6)
     rows = numpy.vstack([shares, numpy.diag(held)])

@@ -17,12 +17,13 @@ from torch.export import ExportedProgram
 
 from deploy_prune.errors import RecipeError, SurgeryError
 from deploy_prune.recipe.parts import PrunePart
+from deploy_prune.surgery.applied import Applied, layers, note
 from deploy_prune.surgery.graph_network import Blueprint, trace_batched, unlifted
 from deploy_prune.surgery.labels import Labels, Value
-from deploy_prune.surgery.rules.call import Applied, Call
+from deploy_prune.surgery.rules.call import Call
 from deploy_prune.surgery.rules.table import rule_for, unknown
 from deploy_prune.surgery.trace import LimitError, require_enough, trace
-from deploy_prune.types import Axis, ChannelGroup, Layer, Structure, Whole, Width
+from deploy_prune.types import Axis, ChannelGroup, Structure, Whole
 
 
 def find_groups(network: nn.Module, inputs: Sequence[Tensor], prune: PrunePart) -> Structure:
@@ -68,7 +69,7 @@ def with_blueprint(network: nn.Module, inputs: Sequence[Tensor], prune: PrunePar
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Labelled:
-    """A graph after propagation: each tensor's own labels per axis, what was applied, and what became of labels."""
+    """A graph after propagation: each tensor's own labels per axis, what is multiplied, and what became of labels."""
 
     labels: Labels
     applied: Sequence[Applied]
@@ -105,12 +106,13 @@ def _label(program: ExportedProgram, labels: Labels, applied: list[Applied]) -> 
     """Run a graph over labels; returns what became of every node, by its name."""
     values: dict[fx.Node, Any] = {}
     specs = iter(program.graph_signature.input_specs)
-    batch = _batch(program)
+    batch, given = _batch(program), _from_inputs(program)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             values[node] = _placeholder(program, next(specs), node, labels)
         elif node.op == "call_function":
-            values[node] = _call(node, values, labels, applied, batch)
+            values[node] = _call(node, values, labels)
+            applied += note(node, values, _module_path(node), batch if node in given else 0)
         elif node.op == "output":
             for value in _flat([values.get(n, n) if isinstance(n, fx.Node) else n for n in _flat(node.args)]):
                 if isinstance(value, Value):
@@ -124,6 +126,16 @@ def _batch(program: ExportedProgram) -> int:
     users = set(program.graph_signature.user_inputs)
     given = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in users]
     return next((max(1, _shape(x)[0]) for x in given if isinstance(x, Tensor) and x.dim()), 1)
+
+
+def _from_inputs(program: ExportedProgram) -> set[fx.Node]:
+    """The nodes that depend on the network's inputs."""
+    users = set(program.graph_signature.user_inputs)
+    found: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.name in users or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _placeholder(program: ExportedProgram, spec: Any, node: fx.Node, labels: Labels) -> Value:
@@ -144,7 +156,7 @@ def _placeholder(program: ExportedProgram, spec: Any, node: fx.Node, labels: Lab
     return Value(shape=shape, fields=tuple(fields), tensor=spec.target)
 
 
-def _call(node: fx.Node, values: dict[fx.Node, Any], labels: Labels, applied: list[Applied], batch: int) -> Any:
+def _call(node: fx.Node, values: dict[fx.Node, Any], labels: Labels) -> Any:
     arguments: Any = fx.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
     args, kwargs = arguments
     if node.target is operator.getitem:
@@ -157,7 +169,6 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], labels: Labels, applied: li
     name = schema.name.split("::")[-1]
     call = Call(
         labels=labels,
-        applied=applied,
         op=node.target,
         name=name if name.startswith("__") else name.rstrip("_"),
         module=_module_path(node),
@@ -167,7 +178,6 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], labels: Labels, applied: li
         },
         shapes=shapes,
         several=isinstance(meta, tuple | list),
-        batch=batch,
     )
     if all(v.unlabelled() for v in call.values()):
         return _unlabelled(call)
@@ -179,7 +189,7 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], labels: Labels, applied: li
 
 
 def _unlabelled(call: Call) -> Any:
-    """A call that no label reaches: applied weights can't be among its inputs; integer constants are computed on."""
+    """A call that no label reaches: integer constants are computed on."""
     outputs: tuple[Value, ...] = tuple(Value(shape=s) for s in call.shapes)
     known = call.values()
     if known and not call.several and all(v.data is not None for v in known):
@@ -260,11 +270,10 @@ class _Reader:
             groups.append(group)
             self.group_of_class.update({c: group.name for c in members.units})
         _require_matches(self.prune, [*(g.name for g in groups), *(w.name for w in whole)])
-        layers = _layers(self.labelled.applied, classes, self.group_of_class)
         mixing = tuple(dict.fromkeys(labels.mixing))
         return Structure(
             groups=tuple(groups),
-            layers=layers,
+            layers=layers(self.labelled.applied, classes, self.group_of_class),
             whole=_merged(whole),
             mixing=mixing,
             reduced=tuple(dict.fromkeys(labels.reduced)),
@@ -287,7 +296,7 @@ class _Reader:
                 for root, count in zip(roots.tolist(), times.tolist(), strict=True):
                     touched[root][tensor, axis] = count
         frozen = self.labelled.labels.frozen(classes)
-        made = {r for a in self.labelled.applied if isinstance(a.outputs, Tensor) for r in classes[a.outputs].tolist()}
+        made = {root for a in self.labelled.applied for root in classes[a.made()].tolist()}
         bundles: dict[Any, _Bundle] = {}
         for root, axes_of in sorted(touched.items()):
             makers = {tensor for tensor, _ in set(axes_of) - consumer}
@@ -352,38 +361,6 @@ def _group(name: str, members: _Bundle, own: Mapping[str, tuple[Tensor | None, .
     period = members.axes[producers[0].tensor, producers[0].axis]
     consumers = tuple(a for a in axes if (a.tensor, a.axis) in members.consumers)
     return ChannelGroup(name=name, channels=len(members.units), period=period, consumers=consumers, members=tuple(axes))
-
-
-def _layers(applied: Sequence[Applied], classes: Tensor, group_of: Mapping[int, str]) -> tuple[Layer, ...]:
-    names: dict[str, int] = defaultdict(int)
-    units: dict[str, int] = defaultdict(int)
-    for name in group_of.values():
-        units[name] += 1
-    layers = []
-    for a in applied:
-        names[a.module] += 1
-        suffix = f"#{names[a.module]}" if names[a.module] > 1 else ""
-        layers.append(
-            Layer(
-                name=a.module + suffix, kind=a.kind, tensor=a.tensor, taps=a.taps, positions=a.positions,
-                input_positions=a.input_positions, inputs=_width(a.inputs, classes, group_of, units),
-                outputs=_width(a.outputs, classes, group_of, units), vectors=a.vectors,
-            )
-        )  # fmt: skip
-    return tuple(layers)
-
-
-def _width(ids: Tensor | int, classes: Tensor, group_of: Mapping[int, str], units: Mapping[str, int]) -> Width:
-    if isinstance(ids, int):
-        return Width(fixed=ids, per_unit={})
-    fixed = int((ids < 0).sum())
-    coordinates: dict[str, int] = defaultdict(int)
-    for root, times in zip(*(x.tolist() for x in classes[ids[ids >= 0]].unique(return_counts=True)), strict=True):
-        if root in group_of:
-            coordinates[group_of[root]] += times
-        else:
-            fixed += times
-    return Width(fixed=fixed, per_unit={g: n // units[g] for g, n in coordinates.items()})
 
 
 def _merged(whole: Sequence[Whole]) -> tuple[Whole, ...]:

@@ -137,14 +137,16 @@ def loads(text: str) -> Structure:
     raw = json.loads(text)
     return Structure(
         groups=tuple(_group(g) for g in raw["groups"]),
-        layers=tuple(
-            Layer(**{**layer, "inputs": Width(**layer["inputs"]), "outputs": Width(**layer["outputs"])})
-            for layer in raw["layers"]
-        ),
+        layers=tuple(_layer(layer) for layer in raw["layers"]),
         whole=tuple(Whole(**whole) for whole in raw["whole"]),
         mixing=tuple(raw["mixing"]),
         reduced=tuple(raw["reduced"]),
     )
+
+
+def _layer(raw: dict[str, Any]) -> Layer:
+    inputs, outputs, *repeats = (Width(**width) for width in (raw["inputs"], raw["outputs"], *raw["repeats"]))
+    return Layer(**{**raw, "inputs": inputs, "outputs": outputs, "repeats": tuple(repeats)})
 
 
 def _group(raw: dict[str, Any]) -> ChannelGroup:

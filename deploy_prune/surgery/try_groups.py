@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deploy_prune.errors import SurgeryError
 from deploy_prune.networks.unchanged import unchanged
 from deploy_prune.recipe.parts import PrunePart
+from deploy_prune.surgery.applied import with_whole
 from deploy_prune.surgery.finite import require_finite
 from deploy_prune.surgery.groups import with_blueprint
 from deploy_prune.surgery.trace import LimitError
@@ -123,15 +124,7 @@ def without(structure: Structure, reasons: dict[str, str]) -> Structure:
     """The structure with these groups left whole; layers count their channels as fixed."""
     channels = {g.name: g.channels for g in structure.groups}
     whole = tuple(Whole(name=n, channels=channels[n], reason=why) for n, why in reasons.items())
-    layers = []
-    for layer in structure.layers:
-        widths = {}
-        for side in ("inputs", "outputs"):
-            width = getattr(layer, side)
-            gone = {g: per for g, per in width.per_unit.items() if g in reasons}
-            fixed = width.fixed + sum(per * channels[g] for g, per in gone.items())
-            left = {g: per for g, per in width.per_unit.items() if g not in reasons}
-            widths[side] = replace(width, fixed=fixed, per_unit=left)
-        layers.append(replace(layer, **widths))
+    gone = {name: channels[name] for name in reasons}
+    layers = tuple(with_whole(layer, gone) for layer in structure.layers)
     groups = tuple(g for g in structure.groups if g.name not in reasons)
-    return replace(structure, groups=groups, layers=tuple(layers), whole=structure.whole + whole)
+    return replace(structure, groups=groups, layers=layers, whole=structure.whole + whole)

@@ -217,6 +217,24 @@ def test_a_network_that_cant_be_traced(session):
         deploy_prune.prune(Branching(4, 4), torch.rand(2, 4), task, [torch.rand(2, 4)], session=session)
 
 
+class Recurrent(nn.Module):
+    """Nothing but a recurrent layer and its norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.norm = nn.LSTM(8, 16, batch_first=True), nn.LayerNorm(16)
+
+    def forward(self, x):
+        return self.norm(self.lstm(x)[0])
+
+
+@pytest.mark.parametrize("budget", ["50% macs", "50% params"])
+def test_a_network_of_recurrent_layers_alone_is_refused_with_the_reason(session, budget):
+    x = torch.randn(4, 6, 8)
+    with pytest.raises(BudgetError, match=r"can be cut\. lstm \(16 channels\): lstm is a recurrent layer"):
+        deploy_prune.prune(Recurrent(), x, lambda f, b: f(b).mean(), [x], budget=budget, steps=2, session=session)
+
+
 def test_a_budget_out_of_reach_costs_no_training(session):
     def never(forward, batch):
         raise AssertionError

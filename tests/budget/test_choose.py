@@ -17,7 +17,7 @@ from deploy_prune.networks import build
 from deploy_prune.recipe.parts import ModelPart, PrunePart
 from deploy_prune.search.threshold import threshold_values
 from deploy_prune.surgery.groups import find_groups
-from deploy_prune.types import ChannelGroup, Layer, Structure, Width
+from deploy_prune.types import ChannelGroup, Layer, Structure, Whole, Width
 
 
 def layer(inputs: dict[str, int], outputs: dict[str, int], fixed_in: int = 0, fixed_out: int = 0) -> Layer:
@@ -141,7 +141,7 @@ def test_the_smallest_reachable_budget_is_met_exactly(chained):
 
 
 def test_reachable_by_hand(chained):
-    cost = params(chained.structure, sum(p.numel() for p in chained.network.parameters()))
+    cost = params(chained.structure, chained.network)
     smallest, dense = reachable(chained.structure, cost, 4, 5)
     assert dense == sum(p.numel() for p in chained.network.parameters())
     weights = 27 * 8 + 9 * 8 * 8 + 9 * 8 * 8 + 8 * 4
@@ -197,6 +197,20 @@ def test_a_budget_out_of_reach_is_told_in_the_metrics_unit(metric, words):
     with pytest.raises(BudgetError) as error:
         choose(scores, structure, replace(cost, metric=metric, constant=9.0), 0.5, granule)
     assert words in str(error.value)
+
+
+def test_a_network_with_nothing_to_cut_is_refused_with_the_widest_layers_reasons():
+    whole = [Whole(name=f"l{n}", channels=n, reason=f"reason {n}") for n in (3, 9, 1, 7)]
+    uncut = Structure(groups=(), layers=(), whole=tuple(whole))
+    fixed = CostModel(metric="macs", layers=(), groups=(), constant=1e6)
+    with pytest.raises(
+        BudgetError, match=r"budget of 0\.5 MMACs .* can be cut\. l9 \(9 channels\): reason 9; l7 .*; l3 "
+    ) as told:
+        choose({}, uncut, fixed, 5e5, 1)
+    assert "l1" not in str(told.value)
+    assert choose({}, uncut, fixed, 1e6, 1) == {}
+    with pytest.raises(BudgetError, match="No layer with a weight reads what another one makes"):
+        choose({}, replace(uncut, whole=()), replace(fixed, constant=0.0), 0.0, 1)
 
 
 @pytest.mark.parametrize("few", [True, False], ids=["all priced", "greedy"])

@@ -14,7 +14,7 @@ from deploy_prune import cost
 from deploy_prune.budget.candidates import Timed
 from deploy_prune.budget.choose import smallest_counts
 from deploy_prune.budget.loop import UNITS, Candidate, _next_limit, _next_limit_below, enforce, tolerance_above
-from deploy_prune.cost import CostModel
+from deploy_prune.cost import CostModel, LayerCost
 from deploy_prune.errors import BudgetError
 from deploy_prune.recipe.parts import MeasurePart, PrunePart, parse_budget
 from deploy_prune.types import ChannelGroup, Counts, Layer, Structure, Target, Width, silent
@@ -44,7 +44,10 @@ SMALLEST = smallest_counts(STRUCTURE, 8)
 SCORES = {
     g.name: torch.rand(CHANNELS, generator=torch.Generator().manual_seed(i)) for i, g in enumerate(STRUCTURE.groups)
 }
-PARAMS = cost.params(STRUCTURE, total=200_000)
+WEIGHTS = CostModel(
+    metric="params", layers=tuple(LayerCost(layer=x, product=9.0) for x in STRUCTURE.layers), groups=tuple(DENSE)
+)
+PARAMS = replace(WEIGHTS, constant=200_000 - WEIGHTS(DENSE))
 Device = Callable[[Counts], float]
 
 

@@ -29,8 +29,8 @@ MODEL = ("conv4", "--target", "host", "--input", "3,32,32", "--classes", "10")
 def true_ms(widths) -> float:
     """What the stand-in for a device takes for conv4: a sum that the table's form has."""
     positions = (1024, 1024, 256, 256)
-    macs = sum(9 * p * i * o for p, (i, o) in zip(positions, widths, strict=False))
-    return 0.1 + 1e-8 * macs + 2e-7 * sum(i * o for i, o in widths[4:])
+    macs = sum(9 * p * i * o for p, (i, o, _) in zip(positions, widths, strict=False))
+    return 0.1 + 1e-8 * macs + 2e-7 * sum(i * o for i, o, _ in widths[4:])
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_it_is_made_of_random_aligned_widths_and_judged_by_others(device):
     assert device.measured == 10
     seen = [s.widths for s in (*found.tabled.samples, *found.tabled.held_out)]
     assert len(set(seen)) == len(seen), "none was used to make it"
-    assert all(width % 8 == 0 for widths in seen for _, width in widths[:-1])
+    assert all(width % 8 == 0 for widths in seen for _, width, _ in widths[:-1])
     assert found.dense_ms == pytest.approx(true_ms(seen[0]))
     assert found.smallest_ms == pytest.approx(true_ms(seen[1])) == min(map(true_ms, seen))
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from deploy_prune.surgery.labels import Value, moved, varying
 from deploy_prune.surgery.rules.call import Call, Result, along, contract, keep_dims, on, same, widest, zero_free
-from deploy_prune.surgery.rules.layers import apply_linear
 
 
 def pointwise(call: Call) -> Result:
@@ -159,7 +158,6 @@ def matmul(call: Call) -> Result:
     reason = f"{call.name} reads channels that can't be cut"
     if b.tensor is not None and len(b.shape) == 2:
         contract(call, along(call, a, -1), b, 0, reason)
-        apply_linear(call, b, 0, 1, 0)
         fields = (*a.without([len(a.shape) - 1]), *on(rank - 1, rank, along(call, b, 1)))
         return Value(shape=call.shape, fields=fields, vanishes=a.vanishing())
     left = _contracted(call, a, -1, rank)

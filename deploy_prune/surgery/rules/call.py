@@ -4,57 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 from torch import Tensor
 
 from deploy_prune.surgery.labels import Labels, Value, varying
-from deploy_prune.types import LayerKind
 
 Result = Value | tuple[Value, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Applied:
-    """A weight (or norm) applied once: what ``types.Layer`` will say, with labels instead of widths."""
-
-    module: str
-    kind: LayerKind
-    tensor: str
-    taps: int
-    positions: int
-    input_positions: int
-    inputs: Tensor | int
-    outputs: Tensor | int
-    vectors: int
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
-    """One operator call: its arguments by name (tensors as ``Value``), the shapes it returns, and where notes go.
-
-    ``batch``: examples in the network's input.
-    """
+    """One operator call: its arguments by name (tensors as ``Value``), the shapes it returns, and where notes go."""
 
     labels: Labels
-    applied: list[Applied]
     op: Any
     name: str
     module: str
     given: dict[str, Any]
     shapes: tuple[tuple[int, ...], ...]
     several: bool = False
-    batch: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the only (or first) output."""
         return self.shapes[0]
-
-    def each(self, sizes: Sequence[int]) -> int:
-        """Positions per example in a block of these sizes, wherever in it the batch is (between heads, in windows)."""
-        return max(1, prod(sizes) // self.batch)
 
     def values(self) -> list[Value]:
         """All tensor arguments, in order, those inside lists too."""
@@ -151,11 +125,6 @@ def keep_dims(call: Call, value: Value, dims: Sequence[int], reason: str) -> tup
         else:
             fields.append(call.labels.tie(labels, sorted(spanned), reason))
     return tuple(fields)
-
-
-def width(ids: Tensor | None, size: int) -> Tensor | int:
-    """The labels of one side of a layer, or its size where it has none."""
-    return size if ids is None else ids
 
 
 def widest(fields: Sequence[Tensor]) -> list[Tensor]:

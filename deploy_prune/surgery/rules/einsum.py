@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
 from string import ascii_letters
 
 from torch import Tensor
 
 from deploy_prune.surgery.labels import Value, varying
 from deploy_prune.surgery.rules.arithmetic import pointwise_like
-from deploy_prune.surgery.rules.call import Applied, Call, Result
+from deploy_prune.surgery.rules.call import Call, Result
 
 
 def einsum(call: Call) -> Result:
@@ -57,7 +56,6 @@ def multiply(call: Call, values: Sequence[Value], terms: Sequence[str], right: s
     assert isinstance(product, Value)
     gated = {d for p in parts if p.vanishing() for f in p.fields for d in varying(f)}
     call.labels.reads += [f.flatten() for p in parts if p.vanishing() for f in p.fields if _beyond(f, len(right))]
-    _note_layer(call, terms, values, right, sizes)
     fields = [f.reshape(f.shape[: len(right)]) for f in _summed(call, product, right, gated)]
     vanishes = all(p.vanishing() or p.unlabelled() for p in parts)
     return Value(shape=call.shape, fields=tuple(fields), vanishes=vanishes)
@@ -90,31 +88,3 @@ def _summed(call: Call, product: Value, right: str, gated: set[int]) -> list[Ten
         elif not set(beyond) <= gated:
             call.labels.freeze(labels, "einsum sums over it, and no weight could carry a gate")
     return left
-
-
-def _note_layer(
-    call: Call, terms: Sequence[str], values: Sequence[Value], right: str, sizes: Mapping[str, int]
-) -> None:
-    """A weight is applied: its summed letters are inputs, its others outputs (one letter: a width to cut)."""
-    for term, value in zip(terms, values, strict=True):
-        if value.tensor is None:
-            continue
-        inputs = [c for c in term if c not in right]
-        outputs = [c for c in term if c in right]
-        positions = prod(sizes[c] for c in right if c not in term) // max(1, call.shape[0])
-        call.applied.append(
-            Applied(
-                module=call.module, kind="linear", tensor=value.tensor, taps=1, positions=max(1, positions),
-                input_positions=max(1, positions), inputs=_width(value, term, inputs),
-                outputs=_width(value, term, outputs), vectors=0,
-            )
-        )  # fmt: skip
-
-
-def _width(value: Value, term: str, letters: Sequence[str]) -> Tensor | int:
-    if len(letters) == 1:
-        dim = term.index(letters[0])
-        for labels in value.fields:
-            if varying(labels) == (dim,):
-                return labels.flatten()
-    return prod(value.shape[term.index(c)] for c in letters)

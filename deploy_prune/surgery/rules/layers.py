@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from math import prod
-
 from torch import Tensor
 
 from deploy_prune.surgery.labels import Value, varying
 from deploy_prune.surgery.rules.call import (
-    Applied,
     Call,
     Result,
     along,
@@ -16,10 +13,8 @@ from deploy_prune.surgery.rules.call import (
     keep_dims,
     on,
     same,
-    width,
     zero_free,
 )
-from deploy_prune.types import LayerKind
 
 
 def convolution(call: Call) -> Result:
@@ -28,7 +23,7 @@ def convolution(call: Call) -> Result:
     transposed = call.given.get("transposed", "transpose" in call.name)
     out_axis, in_axis = (1, 0) if transposed else (0, 1)
     channel = len(x.shape) - len(weight.shape) + 1
-    taps, spatial = prod(weight.shape[2:]), range(channel + 1, len(x.shape))
+    spatial = range(channel + 1, len(x.shape))
     passing = keep_dims(call, x, spatial, f"{call.name} mixes positions")
     passing = tuple(f for f in passing if f.shape[channel] == 1)
     x_ids = along(call, x, channel)
@@ -37,22 +32,7 @@ def convolution(call: Call) -> Result:
         out = along(call, weight, out_axis)
     else:
         out = _grouped(call, x_ids, weight, groups, transposed)
-    vectors = _bias(call, out)
-    kind: LayerKind = (
-        "depthwise" if groups > 1 and weight.shape[in_axis if not transposed else out_axis] == 1 else "conv"
-    )
-    inputs = along(call, weight, in_axis)
-    if groups > 1 and transposed:
-        inputs = None
-    per_filter = weight.shape[in_axis] // (groups if transposed else 1)
-    call.applied.append(
-        Applied(
-            module=call.module, kind=kind, tensor=weight.tensor or call.name, taps=taps,
-            positions=call.each([*call.shape[:channel], *(x if transposed else call).shape[channel + 1 :]]),
-            input_positions=call.each([*x.shape[:channel], *x.shape[channel + 1 :]]), inputs=width(inputs, per_filter),
-            outputs=width(out, call.shape[channel]), vectors=vectors,
-        )
-    )  # fmt: skip
+    _bias(call, out)
     return call.result((*passing, *on(channel, len(call.shape), out)))
 
 
@@ -99,12 +79,10 @@ def _grouped(call: Call, x_ids: Tensor | None, weight: Value, groups: int, trans
     return out
 
 
-def _bias(call: Call, out: Tensor | None) -> int:
+def _bias(call: Call, out: Tensor | None) -> None:
     bias = call.given.get("bias")
-    if bias is None:
-        return 0
-    same(call, out, along(call, bias, 0), f"the bias of {call.module or call.name} can't be cut")
-    return 1
+    if bias is not None:
+        same(call, out, along(call, bias, 0), f"the bias of {call.module or call.name} can't be cut")
 
 
 def linear(call: Call) -> Result:
@@ -113,21 +91,8 @@ def linear(call: Call) -> Result:
     last = len(x.shape) - 1
     contract(call, along(call, x, last), weight, 1, f"{call.module or call.name} reads channels that can't be cut")
     out = along(call, weight, 0)
-    vectors = _bias(call, out)
-    apply_linear(call, weight, 1, 0, vectors)
+    _bias(call, out)
     return call.result((*(f for f in x.without([last])), *on(last, len(call.shape), out)))
-
-
-def apply_linear(call: Call, weight: Value, in_axis: int, out_axis: int, vectors: int) -> None:
-    """Note that a matrix is applied."""
-    positions = call.each(call.shape[:-1])
-    call.applied.append(
-        Applied(
-            module=call.module, kind="linear", tensor=weight.tensor or call.name, taps=1, positions=positions,
-            input_positions=positions, inputs=width(along(call, weight, in_axis), weight.shape[in_axis]),
-            outputs=width(along(call, weight, out_axis), weight.shape[out_axis]), vectors=vectors,
-        )
-    )  # fmt: skip
 
 
 def channel_norm(call: Call) -> Result:
@@ -136,22 +101,12 @@ def channel_norm(call: Call) -> Result:
     if x.vanishing() and x.shape[0] == 1:
         return _standardised(call, x)
     ids = along(call, x, 1)
-    vectors = 0
     for name in ("weight", "bias", "running_mean", "running_var"):
         value = call.given.get(name)
         if value is not None:
             own = along(call, value, 0)
             same(call, ids, own, f"{call.module or call.name} normalises channels that can't be cut")
             ids = own if ids is None else ids
-            vectors += name in ("weight", "bias")
-    weight = call.given.get("weight")
-    call.applied.append(
-        Applied(
-            module=call.module, kind="norm", tensor=(weight and weight.tensor) or call.module, taps=0,
-            positions=prod(x.shape[2:]), input_positions=prod(x.shape[2:]), inputs=1,
-            outputs=width(ids, x.shape[1]), vectors=vectors,
-        )
-    )  # fmt: skip
     return call.result(x.fields)
 
 
@@ -182,7 +137,14 @@ def weight_norm(call: Call) -> Result:
 
 
 def recurrent(call: Call) -> Result:
-    """LSTM, GRU, RNN: what they read stays, and so do they."""
+    """LSTM, GRU, RNN and their cells: what they read stays, and so do they. A unit has a row in every gate."""
+    gates = {"lstm": 4, "gru": 3}.get(call.name.partition("_")[0], 1)
+    given = call.given.get("params") or [call.given["w_ih"], call.given["w_hh"]]
+    rows = [along(call, w, 0) for w in given if len(w.shape) == 2 and w.shape[0] % gates == 0]
+    tied = [None if r is None else call.labels.tie(r.view(gates, -1), [0], "they are one unit's gates") for r in rows]
+    for own, state in zip(tied[::2], tied[1::2], strict=False):
+        if own is not None and state is not None and own.shape == state.shape:
+            call.labels.merge(own, state, "they are one layer's")
     for value in call.values():
         call.freeze(value, f"{call.module or call.name} is a recurrent layer ({call.name}), which is left whole")
     return call.result(())
