@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -80,15 +80,28 @@ def place(network: nn.Module, error: BaseException) -> str:
     """Where in the network's code an error came from: "head.cls (Conv2d), /x/net.py:12: `y = self.cls(x)`"; or ""."""
     names = {id(module): name for name, module in network.named_modules()}
     for link in _chain(error):
-        frames = list(_frames(link))
-        owners = [m for frame, _ in frames if id(m := frame.f_locals.get("self")) in names]
-        lines = [(frame.f_code.co_filename, number) for frame, number in frames if _is_users(frame)]
-        module = f"{names[id(owners[-1])] or 'the network'} ({type(owners[-1]).__name__})" if owners else ""
-        if lines and (owners or link is error):
+        owner = _owners(names, link)[-1:]
+        lines = [(frame.f_code.co_filename, number) for frame, number in _frames(link) if _is_users(frame)]
+        if lines and (owner or link is error):
             file, number = lines[-1]
             code = linecache.getline(file, number).strip()[:_CODE]
-            return f"{module}{', ' if module else ''}{file}:{number}{f': `{code}`' if code else ''}"
+            module = "".join(f"{names[id(m)] or 'the network'} ({type(m).__name__}), " for m in owner)
+            return f"{module}{file}:{number}{f': `{code}`' if code else ''}"
     return ""
+
+
+def failed_module(network: nn.Module, error: BaseException) -> str:
+    """The name of the innermost module that holds others and whose code an error came from; "" if none is known."""
+    names = {id(module): name for name, module in network.named_modules()}
+    owners = [owner for link in _chain(error) for owner in _owners(names, link) if any(True for _ in owner.children())]
+    return names[id(owners[-1])] if owners else ""
+
+
+def _owners(names: Mapping[int, str], error: BaseException) -> list[nn.Module]:
+    """The modules whose methods an error came through, the innermost last."""
+    return [
+        m for frame, _ in _frames(error) if id(m := frame.f_locals.get("self")) in names and isinstance(m, nn.Module)
+    ]
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -13,8 +13,10 @@ from torch import Tensor, fx, nn
 from deploy_prune.errors import SurgeryError
 from deploy_prune.networks.copies import copied
 from deploy_prune.networks.tensors import own_tensors, tensors_held
+from deploy_prune.networks.tracing import told
 from deploy_prune.surgery.graph_network import Blueprint, with_weights
 from deploy_prune.surgery.rewrite import rewrite
+from deploy_prune.surgery.trace import require_enough
 from deploy_prune.types import Keep, Structure
 
 Lost = dict[tuple[str, int], Tensor]
@@ -39,6 +41,17 @@ def cut(network: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
         SurgeryError: ``keep`` doesn't fit the structure or empties a group, or a layer can't be shrunk.
     """
     _check(structure, keep)
+    try:
+        return _cut(network, structure, keep)
+    except SurgeryError:
+        raise
+    except Exception as error:  # whatever torch and torch-pruning raise
+        require_enough(error, "Cutting the network")
+        message = f"The network can't be cut: {told(network, error)} Leave the group out with prune.skip."
+        raise SurgeryError(message) from error
+
+
+def _cut(network: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
     blueprint: Blueprint | None = structure.blueprint
     slim = _copy(network) if blueprint is None else with_weights(blueprint, network, share=True)
     lost = _with_aliases(slim, lost_coordinates(structure, keep))

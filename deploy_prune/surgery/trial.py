@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.networks.compare import not_finite, relative_difference, tensors_of
+from deploy_prune.networks.tracing import failed_module, told
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.trace import evaluating, require_enough
 from deploy_prune.surgery.verify import GatesOn, gates, without_strongest
@@ -38,7 +39,11 @@ class Outcome:
 
 
 class BrokenError(Exception):
-    """The masked or the cut network doesn't run."""
+    """The masked or the cut network doesn't run. ``module``: the one whose code failed; "" if that isn't known."""
+
+    def __init__(self, message: str, module: str = "") -> None:
+        super().__init__(message)
+        self.module = module
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,20 +84,21 @@ class Trial:
         return Outcome(difference=difference, blind=frozenset(blind))
 
     def _cut(self, network: nn.Module, inputs: Sequence[Tensor], training: bool) -> Any:
+        slim = network
         try:
             with torch.no_grad():
                 slim = cut(network, self.structure, self.keep)
                 with evaluating(slim, training):
                     return _repeatable(slim, inputs)
         except Exception as error:  # whatever the network's own code raises
-            raise _broken(error, "the network's code has sizes written in it") from error
+            raise _broken(slim, error, "the network's code has sizes written in it") from error
 
     def _masked(self, network: nn.Module, inputs: Sequence[Tensor], opened: Mapping[str, Tensor]) -> Any:
         try:
             with torch.enable_grad():
                 return _repeatable(self.gates_of(self.structure)(network, opened), inputs)
         except Exception as error:  # whatever the network's own code raises
-            raise _broken(error, "its gates can't be turned on") from error
+            raise _broken(network, error, "its gates can't be turned on") from error
 
     def _effect(
         self, name: str, network: nn.Module, inputs: Sequence[Tensor], opened: Mapping[str, Tensor], masked: Any
@@ -105,10 +111,9 @@ class Trial:
         return moved if moved < inf else 0.0
 
 
-def _broken(error: Exception, why: str) -> BrokenError:
+def _broken(network: nn.Module, error: Exception, why: str) -> BrokenError:
     require_enough(error, "Trying a cut")
-    first = (str(error).strip().splitlines() or [""])[0]
-    return BrokenError(f"{why} ({type(error).__name__}: {first[:120]})")
+    return BrokenError(f"{why} ({told(network, error).rstrip('.')})", failed_module(network, error))
 
 
 def _repeatable(forward: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
@@ -18,9 +18,10 @@ from deploy_prune.surgery.finite import require_finite
 from deploy_prune.surgery.groups import with_blueprint
 from deploy_prune.surgery.trace import LimitError
 from deploy_prune.surgery.trial import BrokenError, GatesOf, Outcome, Trial
+from deploy_prune.surgery.uneven import uneven
 from deploy_prune.surgery.verify import TOLERANCE
 from deploy_prune.surgery.visible_copy import in_type, redrawn
-from deploy_prune.types import ChannelGroup, Keep, Structure, Whole
+from deploy_prune.types import ChannelGroup, Structure, Whole
 
 SEEDS: Final = (0, 1, 2)
 """Draws of weights, before a group is given up that no trial shows."""
@@ -37,87 +38,140 @@ def keep_cuttable(
     A group that no trial shows in the output, whatever the weights are, is left whole too.
 
     Raises:
-        SurgeryError: groups that can be cut one by one can't be cut together; a limit of time or memory was reached.
+        SurgeryError: no group can be cut, with the place in the network's code; a limit of time or memory was reached.
         VerificationError: the network's output isn't finite.
     """
     with unchanged(network), torch.no_grad():
         network.eval()
         require_finite(network(*inputs), "", network, network, inputs)
-    if not structure.groups or _failure(network, structure, structure.groups, inputs, gates_of) is None:
+    trials = Trials(network=network, inputs=inputs, gates_of=gates_of)
+    if not structure.groups or (failure := trials.failure(structure, structure.groups)) is None:
         return structure
-    choices = [structure]
+    choices = [(structure, failure)]
     try:
-        choices.append(with_blueprint(network, inputs, prune))
+        graph = with_blueprint(network, inputs, prune)
     except LimitError:
         raise
     except SurgeryError as error:
-        reason = str(error)
+        neither = f" Cutting its exported graph instead isn't possible: {error}"
     else:
-        reason = ""
-        if _failure(network, choices[1], choices[1].groups, inputs, gates_of) is None:
-            return choices[1]
-    settled = max((_sound(network, c, inputs, gates_of) for c in choices), key=_num_channels)
-    if (why := _failure(network, settled, settled.groups, inputs, gates_of)) is not None:
-        message = f"The network's groups can be cut one by one but not together: {why}. {reason} Limit prune.only."
+        found = trials.failure(graph, graph.groups) if graph.groups else None
+        if graph.groups and found is None:
+            return graph
+        neither = f" Cutting its exported graph instead: {found.why}." if found is not None else ""
+        choices += [(graph, found)] if found is not None else []
+    most = max((_sound(trials, c, why) for c, why in choices), key=_num_channels)
+    if not most.groups:
+        message = f"No channel of the network can be cut: {failure.why}.{neither} Let the code take sizes from tensors."
         raise SurgeryError(message)
-    return settled
+    return most
 
 
 def _num_channels(structure: Structure) -> int:
     return sum(g.channels * g.period for g in structure.groups)
 
 
-def _sound(network: nn.Module, structure: Structure, inputs: Sequence[Tensor], gates_of: GatesOf) -> Structure:
-    """The structure with the groups that can be cut alone; the others whole."""
-    failures = {g.name: _failure(network, structure, [g], inputs, gates_of) for g in structure.groups}
-    return without(structure, {name: why for name, why in failures.items() if why is not None})
+def _sound(trials: Trials, structure: Structure, failure: Failure) -> Structure:
+    """The structure with as many groups as can be cut together, and are found fast; the others whole."""
+    sound: list[ChannelGroup] = []
+    reasons: dict[str, str] = {}
+    open_sets = [(list(structure.groups), failure)]
+    while open_sets:
+        groups, why = open_sets.pop()
+        if len(groups) == 1:
+            reasons[groups[0].name] = why.why
+            continue
+        parts = []
+        for part in _parts(groups, why):
+            failed = trials.failure(structure, [*sound, *part])
+            if failed is None:
+                sound += part
+            else:
+                parts.append((part, failed))
+        open_sets += reversed(parts)
+    return without(structure, reasons)
 
 
-def _failure(
-    network: nn.Module,
-    structure: Structure,
-    groups: Sequence[ChannelGroup],
-    inputs: Sequence[Tensor],
-    gates_of: GatesOf,
-) -> str | None:
-    """Why cutting half the units of these groups, in no regular pattern, goes wrong, or None if it is shown not to.
+def _parts(groups: list[ChannelGroup], failure: Failure) -> list[list[ChannelGroup]]:
+    """Two parts of groups that fail together: those outside the module that failed and those in it, or two halves."""
+    inside = [g for g in groups if any(f"{a.tensor}.".startswith(f"{failure.module}.") for a in g.members)]
+    if failure.module and 0 < len(inside) < len(groups):
+        return [[g for g in groups if g not in inside], inside]
+    half = len(groups) // 2
+    return [groups[:half], groups[half:]]
 
-    Tried is a copy with other weights: a cut is right or wrong whatever they are, and the network's own may hide it.
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why groups can't be cut together. ``module``: the one whose code failed; "" if that isn't known."""
+
+    why: str
+    module: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trials:
+    """Trials of one network, on copies with other weights: a cut is right or wrong whatever they are.
+
+    The network's own weights may hide it.
     """
-    generator = torch.Generator().manual_seed(0)
-    keep: Keep = {g.name: torch.randperm(g.channels, generator=generator) < max(1, g.channels // 2) for g in groups}
-    trial = Trial(structure=structure, keep=keep, gates_of=gates_of)
-    try:
-        outcome = trial.run(redrawn(network, inputs, SEEDS[0]), inputs)
-    except BrokenError as error:
-        return str(error)
-    if outcome.difference <= TOLERANCE and not outcome.blind:
-        return None
-    blind = frozenset(keep)
-    for outcome in _closer_looks(trial, network, inputs):
-        if outcome.difference > TOLERANCE:
-            return f"cut and masked outputs differ by {outcome.difference:.1e}"
-        blind &= outcome.blind
+
+    network: nn.Module
+    inputs: Sequence[Tensor]
+    gates_of: GatesOf
+    _kept: dict[torch.dtype | None, tuple[nn.Module, list[Tensor]]] = field(default_factory=dict)
+
+    def failure(self, structure: Structure, groups: Sequence[ChannelGroup]) -> Failure | None:
+        """What goes wrong if these groups are cut, unevenly (see ``uneven``); None if it is shown that nothing does."""
+        blind = frozenset(g.name for g in groups)
+        cuts = [Trial(structure=structure, keep=keep, gates_of=self.gates_of) for keep in uneven(groups)]
+        for trial in cuts:
+            try:
+                outcome = trial.run(*self._copy(SEEDS[0], None))
+            except BrokenError as error:
+                return Failure(why=str(error), module=error.module)
+            if not outcome.difference <= TOLERANCE:
+                blind = frozenset(trial.keep)
+                break
+            blind &= outcome.blind
+        return self._look_closer(cuts, blind) if blind else None
+
+    def _look_closer(self, cuts: Sequence[Trial], blind: frozenset[str]) -> Failure | None:
+        for trial in cuts:
+            for outcome in self._outcomes(trial):
+                if outcome.difference > TOLERANCE:
+                    return Failure(why=f"cut and masked outputs differ by {outcome.difference:.1e}")
+                blind &= outcome.blind
+                if not blind:
+                    break
         if not blind:
             return None
-    return f"no trial shows whether its cut is right: the output doesn't depend on {', '.join(sorted(blind))}"
+        names = ", ".join(sorted(blind))
+        return Failure(why=f"no trial shows whether its cut is right: the output doesn't depend on {names}")
 
+    def _outcomes(self, trial: Trial) -> Iterator[Outcome]:
+        """Trials in float64 where the network can be run so, with several weights; also of what only training has.
 
-def _closer_looks(trial: Trial, network: nn.Module, inputs: Sequence[Tensor]) -> Iterator[Outcome]:
-    """Trials in float64 where the network can be run so, with several weights; also of what only training has.
+        What can't be run here, could before: that says something of the precision or the mode, not of the cut.
+        """
+        for seed in SEEDS:
+            for dtype in (torch.float64, None):
+                other, given = self._copy(seed, dtype)
+                try:
+                    yield trial.run(other, given, thorough=True)
+                except BrokenError:
+                    continue
+                with suppress(BrokenError):
+                    yield trial.run(other, given, thorough=True, training=True)
+                break
 
-    What can't be run here, could before: that says something of the precision or the mode, not of the cut.
-    """
-    for seed in SEEDS:
-        for dtype in (torch.float64, None):
-            other, given = redrawn(network, inputs, seed, dtype), in_type(inputs, dtype)
-            try:
-                yield trial.run(other, given, thorough=True)
-            except BrokenError:
-                continue
-            with suppress(BrokenError):
-                yield trial.run(other, given, thorough=True, training=True)
-            break
+    def _copy(self, seed: int, dtype: torch.dtype | None) -> tuple[nn.Module, list[Tensor]]:
+        """A copy with the weights of a seed, and its inputs; those of the first are made once."""
+        if seed != SEEDS[0]:
+            return redrawn(self.network, self.inputs, seed, dtype), in_type(self.inputs, dtype)
+        if dtype not in self._kept:
+            self._kept[dtype] = redrawn(self.network, self.inputs, seed, dtype), in_type(self.inputs, dtype)
+        return self._kept[dtype]
 
 
 def without(structure: Structure, reasons: dict[str, str]) -> Structure:

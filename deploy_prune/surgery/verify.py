@@ -10,13 +10,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from deploy_prune.errors import VerificationError
+from deploy_prune.errors import SurgeryError, VerificationError
 from deploy_prune.networks.compare import relative_difference
 from deploy_prune.networks.copies import copied
 from deploy_prune.networks.tensors import tensors_held
+from deploy_prune.networks.tracing import told
 from deploy_prune.networks.unchanged import unchanged
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.finite import require_finite
+from deploy_prune.surgery.trace import require_enough
 from deploy_prune.surgery.visible_copy import in_type
 from deploy_prune.types import ChannelGroup, Forward, Keep, Structure
 
@@ -62,7 +64,7 @@ def prove(
     statistics of a copy are taken from the inputs, with the gates on, and that copy is cut and verified.
 
     Raises:
-        VerificationError: as ``verify``.
+        SurgeryError, VerificationError: as ``cut`` and ``verify``.
     """
     try:
         return verify(network, cut(network, structure, keep), structure, keep, inputs, gates_on)
@@ -81,7 +83,7 @@ def _calibrate(network: nn.Module, forward: Forward, inputs: Sequence[Tensor]) -
             module.reset_running_stats()
             module.momentum = None
     with torch.no_grad():
-        forward(*inputs)
+        _run(forward, "masked", network, inputs)
     network.eval()
 
 
@@ -99,6 +101,7 @@ def verify(
         gates_on: turns a network and gates (float[C] per group) into a callable.
 
     Raises:
+        SurgeryError: one of them doesn't run; with the module, file and line.
         VerificationError: they differ by more than the tolerance, an output is not finite, or the output doesn't depend
             on input and channels.
     """
@@ -135,10 +138,25 @@ def _difference(
     network: nn.Module, slim: nn.Module, structure: Structure, keep: Keep, inputs: Sequence[Tensor], gates_on: GatesOn
 ) -> float:
     forward = gates_on(network, gates(structure, keep, inputs[0]))
-    masked, found = forward(*inputs), slim(*inputs)
+    masked, found = _run(forward, "masked", network, inputs), _run(slim, "cut", slim, inputs)
     require_finite(masked, "masked", network, forward, inputs)
     require_finite(found, "cut", slim, slim, inputs)
     return relative_difference(masked, found)
+
+
+def _run(forward: Forward, which: str, network: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """A network's output.
+
+    Raises:
+        SurgeryError: its code fails; with the module, file and line.
+    """
+    try:
+        return forward(*inputs)
+    except Exception as error:  # whatever the network's own code raises
+        require_enough(error, "Comparing the masked and the cut network")
+        message = f"The {which} network doesn't run: {told(network, error)} Sizes are written in the code there: take "
+        message += "them from tensors, or leave the module's groups out with prune.skip."
+        raise SurgeryError(message) from error
 
 
 def gates(structure: Structure, keep: Keep, like: Tensor) -> dict[str, Tensor]:

@@ -126,6 +126,13 @@ def reversed_consumers(structure: Structure, name: str) -> Structure:
     return replace(structure, groups=tuple(wrong(g) if g.name == name else g for g in structure.groups))
 
 
+def failure(network: nn.Module, structure: Structure, name: str | None = None) -> str | None:
+    """Why one group, or all of them, can't be cut."""
+    trials = try_groups.Trials(network=network, inputs=(X,), gates_of=gates_of)
+    found = trials.failure(structure, [g for g in structure.groups if name in (None, g.name)])
+    return None if found is None else found.why
+
+
 @pytest.mark.parametrize("hide", BLIND, ids=lambda hide: hide.__name__)
 def test_a_wrong_group_is_found_whatever_the_values_are(hide: Callable[[Net], None]) -> None:
     network = Net().eval()
@@ -134,8 +141,8 @@ def test_a_wrong_group_is_found_whatever_the_values_are(hide: Callable[[Net], No
     right = find_groups(network, (X,), PrunePart())
     wrong = reversed_consumers(right, "branch.0")
 
-    why = try_groups._failure(network, wrong, [g for g in wrong.groups if g.name == "branch.0"], (X,), gates_of)
-    together = try_groups._failure(network, wrong, wrong.groups, (X,), gates_of)
+    why = failure(network, wrong, "branch.0")
+    together = failure(network, wrong)
 
     assert why is not None
     assert "differ by" in why
@@ -174,10 +181,10 @@ def test_a_wrong_group_is_found_in_attention_that_starts_at_zero() -> None:
     right = find_groups(network, (X,), PrunePart())
     assert "up" in {g.name for g in right.groups}
     wrong = reversed_consumers(right, "up")
-    why = try_groups._failure(network, wrong, [g for g in wrong.groups if g.name == "up"], (X,), gates_of)
+    why = failure(network, wrong, "up")
     assert why is not None
     assert "differ by" in why
-    assert try_groups._failure(network, right, [g for g in right.groups if g.name == "up"], (X,), gates_of) is None
+    assert failure(network, right, "up") is None
 
 
 class Auxiliary(Net):

@@ -17,7 +17,7 @@ from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery import verify as verify_module
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
-from deploy_prune.surgery.try_groups import _failure, _sound, keep_cuttable
+from deploy_prune.surgery.try_groups import Trials, _sound, keep_cuttable
 from deploy_prune.surgery.verify import TOLERANCE, gates, prove, verify, without_strongest
 from deploy_prune.types import Axis, ChannelGroup, Keep, Structure
 
@@ -143,11 +143,12 @@ def test_settle_finds_a_group_whose_cut_is_wrong() -> None:
     first = structure.groups[1]
     forgets_consumers = replace(first, consumers=())
     broken = replace(structure, groups=(structure.groups[0], forgets_consumers, *structure.groups[2:]))
-    why = _failure(network, broken, [forgets_consumers], (x[:2],), gates_of)
-    assert why is not None
-    assert "differ by" in why or "RuntimeError" in why
-    left = _sound(network, broken, (x[:2],), gates_of)
-    assert [w.name for w in left.whole if w.reason == why] == [first.name]
+    trials = Trials(network=network, inputs=(x[:2],), gates_of=gates_of)
+    failure = trials.failure(broken, [forgets_consumers])
+    assert failure is not None
+    assert "differ by" in failure.why or "RuntimeError" in failure.why
+    left = _sound(trials, broken, failure)
+    assert [w.name for w in left.whole if "differ by" in w.reason or "RuntimeError" in w.reason] == [first.name]
 
 
 @pytest.fixture(scope="module")
