@@ -70,6 +70,7 @@ def check(name: str, row: dict[str, Any], formats: Sequence[str] = (MUST_RUN,)) 
 
     row["stage"] = "build"
     network, inputs = _zoo_networks.make(name)
+    as_given = contents(network)
     row["stage"], started = "find", time.process_time()
     found = find_groups(network, first(inputs, 1), PrunePart())
     row["find_s"] = round(time.process_time() - started, 2)
@@ -91,6 +92,9 @@ def check(name: str, row: dict[str, Any], formats: Sequence[str] = (MUST_RUN,)) 
     row["stage"] = "verify"
     proof = verify(network, slim, structure, keep, inputs, gates_of(structure))
     row["difference"], row["precision"] = proof.difference, proof.precision
+    row["stage"] = "unchanged"
+    row["unchanged"] = contents(network) == as_given
+    assert row["unchanged"], "the network given has changed"
     for stage, step in (("train", train), ("json", round_trip)):
         row["stage"] = stage
         row[stage] = step(name, network, slim, keep, inputs)
@@ -103,6 +107,24 @@ def check(name: str, row: dict[str, Any], formats: Sequence[str] = (MUST_RUN,)) 
                 raise
             row[format] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
     row["stage"] = "done"
+
+
+def contents(network: nn.Module) -> dict[str, str]:
+    """Every module's attributes and tensors, as text: digests of numbers, representations of the rest."""
+    import hashlib
+
+    def text(value: Any) -> str:
+        if isinstance(value, Tensor):
+            numbers = value.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+            flags = (type(value).__name__, value.requires_grad, value.grad is None, tuple(value.shape), value.stride())
+            return f"{flags}{hashlib.sha256(numbers).hexdigest()}"
+        if isinstance(value, dict):
+            return str([(str(k), text(v)) for k, v in value.items()])
+        if isinstance(value, list | tuple | set | frozenset):
+            return str([text(v) for v in value])
+        return "a module" if isinstance(value, nn.Module) else str(value)
+
+    return {name: text(vars(module)) for name, module in network.named_modules()}
 
 
 def count(network: nn.Module) -> int:

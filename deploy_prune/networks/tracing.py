@@ -6,7 +6,8 @@ import linecache
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -26,13 +27,13 @@ _CODE: Final = 100
 
 @contextmanager
 def tracing(network: nn.Module) -> Iterator[None]:
-    """Inside, torch may trace the network: nothing is logged or warned of, and the network is as before afterwards.
+    """Inside, torch may trace the network: nothing is printed or warned of, and the network is as before afterwards.
 
     What is compiled in place runs as plain PyTorch inside.
     """
     before = logging.root.manager.disable
-    with unchanged(network), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with unchanged(network), warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")  # of an error, torch prints the whole graph
         for module in network.modules():
             if module._compiled_call_impl is not None:
                 module._compiled_call_impl = None
@@ -48,13 +49,24 @@ def why_not_traced(network: nn.Module, inputs: Sequence[Tensor], error: BaseExce
 
     The network is run on the inputs in eval mode, to see whether it fails without tracing, too.
     """
+    failure = _failure(network, inputs)
+    if failure is None:
+        return f"The network can't be traced by torch.export: {told(network, error)}{_advice(error)}"
+    shapes = " and ".join(str(list(x.shape)) for x in inputs)
+    message = f"The network fails on inputs {shapes}: {told(network, failure)}"
+    if all(len(x) > 1 for x in inputs) and _failure(network, [x[:1] for x in inputs]) is None:
+        message += " It takes one example; let it take several, along dimension 0 of its inputs and its outputs."
+    return message
+
+
+def _failure(network: nn.Module, inputs: Sequence[Tensor]) -> Exception | None:
+    """What the network raises when it is run in eval mode, or None."""
     try:
         with tracing(network), torch.no_grad():
             network.eval()(*inputs)
-    except Exception as plain:  # noqa: BLE001  whatever its own code raises
-        shapes = " and ".join(str(list(x.shape)) for x in inputs)
-        return f"The network fails on inputs {shapes}: {told(network, plain)} Does it take several examples at once?"
-    return f"The network can't be traced by torch.export: {told(network, error)}{_advice(error)}"
+    except Exception as error:  # noqa: BLE001  whatever its own code raises
+        return error
+    return None
 
 
 def told(network: nn.Module, error: BaseException) -> str:
@@ -81,9 +93,11 @@ def place(network: nn.Module, error: BaseException) -> str:
     names = {id(module): name for name, module in network.named_modules()}
     for link in _chain(error):
         owner = _owners(names, link)[-1:]
-        lines = [(frame.f_code.co_filename, number) for frame, number in _frames(link) if _is_users(frame)]
+        lines = [(frame, number) for frame, number in _frames(link) if _is_users(frame)]
+        methods = [(frame, number) for frame, number in lines if id(frame.f_locals.get("self")) in names]
         if lines and (owner or link is error):
-            file, number = lines[-1]
+            frame, number = (methods or lines)[-1]
+            file = frame.f_code.co_filename
             code = linecache.getline(file, number).strip()[:_CODE]
             module = "".join(f"{names[id(m)] or 'the network'} ({type(m).__name__}), " for m in owner)
             return f"{module}{file}:{number}{f': `{code}`' if code else ''}"

@@ -233,4 +233,31 @@ def test_a_network_for_one_example_is_told_in_one_sentence(capfd: pytest.Capture
     assert "in head (Linear), " in message
     assert "test_copies.py:" in message
     assert "`return self.head(torch.flatten(self.conv(x)))`" in message
+    assert "It takes one example; let it take several" in message
+    assert capfd.readouterr() == ("", "")
+
+
+class ByValues(nn.Module):
+    """What runs depends on numbers, as in a detector's own selection of boxes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.body(x)
+        return best(scores[scores > 0])
+
+
+def best(scores: Tensor) -> Tensor:
+    return scores.topk(min(3, len(scores))).values if len(scores) > 2 else scores
+
+
+def test_code_that_depends_on_values_is_named_and_torch_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SurgeryError, match="can't be traced by torch.export: GuardOnDataDependent") as caught:
+        half_of(ByValues())
+    message = str(caught.value)
+    assert "in the network (ByValues), " in message
+    assert "`return best(scores[scores > 0])`" in message
+    assert message.endswith("use torch.where, or do it outside the network.")
     assert capfd.readouterr() == ("", "")
