@@ -23,6 +23,8 @@ extra: Final = Extra(name="executorch", modules=("executorch", "torchao"))
 packages: Final = ("torch", "executorch", "torchao")
 _ATEN: Final = torch.ops.aten
 _SUMS: Final = frozenset({_ATEN.add.Tensor, _ATEN.add_.Tensor})
+_MEANS: Final = frozenset({_ATEN.adaptive_avg_pool2d.default, _ATEN.avg_pool2d.default, _ATEN.mean.dim})
+"""Stay in float: XNNPACK's quantizer gives a mean the step of what it is a mean of, many times as large as its own."""
 _NORMS: Final = frozenset({_ATEN.layer_norm.default, _ATEN.group_norm.default, _ATEN.rms_norm.default})
 _REARRANGED: Final = frozenset({_ATEN.dropout.default, _ATEN.permute.default, _ATEN.transpose.int, _ATEN.view.default})
 """Passes values on as they are."""
@@ -142,19 +144,42 @@ def _quantize(program: Any, example: Tensor, calibration: Tensor) -> Any:
         get_symmetric_quantization_config,
     )
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import ComposableQuantizer, QuantizationAnnotation
+    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-    quantizer = quantizer.set_filter_function(lambda node: not _is_kept(node))
-    prepared = prepare_pt2e(program.module(check_guards=False), quantizer)
+    each = get_symmetric_quantization_config(is_per_channel=True)
+    last = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    quantizer = ComposableQuantizer([
+        XNNPACKQuantizer().set_global(last).set_filter_function(_is_last_product),
+        XNNPACKQuantizer().set_global(each).set_filter_function(lambda node: not _is_kept(node)),
+    ])  # fmt: skip
+    module = program.module(check_guards=False)
+    for node in module.graph.nodes:
+        if node.target in _MEANS:
+            node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
+    prepared = prepare_pt2e(module, quantizer)
     inputs, batch = calibration.detach().to(example.device).float().contiguous(), len(example)
     for start in range(0, len(inputs) - batch + 1, batch):
         prepared(inputs[start : start + batch])
     return torch.export.export(convert_pt2e(prepared), (example,))
 
 
+def _is_last_product(node: torch.fx.Node) -> bool:
+    """Whether it is a matrix product that gives an output: that stays float, and its input is rounded as it runs."""
+    return node.target is _ATEN.linear.default and all(_is_output(user) for user in node.users)
+
+
+def _is_output(node: torch.fx.Node) -> bool:
+    """Whether a node is the output, or only passes its value on to it."""
+    passes = node.target in (_ATEN.to.dtype, _ATEN._to_copy.default, _ATEN._assert_tensor_metadata.default)
+    return node.op == "output" or (passes and all(map(_is_output, node.users)))
+
+
 def _is_kept(node: torch.fx.Node) -> bool:
-    """Whether it is a sum that a norm reads: a transformer's have outliers too large for 8 bits."""
-    return node.target in _SUMS and _is_normed(node)
+    """Whether it is a sum with a factor, which XNNPACK drops in 8 bits; or a sum that a norm reads: a transformer's
+    have outliers too large for 8 bits.
+    """
+    return node.target in _SUMS and (node.kwargs.get("alpha", 1) != 1 or _is_normed(node))
 
 
 def _is_normed(node: torch.fx.Node) -> bool:

@@ -132,6 +132,9 @@ def _quantize(content: bytes, calibration: Tensor, batch: int) -> bytes:
     quantizer.add_static_config(".*", operations.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
     for kept in (operations.INPUT, operations.OUTPUT):
         quantizer.update_quantization_recipe(".*", kept, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    # The outputs stay float: a last product with 8-bit weights rounds what it reads as it runs.
+    for scope in last_products(content):
+        quantizer.add_dynamic_config(f"^{re.escape(scope)}$", operations.FULLY_CONNECTED, num_bits=8)
     for name, scopes in kept_in_float(content).items():  # one rule an operation: each rule is tried on every tensor
         pattern = f"^(?:{'|'.join(map(re.escape, scopes))})$"
         quantizer.update_quantization_recipe(pattern, operations(name), algorithm_key=AlgorithmName.NO_QUANTIZE)
@@ -173,6 +176,22 @@ def kept_in_float(content: bytes) -> dict[str, list[str]]:
         for i in in_float(texts, reads):
             kept.setdefault(texts[i], []).append(flatbuffer.get_op_scope(graph.operators[i], graph.tensors))
     return kept
+
+
+def last_products(content: bytes) -> list[str]:
+    """Scopes of the matrix products whose results are outputs."""
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils as flatbuffer
+
+    model = flatbuffer.read_model(content)
+    codes = [flatbuffer.TFL_OP_CODE_TO_NAME.get(code.builtinCode) for code in model.operatorCodes]
+    return [
+        flatbuffer.get_op_scope(op, graph.tensors)
+        for graph in model.subgraphs
+        for op in graph.operators
+        if str(getattr(codes[op.opcodeIndex], "value", "")) == "FULLY_CONNECTED"
+        and op.outputs[0] in graph.outputs
+        and not any(op.outputs[0] in other.inputs for other in graph.operators)
+    ]
 
 
 def in_float(names: Sequence[str], reads: Sequence[Sequence[int]]) -> list[int]:

@@ -32,12 +32,18 @@ _SUMS: Final = frozenset({_ATEN.add.Tensor, _ATEN.add_.Tensor})
 class Rounded(TorchDispatchMode):
     """Inside, convolutions, matrix products and sums of two tensors read rounded values.
 
-    ``activation`` rounds a tensor, ``weight`` one whose axis of output channels is given.
+    ``activation`` rounds a tensor, ``weight`` one whose axis of output channels is given. ``results``: what
+    convolutions and products give is rounded too, as runtimes store it between layers.
     """
 
-    def __init__(self, activation: Callable[[Tensor], Tensor], weight: Callable[[Tensor, int], Tensor]) -> None:
+    def __init__(
+        self,
+        activation: Callable[[Tensor], Tensor],
+        weight: Callable[[Tensor, int], Tensor],
+        results: bool = False,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.activation, self.weight = activation, weight
+        self.activation, self.weight, self.results = activation, weight, results
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -47,16 +53,33 @@ class Rounded(TorchDispatchMode):
         if func in _READERS:
             activation, weight, axis = _READERS[func]
             given[activation] = self.activation(given[activation])
-            given[weight] = self.weight(given[weight], axis)
+            rounded_weight = _per_output(self.weight, given[8]) if _is_transposed(func, given) else self.weight
+            given[weight] = rounded_weight(given[weight], axis)
         elif func in _SUMS and all(isinstance(x, Tensor) and x.dim() > 1 and x.is_floating_point() for x in given[:2]):
             target = given[0] if func is _ATEN.add_.Tensor else self.activation(given[0])
             given[:2] = [target, self.activation(given[1])]
-        return func(*given, **(kwargs or {}))
+        result = func(*given, **(kwargs or {}))
+        return self.activation(result) if self.results and func in _READERS else result
 
 
-def eight_bits() -> Rounded:
-    """As static quantisation to int8 rounds."""
-    return Rounded(rounded, rounded_per_channel)
+def _is_transposed(func: Callable[..., Any], given: Sequence[Any]) -> bool:
+    return func is _ATEN.convolution.default and bool(given[6])
+
+
+def _per_output(weight: Callable[[Tensor, int], Tensor], groups: int) -> Callable[[Tensor, int], Tensor]:
+    """``weight`` for a transposed convolution's [inputs, outputs / groups, ...]: no axis is that of its outputs."""
+
+    def of_groups(w: Tensor, _: int) -> Tensor:
+        by_group = w.unflatten(0, (groups, -1)).transpose(1, 2)  # groups, outputs / groups, inputs / groups, ...
+        done = weight(by_group.flatten(0, 1), 0)
+        return done.unflatten(0, by_group.shape[:2]).transpose(1, 2).flatten(0, 1)
+
+    return of_groups
+
+
+def eight_bits(results: bool = False) -> Rounded:
+    """As static quantisation to int8 rounds; ``results`` as for ``Rounded``."""
+    return Rounded(rounded, rounded_per_channel, results)
 
 
 def half() -> Rounded:

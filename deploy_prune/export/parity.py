@@ -184,7 +184,7 @@ def _check_noise(
 ) -> Parity:  # fmt: skip
     """Hold an int8 artifact to the network in 8 bits."""
     yardstick = _in_eight_bits(network, inputs)
-    for a, b, c in zip(expected, found, yardstick, strict=True):
+    for number, (a, b, c) in enumerate(zip(expected, found, yardstick, strict=True)):
         if _is_constant(a):
             if not _relative(a, b) <= CONSTANT:
                 message = f"{artifact.path} differs from the network by {_relative(a, b):.2g} in an output that never "
@@ -197,7 +197,7 @@ def _check_noise(
         if not ratio >= least:
             message = (
                 f"{artifact.path} differs from the network: signal over noise is {ratio:.1f} dB; int8 should have "
-                f"{least:.1f} dB (8 bits in torch: {best:.1f} dB). {_advice(best)}"
+                f"{least:.1f} dB (8 bits in torch: {best:.1f} dB). {_advice(network, inputs, number, least)}"
             )
             raise ParityError(message)
         if same is not None and same < agreement(a, c) - max(LOST, LOST_INPUTS / len(a)):
@@ -245,11 +245,14 @@ def _in_eight_bits(network: nn.Module, inputs: Tensor) -> tuple[Tensor, ...]:
         return _reference(network, inputs, len(inputs))
 
 
-def _advice(best: float) -> str:
-    """What to change, given the ratio of 8 bits in torch."""
-    if best < LEAST_DB:
+def _advice(network: nn.Module, inputs: Tensor, number: int, least: float) -> str:
+    """What to change, given what output ``number`` must have: does torch have it, if layers' results are rounded too?"""
+    expected = _reference(network, inputs, len(inputs))[number]
+    with eight_bits(results=True):
+        stored = _reference(network, inputs, len(inputs))[number]
+    if snr_db(expected, stored) < least:
         return "8 bits are too few for this network as it is: train it first if its weights are random, or use fp16."
-    return "More calibration examples may help: values outside of their range are cut off."
+    return "More calibration examples may help: values outside of their range are cut off. Or use fp16."
 
 
 def _is_constant(output: Tensor) -> bool:

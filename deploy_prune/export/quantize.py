@@ -78,7 +78,7 @@ def int8(model: onnx.ModelProto, calibration: Tensor | None, *, symmetric: bool 
             _Reader(batches),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=[*MULTIPLIED, *PASSED_ON],
-            nodes_to_exclude=_left_in_float32(model),
+            nodes_to_exclude=_left_in_float32(model, symmetric),
             per_channel=True,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -86,25 +86,51 @@ def int8(model: onnx.ModelProto, calibration: Tensor | None, *, symmetric: bool 
             extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
         )
         made: onnx.ModelProto = onnx.load(path)
+    _float_outputs(made.graph)
     return made
 
 
-def _left_in_float32(model: onnx.ModelProto) -> list[str]:
+def _float_outputs(graph: onnx.GraphProto) -> None:
+    """Take away, in place, the rounding of outputs that a matrix product gives: it can give float32 at no cost."""
+    maker = {name: node for node in graph.node for name in node.output}
+    for entry in graph.output:
+        back = maker[entry.name]
+        there = maker.get(back.input[0]) if back.op_type == "DequantizeLinear" else None
+        product = maker.get(there.input[0]) if there is not None and there.op_type == "QuantizeLinear" else None
+        readers = [n for n in graph.node if there is not None and set(n.input) & {there.input[0], there.output[0]}]
+        if product is None or product.op_type not in ("Gemm", "MatMul") or readers != [there, back]:
+            continue
+        graph.node.remove(there)
+        graph.node.remove(back)
+        product.output[0] = entry.name
+
+
+def _left_in_float32(model: onnx.ModelProto, symmetric: bool) -> list[str]:
     """Names of the nodes that 8 bits would cost accuracy and save no time.
 
-    Products of two activations, as attention has them: a small part of the time. And all from which no integers are
-    multiplied, a transformer's sums for one: a layer norm reads them in float32, and their largest values are far
-    from the rest.
+    Products of two activations, as attention has them: a small part of the time. Transposed convolutions, which ONNX
+    Runtime computes in float32 anyway; TensorRT (``symmetric``) has them in 8 bits, but no axis of the weights of
+    grouped ones has the output channels, so there they can't have their scales. What passes on only what those gave.
+    And all from which no integers are multiplied, a transformer's sums for one: a layer norm reads them in float32, and
+    their largest values are far from the rest.
     """
-    products = _products(model)
+    left = _products(model) | _transposed(model, above_groups=1 if symmetric else 0)
     multiplied: set[str] = set()  # Tensors, also through what passes them on.
     for node in reversed(model.graph.node):  # A reader before what it reads.
-        multiplies = node.op_type in MULTIPLIED and node.name not in products
+        multiplies = node.op_type in MULTIPLIED and node.name not in left
         passes = node.op_type in PASSED_ON + BETWEEN and not multiplied.isdisjoint(node.output)
         if multiplies or passes:
             multiplied.update(node.input)
-    others = [n.name for n in model.graph.node if n.op_type in PASSED_ON and multiplied.isdisjoint(n.output)]
-    return [*products, *others]
+    in_float: set[str] = set()  # Tensors
+    fixed = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        read = {*node.input} - fixed
+        passed = node.op_type in PASSED_ON + BETWEEN and bool(read) and read <= in_float
+        if passed or node.name in left:
+            in_float.update(node.output)
+        if node.op_type in PASSED_ON and (passed or multiplied.isdisjoint(node.output)):
+            left.add(node.name)
+    return sorted(left)
 
 
 def _products(model: onnx.ModelProto) -> set[str]:
@@ -114,6 +140,13 @@ def _products(model: onnx.ModelProto) -> set[str]:
         if all(name in fixed for name in node.input):
             fixed.update(node.output)
     return {n.name for n in model.graph.node if n.op_type == "MatMul" and not fixed & {*n.input}}
+
+
+def _transposed(model: onnx.ModelProto, above_groups: int) -> set[str]:
+    """Names of the transposed convolutions with more groups than that."""
+    nodes = [node for node in model.graph.node if node.op_type == "ConvTranspose"]
+    groups = {n.name: next((int(a.i) for a in n.attribute if a.name == "group"), 1) for n in nodes}
+    return {name for name, number in groups.items() if number > above_groups}
 
 
 def fp16(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -126,6 +159,7 @@ def fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     made: onnx.ModelProto = convert_float_to_float16(copied, keep_io_types=True)
+    made.graph.ClearField("value_info")  # the converter leaves types that were true before; readers infer them anew
     _sort(made.graph)
     return made
 

@@ -71,3 +71,23 @@ def test_sums_that_norms_read_stay_in_float(runtime):
     quantized = executorch._quantize(program, EXAMPLE, calibration())
     sums = [node for node in quantized.graph.nodes if node.target is torch.ops.aten.add.Tensor]
     assert [any("quantize" in user.name for user in node.users) for node in sums] == [True, False, False]
+
+
+class Weighed(nn.Module):
+    """A sum with a factor, and a mean over positions; the outputs move little beside their bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 4, padding="same"), nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.add(self.a(x), self.b(x), alpha=10)
+        return self.head(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def test_sums_with_a_factor_means_and_outputs_keep_their_precision_in_int8(runtime, tmp_path):
+    net, x = Weighed().eval(), images(64)
+    artifact = executorch.write(net, x[:1], tmp_path / "w.pte", "int8", ExportPart(), x)
+    (found,) = found_in("executorch", artifact, x)
+    assert noise_db(net(x).detach().numpy(), found) > 20

@@ -313,3 +313,57 @@ def test_a_network_that_ignores_its_input_proves_nothing(tmp_path):
     made = Artifact(path=tmp_path, format="onnx", precision="fp32", sha256="", input_shape=(1, 3, 16, 16), versions={})
     with pytest.raises(ParityError, match="outputs move by only 0 relative over 4 inputs, so comparing proves nothing"):
         check_parity(network, made, x[:1].expand(4, -1, -1, -1))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_a_transposed_convolution_has_a_step_for_each_output(groups):
+    """Its weight is [inputs, outputs / groups, ...]: output channels are on no axis of their own."""
+    torch.manual_seed(0)
+    layer, x = nn.ConvTranspose2d(8, 8, 3, groups=groups, bias=False), torch.zeros(1, 8, 3, 3)
+    x[:, :, 1, 1] = 1
+    with torch.no_grad():
+        scales = torch.logspace(-2, 0, 8).view(groups, 1, 8 // groups, 1, 1)
+        layer.weight.copy_((layer.weight.unflatten(0, (groups, -1)) * scales).flatten(0, 1))
+        exact = layer(x)
+        with eight_bits():
+            found = layer(x)
+    off = (exact - found).abs().amax((0, 2, 3)) / exact.abs().amax((0, 2, 3))
+    assert 0 < float(off.max()) < 0.03
+
+
+@pytest.mark.parametrize("groups", [2, 8])
+def test_transposed_convolutions_with_groups_are_written_in_int8(groups, tmp_path):
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=groups)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), layer).eval()
+    layer.weight.data *= torch.logspace(-1.5, 0, 8).view(-1, 1, 1, 1)
+    x = torch.nn.functional.interpolate(torch.randn(32, 3, 4, 4), scale_factor=4, mode="bicubic")
+    check_parity(network, onnx.write(network, x[:1], tmp_path / "a.onnx", "int8", ExportPart(), x), x)
+
+
+def test_outputs_of_a_last_layer_are_not_rounded_to_8_bits(tmp_path):
+    """Outputs that move little from input to input would be lost in the 256 steps of their whole range."""
+    network, x = Network(0), torch.randn(32, 3, 16, 16)
+    network.head.bias.data += 100
+    artifact = onnx.write(network, x[:1], tmp_path / "a.onnx", "int8", ExportPart(), x)
+    assert check_parity(network, artifact, x).snr_db > 20
+
+
+def test_more_calibration_is_advised_only_where_it_can_help(monkeypatch, tmp_path):
+    network, x = Network(0), torch.randn(32, 3, 16, 16)
+    artifact = onnx.write(network, x[:1], tmp_path / "a.onnx", "int8", ExportPart(), x / 10)
+    with pytest.raises(ParityError, match="More calibration examples may help"):
+        check_parity(network, artifact, x)
+    network.norm.bias.data += 1000  # the results before the pooling hardly move
+    network.head.weight.data *= 100
+    artifact = onnx.write(network, x[:1], tmp_path / "b.onnx", "int8", ExportPart(), x)
+    with pytest.raises(ParityError, match="8 bits are too few for this network"):
+        check_parity(network, artifact, x)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_resizing_by_a_factor_is_valid_in_fp16(mode, tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2, mode=mode), nn.Conv2d(8, 4, 3)).eval()
+    x = torch.randn(8, 3, 8, 8)
+    check_parity(network, onnx.write(network, x[:1], tmp_path / "a.onnx", "fp16", ExportPart()), x)
