@@ -176,8 +176,9 @@ def _is_output(node: torch.fx.Node) -> bool:
 
 
 def _is_kept(node: torch.fx.Node) -> bool:
-    """Whether it is a sum with a factor, which XNNPACK drops in 8 bits; or a sum that a norm reads: a transformer's
-    have outliers too large for 8 bits.
+    """Whether it is a sum that 8 bits would spoil.
+
+    One with a factor, which XNNPACK drops; or one that a norm reads: a transformer's have outliers too large for 8 bits.
     """
     return node.target in _SUMS and (node.kwargs.get("alpha", 1) != 1 or _is_normed(node))
 

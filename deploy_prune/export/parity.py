@@ -246,7 +246,7 @@ def _in_eight_bits(network: nn.Module, inputs: Tensor) -> tuple[Tensor, ...]:
 
 
 def _advice(network: nn.Module, inputs: Tensor, number: int, least: float) -> str:
-    """What to change, given what output ``number`` must have: does torch have it, if layers' results are rounded too?"""
+    """What to change, given the dB of output ``number``: does torch have them where layers' results are rounded too?"""
     expected = _reference(network, inputs, len(inputs))[number]
     with eight_bits(results=True):
         stored = _reference(network, inputs, len(inputs))[number]
