@@ -64,6 +64,8 @@ class ChannelGroup:
     a plain convolution; the width of a head or of a whole convolution group otherwise).
     ``consumers``: the axes that read the channels by contraction (a convolution's or linear layer's input side):
     a gate multiplies there. ``members``: every axis that loses coordinates when a unit goes, consumers included.
+    ``statistics``: (module, rank, dimension, size) of tensors over which a module's own code takes statistics (norm,
+    mean, softmax) -> int64[size], as ``unit_of`` of an ``Axis``.
     """
 
     name: str
@@ -71,6 +73,7 @@ class ChannelGroup:
     period: int
     consumers: tuple[Axis, ...]
     members: tuple[Axis, ...]
+    statistics: Mapping[tuple[str, int, int, int], Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +138,6 @@ class Structure:
     """What tracing a network finds: its groups, its layers in order of execution, and what is left whole and why.
 
     ``mixing``: weights of norms that take statistics over channels (layer norm, group norm).
-    ``reduced``: weights of modules whose own code takes means over channels (norms written by hand).
     ``blueprint``: None if the network's own modules can be cut; else what surgery needs to cut its exported graph.
     """
 
@@ -143,7 +145,6 @@ class Structure:
     layers: tuple[Layer, ...]
     whole: tuple[Whole, ...]
     mixing: tuple[str, ...] = ()
-    reduced: tuple[str, ...] = ()
     blueprint: Any = field(default=None, repr=False)
 
     @property

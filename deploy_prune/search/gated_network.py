@@ -33,7 +33,8 @@ class GatedNetwork:
     ``axes``: (tensor name, shape that lines the gates up with the tensor's axis), in the order of ``index_A``.
     ``inputs``: (module name, its input channels' places, dimensions after them) where the input is gated instead.
     ``norms``: (name of a norm's weight, axis, its channels' places) where statistics are taken over channels: of norms,
-    and of weights that are standardised. ``reduced``: names of those whose modules take them by their own code.
+    and of weights that are standardised. ``statistics``: (module, (rank, dimension, size), its channels' places) where
+    a module's own code takes them.
     ``aliases``: (other name, name) of tensors that several modules share.
     """
 
@@ -43,7 +44,7 @@ class GatedNetwork:
     axes: tuple[tuple[str, tuple[int, ...]], ...]
     inputs: tuple[tuple[str, Tensor, int], ...]
     norms: tuple[tuple[str, int, Tensor], ...]
-    reduced: tuple[str, ...]
+    statistics: tuple[tuple[str, tuple[int, int, int], Tensor], ...]
     aliases: tuple[tuple[str, str], ...]
 
     def forward(self, gates: Mapping[str, Tensor], scales: Mapping[str, Tensor] | None = None) -> Forward:
@@ -66,21 +67,23 @@ class GatedNetwork:
             with _gated_inputs(self.network, inputs):
                 return functional_call(self.network, weights, args, kwargs, tie_weights=False)
 
-        if not self.norms:
+        if not self.norms and not self.statistics:
             return plain_forward
-        norms, standardised, reduced = {}, {}, {}
+        norms, standardised = {}, {}
         for name, axis, index_L in self.norms:
             tensor = weights.get(name, _tensor(self.network, name))
-            if name in self.reduced:
-                reduced[name] = gates_N[index_L]
             if tensor.dim() == 1:
                 norms[id(tensor)] = gates_N[index_L]
             else:
                 standardised[id(tensor)] = gates_N[index_L].view(_line_up(tensor, axis))
 
+        seen: dict[str, dict[tuple[int, int, int], Tensor]] = {}
+        for module, place, index_L in self.statistics:
+            seen.setdefault(module, {})[place] = gates_N[index_L]
+
         def gated_forward(*args: Any, **kwargs: Any) -> Any:
             kept = KeptStatistics(norms, standardised)
-            with kept, inside(self.network, kept, reduced), _without_fast_path():
+            with kept, inside(self.network, kept, seen), _without_fast_path():
                 return plain_forward(*args, **kwargs)
 
         return gated_forward
@@ -142,7 +145,7 @@ def gated(network: nn.Module, structure: Structure, batch: int = 1) -> GatedNetw
     layer's input is cheaper than gating its weight, nothing else.
     """
     index = _index(structure, [group.consumers for group in structure.groups])
-    normed = {*structure.mixing, *structure.reduced}
+    normed = {*structure.mixing}
     mixing = [
         tuple(a for a in group.members if a.tensor in normed and (a in group.consumers or _is_vector(network, a)))
         for group in structure.groups
@@ -162,7 +165,7 @@ def gated(network: nn.Module, structure: Structure, batch: int = 1) -> GatedNetw
         inputs=tuple(
             (name.rpartition(".")[0], at.to(device), inputs[name]) for (name, _), at in index.items() if name in inputs
         ),
-        reduced=structure.reduced,
+        statistics=tuple((m, place, at.to(device)) for (m, place), at in _statistics(structure).items()),
         aliases=aliases,
         norms=tuple((name, axis, at.to(device)) for (name, axis), at in _index(structure, mixing).items()),
     )
@@ -191,6 +194,19 @@ def _input_rank(network: nn.Module, layers: Sequence[Layer], name: str, batch: i
     weight = _tensor(network, name)
     size = batch * weight.shape[1] * sum(layer.input_positions for layer in uses)
     return PIXELS[type(module)] if size < weight.numel() else -1
+
+
+def _statistics(structure: Structure) -> dict[tuple[str, tuple[int, int, int]], Tensor]:
+    """(module, (rank, dimension, size)) -> int64[L]: each channel's place among all units, N for none."""
+    index: dict[tuple[str, tuple[int, int, int]], Tensor] = {}
+    start, total = 0, sum(group.channels for group in structure.groups)
+    for group in structure.groups:
+        for (module, rank, dim, size), unit_of in group.statistics.items():
+            key = (module, (rank, dim, size))
+            here = index.setdefault(key, torch.full_like(unit_of, total))
+            index[key] = torch.where(unit_of >= 0, start + unit_of, here)
+        start += group.channels
+    return index
 
 
 def _index(structure: Structure, axes: Sequence[Sequence[Axis]]) -> dict[tuple[str, int], Tensor]:

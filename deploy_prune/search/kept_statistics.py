@@ -6,8 +6,9 @@ group and RMS norm are answered here instead: each channel counts with its gate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import inf, prod
 from typing import Any, Final
 
 import torch
@@ -17,18 +18,31 @@ from torch.overrides import TorchFunctionMode
 
 
 def layer_norm(
-    gate_C: Tensor, x: Tensor, shape: Any, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
+    gate_C: Tensor,
+    x: Tensor,
+    shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
 ) -> Tensor:
     """Layer norm of x [..., C] (Ba et al., arXiv 1607.06450), each channel weighing as much as its gate."""
     total = gate_C.sum()
     centred = x - (x * gate_C).sum(-1, keepdim=True) / total
     variance = (centred.square() * gate_C).sum(-1, keepdim=True) / total
-    y = centred * torch.rsqrt(variance + eps) * weight
+    y = centred * torch.rsqrt(variance + eps)
+    y = y if weight is None else y * weight
     return y if bias is None else y + bias
 
 
 def group_norm(
-    gate_C: Tensor, x: Tensor, groups: int, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
+    gate_C: Tensor,
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
 ) -> Tensor:
     """Group norm of x [B, C, ...] (Wu and He, arXiv 1803.08494), each channel weighing as much as its gate."""
     x_BGCN = x.reshape(x.shape[0], groups, x.shape[1] // groups, -1)
@@ -38,54 +52,130 @@ def group_norm(
     variance = (centred.square() * gate).sum((2, 3), keepdim=True) / total
     y = (centred * torch.rsqrt(variance + eps)).reshape(x.shape)
     line = (1, -1, *[1] * (x.dim() - 2))
-    y = y * weight.view(line)
+    y = y if weight is None else y * weight.view(line)
     return y if bias is None else y + bias.view(line)
 
 
-def rms_norm(gate_C: Tensor, x: Tensor, shape: Any, weight: Tensor, eps: float | None = None) -> Tensor:
+def rms_norm(gate_C: Tensor, x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     """RMS norm of x [..., C] (Zhang and Sennrich, arXiv 1910.07467), each channel weighing as much as its gate."""
     mean_square = (x.square() * gate_C).sum(-1, keepdim=True) / gate_C.sum()
-    return x * torch.rsqrt(mean_square + (torch.finfo(x.dtype).eps if eps is None else eps)) * weight
+    y = x * torch.rsqrt(mean_square + (torch.finfo(x.dtype).eps if eps is None else eps))
+    return y if weight is None else y * weight
 
 
-def mean(gate_C: Tensor, x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor | None:
-    """The mean over a dimension of C channels, each weighing as much as its gate; None for other dimensions."""
-    dims = [dim] if isinstance(dim, int) else list(dim or ())
-    if len(dims) != 1 or x.shape[dims[0]] != len(gate_C):
+Gates = Mapping[tuple[int, int, int], Tensor]
+"""(rank, dimension, size) of a tensor -> the gates [size] of the channels that lie there."""
+
+
+def _dims(x: Tensor, dim: Any) -> list[int]:
+    """The dimensions that a reduction is over; None and () are all."""
+    dims = list(range(x.dim())) if dim is None or dim == () else [dim] if isinstance(dim, int) else list(dim)
+    return [d % x.dim() for d in dims]
+
+
+def _gate(gates: Gates, x: Tensor, dims: Sequence[int]) -> Tensor | None:
+    """The gates of the channels among these dimensions, in a shape that broadcasts; None if there are none."""
+    found = None
+    for dim in dims:
+        gate_C = gates.get((x.dim(), dim, x.shape[dim]))
+        if gate_C is not None:
+            gate = gate_C.to(x.dtype).view([-1 if d == dim else 1 for d in range(x.dim())])
+            found = gate if found is None else found * gate
+    return found
+
+
+def _count(gate: Tensor, x: Tensor, dims: Sequence[int]) -> Tensor:
+    """How many numbers are kept along these dimensions: a channel counts as its gate."""
+    return gate.sum() * prod(x.shape[d] for d in dims if gate.shape[d] == 1)
+
+
+def total(gates: Gates, x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor | None:
+    """The sum, each channel weighing as much as its gate; None where no channels lie along these dimensions."""
+    gate = _gate(gates, x, dims := _dims(x, dim))
+    return None if gate is None else (x * gate).sum(dims, keepdim=keepdim)
+
+
+def mean(gates: Gates, x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor | None:
+    """As ``total``, over the number of channels."""
+    gate = _gate(gates, x, dims := _dims(x, dim))
+    if gate is None:
         return None
-    gate = gate_C.to(x.dtype).view([-1 if d == dims[0] % x.dim() else 1 for d in range(x.dim())])
-    return (x * gate).sum(dims[0], keepdim=keepdim) / gate.sum()
+    summed: Tensor = (x * gate).sum(dims, keepdim=keepdim)
+    return summed / _count(gate, x, dims)
 
 
 def variance(
-    gate_C: Tensor, x: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, **more: Any
-) -> Any:
+    gates: Gates, x: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, **more: Any
+) -> Tensor | None:
     """As ``mean``; with Bessel's correction unless ``unbiased`` is off (or ``correction`` is given)."""
-    centre = mean(gate_C, x, dim, keepdim=True)
-    if centre is None:
+    gate = _gate(gates, x, dims := _dims(x, dim))
+    if gate is None:
         return None
-    squares = mean(gate_C, (x - centre).square(), dim, keepdim=keepdim)
-    assert squares is not None
-    count = gate_C.sum()
-    return squares * count / (count - more.get("correction", int(unbiased)))
+    count = _count(gate, x, dims)
+    centred = x - (x * gate).sum(dims, keepdim=True) / count
+    squares: Tensor = (centred.square() * gate).sum(dims, keepdim=keepdim)
+    correction: float = more.get("correction", int(unbiased))
+    return squares / (count - correction)
 
 
+def deviation(gates: Gates, x: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+    """The square root of ``variance``."""
+    found = variance(gates, x, *args, **kwargs)
+    return None if found is None else found.sqrt()
+
+
+def _among_kept(reduce: Callable[..., Any], worst: float) -> Callable[..., Any]:
+    """A maximum (worst -inf), minimum (inf) or softmax (-inf) in which channels whose gate is 0 don't take part."""
+
+    def kept(gates: Gates, x: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+        gate = None if isinstance(dim, Tensor) or not isinstance(x, Tensor) else _gate(gates, x, _dims(x, dim))
+        if gate is None:
+            return None
+        among = x.masked_fill(gate == 0, worst)
+        made = reduce(among) if dim is None else reduce(among, dim, *args, **kwargs)
+        return made.masked_fill(gate == 0, 0.0) if reduce in _SOFTMAX else made
+
+    return kept
+
+
+def norm(gates: Gates, x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, **more: Any) -> Tensor | None:
+    """The norm of order p (or ``ord``) over what the gates leave."""
+    gate = _gate(gates, x, dims := _dims(x, dim))
+    order = 2 if more.get("ord", p) in (None, "fro") else more.get("ord", p)
+    return None if gate is None else torch.linalg.vector_norm(x * gate, order, dims, keepdim)
+
+
+def normalize(
+    gates: Gates, x: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: None = None
+) -> Tensor | None:
+    """``F.normalize``, by the norm of what the gates leave."""
+    size = norm(gates, x, p, dim, keepdim=True)
+    return None if size is None else x / size.clamp_min(eps)
+
+
+_HIGHEST: Final = (Tensor.max, torch.max, Tensor.amax, torch.amax)
+_LOWEST: Final = (Tensor.min, torch.min, Tensor.amin, torch.amin)
+_SOFTMAX: Final = (F.softmax, Tensor.softmax, torch.softmax, F.log_softmax, Tensor.log_softmax, torch.log_softmax)
 REDUCTIONS: Final[Mapping[Any, Callable[..., Any]]] = {
-    Tensor.mean: mean,
-    torch.mean: mean,
-    Tensor.var: variance,
-    torch.var: variance,
+    **dict.fromkeys((Tensor.mean, torch.mean), mean),
+    **dict.fromkeys((Tensor.sum, torch.sum), total),
+    **dict.fromkeys((Tensor.var, torch.var), variance),
+    **dict.fromkeys((Tensor.std, torch.std), deviation),
+    **{f: _among_kept(f, -inf) for f in (*_HIGHEST, *_SOFTMAX)},
+    **{f: _among_kept(f, inf) for f in _LOWEST},
+    **dict.fromkeys((Tensor.norm, torch.norm, torch.linalg.vector_norm), norm),
+    F.normalize: normalize,
 }
-"""torch's function -> ours, in the code of norms written by hand."""
+"""torch's function -> ours, where a module's code takes it over channels."""
 
 
 @contextmanager
-def inside(network: nn.Module, kept: KeptStatistics, gates: Mapping[str, Tensor]) -> Iterator[None]:
-    """While the module that owns a weight (name -> its gates [C]) runs, its own means are over kept channels."""
+def inside(network: nn.Module, kept: KeptStatistics, seen: Mapping[str, Gates]) -> Iterator[None]:
+    """While one of these modules runs, and none inside it, its own statistics are over kept channels."""
     hooks = []
-    for name, gate_C in gates.items():
-        module = network.get_submodule(name.rpartition(".")[0])
-        hooks.append(module.register_forward_pre_hook(lambda *_, gate=gate_C: kept.inside.append(gate)))
+    for path in (p for p, _ in network.named_modules() if any(not n or f"{p}.".startswith(f"{n}.") for n in seen)):
+        module, gates = network.get_submodule(path), seen.get(path, {})
+        hooks.append(module.register_forward_pre_hook(lambda *_, gates=gates: kept.inside.append(gates)))
         hooks.append(module.register_forward_hook(lambda *_: _leave(kept), always_call=True))
     try:
         yield
@@ -173,7 +263,7 @@ class KeptStatistics(TorchFunctionMode):
         self._gates = gates
         self._weights = weights or {}
         self._derived: dict[int, tuple[Tensor, Tensor]] = {}
-        self.inside: list[Tensor] = []
+        self.inside: list[Gates] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer norms of the given weights; pass everything else on."""
@@ -181,16 +271,21 @@ class KeptStatistics(TorchFunctionMode):
         gate = self._gate_of(args[0]) if self._weights and args else None
         if gate is not None:
             return self._of_weight(gate, func, args, kwargs)
-        if self.inside and func in REDUCTIONS:
+        if self.inside and self.inside[-1] and func in REDUCTIONS and args:
             answer = REDUCTIONS[func](self.inside[-1], *args, **kwargs)
             return func(*args, **kwargs) if answer is None else answer
         ours = NORMS.get(func)
         if ours is not None:
             weight = args[ours[1]] if len(args) > ours[1] else kwargs.get("weight")
-            kept = self._gates.get(id(weight))
+            kept = self._gates.get(id(weight)) if weight is not None else self._plain(func, args[0])
             if kept is not None:
                 return ours[0](kept, *args, **kwargs)
         return func(*args, **kwargs)
+
+    def _plain(self, func: Any, x: Tensor) -> Tensor | None:
+        """The gates [C] of the channels of a norm that has no weight."""
+        dim = 1 if func in (F.group_norm, torch.group_norm) else x.dim() - 1
+        return self.inside[-1].get((x.dim(), dim, x.shape[dim])) if self.inside else None
 
     def _gate_of(self, x: Any) -> Tensor | None:
         """The gates of a weight that is standardised, in its shape, or of a view or difference made of it."""

@@ -266,7 +266,7 @@ class _Reader:
             if reason is not None:
                 whole.append(Whole(name=name, channels=len(members.units), reason=reason))
                 continue
-            group = _group(name, members, self.labelled.labels.own, classes)
+            group = _group(name, members, labels, classes)
             groups.append(group)
             self.group_of_class.update({c: group.name for c in members.units})
         _require_matches(self.prune, [*(g.name for g in groups), *(w.name for w in whole)])
@@ -276,7 +276,6 @@ class _Reader:
             layers=layers(self.labelled.applied, classes, self.group_of_class),
             whole=_merged(whole),
             mixing=mixing,
-            reduced=tuple(dict.fromkeys(labels.reduced)),
         )
 
     def _bundles(self, classes: Tensor, read: Tensor) -> dict[Any, _Bundle]:
@@ -348,7 +347,8 @@ class _Bundle:
         self.units: list[int] = []
 
 
-def _group(name: str, members: _Bundle, own: Mapping[str, tuple[Tensor | None, ...]], classes: Tensor) -> ChannelGroup:
+def _group(name: str, members: _Bundle, labels: Labels, classes: Tensor) -> ChannelGroup:
+    own = labels.own
     unit_of_class = torch.full((int(classes.max()) + 1,), -1)
     unit_of_class[torch.tensor(members.units)] = torch.arange(len(members.units))
     axes = []
@@ -360,7 +360,10 @@ def _group(name: str, members: _Bundle, own: Mapping[str, tuple[Tensor | None, .
     producers = [a for a in axes if (a.tensor, a.axis) not in members.consumers]
     period = members.axes[producers[0].tensor, producers[0].axis]
     consumers = tuple(a for a in axes if (a.tensor, a.axis) in members.consumers)
-    return ChannelGroup(name=name, channels=len(members.units), period=period, consumers=consumers, members=tuple(axes))
+    return ChannelGroup(
+        name=name, channels=len(members.units), period=period, consumers=consumers, members=tuple(axes),
+        statistics=labels.statistics_of(unit_of_class[classes]),
+    )  # fmt: skip
 
 
 def _merged(whole: Sequence[Whole]) -> tuple[Whole, ...]:

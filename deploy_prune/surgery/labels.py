@@ -81,8 +81,8 @@ class Labels:
     """Labels on the input side of a weight that contracts them."""
     mixing: list[str] = field(default_factory=list)
     """Weights of norms that take statistics over channels."""
-    reduced: list[str] = field(default_factory=list)
-    """Weights of modules whose own code takes means over channels."""
+    seen: dict[tuple[str, int, int, int], Tensor] = field(default_factory=dict)
+    """Module, rank, dimension, size -> labels along that dimension, over which the module takes statistics."""
     own: dict[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
     """Tensor name -> the labels of each of its axes."""
     _edges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -122,6 +122,19 @@ class Labels:
         a, b = torch.broadcast_tensors(a, b)
         both = (a >= 0) & (b >= 0)
         self._summands.append((a[both], b[both]))
+
+    def statistics(self, module: str, rank: int, dim: int, labels: Tensor) -> None:
+        """A module's code takes statistics along a dimension with these labels, over those that are kept.
+
+        Where it does so for several tensors alike, nothing tells them apart while gates are on: they go together.
+        """
+        first = self.seen.setdefault((module, rank, dim, len(labels)), labels)
+        self.merge(first, labels, f"{module} takes statistics over it and other channels")
+
+    def statistics_of(self, unit_of: Tensor) -> dict[tuple[str, int, int, int], Tensor]:
+        """Where the units of a group are seen so. ``unit_of``: int64[count], -1 for labels of others."""
+        found = {place: torch.where(ids < 0, -1, unit_of[ids.clamp(min=0)]) for place, ids in self.seen.items()}
+        return {place: units for place, units in found.items() if bool((units >= 0).any())}
 
     def read(self) -> Tensor:
         """bool[count]: the labels that a weight's input side has."""

@@ -121,13 +121,13 @@ def dumps(structure: Structure) -> str:
                 "name": g.name, "channels": g.channels, "period": g.period,
                 "members": [[a.tensor, a.axis, _units(a.unit_of)] for a in g.members],
                 "consumers": [[a.tensor, a.axis] for a in g.consumers],
+                "statistics": [[*place, _units(unit_of)] for place, unit_of in g.statistics.items()],
             }
             for g in structure.groups
         ],
         "layers": [asdict(layer) for layer in structure.layers],
         "whole": [asdict(whole) for whole in structure.whole],
         "mixing": structure.mixing,
-        "reduced": structure.reduced,
     }  # fmt: skip
     return json.dumps(plain, separators=(",", ":"))
 
@@ -140,7 +140,6 @@ def loads(text: str) -> Structure:
         layers=tuple(_layer(layer) for layer in raw["layers"]),
         whole=tuple(Whole(**whole) for whole in raw["whole"]),
         mixing=tuple(raw["mixing"]),
-        reduced=tuple(raw["reduced"]),
     )
 
 
@@ -154,6 +153,7 @@ def _group(raw: dict[str, Any]) -> ChannelGroup:
     return ChannelGroup(
         name=raw["name"], channels=raw["channels"], period=raw["period"], members=tuple(members.values()),
         consumers=tuple(members[name, axis] for name, axis in raw["consumers"]),
+        statistics={(module, *place): _read(units) for module, *place, units in raw["statistics"]},
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deploy_prune.search.kept_statistics import KeptStatistics, group_norm, layer_norm, rms_norm
+from deploy_prune.search.kept_statistics import REDUCTIONS, KeptStatistics, group_norm, inside, layer_norm, rms_norm
 
 
 def test_open_gates_are_torchs_own_norms():
@@ -50,3 +50,78 @@ def test_gates_of_a_norm_have_a_gradient():
         norm(torch.randn(3, 6))[:, 0].sum().backward()
     assert gate.grad is not None
     assert bool(gate.grad.abs().sum() > 0)
+
+
+CALLS = {
+    "mean": lambda x: x.mean(1),
+    "mean over channels and positions": lambda x: torch.mean(x, dim=(1, 2, 3), keepdim=True),
+    "mean of all": lambda x: x.mean(),
+    "sum": lambda x: x.sum(1, keepdim=True),
+    "variance": lambda x: x.var(1, unbiased=False),
+    "deviation": lambda x: torch.std(x, (1, 2)),
+    "largest and where": lambda x: torch.max(x, 1)[0],
+    "largest": lambda x: x.amax(1, keepdim=True) + x.max(),
+    "smallest": lambda x: x.min(1, keepdim=True)[0] - x.amin((1, 3), keepdim=True),
+    "length": lambda x: x.norm(dim=1),
+    "length of order 1": lambda x: torch.linalg.vector_norm(x, ord=1, dim=1),
+    "of length 1": lambda x: F.normalize(x),
+    "softmax": lambda x: x.softmax(1) + F.log_softmax(x, dim=1),
+    "layer norm": lambda x: F.layer_norm(x.movedim(1, 3), (x.shape[1],)).movedim(3, 1),
+    "RMS norm": lambda x: F.rms_norm(x.movedim(1, 3), (x.shape[1],)).movedim(3, 1),
+    "group norm": lambda x: F.group_norm(x, 2),
+}
+
+
+class Calls(nn.Module):
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def forward(self, x):
+        return self.run(x)
+
+
+def gated(module, gate, x, path=""):
+    kept = KeptStatistics({})
+    with kept, inside(module, kept, {path: {(4, 1, 6): gate, (4, 3, 6): gate}}):
+        return module(x)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_statistics_without_weights_are_of_the_kept_channels(name):
+    module, x = Calls(CALLS[name]), torch.randn(2, 6, 3, 5)
+    torch.testing.assert_close(gated(module, torch.ones(6), x), module(x))
+    kept = torch.tensor([True, False, True] * 2)
+    wide, narrow = gated(module, kept.float(), x), module(x[:, kept])
+    assert bool(wide.isfinite().all())
+    torch.testing.assert_close(wide[:, kept] if wide.dim() > 1 and wide.shape[1] == 6 else wide, narrow)
+    assert not torch.allclose(gated(module, kept.float(), x).sum(), module(x).sum())
+
+
+def test_every_reduction_is_tried():
+    called = {f.__name__ for f in REDUCTIONS}
+    tried = {"mean", "sum", "var", "std", "max", "amax", "min", "amin", "norm", "vector_norm", "linalg_vector_norm"}
+    assert called <= tried | {"normalize", "softmax", "log_softmax"}
+
+
+@pytest.mark.parametrize("run", [lambda x: x.mean(2), lambda x: x.flatten(2).mean(1), lambda x: x[:, :5].amax(1)])
+def test_other_dimensions_ranks_and_sizes_are_left_alone(run):
+    module, x = Calls(run), torch.randn(2, 6, 6, 5)
+    assert torch.equal(gated(module, torch.tensor([1.0, 0] * 3), x), module(x))
+
+
+def test_statistics_of_other_modules_are_left_alone():
+    class Parent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.child = Calls(lambda x: x.mean(1))
+
+        def forward(self, x):
+            return self.child(x), x.mean(1)
+
+    parent, x, gate = Parent(), torch.randn(2, 6, 3, 5), torch.tensor([1.0, 0] * 3)
+    before = parent(x)
+    for path, answered in (("", 1), ("child", 0)):
+        after = gated(parent, gate, x, path)
+        assert not torch.allclose(after[answered], before[answered])
+        assert torch.equal(after[1 - answered], before[1 - answered])

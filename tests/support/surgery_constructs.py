@@ -262,6 +262,16 @@ def standardised_flat(net: Any, x: Tensor) -> Tensor:
     return F.conv2d(x, w / (w.view(w.size(0), -1).std(dim=1).view(-1, 1, 1, 1) + 1e-5), padding=1)
 
 
+def tokens_of(run: Callable[[Tensor], Tensor]) -> Own:
+    return Own(tokens(lambda _, x: run(x)))
+
+
+def adaptive_norm(net: Any, x: Tensor) -> Tensor:
+    shift, scale = net.modulate(torch.ones(1, 3)).chunk(2, 1)
+    y = net.norm(x.movedim(1, 3)) * (1 + scale[:, None, None]) + shift[:, None, None]
+    return y.movedim(3, 1)
+
+
 def attention_parts() -> dict[str, nn.Module | Tensor]:
     return {"qkv": nn.Linear(8, 24), "out": nn.Linear(8, 8)}
 
@@ -396,20 +406,35 @@ CUT: Final[dict[str, Net]] = {
     ),
     "scale of the whole": Net(Own(lambda n, x: x * n.scale, scale=p(1))),
     "dropout": Net(nn.Dropout2d(0.5)),
+    "softmax over channels": Net(lambda x: x.softmax(1)),
+    "smallest and largest channel": Net(lambda x: x - x.amin(1, keepdim=True) + x.amax(1, keepdim=True)),
+    "largest channel and where, CBAM": Net(Own(lambda n, x: x * n.conv(torch.cat(
+        [torch.max(x, 1)[0].unsqueeze(1), torch.mean(x, 1).unsqueeze(1)], 1)).sigmoid(), conv=conv(2, 1, 7))),
+    "length of channels": Net(lambda x: F.normalize(x, dim=1)),
+    "sum over channels": Net(lambda x: x * x.sum(1, keepdim=True).tanh() + x.std(1, keepdim=True)),
+    "mean over channels and positions": Net(
+        lambda x: (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True)),
+    "spatial attention by mean": Net(lambda x: x * x.mean(1, keepdim=True).sigmoid()),
+    "layer norm without weights": Net(
+        Own(tokens(lambda n, x: n.norm(x)), norm=nn.LayerNorm(8, elementwise_affine=False))),
+    "layer norm without weights, by function": Net(
+        tokens_of(lambda x: F.layer_norm(x, x.shape[-1:]) + F.rms_norm(x, x.shape[-1:]))),
+    "group norm without weights": Net(nn.GroupNorm(2, 8, affine=False)),
+    "group norm without weights, many groups": Net(nn.GroupNorm(4, 8, affine=False), 8),
+    "one group": Net(nn.GroupNorm(1, 8, affine=False)),
+    "RMS norm without weights": Net(Own(tokens(lambda n, x: n.norm(x)), norm=nn.RMSNorm(8, elementwise_affine=False))),
+    "adaptive norm, DiT": Net(
+        Own(adaptive_norm, norm=nn.LayerNorm(8, elementwise_affine=False), modulate=nn.Linear(3, 16))),
     "size by hand": Net(lambda x: x.view(-1, 8, 64).mean(2).view(-1, 8, 1, 1)),
 }  # fmt: skip
 
 WHOLE: Final[dict[str, tuple[Net, str]]] = {
-    "softmax over channels": (Net(lambda x: x.softmax(1)), "softmax mixes"),
     "cumulative sum": (Net(lambda x: x.cumsum(1)), "cumsum mixes"),
-    "smallest and largest channel": (Net(lambda x: x - x.amin(1, keepdim=True) + x.amax(1, keepdim=True)), "amin"),
-    "length of channels": (Net(lambda x: F.normalize(x, dim=1)), "norm"),
     "largest channels": (Net(lambda x: x.topk(4, 1)[0], 4), "topk mixes"),
     "one channel at a time": (Net(lambda x: torch.stack([t.relu() for t in x.unbind(1)], 1)), "a single channel"),
     "product over channels": (
         Net(Own(tokens(lambda n, x: (x @ x.transpose(1, 2)).softmax(-1) @ x))), "matmul sums over it"),
     "layer norm over channels and positions": (Net(nn.LayerNorm([8, 8, 8])), "normalises over channels"),
-    "spatial attention by mean": (Net(lambda x: x * x.mean(1, keepdim=True).sigmoid()), "mean reduces over it"),
     "convolution over channels": (
         Net(Own(lambda n, x: x * n.conv(x.mean((2, 3))[:, None])[:, 0, :, None, None],
                 conv=nn.Conv1d(1, 1, 3, padding=1))), "mixes positions"),

@@ -158,11 +158,12 @@ def test_construct_is_cut_right(name: str) -> None:
 @pytest.mark.parametrize(
     ("middle", "reason"),
     [
-        (lambda x: x.softmax(1), "softmax mixes"),
-        (nn.GroupNorm(2, 8, affine=False), "normalises over channels"),
+        (lambda x: x.sort(1)[0], "sort mixes"),
+        (nn.LocalResponseNorm(3), "avg_pool3d mixes"),
         (lambda x: x.cumsum(1), "cumsum mixes"),
         (lambda x: x + x.roll(1, 1), "single unit"),
-        (lambda x: x * x.mean(1, keepdim=True), "mean reduces"),
+        (lambda x: x * x.median(1, keepdim=True)[0], "median reduces"),
+        (lambda x: x * x.prod(1, keepdim=True), "prod reduces"),
     ],
 )
 def test_what_mixes_channels_is_whole_with_the_reason(middle: object, reason: str) -> None:

@@ -23,7 +23,7 @@ from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery import remembered
 from deploy_prune.surgery.fingerprint import definition
 from deploy_prune.surgery.groups import find_groups
-from deploy_prune.types import Structure
+from deploy_prune.types import ChannelGroup, Structure
 
 X = torch.zeros(1, 3, 16, 16)
 
@@ -93,6 +93,18 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         sys.modules.pop(name, None)
 
 
+def _plain(group: ChannelGroup) -> tuple[Any, ...]:
+    statistics = {place: unit_of.tolist() for place, unit_of in group.statistics.items()}
+    return group.name, group.channels, group.period, statistics
+
+
+def test_statistics_without_weights_are_written_down() -> None:
+    network = nn.Sequential(nn.Linear(4, 6), nn.RMSNorm(6, elementwise_affine=False), nn.Linear(6, 2))
+    structure = find_groups(network.eval(), (torch.ones(2, 4),), PrunePart())
+    assert _plain(structure.groups[0]) == ("0", 6, 1, {("1", 2, 1, 6): [0, 1, 2, 3, 4, 5]})
+    assert same(remembered.loads(remembered.dumps(structure)), structure)
+
+
 def same(a: Structure, b: Structure) -> bool:
     """Equal in everything, axis for axis."""
     axes = [
@@ -101,10 +113,7 @@ def same(a: Structure, b: Structure) -> bool:
         for g in s.groups
     ]
     half = len(axes) // 2
-    plain = [
-        ([(g.name, g.channels, g.period) for g in s.groups], s.layers, s.whole, s.mixing, s.reduced, s.blueprint)
-        for s in (a, b)
-    ]
+    plain = [([_plain(g) for g in s.groups], s.layers, s.whole, s.mixing, s.blueprint) for s in (a, b)]
     return axes[:half] == axes[half:] and plain[0] == plain[1]
 
 

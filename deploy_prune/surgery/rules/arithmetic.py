@@ -263,8 +263,8 @@ def reduction(call: Call) -> Result:
     if x.vanishing() and rank > 1 and call.name in _STATISTICS and any(_spans(f, dims) for f in x.fields):
         call.labels.mixing += [x.tensor] if x.tensor is not None else []
         x = zero_free(call, x, dims, f"{call.module or call.name} standardises its weight over it")
-    if len(dims) == 1 and call.name in {"mean", "var"}:
-        x = _of_a_norm(call, x, dims[0])
+    if call.name in _OVER_KEPT:
+        x = over_kept(call, x, dims)
     fields = keep_dims(call, x, dims, f"{call.name} reduces over it")
     if len(call.shape) != rank:
         fields = tuple(f.reshape([s for d, s in enumerate(f.shape) if d not in dims]) for f in fields)
@@ -278,23 +278,30 @@ def _spans(labels: Tensor, dims: Sequence[int]) -> bool:
     return bool(set(varying(labels)) & set(dims))
 
 
-def _of_a_norm(call: Call, x: Value, dim: int) -> Value:
-    """A mean over channels, by the code of a norm that has a weight per channel: taken over the kept ones."""
-    ids = _only(call, x, dim)
-    for name, axes in call.labels.own.items():
-        mine = [a for a in axes if a is not None]
-        if name.rpartition(".")[0] == call.module and len(mine) == 1 and ids is not None and len(mine[0]) == len(ids):
-            call.labels.merge(ids, mine[0], f"{call.module} normalises over it")
-            call.labels.reduced.append(name)
-            return replace(x, fields=x.without([dim]))
+_OVER_KEPT: Final = {"mean", "var", "std", "sum", "amax", "amin", "max", "min", "norm", "linalg_vector_norm"}
+"""Reductions that can be taken over kept channels alone while gates are on: REDUCTIONS in kept_statistics.py."""
+
+
+def over_kept(call: Call, x: Value, dims: Sequence[int]) -> Value:
+    """The value without the fields that label nothing but one of these dimensions: statistics are of kept channels."""
+    for dim in dims:
+        ids = _only(call, x, dim)
+        if ids is not None:
+            call.labels.statistics(call.module, len(x.shape), dim, ids)
+            x = replace(x, fields=tuple(f for f in x.fields if varying(f) != (dim,)))
     return x
 
 
 def along_dim(call: Call) -> Result:
     """softmax, cumsum, sort, ...: one dimension's coordinates see each other, the others pass."""
     x = call.values()[0]
-    dim = call.given.get("dim", -1)
-    fields = keep_dims(call, x, [-1 if dim is None else dim], f"{call.name} mixes its coordinates")
+    dim = -1 if call.given.get("dim") is None else call.given["dim"]
+    if call.name in {"softmax", "log_softmax"}:
+        over_kept(call, x, [dim % len(x.shape)])
+        passing = tuple(f for f in x.fields if varying(f) == (dim % len(x.shape),))
+        mixed = replace(x, fields=tuple(f for f in x.fields if varying(f) != (dim % len(x.shape),)))
+        return call.result((*passing, *keep_dims(call, mixed, [dim], f"{call.name} mixes its coordinates")))
+    fields = keep_dims(call, x, [dim], f"{call.name} mixes its coordinates")
     return call.result(fields) if not call.several else tuple(Value(shape=s, fields=fields) for s in call.shapes)
 
 

@@ -157,7 +157,7 @@ def mixing_norm(call: Call) -> Result:
     """
     x, weight, shape = call.given["input"], call.given.get("weight"), call.given.get("normalized_shape")
     name = call.module or call.name
-    if weight is None or weight.tensor is None or (shape is not None and len(shape) != 1):
+    if (weight is not None and weight.tensor is None) or (shape is not None and len(shape) != 1):
         for value in call.values():
             call.freeze(value, f"{name} normalises over channels, and has no weight of its own per channel")
         return call.result(x.fields)
@@ -174,7 +174,10 @@ def mixing_norm(call: Call) -> Result:
     if ids is not None and shape is None and (groups := call.given["num_groups"]) > 1:
         whole = groups >= len(ids) // groups
         call.labels.tie(ids.view(groups, -1), [1 if whole else 0], f"{name} keeps its groups equal")
-    call.labels.mixing.append(weight.tensor)
+    if weight is not None:
+        call.labels.mixing.append(weight.tensor)
+    elif ids is not None:
+        call.labels.statistics(call.module, len(x.shape), axis, ids)
     return call.result(x.fields)
 
 
