@@ -24,6 +24,7 @@ Lost = dict[tuple[str, int], Tensor]
 
 _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _OF_A_LAYER: Final = {"weight", "bias", "running_mean", "running_var"}
+_PLAIN_NORMS: Final = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 _BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -61,12 +62,28 @@ def _cut(network: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
         own = own_tensors(module) if path in by_module else {}
         if mine := {(name, axis): gone for (name, axis), gone in by_module.get(path, {}).items() if name in own}:
             _shrink(path, module, mine)
+    if blueprint is None:
+        _resize_plain_norms(slim, structure, keep)
     _tie_again(slim, ties)
     _own_memory(slim, network)
     if blueprint is not None and isinstance(slim, fx.GraphModule):
         rewrite(slim, blueprint, blueprint.kept_labels(keep))
         slim.train(network.training)
     return slim
+
+
+def _resize_plain_norms(slim: nn.Module, structure: Structure, keep: Keep) -> None:
+    """The sizes that norms without weights have in their attributes."""
+    gone: dict[tuple[str, int], int] = defaultdict(int)
+    for group in structure.groups:
+        if (mask := keep.get(group.name)) is not None:
+            goes = torch.cat([~mask.cpu(), torch.zeros(1, dtype=torch.bool)])
+            for (path, _, _, size), unit_of in group.statistics.items():
+                gone[path, size] += int(goes[unit_of].sum())
+    for (path, size), number in gone.items():
+        module = slim.get_submodule(path)
+        if isinstance(module, _PLAIN_NORMS) and not own_tensors(module):
+            _set_sizes(module, {"weight": [size - number]})
 
 
 def _own_memory(slim: nn.Module, network: nn.Module) -> None:
@@ -209,7 +226,7 @@ def _set_sizes(module: nn.Module, sizes: Mapping[str, list[int]]) -> None:
         module.num_parameters = shape[0]
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = shape
-    elif isinstance(module, nn.LayerNorm):
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
         module.normalized_shape = tuple(shape)
     elif hasattr(module, "num_features"):
         module.num_features = shape[0]  # type: ignore[assignment]

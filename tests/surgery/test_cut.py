@@ -128,3 +128,38 @@ def test_nothing_lies_in_the_dense_networks_memory(name: str) -> None:
         for tensor in (*slim.parameters(), *slim.buffers()):
             tensor.zero_()
     assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items())
+
+
+class Channels(nn.Module):
+    """A norm of [B, C, H, W] over its last dimension."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.movedim(1, 3)).movedim(3, 1)
+
+
+NORMS = {
+    "instance": (nn.InstanceNorm2d(8), "num_features", 4),
+    "layer": (Channels(nn.LayerNorm(8, elementwise_affine=False)), "normalized_shape", (4,)),
+    "rms": (Channels(nn.RMSNorm(8, elementwise_affine=False)), "normalized_shape", (4,)),
+    "rms with weights": (Channels(nn.RMSNorm(8)), "normalized_shape", (4,)),
+    "group": (nn.GroupNorm(2, 8, affine=False), "num_channels", 4),
+    "groups of one": (nn.GroupNorm(8, 8, affine=False), "num_groups", 4),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_note_how_many_channels_are_left(name: str) -> None:
+    norm, attribute, left = NORMS[name]
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), norm, nn.Conv2d(8, 4, 1)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    structure = keep_cuttable(network, groups_of(network, x), (x,), gates_of, PrunePart())
+    assert structure.blueprint is None
+    keep = {"0": torch.arange(structure.groups[0].channels) % 2 == 0}
+    slim = cut(network, structure, keep)
+    assert getattr(getattr(slim[1], "norm", slim[1]), attribute) == left
+    masked = gates_of(structure)(network, {"0": keep["0"].float()})
+    assert relative_difference(masked(x), slim(x)) < 1e-5

@@ -107,6 +107,8 @@ def channel_norm(call: Call) -> Result:
             own = along(call, value, 0)
             same(call, ids, own, f"{call.module or call.name} normalises channels that can't be cut")
             ids = own if ids is None else ids
+    if ids is not None and all(call.given.get(n) is None for n in ("weight", "running_mean")):
+        call.labels.statistics(call.module, len(x.shape), 1, ids)  # for the number of channels that its module notes
     return call.result(x.fields)
 
 
