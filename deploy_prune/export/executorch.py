@@ -178,7 +178,7 @@ def _is_output(node: torch.fx.Node) -> bool:
 def _is_kept(node: torch.fx.Node) -> bool:
     """Whether it is a sum that 8 bits would spoil.
 
-    One with a factor, which XNNPACK drops; or one that a norm reads: a transformer's have outliers too large for 8 bits.
+    One with a factor, which XNNPACK drops; or one that a norm reads, whose outliers are too large for 8 bits.
     """
     return node.target in _SUMS and (node.kwargs.get("alpha", 1) != 1 or _is_normed(node))
 

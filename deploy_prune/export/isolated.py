@@ -30,6 +30,7 @@ from deploy_prune import errors
 from deploy_prune.errors import DeployPruneError, ExportError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import eval_mode, export_program, first_line, quiet, require
+from deploy_prune.export.denormals import without_denormals
 from deploy_prune.networks.copies import copied
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system import plugins
@@ -244,7 +245,7 @@ def _pack(
     if any(t.device.type != "cpu" for t in (*network.parameters(), *network.buffers())):
         network = copied(network).cpu()
     with eval_mode(network), quiet():
-        program = export_program(network, example, part)
+        program = without_denormals(export_program(network, example, part))
         _save(program, folder / "network.pt2")
     tensors = {"example": example, "calibration": calibration}
     torch.save({k: v if v is None else v.detach().cpu() for k, v in tensors.items()}, folder / "tensors.pt")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deploy_prune.errors import ExportError
 from deploy_prune.export.artifact import Extra, describe, eval_mode, export_program, first_line, quiet
+from deploy_prune.export.denormals import flush_initializers
 from deploy_prune.export.quantize import PRECISIONS, in_precision
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system.shell import atomic
@@ -78,7 +79,7 @@ def made(
         raise ExportError(message)
     _refuse_large(network)
     with eval_mode(network), quiet():
-        model = _clean(_export(network, example, part))
+        model = flush_initializers(_clean(_export(network, example, part)), precision)
         model = _clean(in_precision(model, precision, calibration, symmetric=symmetric))
     _check(model, part.opset)
     return model

@@ -31,6 +31,7 @@ class Model:
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
+            "CPU_DENORMALS_OPTIMIZATION": True,
         }
         self.request = core.compile_model(model, "CPU", settings).create_infer_request()
         self.count = len(model.outputs)
