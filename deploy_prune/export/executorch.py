@@ -180,7 +180,7 @@ def _is_kept(node: torch.fx.Node) -> bool:
 
     One with a factor, which XNNPACK drops; or one that a norm reads, whose outliers are too large for 8 bits.
     """
-    return node.target in _SUMS and (node.kwargs.get("alpha", 1) != 1 or _is_normed(node))
+    return node.target in _SUMS and (bool(node.kwargs.get("alpha", 1) != 1) or _is_normed(node))
 
 
 def _is_normed(node: torch.fx.Node) -> bool:

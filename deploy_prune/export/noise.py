@@ -71,8 +71,8 @@ def _per_output(weight: Callable[[Tensor, int], Tensor], groups: int) -> Callabl
 
     def of_groups(w: Tensor, _: int) -> Tensor:
         by_group = w.unflatten(0, (groups, -1)).transpose(1, 2)  # groups, outputs / groups, inputs / groups, ...
-        done = weight(by_group.flatten(0, 1), 0)
-        return done.unflatten(0, by_group.shape[:2]).transpose(1, 2).flatten(0, 1)
+        done: Tensor = weight(by_group.flatten(0, 1), 0).unflatten(0, by_group.shape[:2])
+        return done.transpose(1, 2).flatten(0, 1)
 
     return of_groups
 
