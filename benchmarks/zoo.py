@@ -29,7 +29,8 @@ from deploy_prune.search.gated_network import gates_of
 from deploy_prune.types import Keep, Structure
 
 FIGURES: Final = ("groups", "macs_share", "form", "find_s", "settle_s", "cut_s", "params_left", "difference",
-                  "precision", "json", "onnx", "litert", "executorch", "ncnn", "openvino", "peak_mb")  # fmt: skip
+                  "precision", "unchanged", "json", "onnx", "litert", "executorch", "ncnn", "openvino",
+                  "peak_mb")  # fmt: skip
 MUST_RUN: Final = "onnx"
 """The format in which every network must run. Of others, it is noted which do."""
 Rows = dict[str, dict[str, Any]]

@@ -174,7 +174,14 @@ def _goal(structure: Structure, network: nn.Module, budget: Budget, config: Sett
     """
     model = _cost(structure, network, budget)
     goal = SearchGoal(cost=model, limit=budget.absolute(model(structure.dense_counts)))
-    _choose({g.name: torch.ones(g.channels) for g in structure.groups}, structure, goal, config)
+    try:
+        _choose({g.name: torch.ones(g.channels) for g in structure.groups}, structure, goal, config)
+    except BudgetError as error:
+        widest = max(structure.whole, key=lambda whole: whole.channels, default=None)
+        message = str(error)
+        if widest is not None:
+            message += f" {widest.name} [{widest.channels} channels] is left whole: {widest.reason}."
+        raise BudgetError(message) from error
     return goal
 
 

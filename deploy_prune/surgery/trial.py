@@ -83,6 +83,15 @@ class Trial:
                 blind = {name for name in blind if not self._effect(name, network, inputs, opened, masked) >= least}
         return Outcome(difference=difference, blind=frozenset(blind))
 
+    def require_runs(self, network: nn.Module, inputs: Sequence[Tensor]) -> None:
+        """Cut and run it, without comparing.
+
+        Raises:
+            BrokenError: the cut network doesn't run; with the error.
+        """
+        with evaluating(network):
+            self._cut(network, inputs, training=False)
+
     def _cut(self, network: nn.Module, inputs: Sequence[Tensor], training: bool) -> Any:
         slim = network
         try:

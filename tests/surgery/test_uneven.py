@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from surgery_networks import groups_of
 from torch import Tensor, nn
 
 from deploy_prune.api.prune import prune
-from deploy_prune.errors import SurgeryError
+from deploy_prune.errors import BudgetError, SurgeryError
 from deploy_prune.networks.compare import relative_difference
 from deploy_prune.recipe.parts import PrunePart
 from deploy_prune.search.gated_network import gates_of
@@ -207,21 +208,43 @@ def test_the_groups_that_can_not_be_cut_are_found_in_few_trials(monkeypatch: pyt
     network = Many((3, 9)).eval()
     structure = groups_of(network, X)
     tried = []
-    real = try_groups.Trials.failure
+    real = try_groups.Trial._cut
 
-    def counted(self: try_groups.Trials, structure: Structure, groups: Sequence[ChannelGroup]) -> object:
-        tried.append(len(groups))
-        return real(self, structure, groups)
+    def counted(*arguments: Any, **named: Any) -> Any:
+        tried.append(1)
+        return real(*arguments, **named)
 
     def no_graph(*_: object) -> Structure:
         message = "it has none"
         raise SurgeryError(message)
 
-    monkeypatch.setattr(try_groups.Trials, "failure", counted)
+    monkeypatch.setattr(try_groups.Trial, "_cut", counted)
     monkeypatch.setattr(try_groups, "with_blueprint", no_graph)
     left = keep_cuttable(network, structure, (X,), gates_of, PrunePart())
     wrong = [w for w in left.whole if w.reason.startswith("the network's code has sizes written in it")]
     assert {w.name.partition("#")[0] for w in wrong} == {"blocks.3.up", "blocks.9.up"}
     assert all(f"in {w.name.rpartition('.')[0]}.mid (Conv2d), " in w.reason for w in wrong)
     assert len(left.groups) + len(wrong) == len(structure.groups)
-    assert len(tried) < 20 < len(structure.groups)
+    assert len(tried) < len(structure.groups)
+
+
+class OnlyTheMiddle(nn.Module):
+    """Most of it has a size in its code, and the batch too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 64, 3, padding=1), nn.Linear(64, 64)
+        self.last = nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x).relu()).relu()
+        return self.last(self.head(x.view(len(X), 64, 36).mean(2)).relu().view(len(X), 64))
+
+
+def test_a_budget_out_of_reach_names_what_is_left_whole_and_the_place() -> None:
+    place = (
+        r"(second|head) \[64 channels\] is left whole: .*sizes written.*in the network \(OnlyTheMiddle\), .*uneven\.py:"
+    )
+    with pytest.raises(BudgetError, match=place):
+        prune(OnlyTheMiddle(), X, lambda f, x: f(x).square().mean(), [X], method="magnitude", budget="20% macs")
