@@ -96,13 +96,15 @@ def name_of(node: fx.Node) -> str:
 def shape_of(node: Any) -> list[int]:
     """The shape of a node's (first) result; a free size has the example's value."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    if isinstance(value, list | tuple) and value:
-        value = value[0]
-    return [_plain(size) for size in value.shape] if isinstance(value, Tensor) else []
+    value = value[0] if isinstance(value, list | tuple) and value else value
+    return [plain_size(size) for size in value.shape] if isinstance(value, Tensor) else []
 
 
-def _plain(size: Any) -> int:
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+def plain_size(size: Any) -> int:
+    """A free size as it is in the example; a guess, 2, for one that depends on the numbers in a tensor."""
+    node: Any = getattr(size, "node", None)
+    known = size if node is None else node.hint
+    return int(node.expr.subs(dict.fromkeys(node.expr.free_symbols, 2)) if known is None else known)
 
 
 def _convolution(node: fx.Node, given: _Given, is_weight: IsWeight) -> Iterator[Product]:
@@ -380,7 +382,6 @@ FORMULAS: Final[Mapping[str, _Formula]] = {
     for name in names.split()
 }  # fmt: skip
 
-
 BY_TORCH: Final = frozenset({"matrix_power", "linalg_matrix_power", "cov", "corrcoef"})
 
 
@@ -396,4 +397,4 @@ def _without_numbers(node: fx.Node) -> Any:
     value = node.meta.get("val")
     if isinstance(value, Tensor):
         return torch.empty(shape_of(node), dtype=value.dtype, device="meta")
-    return _plain(value) if isinstance(value, torch.SymInt) else value
+    return plain_size(value) if isinstance(value, torch.SymInt) else value

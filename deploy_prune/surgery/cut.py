@@ -159,7 +159,7 @@ def _shrink(path: str, module: nn.Module, lost: Lost) -> None:
     sizes = {n: list(t.shape) for n, t in own_tensors(module).items() if n in changed}
     for (name, axis), gone in lost.items():
         sizes[name][axis] -= len(gone)
-    if not {name for name, _ in lost} <= _OF_A_LAYER:
+    if not {name for name, _ in lost} <= _OF_A_LAYER or "weight" not in sizes:  # else it is computed from others
         _slice(module, lost)
         _set_sizes(module, sizes)
     elif isinstance(module, _CONVOLUTIONS) and module.groups == 1:

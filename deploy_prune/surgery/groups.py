@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from deploy_prune.errors import RecipeError, SurgeryError
+from deploy_prune.products import plain_size
 from deploy_prune.recipe.parts import PrunePart
 from deploy_prune.surgery.applied import Applied, layers, note
 from deploy_prune.surgery.graph_network import Blueprint, trace_batched, unlifted
@@ -208,8 +209,8 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _hint(size: Any) -> Any:
-    """A free size's value in the example; anything else as it is."""
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else size
+    """A free size's value in the example, a guess for one that depends on the numbers; anything else as it is."""
+    return plain_size(size) if isinstance(size, torch.SymInt) else size
 
 
 def _flat(nested: Any) -> list[Any]:

@@ -425,6 +425,8 @@ CUT: Final[dict[str, Net]] = {
     "RMS norm without weights": Net(Own(tokens(lambda n, x: n.norm(x)), norm=nn.RMSNorm(8, elementwise_affine=False))),
     "adaptive norm, DiT": Net(
         Own(adaptive_norm, norm=nn.LayerNorm(8, elementwise_affine=False), modulate=nn.Linear(3, 16))),
+    "tokens picked by a mask": Net(Own(tokens(lambda n, x: n.score(x) + x[n.score(x)[..., 0] > 0].mean(0)),
+                                       score=nn.Linear(8, 1))),
     "size by hand": Net(lambda x: x.view(-1, 8, 64).mean(2).view(-1, 8, 1, 1)),
 }  # fmt: skip
 

@@ -145,6 +145,30 @@ def convolutions(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
     return nn.Sequential(nn.Unflatten(1, (8, 1, 1)), nn.ZeroPad2d(1), *layers, nn.Flatten())
 
 
+class Quantised(nn.Module):
+    """The weight in 8 bits, with the gradient of the weight (Bengio et al., arXiv 1308.3432)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.per_channel = weight.shape[0] % 8 == 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        largest = weight.abs().amax(1, keepdim=True) if self.per_channel else weight.abs().max()
+        scale = largest / 127
+        return weight + ((weight / scale).round().clamp(-128, 127) * scale - weight).detach()
+
+
+class Joined(nn.Module):
+    """Queries, keys and values by one matrix, joined of three weights."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.parts = nn.ParameterList(torch.randn(4, layer.in_features) for _ in range(layer.out_features // 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, torch.cat(list(self.parts)))
+
+
 ADAPTED = {
     "layers": (lambda: mlp(lambda layer: LoRA(layer.requires_grad_(False))), {12, 16}),
     "parametrised": (lambda: mlp(by(Delta)), {12, 16}),
@@ -152,6 +176,8 @@ ADAPTED = {
     "product of two": (lambda: mlp(by(Product)), {12, 16}),
     "with a magnitude": (lambda: mlp(by(Magnitude)), {12, 16}),
     "Kronecker": (lambda: mlp(by(Kronecker)), {6, 8}),
+    "quantised": (lambda: mlp(by(Quantised)), {12, 16}),
+    "joined": (lambda: nn.Sequential(nn.Linear(8, 12), nn.ReLU(), Joined(nn.Linear(12, 8)), nn.Linear(8, 3)), {12, 4}),
     "weight norm": (lambda: mlp(parametrizations.weight_norm), {12, 16}),
 }
 
@@ -175,6 +201,7 @@ def test_weights_computed_from_weights_are_cut_right(name: str) -> None:
         masked = gates_of(structure)(network, {n: m.float() for n, m in keep.items()})(x)
         assert relative_difference(masked, slim(x)) < 1e-5
         assert relative_difference(network(x), masked) > 1e-3
+    assert name == "joined" or structure.blueprint is None, "the network's own modules can be cut"
     frozen = [p.requires_grad for p in network.parameters()]
     assert [p.requires_grad for p in slim.parameters()] == frozen
     assert sum(p.numel() for p in slim.parameters()) < 0.8 * sum(p.numel() for p in network.parameters())

@@ -23,12 +23,28 @@ def index(call: Call) -> Result:
     known = [i for i in given if isinstance(i, Value)]
     if all(i.data is not None for i in known):
         return move(call)
+    if len(known) == 1 and len(given) - given.count(None) == 1 and call.name == "index":
+        return _picked(call, source, given.index(known[0]), known[0])
     first = call.given["dim"] % len(source.shape) if call.name == "index_select" else 0
     picked = {first + d for d, i in enumerate(given) if i is not None}
     anywhere = [_anywhere(i) if isinstance(i, Value) else i for i in given]
     name = "index" if call.name == "index_select" else "indices"
     call = replace(call, given={**call.given, "self": source, name: anywhere[0] if name == "index" else anywhere})
     return _past(call, source, picked, f"{call.name} with indices that depend on the input")
+
+
+def _picked(call: Call, source: Value, place: int, index: Value) -> Result:
+    """One index from dimension ``place`` on: numbers for that dimension, or a mask over as many as it has itself."""
+    number, rank = len(source.shape), len(index.shape)
+    mask = rank > 1 and len(call.shape) == number - rank + 1
+    taken = list(range(place, place + (rank if mask else 1)))
+    if number + (1 - rank if mask else rank - 1) != len(call.shape):
+        raise ValueError(call.shape)
+    fields = keep_dims(call, source, taken, f"{call.name} with indices that depend on the input")
+    call.freeze(index, f"{call.name} takes it as indices")
+    made = [1] * (1 if mask else rank)
+    shapes = [(*f.shape[:place], *made, *f.shape[place + len(taken) :]) for f in fields]
+    return call.result([f.reshape(shape) for f, shape in zip(fields, shapes, strict=True)])
 
 
 def _anywhere(indices: Value) -> Value:

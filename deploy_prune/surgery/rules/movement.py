@@ -152,6 +152,7 @@ def cat(call: Call) -> Result:
     rank = len(call.shape)
     dim = call.given.get("dim", 0) % rank
     reason = f"{call.name} joins it with a tensor that can't be cut"
+    vanishes = all(p.vanishing() for p in parts)
     fields: list[Tensor] = []
     for dims in sorted(
         {tuple(sorted({*varying(f), dim}) if dim in varying(f) else varying(f)) for p in parts for f in p.fields}
@@ -165,10 +166,12 @@ def cat(call: Call) -> Result:
         for part, other in zip(parts, mine, strict=True):
             if other is not None:
                 call.labels.merge(first, other, reason)
+                if vanishes:
+                    call.labels.gate_together(first, other)
             elif any(part.shape[d] > 1 for d in dims):
                 call.labels.freeze(first, reason)
         fields.append(first)
-    return Value(shape=call.shape, fields=tuple(widest(fields)), vanishes=all(p.vanishing() for p in parts))
+    return Value(shape=call.shape, fields=tuple(widest(fields)), vanishes=vanishes)
 
 
 def _spanning(call: Call, part: Value, dims: Sequence[int], dim: int) -> Tensor | None:
