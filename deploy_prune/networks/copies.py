@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 import torch
@@ -17,6 +17,8 @@ from deploy_prune.errors import SurgeryError
 _PARALLEL: Final = (nn.DataParallel, DistributedDataParallel)
 _COMPILED: Final = "_orig_mod"
 """Where a module that ``torch.compile`` has made keeps the one that it was made from."""
+_COMPILED_CODE: Final = "_torchdynamo_orig_callable"
+"""Where a function that it has made keeps the one that it was made from."""
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -28,7 +30,9 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 def is_wrapped(network: nn.Module) -> bool:
     """Whether the network, or a module in it, is in one of these wrappers, or is compiled in place."""
-    return any(_inner(m) is not None or m._compiled_call_impl is not None for m in network.modules())
+    return any(
+        _inner(m) is not None or m._compiled_call_impl is not None or compiled_code(m) for m in network.modules()
+    )
 
 
 def _inner(module: nn.Module) -> nn.Module | None:
@@ -37,11 +41,25 @@ def _inner(module: nn.Module) -> nn.Module | None:
     return dict(module.named_children()).get(_COMPILED)
 
 
+def compiled_code(module: nn.Module) -> dict[str, Any]:
+    """Name -> plain code, of those attributes that ``torch.compile`` has made, such as ``forward``."""
+    return {
+        name: _plain(value) for name, value in vars(module).items() if _COMPILED_CODE in getattr(value, "__dict__", ())
+    }
+
+
+def _plain(code: Any) -> Any:
+    """What torch's own functions that run it are made of."""
+    while isinstance(code, types.FunctionType) and str(code.__globals__["__name__"]).startswith("torch._dynamo"):
+        code = vars(code)["__wrapped__"]
+    return code
+
+
 def copied(network: nn.Module) -> nn.Module:
     """A deep copy, without its wrappers at any depth, in plain PyTorch.
 
     Tensors that are no leaves of a graph (feature maps that a module keeps, weights that a hook computes) are detached
-    in it. Gradients are left behind.
+    in it. Hooks and other functions that close over a module close over its copy. Gradients are left behind.
 
     Raises:
         SurgeryError: the network is TorchScript, has layers without a size yet, or has an attribute that can't be
@@ -51,11 +69,18 @@ def copied(network: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     try:
         with _Detached():
-            for module in _inside_out(network):
+            functions = _closures(network)
+            memo |= {id(old): new for old, new in functions}
+            for module in reversed(list(network.modules())):  # those inside first
                 memo |= {id(v): v for v in vars(module).values() if isinstance(v, types.ModuleType)}
                 if (inner := _inner(module)) is not None:
                     memo[id(module)] = copy.deepcopy(inner, memo)
-            return copy.deepcopy(network, memo)
+            other = copy.deepcopy(network, memo)
+            for old, new in functions:
+                _fill(old, new, memo)
+            for module in (m for m in network.modules() if _inner(m) is None):
+                vars(memo[id(module)]).update(copy.deepcopy(compiled_code(module), memo))
+            return other
     except (TypeError, RuntimeError, AttributeError, NotImplementedError, ValueError) as error:
         message = f"The network can't be copied: {_uncopyable(network)}: {type(error).__name__}: {_first(error)}. "
         message += "Keep it outside the network."
@@ -87,9 +112,43 @@ class _Detached(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _inside_out(network: nn.Module) -> Iterator[nn.Module]:
-    """All modules, each after those that it holds."""
-    yield from reversed(list(network.modules()))
+def _closures(network: nn.Module) -> list[tuple[types.FunctionType, types.FunctionType]]:
+    """Functions of modules (hooks, a forward of their own) that close over a module, each with one of open cells."""
+    modules = {id(m) for m in network.modules()}
+    values = [v for m in network.modules() for held in vars(m).values() for v in _one_or_many(held)]
+    return [
+        (f, types.FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__, _cells(f)))
+        for f in values
+        if isinstance(f, types.FunctionType) and any(_reaches(c, modules) for c in f.__closure__ or ())
+    ]
+
+
+def _one_or_many(held: Any) -> list[Any]:
+    return list(held.values()) if isinstance(held, dict) else [held]
+
+
+def _cells(function: types.FunctionType) -> tuple[types.CellType, ...]:
+    return tuple(types.CellType() for _ in function.__closure__ or ())
+
+
+def _reaches(cell: types.CellType, modules: set[int]) -> bool:
+    """Whether a cell has a module, or a method of one."""
+    try:
+        value = cell.cell_contents
+    except ValueError:  # nothing is in it yet
+        return False
+    return id(getattr(value, "__self__", value)) in modules
+
+
+def _fill(old: types.FunctionType, new: types.FunctionType, memo: dict[int, Any]) -> None:
+    """Give a copied function what the other closes over: copies of modules, and of all that was copied with them."""
+    vars(new).update(vars(old))
+    new.__kwdefaults__ = old.__kwdefaults__
+    for cell, given in zip(new.__closure__ or (), old.__closure__ or (), strict=True):
+        with suppress(ValueError):  # nothing is in it yet
+            value = given.cell_contents
+            is_method = isinstance(value, types.MethodType)
+            cell.cell_contents = copy.deepcopy(value, memo) if is_method else memo.get(id(value), value)
 
 
 def _uncopyable(network: nn.Module) -> str:

@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from deploy_prune.networks.copies import compiled_code
 from deploy_prune.networks.unchanged import unchanged
 
 _TORCH: Final = Path(torch.__file__).parent
@@ -35,6 +36,7 @@ def tracing(network: nn.Module) -> Iterator[None]:
     with unchanged(network), warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         warnings.simplefilter("ignore")  # of an error, torch prints the whole graph
         for module in network.modules():
+            vars(module).update(compiled_code(module))
             if module._compiled_call_impl is not None:
                 module._compiled_call_impl = None
         logging.disable(logging.CRITICAL)

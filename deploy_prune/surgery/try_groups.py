@@ -42,9 +42,7 @@ def keep_cuttable(
         SurgeryError: no group can be cut, with the place in the network's code; a limit of time or memory was reached.
         VerificationError: the network's output isn't finite.
     """
-    with unchanged(network), torch.no_grad():
-        network.eval()
-        require_finite(network(*inputs), "", network, network, inputs)
+    _require_sound(network, inputs)
     trials = Trials(network=network, inputs=inputs, gates_of=gates_of)
     if not structure.groups or (failure := trials.failure(structure, structure.groups)) is None:
         return structure
@@ -63,9 +61,26 @@ def keep_cuttable(
         choices += [(graph, found)] if found is not None else []
     most = max((_sound(trials, c, why) for c, why in choices), key=_num_channels)
     if not most.groups:
-        message = f"No channel of the network can be cut: {failure.why}.{neither} Let the code take sizes from tensors."
+        message = f"No channel of the network can be cut: {failure.why}.{neither}"
+        message += " Let the code take sizes from tensors." if failure.breaks else ""
         raise SurgeryError(message)
     return most
+
+
+def _require_sound(network: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Run the network once.
+
+    Raises:
+        SurgeryError: it makes parameters while it runs.
+        VerificationError: its output isn't finite.
+    """
+    with unchanged(network), torch.no_grad():
+        network.eval()
+        before = {name for name, _ in network.named_parameters()}
+        require_finite(network(*inputs), "", network, network, inputs)
+        if made := sorted({name for name, _ in network.named_parameters()} - before):
+            message = f"The network makes {made[0]} in its first forward; call it on an example once, then prune it."
+            raise SurgeryError(message)
 
 
 def _num_channels(structure: Structure) -> int:

@@ -55,6 +55,12 @@ def compiled_in_place() -> nn.Module:
     return network
 
 
+def compiled_forward() -> nn.Module:
+    network = plain()
+    network.forward = torch.compile(network.forward, backend="eager")  # type: ignore[method-assign]
+    return network
+
+
 def parallel() -> nn.Module:
     return nn.DataParallel(plain())
 
@@ -63,7 +69,10 @@ def compiled_and_parallel() -> nn.Module:
     return torch.compile(nn.DataParallel(compiled_block()), backend="eager")  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("wrap", [compiled, compiled_block, compiled_in_place, parallel, compiled_and_parallel])
+WRAPPED = (compiled, compiled_block, compiled_in_place, compiled_forward, parallel, compiled_and_parallel)
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
 def test_wrapped_networks_are_cut_as_what_they_wrap(wrap: Callable[[], nn.Module]) -> None:
     network, expected = wrap(), half_of(plain())
     assert is_wrapped(network)
@@ -131,6 +140,40 @@ def test_tensors_that_are_no_leaves_are_copied_detached(make: Callable[[], nn.Mo
     made = half_of(network)
     assert made.macs <= 0.5 * made.dense_macs
     assert torch.equal(made.network(X), made.network(X))
+
+
+def test_functions_that_close_over_a_module_close_over_its_copy() -> None:
+    network = plain()
+    scale, before = torch.tensor(2.0), network[2].forward
+    network[0].seen = []
+    network[0].register_forward_hook(lambda module, args, output: network[0].seen.append(1))
+    network[2].forward = lambda x: before(x) * scale
+    other = copied(network)
+    nn.init.zeros_(network[2].weight)
+    nn.init.zeros_(network[2].bias)
+    assert not torch.equal(other(X), network(X))
+    assert len(network[0].seen) == len(other[0].seen) == 1
+    assert half_of(plain()).keep.keys() == half_of(other).keep.keys()
+
+
+class MakesALayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "late"):
+            self.late = nn.Linear(5, 5)
+        return self.late(self.body(x))
+
+
+def test_a_network_that_makes_layers_while_it_runs_is_told_to_run_once() -> None:
+    network = MakesALayer()
+    with pytest.raises(SurgeryError, match=r"makes late\.bias in its first forward; call it on an example once"):
+        half_of(network)
+    assert not hasattr(network, "late")
+    network(X)
+    assert half_of(network).macs > 0
 
 
 class Blur(nn.Module):
