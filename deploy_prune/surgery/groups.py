@@ -147,7 +147,7 @@ def _placeholder(program: ExportedProgram, spec: Any, node: fx.Node, labels: Lab
     tensor = program.state_dict.get(spec.target, program.constants.get(spec.target))
     assert isinstance(tensor, Tensor)
     shape = tuple(tensor.shape)
-    if not tensor.is_floating_point():
+    if not (tensor.is_floating_point() or tensor.is_complex()):
         return Value(shape=shape, tensor=spec.target, data=tensor)
     ids = labels.own.get(spec.target)
     if ids is None:

@@ -195,8 +195,8 @@ def _reading_strength(network: nn.Module, consumers: Sequence[Any]) -> Tensor:
     tensors = tensors_held(network)
     total = torch.zeros(1)
     for member in consumers:
-        weight = tensors[member.tensor].detach().float().cpu()
-        per_coordinate = weight.abs().sum([d for d in range(weight.dim()) if d != member.axis])
+        weight = tensors[member.tensor].detach().abs().float().cpu()
+        per_coordinate = weight.sum([d for d in range(weight.dim()) if d != member.axis])
         units = int(member.unit_of.max()) + 1
         strength = torch.zeros(max(units, len(total)))
         strength[: len(total)] += total if len(total) > 1 else 0

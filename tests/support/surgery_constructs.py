@@ -272,6 +272,13 @@ def adaptive_norm(net: Any, x: Tensor) -> Tensor:
     return y.movedim(3, 1)
 
 
+def fourier_layer(net: Any, x: Tensor) -> Tensor:
+    """Li et al., arXiv 2010.08895."""
+    w = net.weight
+    w = w if w.is_complex() else torch.view_as_complex(w) if w.shape[-1] == 2 else torch.complex(w[0], w[1])
+    return torch.fft.irfft2(torch.einsum("bixy,ioxy->boxy", torch.fft.rfft2(x), w))
+
+
 def attention_parts() -> dict[str, nn.Module | Tensor]:
     return {"qkv": nn.Linear(8, 24), "out": nn.Linear(8, 8)}
 
@@ -427,6 +434,10 @@ CUT: Final[dict[str, Net]] = {
         Own(adaptive_norm, norm=nn.LayerNorm(8, elementwise_affine=False), modulate=nn.Linear(3, 16))),
     "tokens picked by a mask": Net(Own(tokens(lambda n, x: n.score(x) + x[n.score(x)[..., 0] > 0].mean(0)),
                                        score=nn.Linear(8, 1))),
+    "Fourier layer": Net(Own(fourier_layer, weight=p(8, 8, 8, 5, 2))),
+    "Fourier layer of complex numbers": Net(
+        Own(fourier_layer, weight=nn.Parameter(torch.randn(8, 8, 8, 5, dtype=torch.cfloat)))),
+    "Fourier layer of two parts": Net(Own(fourier_layer, weight=p(2, 8, 8, 8, 5))),
     "size by hand": Net(lambda x: x.view(-1, 8, 64).mean(2).view(-1, 8, 1, 1)),
 }  # fmt: skip
 

@@ -165,8 +165,8 @@ def _norm(tensors: Tensors, group: ChannelGroup, axes: Iterable[Axis], power: in
             tensors[axis.tensor]
             .detach()
             .cpu()
-            .double()
             .abs()
+            .double()
             .pow(power)
             .movedim(axis.axis, 0)
             .reshape(len(axis.unit_of), -1)

@@ -41,7 +41,7 @@ def pointwise(call: Call) -> Result:
 
 _PRODUCTS: Final = {"mul", "multiply"}
 _QUOTIENTS: Final = {"div", "divide", "true_divide"}
-_SUMS: Final = {"add", "sub", "subtract", "rsub"}
+_SUMS: Final = {"add", "sub", "subtract", "rsub", "complex"}
 
 
 def _vanishing(call: Call) -> Value | None:

@@ -55,8 +55,9 @@ def complex_parts(call: Call) -> Result:
     """view_as_real, view_as_complex: a last dimension for the two parts of each number comes or goes."""
     source = call.values()[0]
     if len(call.shape) > len(source.shape):
-        return call.result([f.unsqueeze(-1) for f in source.fields])
-    return call.result([f.squeeze(-1) for f in keep_dims(call, source, [-1], f"{call.name} joins its two parts")])
+        return moved(source, call.shape, [f.unsqueeze(-1) for f in source.fields])
+    fields = keep_dims(call, source, [-1], f"{call.name} joins its two parts")
+    return moved(source, call.shape, [f.squeeze(-1) for f in fields])
 
 
 def like_another(call: Call) -> Result:
