@@ -19,20 +19,24 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from deploy_prune import cost
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.types import Keep, Structure
 
-FIGURES: Final = ("groups", "macs_share", "form", "find_s", "settle_s", "cut_s", "params_left", "difference",
-                  "precision", "unchanged", "json", "onnx", "litert", "executorch", "ncnn", "openvino",
+FIGURES: Final = ("groups", "macs", "macs_left", "macs_share", "form", "find_s", "settle_s", "cut_s", "params_left",
+                  "difference", "precision", "unchanged", "json", "onnx", "litert", "executorch", "ncnn", "openvino",
                   "peak_mb")  # fmt: skip
 MUST_RUN: Final = "onnx"
 """The format in which every network must run. Of others, it is noted which do."""
+TRACE_S: Final = 60.0
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))  # what torch counts
 Rows = dict[str, dict[str, Any]]
 Inputs = tuple[Tensor, ...]
 
@@ -49,14 +53,32 @@ def half(structure: Structure, seed: int = 0) -> Keep:
 
 
 def macs_share(structure: Structure) -> float:
-    """The share of convolutions' and linear layers' MACs in layers with channels that can be cut on either side."""
+    """The share of MACs in layers with channels that can be cut on either side."""
     dense, mine, total = structure.dense_counts, 0, 0
     for layer in structure.layers:
-        if layer.kind != "norm":
-            macs = layer.positions * layer.taps * layer.inputs.at(dense) * layer.outputs.at(dense)
-            total += macs
-            mine += macs if layer.inputs.per_unit or layer.outputs.per_unit else 0
+        macs = layer.positions * layer.taps * prod(width.at(dense) for width in layer.widths)
+        total += macs
+        mine += macs if any(width.per_unit for width in layer.widths) else 0
     return mine / max(1, total)
+
+
+def counted(network: nn.Module, slim: nn.Module, structure: Structure, keep: Keep, inputs: Inputs) -> dict[str, float]:
+    """MACs of the dense network and the slim one's share: the same by layer, by operator and by torch's own counter."""
+    from flops import real_macs
+
+    from deploy_prune.latency.ops import list_ops
+    from deploy_prune.surgery.trace import trace
+
+    one, model = first(inputs, 1), cost.macs(structure)
+    dense, kept = structure.dense_counts, {name: int(mask.sum()) for name, mask in keep.items()}
+    real = [real_macs(each, *one) for each in (network, slim)]
+    by_layer = [model(dense), model(kept)]
+    assert by_layer == real, f"torch counts {real} MACs, dense and slim, and not {by_layer}"
+    by_operator = sum(op.macs() for op in list_ops(trace(network, one, TRACE_S)))
+    assert by_operator == real[0], f"torch counts {real[0]} MACs, and not {by_operator}"
+    predicted, held = cost.params(structure, network)(kept), count(slim)
+    assert predicted == held, f"the slim network has {held} parameters, and not {predicted:.0f}"
+    return {"macs": real[0], "macs_left": round(real[1] / real[0], 3)}
 
 
 def check(name: str, row: dict[str, Any], formats: Sequence[str] = (MUST_RUN,)) -> None:
@@ -89,6 +111,8 @@ def check(name: str, row: dict[str, Any], formats: Sequence[str] = (MUST_RUN,)) 
     row["stage"], started = "cut", time.process_time()
     slim = cut(network, structure, keep)
     row["cut_s"] = round(time.process_time() - started, 2)
+    row["stage"] = "count"
+    row |= counted(network, slim, structure, keep, inputs)
     row["params_left"] = round(count(slim) / count(network), 3)
     row["stage"] = "verify"
     proof = verify(network, slim, structure, keep, inputs, gates_of(structure))

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from deploy_prune.latency.ops import list_ops, stair
+from deploy_prune.surgery.trace import trace
 
 
 def ops_of(network, *shape):
@@ -99,3 +100,61 @@ def test_padding_before_a_convolution_is_the_convolutions(stride, kind):
     ops = ops_of(network, 1, 4, 8, 8)
     assert len(ops) == 1
     assert ops[0].positions == (8 // stride) ** 2
+
+
+@pytest.mark.parametrize(("groups", "outputs", "kind"), [(1, 6, "conv"), (2, 6, "conv"), (4, 4, "depthwise")])
+def test_a_transposed_convolution_multiplies_once_for_each_place_of_its_input(groups, outputs, kind):
+    layer = nn.ConvTranspose2d(4, outputs, 3, stride=2, groups=groups)
+    (op,) = ops_of(layer, 1, 4, 5, 5)
+    assert op.macs() == 25 * 9 * 4 * outputs // groups
+    assert (op.kind, op.writes) == (kind, outputs * 11 * 11)
+
+
+class Reader(nn.Module):
+    """Tokens, a recurrent layer and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.lstm = nn.Embedding(1000, 8), nn.LSTM(8, 6, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, tokens):
+        return self.head(self.lstm(self.table(tokens))[0])
+
+
+def test_a_recurrent_layer_is_its_matrices_and_an_embedding_reads_the_rows_it_picks():
+    program = trace(Reader(), (torch.zeros(1, 7, dtype=torch.int64),), 60.0)
+    embedding, *matrices, head = (op for op in list_ops(program) if op.writes or op.weights)
+    matrices = [op for op in matrices if op.kind == "matmul"]
+    assert (embedding.kind, embedding.macs(), embedding.weights) == ("movement", 0, 0)
+    assert (embedding.writes, embedding.activations) == (7 * 8, 7 + 2 * 7 * 8)
+    assert [op.macs() for op in matrices] == [7 * 24 * 8, 7 * 24 * 6] * 2
+    assert [op.tensor for op in matrices] == [
+        f"lstm.weight_{side}_l0{way}" for way in ("", "_reverse") for side in ("ih", "hh")
+    ]
+    assert [op.writes for op in matrices] == [7 * 12, 0, 0, 0], "read and written once"
+    assert sum(op.weights for op in matrices) == 2 * (24 * 8 + 24 * 6 + 2 * 24)
+    assert (head.macs(), head.reads[0][0]) == (7 * 12 * 3, "lstm.weight_hh_l0_reverse")
+
+
+class Mixed(nn.Module):
+    """Experts in one tensor, and products of activations whose sizes aren't those of a square."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.Parameter(torch.randn(3, 8, 10))
+
+    def forward(self, x_ETC):
+        y = torch.bmm(x_ETC, self.experts)
+        scores = torch.einsum("etc,esc->ets", x_ETC, x_ETC)
+        return functional.scaled_dot_product_attention(x_ETC, x_ETC, y) + torch.bmm(scores, y)
+
+
+def test_products_of_any_sizes():
+    experts, scores, attention, values, added = ops_of(Mixed(), 3, 5, 8)
+    assert (experts.kind, experts.tensor, experts.inputs, experts.outputs) == ("matmul", "experts", 8, 10)
+    assert experts.macs() == 3 * 5 * 8 * 10
+    assert (scores.kind, scores.macs()) == ("attention", 3 * 5 * 5 * 8)
+    assert attention.macs() == 3 * 5 * 5 * (8 + 10)
+    assert values.macs() == 3 * 5 * 5 * 10
+    assert (added.kind, added.macs()) == ("elementwise", 0)
