@@ -31,6 +31,7 @@ from deploy_prune.search.gated_network import gates_of
 from deploy_prune.types import Keep, Structure
 
 FIGURES: Final = ("groups", "macs", "macs_left", "macs_share", "form", "find_s", "settle_s", "cut_s", "params_left",
+FIGURES: Final = ("groups", "macs", "macs_left", "macs_share", "form", "find_s", "settle_s", "cut_s", "params_left",
                   "difference", "precision", "unchanged", "json", "onnx", "litert", "executorch", "ncnn", "openvino",
                   "peak_mb")  # fmt: skip
 MUST_RUN: Final = "onnx"

@@ -17,7 +17,7 @@ from math import gcd, isinf, prod
 import torch
 from torch import Tensor
 
-from deploy_prune.cost import CostModel
+from deploy_prune.cost import CostModel, share_by_layer
 from deploy_prune.errors import BudgetError
 from deploy_prune.types import ChannelGroup, Counts, Keep, Metric, Scores, Structure
 
@@ -43,6 +43,8 @@ _LOSS = 0.005
 """... and may give up this share of the kept score for it, but no more than ..."""
 _LOSS_OF_CUT = 0.02
 """... this share of the score not kept."""
+_MOSTLY = 0.5
+"""Layers that can't be cut are named where they are more than this share of what is left."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,7 +103,8 @@ def choose(
     if dense <= limit:
         return {group.name: torch.ones(group.channels, dtype=torch.bool) for group in structure.groups}
     if smallest > limit:
-        raise BudgetError(_out_of_reach(limit, smallest, dense, cost.metric))
+        fixed = _fixed(cost, smallest_counts(structure, granule, min_channels))
+        raise BudgetError(_out_of_reach(limit, smallest, dense, cost.metric) + fixed)
     _check_finite(scores)
     problem = _problem(scores, structure, cost, limit, _stairs(structure, granule, min_channels))
     counts = _solve(problem)
@@ -327,6 +330,16 @@ def _out_of_reach(limit: float, smallest: float, dense: float, metric: Metric) -
         f"still costs {_amount(smallest, metric)} ({smallest / dense:.1%} of the dense {_amount(dense, metric)}); "
         f"raise the budget (budgets), or lower prune.min_channels, or free more groups (prune.only, prune.skip)."
     )
+
+
+def _fixed(cost: CostModel, counts: Counts) -> str:
+    """The layers without channels to cut, and their share, where most of the smallest network's cost is theirs."""
+    uncut = {c.layer.name for c in cost.layers if not any(width.per_unit for width in c.layer.widths)}
+    shares = {name: part / cost(counts) for name, part in share_by_layer(cost, counts) if name in uncut}
+    if sum(shares.values()) <= _MOSTLY:
+        return ""
+    widest = sorted(shares, key=lambda name: -shares[name])[:3]
+    return f" {sum(shares.values()):.0%} of that is in layers of which nothing can be cut, as {', '.join(widest)}."
 
 
 def _nothing_to_cut(structure: Structure, limit: float, metric: Metric) -> str:

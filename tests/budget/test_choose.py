@@ -199,6 +199,18 @@ def test_a_budget_out_of_reach_is_told_in_the_metrics_unit(metric, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize("heavy", [True, False])
+def test_layers_that_keep_a_budget_out_of_reach_are_named(heavy):
+    cut, whole = layer({}, {"g": 1}, fixed_in=1), replace(layer({}, {}, fixed_in=8, fixed_out=1), name="lstm")
+    parts = tuple(LayerCost(layer=x, product=p) for x, p in ((cut, 1.0), (whole, 90.0 if heavy else 0.1)))
+    structure = Structure(groups=(group("g", 16),), layers=(), whole=())
+    cost = CostModel(metric="macs", layers=parts, groups=("g",))
+    with pytest.raises(BudgetError) as told:
+        choose({"g": torch.rand(16)}, structure, cost, 0.5, 4)
+    named = " 99% of that is in layers of which nothing can be cut, as lstm."
+    assert str(told.value).endswith(named if heavy else "(prune.only, prune.skip).")
+
+
 def test_a_network_with_nothing_to_cut_is_refused_with_the_widest_layers_reasons():
     whole = [Whole(name=f"l{n}", channels=n, reason=f"reason {n}") for n in (3, 9, 1, 7)]
     uncut = Structure(groups=(), layers=(), whole=tuple(whole))
