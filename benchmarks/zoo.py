@@ -31,7 +31,6 @@ from deploy_prune.search.gated_network import gates_of
 from deploy_prune.types import Keep, Structure
 
 FIGURES: Final = ("groups", "macs", "macs_left", "macs_share", "form", "find_s", "settle_s", "cut_s", "params_left",
-FIGURES: Final = ("groups", "macs", "macs_left", "macs_share", "form", "find_s", "settle_s", "cut_s", "params_left",
                   "difference", "precision", "unchanged", "json", "onnx", "litert", "executorch", "ncnn", "openvino",
                   "peak_mb")  # fmt: skip
 MUST_RUN: Final = "onnx"
@@ -68,11 +67,12 @@ def counted(network: nn.Module, slim: nn.Module, structure: Structure, keep: Kee
     from flops import real_macs
 
     from deploy_prune.latency.ops import list_ops
+    from deploy_prune.networks.copies import copied
     from deploy_prune.surgery.trace import trace
 
     one, model = first(inputs, 1), cost.macs(structure)
     dense, kept = structure.dense_counts, {name: int(mask.sum()) for name, mask in keep.items()}
-    real = [real_macs(each, *one) for each in (network, slim)]
+    real = [real_macs(copied(each), *one) for each in (network, slim)]  # some keep what they run on
     by_layer = [model(dense), model(kept)]
     assert by_layer == real, f"torch counts {real} MACs, dense and slim, and not {by_layer}"
     by_operator = sum(op.macs() for op in list_ops(trace(network, one, TRACE_S)))

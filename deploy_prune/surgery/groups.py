@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from deploy_prune.errors import RecipeError, SurgeryError
-from deploy_prune.products import plain_size
+from deploy_prune.products import name_of, plain_size, shape_of
 from deploy_prune.recipe.parts import PrunePart
 from deploy_prune.surgery.applied import Applied, layers, note
 from deploy_prune.surgery.graph_network import Blueprint, trace_batched, unlifted
@@ -107,7 +107,8 @@ def _label(program: ExportedProgram, labels: Labels, applied: list[Applied]) -> 
     """Run a graph over labels; returns what became of every node, by its name."""
     values: dict[fx.Node, Any] = {}
     specs = iter(program.graph_signature.input_specs)
-    batch, given = _batch(program), _from_inputs(program)
+    batch = _batch(program)
+    given = _of_examples(program, batch)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             values[node] = _placeholder(program, next(specs), node, labels)
@@ -129,12 +130,13 @@ def _batch(program: ExportedProgram) -> int:
     return next((max(1, _shape(x)[0]) for x in given if isinstance(x, Tensor) and x.dim()), 1)
 
 
-def _from_inputs(program: ExportedProgram) -> set[fx.Node]:
-    """The nodes that depend on the network's inputs."""
+def _of_examples(program: ExportedProgram, batch: int) -> set[fx.Node]:
+    """The nodes that depend on the network's inputs, or on what is made anew for as many examples (zeros, expand)."""
     users = set(program.graph_signature.user_inputs)
     found: set[fx.Node] = set()
     for node in program.graph.nodes:
-        if node.name in users or not found.isdisjoint(node.all_input_nodes):
+        made = node.op == "call_function" and (not node.all_input_nodes or name_of(node) in {"expand", "repeat"})
+        if node.name in users or not found.isdisjoint(node.all_input_nodes) or (made and shape_of(node)[:1] == [batch]):
             found.add(node)
     return found
 

@@ -157,7 +157,7 @@ class Tokens(nn.Module):
 
 
 class Computed(nn.Module):
-    """A layer over a table of constants, once for all examples; and one kernel that all channels share."""
+    """Layers over a table, once for all examples, and over a grid for each; one kernel that all channels share."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,11 +166,13 @@ class Computed(nn.Module):
             nn.Conv2d(8, 4, 1),
             nn.Parameter(torch.randn(1, 1, 3, 3)),
         )
+        self.of_grid = nn.Conv2d(3, 8, 1)
         self.table = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 4))
         self.register_buffer("places", torch.randn(9, 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
+        grid = torch.ones(len(x), 3, *x.shape[2:], device=x.device).cumsum(2)
+        x = self.stem(x) + self.of_grid(grid)
         x = functional.conv2d(x, self.kernel.expand(x.shape[1], 1, 3, 3), groups=x.shape[1])
         return self.head(x) + self.table(self.places).mean(0)[:, None, None]
 

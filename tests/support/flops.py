@@ -42,6 +42,6 @@ def real_macs(network: nn.Module, *inputs: Any) -> int:
     """Multiply-accumulates of one run in eval mode."""
     formulas = {aten._trilinear: bilinear_flops, aten.addbmm: addbmm_flops}
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
-    with plain_kernels(), torch.no_grad(), counter:
+    with plain_kernels(), torch.enable_grad(), counter:  # without gradients it fails on parameters given to modules
         network.eval()(*inputs)
     return counter.get_total_flops() // 2
