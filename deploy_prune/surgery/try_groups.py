@@ -112,6 +112,9 @@ def _narrow(
     open_sets = [(groups, failure)]
     while open_sets:
         given, why = open_sets.pop()
+        if why.blind.issuperset(g.name for g in given):
+            reasons |= {g.name: _unseen([g.name]) for g in given}
+            continue
         if len(given) == 1:
             reasons[given[0].name] = why.why
             continue
@@ -129,12 +132,16 @@ def _narrow(
 
 
 def _parts(groups: list[ChannelGroup], failure: Failure) -> tuple[list[ChannelGroup], list[ChannelGroup]]:
-    """Two parts of groups that fail together: those outside the module that failed and those in it, or two halves."""
-    inside = [g for g in groups if any(f"{a.tensor}.".startswith(f"{failure.module}.") for a in g.members)]
-    if failure.module and 0 < len(inside) < len(groups):
+    """Two parts of groups that fail together: those that can't be the cause and the others, or two halves."""
+    inside = [g for g in groups if g.name in failure.blind or failure.is_in(g)]
+    if 0 < len(inside) < len(groups):
         return [g for g in groups if g not in inside], inside
     half = len(groups) // 2
     return groups[:half], groups[half:]
+
+
+def _unseen(names: Sequence[str]) -> str:
+    return f"no trial shows whether its cut is right: the output doesn't depend on {', '.join(names)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,11 +149,17 @@ class Failure:
     """Why groups can't be cut together.
 
     ``breaks``: the cut network doesn't run. ``module``: the one whose code failed then; "" if that isn't known.
+    ``blind``: groups that no trial shows.
     """
 
     why: str
     breaks: bool = False
     module: str = ""
+    blind: frozenset[str] = frozenset()
+
+    def is_in(self, group: ChannelGroup) -> bool:
+        """Whether the module that failed has a tensor of the group."""
+        return bool(self.module) and any(f"{a.tensor}.".startswith(f"{self.module}.") for a in group.members)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -198,8 +211,7 @@ class Trials:
                     break
         if not blind:
             return None
-        names = ", ".join(sorted(blind))
-        return Failure(why=f"no trial shows whether its cut is right: the output doesn't depend on {names}")
+        return Failure(why=_unseen(sorted(blind)), blind=blind)
 
     def _outcomes(self, trial: Trial) -> Iterator[Outcome]:
         """Trials in float64 where the network can be run so, with several weights; also of what only training has.

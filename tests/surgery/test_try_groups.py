@@ -219,6 +219,36 @@ def test_a_group_that_nothing_shows_is_left_whole_with_the_reason() -> None:
     assert reason == "no trial shows whether its cut is right: the output doesn't depend on branch.0"
 
 
+class ManyUnseen(nn.Module):
+    """Residual branches that end in a zero which is no weight, as frozen norms of an untrained network have."""
+
+    def __init__(self, branches: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 3)
+        self.branches = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)) for _ in range(branches))
+        self.register_buffer("scale", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for branch in self.branches:
+            x = x + self.scale * branch(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_groups_that_nothing_shows_are_left_whole_without_a_trial_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    failure = try_groups.Trials.failure
+    monkeypatch.setattr(try_groups.Trials, "failure", lambda *args: asked.append(args) or failure(*args))
+    x = torch.randn(2, 3, 4, 4)
+    network = ManyUnseen(8)
+    structure = try_groups.keep_cuttable(
+        network, find_groups(network, (x[:1],), PrunePart()), (x,), gates_of, PrunePart()
+    )
+    assert [g.name for g in structure.groups] == ["stem"]
+    assert sum("no trial shows" in w.reason for w in structure.whole) == 8
+    assert len(asked) <= 6, "of two forms: all, the others, those that nothing shows"
+
+
 def test_other_values_leave_the_network_and_its_ties_alone() -> None:
     network = Net()
     network.branch[2].bias = network.norm.bias
