@@ -30,10 +30,6 @@ def counts(keep):
     return {name: int(kept.sum()) for name, kept in keep.items()}
 
 
-def num_params(example):
-    return sum(p.numel() for p in example.network.parameters())
-
-
 @pytest.fixture(params=list(METHODS))
 def method(request):
     return request.param
@@ -85,7 +81,7 @@ def test_the_state_fits_the_network_and_is_its_own(method, example, accelerator)
 @pytest.mark.parametrize("share", [0.7, 0.4])
 def test_the_budget_is_met(method, example, accelerator, share):
     scores = search(method, example, accelerator, share=share).scores
-    for cost in (macs(example.structure), params(example.structure, 10_000)):
+    for cost in (macs(example.structure), params(example.structure, example.network)):
         smallest, dense = reachable(example.structure, cost, 2)
         limit = max(smallest, share * dense)
         keep = choose(scores, example.structure, cost, limit, 2)
@@ -147,7 +143,7 @@ def test_progress_is_told_of_long_work(chained, accelerator):
 
 def test_uniform_takes_nearly_the_same_share_of_every_group_at_every_budget(make_chain, accelerator):
     example = make_chain((80, 160, 240))
-    for cost in (macs(example.structure), params(example.structure, 600_000)):
+    for cost in (macs(example.structure), params(example.structure, example.network)):
         scores = values("uniform", search("uniform", example, accelerator).scores, cost)
         for share in (0.75, 0.5, 0.25):
             keep = choose(scores, example.structure, cost, share * cost(example.structure.dense_counts), 4)
@@ -159,7 +155,7 @@ def test_uniform_takes_nearly_the_same_share_of_every_group_at_every_budget(make
 def test_one_search_is_priced_for_each_cost_by_itself(method, example, accelerator, share):
     """What a search leaves ranks units, and doesn't know which of the costs will be asked for first."""
     scores = search(method, example, accelerator).scores
-    for cost in (macs(example.structure), params(example.structure, num_params(example))):
+    for cost in (macs(example.structure), params(example.structure, example.network)):
         priced, limit = values(method, scores, cost), share * cost(example.structure.dense_counts)
         expected = scores if METHODS[method].valued else threshold_values(scores, cost)
         assert all(torch.equal(priced[name], expected[name]) for name in scores)
@@ -170,7 +166,7 @@ def test_baselines_rank_alike_whatever_the_goal_is(example, accelerator):
     for method in ("uniform", "random", "magnitude", "bn_scale"):
         first, second = (
             search(method, example, accelerator, cost=cost).scores
-            for cost in (macs(example.structure), params(example.structure, num_params(example)))
+            for cost in (macs(example.structure), params(example.structure, example.network))
         )
         assert all(torch.equal(first[name], second[name]) for name in first), method
 
