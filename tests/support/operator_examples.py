@@ -208,6 +208,29 @@ def roi_align(x: Tensor, boxes: Tensor, size: int) -> Tensor:
     return torch.cat([F.adaptive_avg_pool2d(crop, size) for crop in crops])
 
 
+@torch.library.custom_op("examples::deform_conv2d", mutates_args=())
+def deform_conv2d(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, groups: int, offset_groups: int
+) -> Tensor:
+    """As torchvision's, for kernels of one tap."""
+    height, width = input.shape[2:]
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = torch.stack([(columns + offset[:, 1]) / (width - 1), (rows + offset[:, 0]) / (height - 1)], -1)
+    return F.conv2d(F.grid_sample(input, places * 2 - 1, align_corners=True) * mask, weight, bias, groups=groups)
+
+
+@deform_conv2d.register_fake
+def _(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, groups: int, offset_groups: int
+) -> Tensor:
+    return input.new_empty(len(input), len(weight), *input.shape[2:])
+
+
+def deformed(n: Any, x: Tensor) -> Tensor:
+    places = n.places(x)
+    return deform_conv2d(x, n.weight, places[:, :2].tanh(), places[:, 2:].sigmoid(), n.bias, 1, 1)
+
+
 @roi_align.register_fake
 def _(x: Tensor, boxes: Tensor, size: int) -> Tensor:
     return x.new_empty(len(boxes), x.shape[1], size, size)
@@ -283,6 +306,7 @@ EXAMPLES: Final[dict[str, Net]] = {
         )
     ),
     "roi_align": Net(lambda x: roi_align(x, BOXES, 4)),
+    "deform_conv2d": Net(Own(deformed, places=conv(8, 3, 1), weight=p(8, 8, 1, 1), bias=p(8))),
     "im2col col2im": Net(lambda x: F.fold(F.unfold(x, 3, padding=1).sin(), (8, 8), 3, padding=1)),
     "reflection_pad1d replication_pad1d": Net(
         line(lambda x: aten.reflection_pad1d(x, [1, 2]) + aten.replication_pad1d(x, [2, 1]))

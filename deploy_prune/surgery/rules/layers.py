@@ -36,6 +36,16 @@ def convolution(call: Call) -> Result:
     return call.result((*passing, *on(channel, len(call.shape), out)))
 
 
+def deformable(call: Call) -> Result:
+    """Torchvision's deform_conv2d: a convolution whose taps lie where offsets say, as strong as a mask says."""
+    name = call.module or call.name
+    for places in (call.given["offset"], call.given["mask"]):
+        call.freeze(places, f"{name} takes it as positions")
+    if call.given["offset_groups"] > 1:
+        call.freeze(call.given["input"], f"{name} has other positions for each group of channels")
+    return convolution(call)
+
+
 def _grouped(call: Call, x_ids: Tensor | None, weight: Value, groups: int, transposed: bool) -> Tensor | None:
     """Labels of a grouped convolution's output.
 

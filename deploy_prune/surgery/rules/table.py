@@ -40,6 +40,7 @@ from deploy_prune.surgery.rules.indexing import (
 from deploy_prune.surgery.rules.layers import (
     channel_norm,
     convolution,
+    deformable,
     embedding,
     linear,
     mixing_norm,
@@ -81,6 +82,7 @@ def _table(*rows: tuple[Rule, str]) -> dict[str, Rule]:
 
 RULES: Final[dict[str, Rule]] = _table(
     (convolution, "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d _convolution"),
+    (deformable, "deform_conv2d"),
     (linear, "linear"),
     (matmul, "matmul bmm mm linalg_matmul"),
     (channel_norm, "batch_norm instance_norm cudnn_batch_norm native_batch_norm _native_batch_norm_legit "
