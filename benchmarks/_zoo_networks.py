@@ -106,7 +106,8 @@ def lively(network: nn.Module, inputs: Inputs) -> nn.Module:
     """Random affine parameters instead of zeros and tiny constants, and batch-norm statistics that are the data's."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
+        frozen = [(n, b) for n, b in network.named_buffers() if n.endswith((".weight", ".bias"))]  # of frozen norms
+        for name, parameter in [*network.named_parameters(), *frozen]:
             if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()) and parameter.abs().max() < 0.1:
                 if parameter.dim() > 1:
                     parameter.normal_(0, max(parameter[0].numel(), 1) ** -0.5)
@@ -182,7 +183,7 @@ _SPEECH: Final = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "enco
 _BOXES: Final = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
                  "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_queries": 10,
                  "use_timm_backbone": True, "use_pretrained_backbone": False, "backbone": "resnet18",
-                 "image_size": 96}  # fmt: skip
+                 "image_size": 96, "init_std": 0.2}  # fmt: skip
 _REALTIME: Final = {"d_model": 64, "encoder_hidden_dim": 64, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
                     "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
                     "num_queries": 20, "num_denoising": 0, "decoder_in_channels": [64] * 3,
