@@ -15,6 +15,7 @@ from deploy_prune.budget.choose import choose
 from deploy_prune.cost import CostModel
 from deploy_prune.errors import BudgetError, DataError, RecipeError, perhaps
 from deploy_prune.networks.copies import copied
+from deploy_prune.networks.tensors import moved
 from deploy_prune.networks.unchanged import unchanged
 from deploy_prune.networks.weights import load_state
 from deploy_prune.recipe.parts import PrunePart, SearchPart, parse_budget
@@ -121,7 +122,7 @@ def _pruned(
     config: Settings,
     session: Session | None,
 ) -> tuple[Pruned, ...]:
-    dense = copied(network).cpu()
+    dense = moved(copied(network), torch.device("cpu"))
     structure = keep_cuttable(dense, find_groups(dense, examples, config), examples, gates_of, config)
     goals = [_goal(structure, dense, b, config) for b in budgets]
     smallest = min(goals, key=lambda goal: goal.limit / goal.cost(structure.dense_counts))
@@ -134,7 +135,7 @@ def _pruned(
     load_state(dense, found.state)
     made = [_cut(dense, structure, examples, found, goal, config) for goal in goals]
     for slim in made:
-        slim[0].to(device_of(network))
+        moved(slim[0], device_of(network))
     return tuple(
         Pruned(
             budget=b, network=slim, structure=structure, keep=keep, proof=proof, found=found,

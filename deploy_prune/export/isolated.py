@@ -32,6 +32,7 @@ from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import eval_mode, export_program, first_line, quiet, require
 from deploy_prune.export.denormals import without_denormals
 from deploy_prune.networks.copies import copied
+from deploy_prune.networks.tensors import moved
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system import plugins
 from deploy_prune.system.guard import guarded, scratch
@@ -243,7 +244,7 @@ def _pack(
     """The program and its inputs as files."""
     example = example.detach().cpu()
     if any(t.device.type != "cpu" for t in (*network.parameters(), *network.buffers())):
-        network = copied(network).cpu()
+        network = moved(copied(network), torch.device("cpu"))
     with eval_mode(network), quiet():
         program = without_denormals(export_program(network, example, part))
         _save(program, folder / "network.pt2")

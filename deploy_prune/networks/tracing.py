@@ -6,7 +6,7 @@ import linecache
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from types import FrameType
@@ -65,7 +65,9 @@ def _failure(network: nn.Module, inputs: Sequence[Tensor]) -> Exception | None:
     """What the network raises when it is run in eval mode, or None."""
     try:
         with tracing(network), torch.no_grad():
-            network.eval()(*inputs)
+            with suppress(NotImplementedError):  # the module of an exported program has no modes
+                network.eval()
+            network(*inputs)
     except Exception as error:  # noqa: BLE001  whatever its own code raises
         return error
     return None

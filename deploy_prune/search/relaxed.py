@@ -24,6 +24,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from deploy_prune.networks.copies import copied
+from deploy_prune.networks.tensors import moved
 from deploy_prune.recipe.parts import Part, SearchPart
 from deploy_prune.search.frame import SearchJob
 from deploy_prune.search.gated_network import gated
@@ -93,7 +94,7 @@ def learn_gates(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation)
     """
     session, config = job.session, job.config
     set_seed(session.seed)
-    trained = copied(job.network).to(session.accelerator.device).train()
+    trained = moved(copied(job.network), session.accelerator.device).train()
     if options.weights != "joint":
         trained.requires_grad_(requires_grad=False)
     search = GateSearch(trained, job, options, relaxation)

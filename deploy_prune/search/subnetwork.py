@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.optim import SGD
 
 from deploy_prune.networks.copies import copied
+from deploy_prune.networks.tensors import moved
 from deploy_prune.search.frame import SearchJob
 from deploy_prune.search.relaxed import Relaxation, RelaxedOptions, redraw, weight_optimizers
 from deploy_prune.training.loop import fit, set_seed
@@ -34,7 +35,7 @@ def learn_masks(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation,
         TrainingError: the loss is not finite.
     """
     set_seed(job.session.seed)
-    network = copied(job.network).to(job.session.accelerator.device).train()
+    network = moved(copied(job.network), job.session.accelerator.device).train()
     network.requires_grad_(requires_grad=options.weights == "joint")
     masked = MaskedNetwork(network, relaxation)
     if signed:

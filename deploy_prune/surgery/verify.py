@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deploy_prune.errors import SurgeryError, VerificationError
 from deploy_prune.networks.compare import relative_difference
 from deploy_prune.networks.copies import copied
-from deploy_prune.networks.tensors import tensors_held
+from deploy_prune.networks.tensors import moved, tensors_held
 from deploy_prune.networks.tracing import told
 from deploy_prune.networks.unchanged import unchanged
 from deploy_prune.surgery.cut import cut
@@ -111,7 +111,7 @@ def verify(
         difference = _difference(network, slim, structure, keep, inputs, gates_on)
         precision, tolerance = "float32", TOLERANCE
         if difference > TOLERANCE:
-            wide, wide_slim = copied(network).double(), copied(slim).double()
+            wide, wide_slim = moved(copied(network), torch.float64), moved(copied(slim), torch.float64)
             difference = _difference(wide, wide_slim, structure, keep, in_type(inputs, torch.float64), gates_on)
             precision, tolerance = "float64", TOLERANCE_FLOAT64
         if not difference <= tolerance:
@@ -121,11 +121,11 @@ def verify(
             )
             raise VerificationError(message)
         by_input, by_channel = _sensitivity(network, structure, keep, inputs, gates_on)
-    for moved, what in ((by_input, "its input"), (by_channel, "a kept channel of every group")):
-        if not MOVES < moved < inf:
+    for distance, what in ((by_input, "its input"), (by_channel, "a kept channel of every group")):
+        if not MOVES < distance < inf:
             message = (
-                f"The comparison proves nothing: the masked network's output moves by only {moved:.1e} (relative) when "
-                f"{what} changes. Is the network untrained, or are its batch-norm statistics not calibrated?"
+                f"The comparison proves nothing: the masked network's output moves by only {distance:.1e} (relative) "
+                f"when {what} changes. Is the network untrained, or are its batch-norm statistics not calibrated?"
             )
             raise _BlindError(message)
     return Verification(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from deploy_prune.networks.copies import copied
+from deploy_prune.networks.tensors import moved
 from deploy_prune.surgery.trace import require_enough
 
 GAIN: Final = 2.0
@@ -30,7 +31,7 @@ def redrawn(network: nn.Module, inputs: Sequence[Tensor], seed: int, dtype: torc
     Tied parameters stay tied. Buffers other than those statistics stay as they are. ``dtype``: None for its own.
     """
     other = copied(network).eval()
-    other = other if dtype is None else other.to(dtype)
+    other = other if dtype is None else moved(other, dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in other.named_parameters():

@@ -19,8 +19,11 @@ from deploy_prune.api.prune import prune
 from deploy_prune.errors import DeployPruneError, ExportError, SurgeryError
 from deploy_prune.export.artifact import export_program
 from deploy_prune.networks.copies import copied, is_wrapped
-from deploy_prune.networks.tensors import tensors_held
-from deploy_prune.recipe.parts import ExportPart
+from deploy_prune.networks.tensors import moved, tensors_held
+from deploy_prune.recipe.parts import ExportPart, PrunePart
+from deploy_prune.search.gated_network import gates_of
+from deploy_prune.surgery import verify
+from deploy_prune.surgery.groups import find_groups
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -232,6 +235,25 @@ def test_weights_that_are_not_trained_are_cut_with_the_rest(kind: type[nn.Module
         assert len(tensors_held(made.network)["2.kernel"]) == int(made.keep["0"].sum())
 
 
+def test_attributes_go_with_the_network() -> None:
+    network = plain()
+    network.insert(2, Blur("attribute"))
+    network[0].index = torch.arange(3)
+    assert moved(network, torch.float64)(X.double()).dtype == torch.float64
+    assert network[0].index.dtype == torch.int64
+    assert {t.device.type for t in tensors_held(moved(network, torch.device("meta"))).values()} == {"meta"}
+
+
+def test_what_is_compared_in_float64_may_have_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = plain().eval()
+    network.insert(2, Blur("attribute"))
+    structure = find_groups(network, (X,), PrunePart())
+    keep = {g.name: torch.arange(g.channels) % 3 > 0 for g in structure.groups}
+    monkeypatch.setattr(verify, "TOLERANCE", 0.0)
+    proof = verify.prove(network, structure, keep, (X,), gates_of(structure))
+    assert proof.precision == "float64"
+
+
 @pytest.mark.parametrize(
     "make", [lambda net: torch.jit.script(net), lambda net: nn.Sequential(torch.jit.trace(net, X))]
 )
@@ -304,3 +326,9 @@ def test_code_that_depends_on_values_is_named_and_torch_prints_nothing(capfd: py
     assert "`return best(scores[scores > 0])`" in message
     assert message.endswith("use torch.where, or do it outside the network.")
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_module_of_an_exported_program_is_told_what_fails() -> None:
+    program = torch.export.export(plain().eval(), (X,)).module()
+    with pytest.raises(ExportError, match=r"The network fails on inputs \[1, 3, 8, 8\]: AssertionError: Guard failed"):
+        export_program(program, X[:1], ExportPart())

@@ -2,13 +2,14 @@
 
 import io
 
+import pytest
 import torch
 from torch import nn
 
 from deploy_prune.api.prune import prune
 from deploy_prune.networks import build
 from deploy_prune.recipe.parts import ModelPart
-from deploy_prune.surgery.graph_network import GraphNetwork
+from deploy_prune.surgery.graph_network import _BATCHES, GraphNetwork
 
 
 def slim() -> GraphNetwork:
@@ -36,3 +37,30 @@ def test_a_saved_network_comes_back_whole():
     assert torch.equal(loaded.conv1.weight.grad, network.conv1.weight.grad)
     loaded.eval(), network.eval()
     assert torch.equal(loaded(x), network(x)), "the same running statistics"
+
+
+class KeepsItsShape(nn.Module):
+    """A head that makes its anchors anew when the shape of its input changes, and halves in the body."""
+
+    shape, anchors = None, torch.empty(0)
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.part, self.head = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x):
+        first, second = self.body(x).relu().chunk(2, 1)
+        y = self.head(torch.cat([self.part(first), second], 1))
+        if self.shape != y.shape:
+            self.anchors, self.shape = torch.linspace(0, 1, y.shape[-1]), y.shape
+        return y + self.anchors
+
+
+@pytest.mark.parametrize("ran", [None, 1, *_BATCHES])
+def test_what_the_last_run_left_fixes_no_batch_size(ran):
+    network, x = KeepsItsShape().eval(), torch.randn(4, 3, 8, 8)
+    if ran:
+        network(x[:1].expand(ran, -1, -1, -1))
+    (found,) = prune(network, x, lambda forward, batch: forward(batch).sum(), [x], method="magnitude")
+    assert isinstance(found.network, GraphNetwork)
+    assert found.network(x[:3]).shape == (3, 4, 8, 8)

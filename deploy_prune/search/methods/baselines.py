@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deploy_prune.errors import RecipeError
 from deploy_prune.networks.copies import copied
-from deploy_prune.networks.tensors import tensors_held
+from deploy_prune.networks.tensors import moved, tensors_held
 from deploy_prune.recipe.parts import Part
 from deploy_prune.search.frame import NoOptions, SearchJob, read_options
 from deploy_prune.search.gated_network import gated
@@ -124,7 +124,7 @@ def taylor(job: SearchJob) -> SearchResult:
     """
     options = read_options(TaylorOptions, job.config)
     device = job.session.accelerator.device
-    network = copied(job.network).to(device).eval().requires_grad_(False)
+    network = moved(copied(job.network), device).eval().requires_grad_(False)
     gating = gated(network, job.structure, job.config.batch_size)
     sums = {g.name: torch.zeros(g.channels, device=device) for g in job.structure.groups}
     for step in range(options.num_batches):
