@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+aten: Final = torch.ops.aten
+
 
 def layer_norm(
     gate_C: Tensor,
@@ -69,7 +71,7 @@ Gates = Mapping[tuple[int, int, int], Tensor]
 
 def _dims(x: Tensor, dim: Any) -> list[int]:
     """The dimensions that a reduction is over; None and () are all."""
-    dims = list(range(x.dim())) if dim is None or dim == () else [dim] if isinstance(dim, int) else list(dim)
+    dims = list(range(x.dim())) if dim is None or dim in ((), []) else [dim] if isinstance(dim, int) else list(dim)
     return [d % x.dim() for d in dims]
 
 
@@ -153,20 +155,24 @@ def normalize(
     return None if size is None else x / size.clamp_min(eps)
 
 
-_HIGHEST: Final = (Tensor.max, torch.max, Tensor.amax, torch.amax)
-_LOWEST: Final = (Tensor.min, torch.min, Tensor.amin, torch.amin)
-_SOFTMAX: Final = (F.softmax, Tensor.softmax, torch.softmax, F.log_softmax, Tensor.log_softmax, torch.log_softmax)
+_HIGHEST: Final = (Tensor.max, torch.max, aten.max.default, aten.max.dim, Tensor.amax, torch.amax, aten.amax.default)
+_LOWEST: Final = (Tensor.min, torch.min, aten.min.default, aten.min.dim, Tensor.amin, torch.amin, aten.amin.default)
+_SOFTMAX: Final = (
+    *(F.softmax, Tensor.softmax, torch.softmax, aten.softmax.int),
+    *(F.log_softmax, Tensor.log_softmax, torch.log_softmax, aten.log_softmax.int),
+)
 REDUCTIONS: Final[Mapping[Any, Callable[..., Any]]] = {
-    **dict.fromkeys((Tensor.mean, torch.mean), mean),
-    **dict.fromkeys((Tensor.sum, torch.sum), total),
-    **dict.fromkeys((Tensor.var, torch.var), variance),
-    **dict.fromkeys((Tensor.std, torch.std), deviation),
+    **dict.fromkeys((Tensor.mean, torch.mean, aten.mean.default, aten.mean.dim), mean),
+    **dict.fromkeys((Tensor.sum, torch.sum, aten.sum.default, aten.sum.dim_IntList), total),
+    **dict.fromkeys((Tensor.var, torch.var, aten.var.dim, aten.var.correction), variance),
+    **dict.fromkeys((Tensor.std, torch.std, aten.std.dim, aten.std.correction), deviation),
     **{f: _among_kept(f, -inf) for f in (*_HIGHEST, *_SOFTMAX)},
     **{f: _among_kept(f, inf) for f in _LOWEST},
-    **dict.fromkeys((Tensor.norm, torch.norm, torch.linalg.vector_norm), norm),
+    **dict.fromkeys((Tensor.norm, torch.norm, aten.norm.ScalarOpt_dim), norm),
+    **dict.fromkeys((torch.linalg.vector_norm, aten.linalg_vector_norm.default), norm),
     F.normalize: normalize,
 }
-"""torch's function -> ours, where a module's code takes it over channels."""
+"""torch's function (its operator, in a network that is its own graph) -> ours, where code takes it over channels."""
 
 
 @contextmanager
@@ -244,12 +250,9 @@ OF_WEIGHTS: Final[Mapping[Any, Callable[..., Any]]] = {
 _BATCH_NORM: Final = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _RESHAPES: Final = (Tensor.reshape, Tensor.view, torch.reshape, Tensor.flatten, torch.flatten)
 NORMS: Final[Mapping[Any, tuple[Callable[..., Tensor], int]]] = {
-    F.layer_norm: (layer_norm, 2),
-    torch.layer_norm: (layer_norm, 2),
-    F.group_norm: (group_norm, 2),
-    torch.group_norm: (group_norm, 2),
-    F.rms_norm: (rms_norm, 2),
-    torch.rms_norm: (rms_norm, 2),
+    **dict.fromkeys((F.layer_norm, torch.layer_norm, aten.layer_norm.default), (layer_norm, 2)),
+    **dict.fromkeys((F.group_norm, torch.group_norm, aten.group_norm.default), (group_norm, 2)),
+    **dict.fromkeys((F.rms_norm, torch.rms_norm, aten.rms_norm.default), (rms_norm, 2)),
 }
 """torch's function -> ours, and the place of the weight among its arguments."""
 
@@ -284,7 +287,7 @@ class KeptStatistics(TorchFunctionMode):
 
     def _plain(self, func: Any, x: Tensor) -> Tensor | None:
         """The gates [C] of the channels of a norm that has no weight."""
-        dim = 1 if func in (F.group_norm, torch.group_norm) else x.dim() - 1
+        dim = 1 if NORMS[func][0] is group_norm else x.dim() - 1
         return self.inside[-1].get((x.dim(), dim, x.shape[dim])) if self.inside else None
 
     def _gate_of(self, x: Any) -> Tensor | None:

@@ -99,7 +99,7 @@ def test_statistics_without_weights_are_of_the_kept_channels(name):
 
 
 def test_every_reduction_is_tried():
-    called = {f.__name__ for f in REDUCTIONS}
+    called = {f.__name__.partition(".")[0] for f in REDUCTIONS}
     tried = {"mean", "sum", "var", "std", "max", "amax", "min", "amin", "norm", "vector_norm", "linalg_vector_norm"}
     assert called <= tried | {"normalize", "softmax", "log_softmax"}
 

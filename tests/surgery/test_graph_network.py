@@ -4,12 +4,17 @@ import io
 
 import pytest
 import torch
-from torch import nn
+from surgery_networks import groups_of, half
+from torch import Tensor, nn
 
 from deploy_prune.api.prune import prune
 from deploy_prune.networks import build
-from deploy_prune.recipe.parts import ModelPart
+from deploy_prune.networks.compare import relative_difference
+from deploy_prune.recipe.parts import ModelPart, PrunePart
+from deploy_prune.search.gated_network import gates_of
+from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.graph_network import _BATCHES, GraphNetwork
+from deploy_prune.surgery.try_groups import keep_cuttable
 
 
 def slim() -> GraphNetwork:
@@ -64,3 +69,32 @@ def test_what_the_last_run_left_fixes_no_batch_size(ran):
     (found,) = prune(network, x, lambda forward, batch: forward(batch).sum(), [x], method="magnitude")
     assert isinstance(found.network, GraphNetwork)
     assert found.network(x[:3]).shape == (3, 4, 8, 8)
+
+
+class Sizes(nn.Module):
+    """Sizes in its code, and statistics over channels with and without weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 3)
+        self.norm, self.plain = nn.LayerNorm(16), nn.RMSNorm(12, elementwise_affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.first(x)).split(16, -1)[0]
+        z = self.plain(self.second(y.softmax(-1) + y).split([5, 7], -1)[1].repeat(1, 2)[:, :12])
+        return self.head(z * z.mean(-1, keepdim=True).sigmoid())
+
+
+def test_a_graph_with_norms_is_cut_again():
+    """There, norms and means are operators, not functions of torch."""
+    torch.manual_seed(0)
+    network, x = Sizes().eval(), torch.randn(6, 6)
+    for width in (8, 4):
+        structure = keep_cuttable(network, groups_of(network, x), (x,), gates_of, PrunePart())
+        keep = half(structure)
+        masked = gates_of(structure)(network, {name: mask.float() for name, mask in keep.items()})
+        slim = cut(network, structure, keep).eval()
+        assert isinstance(slim, GraphNetwork)
+        assert slim.first.weight.shape[0] == width
+        assert relative_difference(masked(x), slim(x)) < 1e-5
+        network = slim
