@@ -228,11 +228,20 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Input:
+    """One input of a file: its shape, the batch included, and numpy's name of its type."""
+
+    shape: tuple[int, ...]
+    type: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Artifact:
     """A file or folder that a runtime loads, with what is needed to say exactly which one it is.
 
     ``layout``: of the file's input; ``input_shape`` is [B, C, H, W] in either case. ``unchecked``: why it was not
-    compared with the network where it was written; None: it was, or whoever wrote it still has to.
+    compared with the network where it was written; None: it was, or whoever wrote it still has to. ``inputs``: all of
+    them, in order; () for one float32 input of ``input_shape``. Of several, ``input_shape`` is the first one's.
     """
 
     path: Path
@@ -243,6 +252,12 @@ class Artifact:
     versions: Mapping[str, str]
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     unchecked: str | None = None
+    inputs: tuple[Input, ...] = ()
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Every input's shape."""
+        return tuple(x.shape for x in self.inputs) or (self.input_shape,)
 
     @property
     def size_bytes(self) -> int:

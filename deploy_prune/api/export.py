@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,17 @@ from deploy_prune.device.targets import load_target
 from deploy_prune.errors import DeployPruneError, ExportError, RunFolderError, perhaps
 from deploy_prune.export import FORMATS, isolated
 from deploy_prune.export.artifact import require
+from deploy_prune.export.inputs import (
+    Given,
+    as_float32,
+    as_given,
+    called_in_order,
+    count,
+    float32,
+    random_like,
+    require_inputs,
+    several,
+)
 from deploy_prune.export.parity import UncheckedWarning, can_run, check_parity, compare_contents, unchecked
 from deploy_prune.networks.copies import copied, is_wrapped
 from deploy_prune.networks.unchanged import unchanged
@@ -39,12 +51,12 @@ SEED: Final = 0
 
 def export_network(
     model: nn.Module,
-    example: Tensor,
+    example: Given,
     format: str = "onnx",
     precision: str = "fp32",
     *,
     path: str | Path,
-    calibration: Tensor | None = None,
+    calibration: Given | None = None,
     part: ExportPart | None = None,
 ) -> Artifact:
     """Write any network's artifact in any format, and compare it with the network in its own runtime.
@@ -55,13 +67,15 @@ def export_network(
     Args:
         model: any module that torch.export can trace, also compiled or in DataParallel. It is exported in eval mode.
             Afterwards it is as it was, to the bit and in all that its modules keep.
-        example: float32 [B, C, H, W]. It fixes the artifact's input shape.
+        example: a tensor [B, ...]; a tuple of several, as the network takes them in order; or a dict of several, by the
+            names of the network's arguments. It fixes the artifact's input shapes. What each format takes is in
+            docs/formats.md.
         format: a format's name, such as "onnx".
         precision: "fp32", "fp16" or "int8", if the format has it. Inputs and outputs stay float32.
         path: the file or folder to write, with the format's suffix. It appears only when it is complete, and is removed
             if it fails the comparison.
-        calibration: real inputs [N, C, H, W], normalised as in training. int8 needs them. The artifact is compared with
-            the network on 64 of them. Default: random inputs, and no int8.
+        calibration: real inputs [N, ...], given as ``example``, normalised as in training. int8 needs them. The
+            artifact is compared with the network on 64 of them. Default: random inputs, and no int8.
         part: limits and options. Default: those of a recipe.
 
     Raises:
@@ -75,31 +89,63 @@ def export_network(
         message = f"There is no format {format!r}; known: {', '.join(FORMATS)}.{perhaps(format, FORMATS)}"
         raise ExportError(message)
     require(format, FORMATS[format], precision)
-    path, batch = Path(path), len(example)
+    require_inputs(format, example)
+    path = Path(path)
     require_artifact_place(path)
     inputs = _inputs(example, calibration)
+    real = None if calibration is None else as_given(_in_order(example, calibration))
     with unchanged(model), torch.random.fork_rng(devices=[]):
-        network = copied(model) if is_wrapped(model) else model
-        artifact = isolated.write(format, network, example, path, precision, part or ExportPart(), calibration)
+        network, sentence = as_float32(copied(model) if is_wrapped(model) else model)
+        network = called_in_order(network, example)
+        given = as_given(float32(example))
+        artifact = isolated.write(format, network, given, path, precision, part or ExportPart(), real)
         try:
             if can_run(artifact):
-                check_parity(network, artifact, inputs[: len(inputs) - len(inputs) % batch])
-                return artifact
-            compare_contents(network, artifact, inputs)
+                check_parity(network, artifact, inputs)
+            else:
+                compare_contents(network, artifact, inputs)
         except DeployPruneError:
             remove(path)
             raise
+    if sentence is not None:
+        warnings.warn(sentence, ConvertedWarning, stacklevel=3)
+    if can_run(artifact):
+        return artifact
     reason = unchecked(artifact)
     warnings.warn(f"{path} was not compared with the network: {reason}.", UncheckedWarning, stacklevel=3)
     return replace(artifact, unchecked=reason)
 
 
-def _inputs(example: Tensor, calibration: Tensor | None) -> Tensor:
-    """What to compare on: real inputs [N, C, H, W], spread over all that are given, or random ones, always the same."""
-    if calibration is not None:
-        return calibration[spread(torch.zeros(len(calibration)), EXAMPLES)]
+class ConvertedWarning(UserWarning):
+    """The network's weights weren't float32, and were turned into it."""
+
+
+def _in_order(example: Given, calibration: Given) -> tuple[Tensor, ...]:
+    """Calibration inputs in the example's order.
+
+    Raises:
+        ExportError: they are not of the example's names, number, types or shapes.
+    """
+    if isinstance(example, Mapping) and isinstance(calibration, Mapping) and set(example) == set(calibration):
+        calibration = {name: calibration[name] for name in example}
+    given, wanted = float32(calibration), float32(example)
+    alike = len(given) == len(wanted) and isinstance(example, Mapping) == isinstance(calibration, Mapping)
+    if not alike or any((a.shape[1:], a.dtype) != (b.shape[1:], b.dtype) for a, b in zip(given, wanted, strict=True)):
+        message = "The calibration inputs must be given as the example is: the same number, names, types and shapes."
+        raise ExportError(message)
+    return given
+
+
+def _inputs(example: Given, calibration: Given | None) -> tuple[Tensor, ...]:
+    """What to compare on: real inputs [N, ...], spread over all that are given, or random ones, always the same."""
     generator = torch.Generator().manual_seed(SEED)
-    return torch.randn(RANDOM * len(example), *example.shape[1:], generator=generator)
+    if calibration is None:
+        return float32(random_like(example, RANDOM, generator))
+    real, shapes = _in_order(example, calibration), [x.shape for x in several(example)]
+    runs = count(real, shapes)
+    chosen = spread(torch.zeros(runs), max(1, EXAMPLES // shapes[0][0])) if runs else torch.zeros(0, dtype=torch.int64)
+    every = zip(real, shapes, strict=True)
+    return tuple(x[: runs * s[0]].unflatten(0, (runs, s[0]))[chosen].flatten(0, 1) if runs else x for x, s in every)
 
 
 def export_saved(source: Path, target: str, out: Path, trust: bool = False) -> Artifact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -83,19 +84,20 @@ def entry(artifact: Artifact, runtime: str) -> dict[str, Any]:
         message = f"{artifact.path} has changed since it was written (its sha256 is another); export it again."
         raise MeasurementError(message)
     path = str(artifact.path.resolve())
-    return {"runtime": runtime, "path": path, "layout": artifact.layout, "input_shape": list(artifact.input_shape)}
+    told = {"runtime": runtime, "path": path, "layout": artifact.layout, "input_shape": list(artifact.input_shape)}
+    return told | ({"inputs": [asdict(x) for x in artifact.inputs]} if artifact.inputs else {})
 
 
 def run(
     artifact: Artifact,
-    x: Tensor,
+    x: Tensor | tuple[Tensor, ...],
     runtime: str,
     *,
     runner: str = "local",
     threads: int = 1,
     timeout_s: float = TIMEOUT_S,
 ) -> tuple[Tensor, ...]:
-    """All outputs of an artifact, in the network's order, for inputs [N, C, H, W]; each output is [N, ...].
+    """All outputs of an artifact, in the network's order, for inputs [N, ...] (a tuple of several).
 
     In a process of its own: a runtime that crashes or hangs ends only that. A file with a fixed batch of B is given B
     inputs at a time, so N must be a multiple of B.
@@ -110,8 +112,10 @@ def run(
 
     model, start = entry(artifact, runtime), reach(runner)
     with scratch() as folder:
-        inputs = folder / "x.npy"
-        numpy.save(inputs, (x.float() if x.is_floating_point() else x).detach().cpu().numpy())
+        given = x if isinstance(x, tuple) else (x,)
+        arrays = [(one.float() if one.is_floating_point() else one).detach().cpu().numpy() for one in given]
+        inputs = folder / "x.npz"
+        numpy.savez(inputs, *arrays)
         spec = {"mode": "run", "models": [model], "threads": threads, "inputs": str(inputs), "outputs": str(folder)}
         try:
             answer = start(SCRIPT, spec, timeout_s)

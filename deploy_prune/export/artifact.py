@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from deploy_prune.errors import ExportError, MissingDependencyError, SurgeryError
 from deploy_prune.export.attention import four_dimensional
+from deploy_prune.export.inputs import Flat, Given, count, several
+from deploy_prune.export.inputs import flatten as flatten
 from deploy_prune.networks.copies import require_plain
 from deploy_prune.networks.tracing import tracing, why_not_traced
 from deploy_prune.recipe.parts import ExportPart
@@ -70,13 +72,13 @@ class Format(Protocol):
     def write(
         self,
         network: nn.Module,
-        example: Tensor,
+        example: Given,
         path: Path,
         precision: str,
         part: ExportPart,
-        calibration: Tensor | None = None,
+        calibration: Given | None = None,
     ) -> Artifact:
-        """Write the network's artifact for inputs shaped as ``example`` [B, C, H, W] to ``path``.
+        """Write the network's artifact for inputs shaped as ``example`` [B, ...], several in order, to ``path``.
 
         The file's inputs and outputs are float32 whatever the precision.
 
@@ -86,7 +88,7 @@ class Format(Protocol):
             path: a file or a folder; it appears under this name only when complete.
             precision: one of ``precisions``.
             part: how artifacts are written.
-            calibration: float32 [N, C, H, W], real inputs, normalised as in training; needed for int8.
+            calibration: [N, ...] for each input, real ones, normalised as in training; needed for int8.
 
         Raises:
             ExportError: it can't be written.
@@ -108,7 +110,7 @@ def require(name: str, kind: Format, precision: str) -> None:
 
 
 def require_fixed(
-    what: str, precisions: Sequence[str], precision: str, part: ExportPart, example: Tensor, calibration: Tensor | None
+    what: str, precisions: Sequence[str], precision: str, part: ExportPart, example: Given, calibration: Given | None
 ) -> None:
     """Raise if a file of a fixed batch size can't be written so: precision, open batch, or calibration inputs for int8.
 
@@ -121,9 +123,10 @@ def require_fixed(
     if part.dynamic_batch:
         message = f"{what} has a fixed batch size: set export.dynamic_batch to false."
         raise ExportError(message)
-    if precision == "int8" and (calibration is None or len(calibration) < len(example)):
-        found = "none were given" if calibration is None else f"{len(calibration)} were given"
-        message = f"An int8 file needs at least {len(example)} calibration inputs (real training inputs); {found}."
+    shapes = [x.shape for x in several(example)]
+    if precision == "int8" and (calibration is None or count(several(calibration), shapes) < 1):
+        found = "none were given" if calibration is None else f"{len(several(calibration)[0])} were given"
+        message = f"An int8 file needs at least {shapes[0][0]} calibration inputs (real training inputs); {found}."
         raise ExportError(message)
 
 
@@ -153,29 +156,6 @@ def describe(
         versions=dict(versions),
         layout=layout,
     )
-
-
-def flatten(outputs: Any) -> tuple[Tensor, ...]:
-    """The tensors of a network's outputs (a tensor, or sequences and mappings of them) in order.
-
-    Raises:
-        ExportError: an output is neither a tensor, a sequence, a mapping nor None.
-    """
-    return tuple(_tensors(outputs))
-
-
-def _tensors(outputs: Any) -> Iterator[Tensor]:
-    if isinstance(outputs, Tensor):
-        yield outputs
-    elif isinstance(outputs, Mapping):
-        for value in outputs.values():
-            yield from _tensors(value)
-    elif isinstance(outputs, list | tuple):
-        for value in outputs:
-            yield from _tensors(value)
-    elif outputs is not None:
-        message = f"The network returns a {type(outputs).__name__}; only tensors, lists and dicts can be exported."
-        raise ExportError(message)
 
 
 @contextmanager
@@ -210,8 +190,8 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def export_program(network: nn.Module, example: Tensor, part: ExportPart) -> ExportedProgram:
-    """The network's torch.export program, for inputs shaped as ``example`` [B, C, H, W]; B is free if the part says so.
+def export_program(network: nn.Module, example: Given, part: ExportPart) -> ExportedProgram:
+    """The network's torch.export program, for inputs shaped as ``example`` [B, ...]; B is free if the part says so.
 
     For a module that ``as_module`` has made, the program that it was made of.
 
@@ -227,14 +207,17 @@ def export_program(network: nn.Module, example: Tensor, part: ExportPart) -> Exp
     except SurgeryError as error:
         raise ExportError(str(error)) from error
     shapes: Any = None
+    inputs = several(example)
     if part.dynamic_batch:  # a batch of 1 would be taken for a constant
-        example, shapes = torch.cat([example[:1]] * 2), ({0: torch.export.Dim("batch")},)
+        inputs, batch = tuple(torch.cat([x[:1]] * 2) for x in inputs), torch.export.Dim("batch")
+        shapes = tuple({0: batch} for _ in inputs)
+        shapes = (shapes,) if isinstance(network, Flat) else shapes
     try:
         with tracing(network), torch.no_grad():  # with gradients, attention with a learned bias is traced another way
-            program = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(network, inputs, dynamic_shapes=shapes, strict=False)
             return four_dimensional(program)
     except Exception as error:  # torch passes on whatever the network's own code raises
-        raise ExportError(why_not_traced(network, (example,), error)) from error
+        raise ExportError(why_not_traced(network, inputs, error)) from error
 
 
 def as_module(program: ExportedProgram) -> nn.Module:

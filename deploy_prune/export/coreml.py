@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from deploy_prune.errors import ExportError
 from deploy_prune.export.artifact import Extra, describe, eval_mode, first_line, flatten, quiet
+from deploy_prune.export.inputs import Given, several
 from deploy_prune.export.mil import compare
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system.shell import atomic
@@ -38,16 +39,18 @@ _DATED: Final = "com.github.apple.coremltools.conversion_date"
 _LEFT_OUT: Final = {"common::fuse_conv_bias", "common::fuse_conv_scale", "common::fuse_matmul_weight_bias"}
 """Passes of coremltools 9.0 that give wrong results: the first adds a per-channel constant that is subtracted, the
 others take c / y for y / c and c - y for y - c (github.com/apple/coremltools, pull requests 2776 and 2801)."""
+_TYPES: Final = {True: numpy.float32, False: numpy.int32}
+"""Core ML has no 64-bit integers."""
 _SPEC: Final = Path("Data") / "com.apple.CoreML" / "model.mlmodel"
 
 
 def write(
     network: nn.Module,
-    example: Tensor,
+    example: Given,
     path: Path,
     precision: str,
     part: ExportPart,
-    calibration: Tensor | None = None,
+    calibration: Given | None = None,
 ) -> Artifact:
     """Convert the network, in eval mode, to an ML program for iOS 16 and macOS 13; outputs: out0, out1 ...
 
@@ -80,7 +83,9 @@ def write(
             model.save(str(temporary))
             _settle(temporary)
     versions = {"torch": torch.__version__, "coremltools": version("coremltools")}
-    return describe(path, format="coreml", precision=precision, input_shape=example.shape, versions=versions)
+    return describe(
+        path, format="coreml", precision=precision, input_shape=several(example)[0].shape, versions=versions
+    )
 
 
 class _Outputs(nn.Module):
@@ -90,32 +95,36 @@ class _Outputs(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return flatten(self.network(x))
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return flatten(self.network(*inputs))
 
 
-def _trace(network: nn.Module, example: Tensor) -> tuple[Any, int]:
+def _trace(network: nn.Module, example: Given) -> tuple[Any, int]:
     """The traced network, and how many outputs it has. The export before refuses what a trace would take for fixed."""
     try:
-        program = torch.export.export(_Outputs(network), (example,))
-        traced = torch.jit.trace(_Outputs(program.module(check_guards=False)), example, check_trace=False)
+        program = torch.export.export(_Outputs(network), several(example))
+        traced = torch.jit.trace(_Outputs(program.module(check_guards=False)), several(example), check_trace=False)
     except Exception as error:  # whatever the network's own code raises
         message = f"torch can't export the network for Core ML: {first_line(error)}"
         raise ExportError(message) from error
     return traced, len(program.graph_signature.user_outputs)
 
 
-def _convert(traced: Any, example: Tensor, num_outputs: int, precision: str) -> Any:
+def _convert(traced: Any, example: Given, num_outputs: int, precision: str) -> Any:
     import coremltools
     from coremltools.optimize import coreml
 
-    exact = precision == "fp32"
+    exact, inputs = precision == "fp32", several(example)
+    names = ["input"] if len(inputs) == 1 else [f"input{i}" for i in range(len(inputs))]
     passes = coremltools.PassPipeline()
     passes.remove_passes(_LEFT_OUT)
     try:
         model = coremltools.convert(
             traced,
-            inputs=[coremltools.TensorType(name="input", shape=tuple(example.shape), dtype=numpy.float32)],
+            inputs=[
+                coremltools.TensorType(name=name, shape=tuple(x.shape), dtype=_TYPES[x.is_floating_point()])
+                for name, x in zip(names, inputs, strict=True)
+            ],
             outputs=[coremltools.TensorType(name=f"out{i}", dtype=numpy.float32) for i in range(num_outputs)],
             convert_to="mlprogram",
             compute_precision=coremltools.precision.FLOAT32 if exact else coremltools.precision.FLOAT16,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deploy_prune.errors import ExportError
 from deploy_prune.export.artifact import Extra, describe, eval_mode, first_line, flatten, quiet, require_fixed
+from deploy_prune.export.inputs import Given, batches, float32, several
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system.shell import atomic
 from deploy_prune.types import Artifact
@@ -42,17 +43,18 @@ class _Wrapped(nn.Module):
         self.network = network
         self.dtype = dtype
 
-    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, ...]:
-        return tuple(y.to(torch.float32) for y in flatten(self.network(x_BCHW.to(self.dtype))))
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        given = (x.to(self.dtype) if x.is_floating_point() else x for x in inputs)
+        return tuple(y.to(torch.float32) for y in flatten(self.network(*given)))
 
 
 def write(
     network: nn.Module,
-    example: Tensor,
+    example: Given,
     path: Path,
     precision: str,
     part: ExportPart,
-    calibration: Tensor | None = None,
+    calibration: Given | None = None,
 ) -> Artifact:
     """Lower the network, in eval mode, to one .pte file whose input and outputs are float32.
 
@@ -74,13 +76,13 @@ def write(
     """
     extra.require()
     require_fixed("An ExecuTorch file", precisions, precision, part, example, calibration)
-    example = torch.zeros_like(example, dtype=torch.float32, memory_format=torch.contiguous_format)
+    inputs = tuple(x.detach().contiguous() for x in float32(example))
     with eval_mode(network), quiet(), torch.no_grad():
         try:
-            program = _export(network, example, precision)
+            program = _export(network, inputs, precision)
             if precision == "int8":
                 assert calibration is not None
-                program = _quantize(program, example, calibration)
+                program = _quantize(program, inputs, calibration)
             content = _lower(program)
         except Exception as error:  # the exporter's exceptions have no common base but Exception
             message = f"ExecuTorch can't lower the network in {precision}: {first_line(error)}"
@@ -91,12 +93,12 @@ def write(
         path,
         format="executorch",
         precision=precision,
-        input_shape=example.shape,
+        input_shape=several(example)[0].shape,
         versions={package: version(package) for package in packages},
     )
 
 
-def _export(network: nn.Module, example: Tensor, precision: str) -> Any:
+def _export(network: nn.Module, example: tuple[Tensor, ...], precision: str) -> Any:
     """The program to lower; in fp16 that of a half copy, the network itself is left alone."""
     program = _traced(_Wrapped(_plain(network), torch.float32), example)
     if precision != "fp16":
@@ -118,9 +120,9 @@ def _plain(network: nn.Module) -> nn.Module:
     return network
 
 
-def _traced(wrapped: nn.Module, example: Tensor) -> Any:
+def _traced(wrapped: nn.Module, example: tuple[Tensor, ...]) -> Any:
     wrapped.training = False
-    return torch.export.export(wrapped, (example,))
+    return torch.export.export(wrapped, example)
 
 
 def _halved(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -137,7 +139,7 @@ def _half_if_float(value: Any) -> Any:
     return torch.float16 if value is torch.float32 else value
 
 
-def _quantize(program: Any, example: Tensor, calibration: Tensor) -> Any:
+def _quantize(program: Any, example: tuple[Tensor, ...], calibration: Given) -> Any:
     """The program with quantized layers; calibrated in batches of the example's size."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
@@ -158,10 +160,9 @@ def _quantize(program: Any, example: Tensor, calibration: Tensor) -> Any:
         if node.target in _MEANS:
             node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
     prepared = prepare_pt2e(module, quantizer)
-    inputs, batch = calibration.detach().to(example.device).float().contiguous(), len(example)
-    for start in range(0, len(inputs) - batch + 1, batch):
-        prepared(inputs[start : start + batch])
-    return torch.export.export(convert_pt2e(prepared), (example,))
+    for batch in batches(float32(calibration), [x.shape for x in example]):
+        prepared(*(x.detach().to(example[0].device).contiguous() for x in batch))
+    return torch.export.export(convert_pt2e(prepared), example)
 
 
 def _is_last_product(node: torch.fx.Node) -> bool:

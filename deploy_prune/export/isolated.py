@@ -23,7 +23,7 @@ from typing import IO, Any, Final
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from deploy_prune import errors
@@ -31,6 +31,7 @@ from deploy_prune.errors import DeployPruneError, ExportError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import eval_mode, export_program, first_line, quiet, require
 from deploy_prune.export.denormals import without_denormals
+from deploy_prune.export.inputs import Given, as_given, described, float32, require_inputs
 from deploy_prune.networks.copies import copied
 from deploy_prune.networks.tensors import moved
 from deploy_prune.recipe.parts import ExportPart
@@ -180,11 +181,11 @@ _lock = threading.Lock()
 def write(
     name: str,
     network: nn.Module,
-    example: Tensor,
+    example: Given,
     path: Path,
     precision: str,
     part: ExportPart,
-    calibration: Tensor | None = None,
+    calibration: Given | None = None,
 ) -> Artifact:
     """Write a network's artifact in the format ``name``, in the worker; arguments as for ``Format.write``.
 
@@ -195,6 +196,7 @@ def write(
     """
     kind = FORMATS[name]
     require(name, kind, precision)
+    require_inputs(name, example)
     if not path.name.endswith(kind.suffix):
         message = f"A file of the format {name} ends in {kind.suffix}; {path} doesn't, and runtimes need that ending."
         raise ExportError(message)
@@ -209,7 +211,8 @@ def write(
             kind_of_error: type[DeployPruneError] = getattr(errors, answer["error"], ExportError)
             raise kind_of_error(answer["message"].replace(str(temporary.resolve()), str(path)))
         told = answer["artifact"]
-        artifact = Artifact(**{**told, "path": temporary, "input_shape": tuple(told["input_shape"])})
+        shape = tuple(told["input_shape"])
+        artifact = Artifact(**{**told, "path": temporary, "input_shape": shape, "inputs": described(example)})
     return replace(artifact, path=path)
 
 
@@ -239,17 +242,17 @@ def stop() -> None:
 
 
 def _pack(
-    folder: Path, network: nn.Module, example: Tensor, calibration: Tensor | None, part: ExportPart
+    folder: Path, network: nn.Module, example: Given, calibration: Given | None, part: ExportPart
 ) -> dict[str, str | None]:
     """The program and its inputs as files."""
-    example = example.detach().cpu()
+    inputs = tuple(x.detach().cpu() for x in float32(example))
     if any(t.device.type != "cpu" for t in (*network.parameters(), *network.buffers())):
         network = moved(copied(network), torch.device("cpu"))
     with eval_mode(network), quiet():
-        program = without_denormals(export_program(network, example, part))
+        program = without_denormals(export_program(network, as_given(inputs), part))
         _save(program, folder / "network.pt2")
-    tensors = {"example": example, "calibration": calibration}
-    torch.save({k: v if v is None else v.detach().cpu() for k, v in tensors.items()}, folder / "tensors.pt")
+    real = None if calibration is None else as_given([x.detach().cpu() for x in float32(calibration)])
+    torch.save({"example": as_given(inputs), "calibration": real}, folder / "tensors.pt")
     return {"program": str(folder / "network.pt2"), "tensors": str(folder / "tensors.pt")}
 
 

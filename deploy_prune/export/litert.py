@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from deploy_prune.errors import ExportError
 from deploy_prune.export.artifact import Extra, describe, eval_mode, first_line, flatten, quiet, require_fixed
+from deploy_prune.export.inputs import Given, batches, float32, several
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system.shell import atomic
 from deploy_prune.types import Artifact
@@ -35,27 +36,36 @@ _FLOAT_ONLY: Final = frozenset(
 README, "Quantized inference"); in a vision transformer, batched products in int8 make 25 parts of one."""
 _CHEAP: Final = frozenset({"ADD", "MEAN", "MUL", "RESHAPE", "SUB", "SUM", "TRANSPOSE"})
 """Their time is that of reading and writing, wherever they run."""
-_SIGNATURE, _INPUT = "serving_default", "args_0"  # litert-torch's names
+_SIGNATURE, _INPUT = "serving_default", "args_"  # litert-torch's names
 
 
 class _ChannelsLast(nn.Module):
-    """The network with an input [B, H, W, C] and its outputs in one tuple."""
+    """The network with inputs [B, H, W, C] where they were [B, C, H, W], and its outputs in one tuple."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, x_BHWC: Tensor) -> tuple[Tensor, ...]:
-        return flatten(self.network(x_BHWC.permute(0, 3, 1, 2)))
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return flatten(self.network(*(x.permute(0, 3, 1, 2) if _is_image(x) else x for x in inputs)))
+
+
+def _is_image(x: Tensor) -> bool:
+    """Whether a file's input has its channels last."""
+    return x.dim() == 4 and x.is_floating_point()
+
+
+def _to_file(x: Tensor) -> Tensor:
+    return x.detach().cpu().permute(0, 2, 3, 1).contiguous() if _is_image(x) else x.detach().cpu().contiguous()
 
 
 def write(
     network: nn.Module,
-    example: Tensor,
+    example: Given,
     path: Path,
     precision: str,
     part: ExportPart,
-    calibration: Tensor | None = None,
+    calibration: Given | None = None,
 ) -> Artifact:
     """Convert the network, in eval mode, to one .tflite file whose input and outputs are float32.
 
@@ -80,29 +90,29 @@ def write(
             content = _halve(content)
         elif precision == "int8":
             assert calibration is not None
-            content = _quantize(content, calibration, batch=len(example))
+            content = _quantize(content, calibration, [x.shape for x in several(example)])
     with atomic(path) as temporary:
         temporary.write_bytes(content)
     return describe(
         path,
         format="litert",
         precision=precision,
-        input_shape=example.shape,
+        input_shape=several(example)[0].shape,
         versions={package: version(package) for package in packages},
-        layout="NHWC",
+        layout="NHWC" if any(map(_is_image, several(example))) else "NCHW",
     )
 
 
-def _convert(network: nn.Module, example: Tensor) -> bytes:
+def _convert(network: nn.Module, example: Given) -> bytes:
     """The network as a float32 file."""
     import litert_torch
 
-    example_BHWC = example.detach().permute(0, 2, 3, 1).contiguous()
+    inputs = tuple(map(_to_file, several(example)))
     try:
         with torch.no_grad():
             wrapped = _ChannelsLast(network)
             wrapped.training = False
-            converted = litert_torch.convert(wrapped, (example_BHWC,))
+            converted = litert_torch.convert(wrapped, inputs)
         return bytes(converted.model_content())
     except Exception as error:  # the converter's exceptions have no common base but Exception
         message = f"litert-torch can't convert the network: {first_line(error)}"
@@ -120,7 +130,7 @@ def _halve(content: bytes) -> bytes:
     return _quantized(quantizer, None)
 
 
-def _quantize(content: bytes, calibration: Tensor, batch: int) -> bytes:
+def _quantize(content: bytes, calibration: Given, shapes: Sequence[Sequence[int]]) -> bytes:
     """The file in int8: ranges of activations from the calibration inputs; the input and outputs stay float32."""
     from ai_edge_quantizer.calibrator import Calibrator
     from ai_edge_quantizer.quantizer import AlgorithmName, Quantizer, qtyping
@@ -140,13 +150,15 @@ def _quantize(content: bytes, calibration: Tensor, batch: int) -> bytes:
         quantizer.update_quantization_recipe(pattern, operations(name), algorithm_key=AlgorithmName.NO_QUANTIZE)
     recipe = RecipeManager()
     recipe.load_quantization_recipe(quantizer.get_quantization_recipe())
-    inputs_BHWC = calibration.detach().cpu().float().permute(0, 2, 3, 1).contiguous().numpy()
-    starts = range(0, len(inputs_BHWC) - batch + 1, batch)
+    fed = [
+        {f"{_INPUT}{i}": _to_file(x).numpy() for i, x in enumerate(float32(batch))}
+        for batch in batches(several(calibration), shapes)
+    ]
     try:
         with redirect_stderr(StringIO()):  # a progress bar
             # Not the default, a moving average of each batch's extremes: it cuts off what only some inputs reach.
             calibrator = Calibrator(content, num_threads=1, qsv_update_func=min_max_update)
-            calibrator.calibrate({_SIGNATURE: [{_INPUT: inputs_BHWC[i : i + batch]} for i in starts]}, recipe)
+            calibrator.calibrate({_SIGNATURE: fed}, recipe)
     except Exception as error:  # as above
         message = f"ai-edge-quantizer can't calibrate the network: {first_line(error)}"
         raise ExportError(message) from error

@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from deploy_prune.errors import ExportError, ParityError
 from deploy_prune.export.artifact import eval_mode, flatten
+from deploy_prune.export.inputs import Given, several
 from deploy_prune.export.mil_operators import OPERATORS
 from deploy_prune.types import Artifact
 
@@ -55,13 +56,13 @@ class _Weights:
     shape: tuple[int, ...]
 
 
-def compare(network: nn.Module, artifact: Artifact, inputs: Tensor | None = None) -> Comparison:
+def compare(network: nn.Module, artifact: Artifact, inputs: Given | None = None) -> Comparison:
     """Compare a package with the network, in eval mode.
 
     Args:
         network: the network it was made from.
         artifact: the package.
-        inputs: [B, C, H, W] as the package takes them; None: random ones.
+        inputs: as the package takes them; None: random ones.
 
     Raises:
         ParityError: another number of layers, another shape, a weight, a bias or an output that is off.
@@ -70,11 +71,12 @@ def compare(network: nn.Module, artifact: Artifact, inputs: Tensor | None = None
     function = _load(artifact)
     if inputs is None:
         inputs = torch.randn(artifact.input_shape, generator=torch.Generator().manual_seed(0))
+    given = several(inputs)
     with eval_mode(network), torch.no_grad():
-        program = torch.export.export(network, (inputs,))
+        program = torch.export.export(network, given)
         expected, found = _of_network(program), _of_package(function)
         weight = _compare_layers(expected, found, artifact)
-        output = _compare_outputs(flatten(network(inputs)), evaluate(function, inputs), artifact)
+        output = _compare_outputs(flatten(network(*given)), evaluate(function, *given), artifact)
     return Comparison(layers=len(expected), weight=weight, output=output)
 
 
@@ -139,6 +141,9 @@ def _folded(conv: fx.Node, weight: Tensor, bias: Tensor, constants: Mapping[fx.N
 
 
 _KINDS: Final[dict[Any, str]] = {
+    _aten.conv1d.default: "conv",
+    _aten.conv1d.padding: "conv",
+    _aten.conv3d.default: "conv",
     _aten.conv2d.default: "conv",
     _aten.conv2d.padding: "conv",
     _aten.linear.default: "linear",
@@ -231,13 +236,13 @@ def _constant(var: Any) -> Tensor | None:
     return found.float() if found.is_floating_point() else found
 
 
-def evaluate(function: Any, x: Tensor) -> tuple[Tensor, ...]:
-    """A MIL function's outputs for an input, computed by torch in float32 whatever precision the program asks for.
+def evaluate(function: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """A MIL function's outputs for its inputs, computed by torch in float32 whatever precision the program asks for.
 
     Raises:
         ExportError: an operator that is not in the table here.
     """
-    values: dict[str, Any] = {name: x for name in function.inputs}
+    values: dict[str, Any] = dict(zip(function.inputs, inputs, strict=True))
     for op in function.operations:
         if op.op_type == "const" or op.op_type.startswith("constexpr"):
             continue

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deploy_prune.errors import ExportError
+
 Arguments = Mapping[str, Any]
 """An operator's arguments by name: tensors, numbers, lists and strings."""
 
@@ -40,7 +42,17 @@ def _same(size: int, kernel: int, stride: int, dilation: int, *, lower: bool) ->
 
 def _conv(a: Arguments) -> Tensor:
     x = functional.pad(a["x"], _padding(a, a["weight"].shape[2:], a["dilations"]))
-    return torch.conv2d(x, a["weight"], a["bias"], a["strides"], 0, a["dilations"], a["groups"])
+    conv = {3: torch.conv1d, 4: torch.conv2d, 5: torch.conv3d}[x.dim()]
+    return conv(x, a["weight"], a["bias"], a["strides"], 0, a["dilations"], a["groups"])
+
+
+def _gather(a: Arguments) -> Tensor:
+    if a["batch_dims"]:
+        message = "The package gathers along a batch, so its outputs can't be checked."
+        raise ExportError(message)
+    indices, axis = torch.as_tensor(a["indices"]).long(), a["axis"] % a["x"].dim()
+    chosen: Tensor = a["x"].index_select(axis, indices.flatten())
+    return chosen.reshape(*a["x"].shape[:axis], *indices.shape, *a["x"].shape[axis + 1 :])
 
 
 def _max_pool(a: Arguments) -> Tensor:
@@ -193,6 +205,11 @@ OPERATORS: Final[dict[str, Callable[[Arguments], Any]]] = {
     "expand_dims": _expand_dims,
     "concat": lambda a: torch.cat(a["values"], a["axis"]),
     "stack": lambda a: torch.stack(a["values"], a["axis"]),
+    "gather": _gather,
+    "select": lambda a: torch.where(
+        torch.as_tensor(a["cond"]).bool(), torch.as_tensor(a["a"]), torch.as_tensor(a["b"])
+    ),
+    "greater_equal": _two(torch.ge),
     "split": _split,
     "slice_by_index": _slice_by_index,
     "slice_by_size": _slice_by_size,

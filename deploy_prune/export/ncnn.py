@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from deploy_prune.errors import CommandError, ExportError
 from deploy_prune.export.artifact import Extra, describe, eval_mode, first_line, flatten, quiet
+from deploy_prune.export.inputs import Given, several
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system.guard import scratch
 from deploy_prune.system.shell import atomic, run_command
@@ -38,11 +39,11 @@ _aten = torch.ops.aten
 
 def write(
     network: nn.Module,
-    example: Tensor,
+    example: Given,
     path: Path,
     precision: str,
     part: ExportPart,
-    calibration: Tensor | None = None,
+    calibration: Given | None = None,
 ) -> Artifact:
     """Convert the network, in eval mode, to a folder with model.param and model.bin.
 
@@ -62,8 +63,9 @@ def write(
     if precision not in precisions:
         message = f"An ncnn model can't be written in {precision}: the target's 'precision' must be fp32 or fp16."
         raise ExportError(message)
-    if len(example) != 1:
-        message = f"An ncnn model takes one input at a time, not {len(example)}: ncnn's tensors have no batch axis."
+    if any(len(x) != 1 for x in several(example)):
+        found = len(several(example)[0])
+        message = f"An ncnn model takes one input at a time, not {found}: ncnn's tensors have no batch axis."
         raise ExportError(message)
     extra.require()
     with atomic(path) as temporary, scratch() as work:
@@ -74,7 +76,7 @@ def write(
         _refuse_foreign(temporary)
         _fix_shapes(temporary, shapes)
     versions = {"torch": torch.__version__, "pnnx": version("pnnx"), "ncnn": version("ncnn")}
-    return describe(path, format="ncnn", precision=precision, input_shape=example.shape, versions=versions)
+    return describe(path, format="ncnn", precision=precision, input_shape=several(example)[0].shape, versions=versions)
 
 
 class _Outputs(nn.Module):
@@ -84,29 +86,30 @@ class _Outputs(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return flatten(self.network(x))
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return flatten(self.network(*inputs))
 
 
-def _trace(network: nn.Module, example: Tensor) -> tuple[Any, list[list[int]]]:
+def _trace(network: nn.Module, example: Given) -> tuple[Any, list[list[int]]]:
     """The traced network, and the shapes of its outputs."""
+    inputs = several(example)
     try:
         with eval_mode(network), torch.no_grad(), quiet():
-            program = torch.export.export(_Outputs(network), (example,))
+            program = torch.export.export(_Outputs(network), inputs)
             graph = rewrite(program.module(check_guards=False))
-            shapes = [list(y.shape) for y in flatten(graph(example))]
-            return torch.jit.trace(_Outputs(graph), example, check_trace=False), shapes
+            shapes = [list(y.shape) for y in flatten(graph(*inputs))]
+            return torch.jit.trace(_Outputs(graph), inputs, check_trace=False), shapes
     except Exception as error:  # whatever the network's own code raises
         message = f"torch can't export the network for ncnn: {first_line(error)}"
         raise ExportError(message) from error
 
 
-def _convert(work: Path, example: Tensor, precision: str, timeout_s: float, folder: Path) -> None:
+def _convert(work: Path, example: Given, precision: str, timeout_s: float, folder: Path) -> None:
     """Run pnnx; what it writes besides the two files stays in ``work``."""
     import pnnx
 
-    shape = ",".join(map(str, example.shape))
-    args = [pnnx.EXEC_PATH, str(work / "traced.pt"), f"inputshape=[{shape}]f32", f"fp16={int(precision == 'fp16')}"]
+    shapes = ",".join(f"[{','.join(map(str, x.shape))}]f32" for x in several(example))
+    args = [pnnx.EXEC_PATH, str(work / "traced.pt"), f"inputshape={shapes}", f"fp16={int(precision == 'fp16')}"]
     args += [f"ncnnparam={folder / PARAM}", f"ncnnbin={folder / BIN}"]
     try:
         run_command(args, timeout_s)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deploy_prune.export.inputs import Given, several
 from deploy_prune.networks.copies import copied
 
 _ATEN: Final = torch.ops.aten
@@ -88,7 +89,7 @@ def half() -> Rounded:
 
 
 def single(
-    outputs_of: Callable[[nn.Module, Tensor], tuple[Tensor, ...]], network: nn.Module, inputs: Tensor
+    outputs_of: Callable[[nn.Module, Given], tuple[Tensor, ...]], network: nn.Module, inputs: Given
 ) -> tuple[Tensor, ...]:
     """The network's outputs in float64, beside which those in float32 show what float32 loses.
 
@@ -96,7 +97,8 @@ def single(
     moved by up to half a unit in the last place, which is about as far off.
     """
     try:
-        return outputs_of(copied(network).double(), inputs.double() if inputs.is_floating_point() else inputs)
+        doubles = tuple(x.double() if x.is_floating_point() else x for x in several(inputs))
+        return outputs_of(copied(network).double(), doubles)
     except (RuntimeError, TypeError):
         generator = torch.Generator().manual_seed(0)
 

@@ -11,11 +11,12 @@ from typing import Any, Final
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deploy_prune.errors import ExportError
 from deploy_prune.export.artifact import Extra, describe, eval_mode, export_program, first_line, quiet
 from deploy_prune.export.denormals import flush_initializers
+from deploy_prune.export.inputs import Given, several
 from deploy_prune.export.quantize import PRECISIONS, in_precision
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system.shell import atomic
@@ -33,11 +34,11 @@ _REMOVED: Final = ("doc_string", "metadata_props")
 
 def write(
     network: nn.Module,
-    example: Tensor,
+    example: Given,
     path: Path,
     precision: str,
     part: ExportPart,
-    calibration: Tensor | None = None,
+    calibration: Given | None = None,
 ) -> Artifact:
     """Export the network, in eval mode, to one ONNX file with its weights inside.
 
@@ -57,15 +58,17 @@ def write(
     model = made(network, example, precision, part, calibration)
     with atomic(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
-    return describe(path, format="onnx", precision=precision, input_shape=example.shape, versions=versions(part))
+    return describe(
+        path, format="onnx", precision=precision, input_shape=several(example)[0].shape, versions=versions(part)
+    )
 
 
 def made(
     network: nn.Module,
-    example: Tensor,
+    example: Given,
     precision: str,
     part: ExportPart,
-    calibration: Tensor | None = None,
+    calibration: Given | None = None,
     *,
     symmetric: bool = False,
 ) -> onnx.ModelProto:
@@ -90,11 +93,11 @@ def versions(part: ExportPart) -> dict[str, str]:
     return {"torch": torch.__version__, "onnx": onnx.__version__, "opset": str(part.opset)}
 
 
-def _export(network: nn.Module, example: Tensor, part: ExportPart) -> onnx.ModelProto:
+def _export(network: nn.Module, example: Given, part: ExportPart) -> onnx.ModelProto:
     program = export_program(network, example, part)
     try:
         with torch.no_grad():
-            made = torch.onnx.export(program, (example,), dynamo=True, opset_version=part.opset, verbose=False)
+            made = torch.onnx.export(program, several(example), dynamo=True, opset_version=part.opset, verbose=False)
         assert made is not None
         return made.model_proto
     except Exception as error:  # the exporter wraps whatever a translation raises

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from deploy_prune.errors import ExportError
 from deploy_prune.export.artifact import Extra, describe, eval_mode, first_line, flatten, quiet
+from deploy_prune.export.inputs import Given, several
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system.shell import atomic
 from deploy_prune.types import Artifact
@@ -28,11 +29,11 @@ XML: Final = "model.xml"
 
 def write(
     network: nn.Module,
-    example: Tensor,
+    example: Given,
     path: Path,
     precision: str,
     part: ExportPart,
-    calibration: Tensor | None = None,
+    calibration: Given | None = None,
 ) -> Artifact:
     """Convert the network, in eval mode, to a folder with model.xml and model.bin.
 
@@ -60,7 +61,9 @@ def write(
         temporary.mkdir()
         openvino.save_model(model, str(temporary / XML), compress_to_fp16=precision == "fp16")
     versions = {"torch": torch.__version__, "openvino": version("openvino")}
-    return describe(path, format="openvino", precision=precision, input_shape=example.shape, versions=versions)
+    return describe(
+        path, format="openvino", precision=precision, input_shape=several(example)[0].shape, versions=versions
+    )
 
 
 class _Outputs(nn.Module):
@@ -70,30 +73,31 @@ class _Outputs(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return flatten(self.network(x))
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return flatten(self.network(*inputs))
 
 
-def _export(network: nn.Module, example: Tensor, part: ExportPart) -> torch.export.ExportedProgram:
+def _export(network: nn.Module, example: Given, part: ExportPart) -> torch.export.ExportedProgram:
     """Run torch.export. A batch of 1 would be taken for a constant, so an open batch is traced with 2."""
     shapes: Any = None
+    inputs = several(example)
     if part.dynamic_batch:
-        example = torch.cat([example[:1]] * 2)
-        shapes = ({0: torch.export.Dim("batch")},)
+        inputs, batch = tuple(torch.cat([x[:1]] * 2) for x in inputs), torch.export.Dim("batch")
+        shapes = (tuple({0: batch} for _ in inputs),)
     try:
-        return torch.export.export(_Outputs(network), (example,), dynamic_shapes=shapes)
+        return torch.export.export(_Outputs(network), inputs, dynamic_shapes=shapes)
     except Exception as error:  # whatever the network's own code raises
         message = f"torch can't export the network for OpenVINO: {first_line(error)}"
         raise ExportError(message) from error
 
 
-def _convert(program: torch.export.ExportedProgram, example: Tensor, part: ExportPart) -> Any:
+def _convert(program: torch.export.ExportedProgram, example: Given, part: ExportPart) -> Any:
     import openvino
 
-    shape = [-1 if part.dynamic_batch else example.shape[0], *example.shape[1:]]
+    shapes = [[-1 if part.dynamic_batch else x.shape[0], *x.shape[1:]] for x in several(example)]
     try:
         model = openvino.convert_model(program)
-        model.reshape(openvino.PartialShape(shape))
+        model.reshape({i: openvino.PartialShape(shape) for i, shape in enumerate(shapes)})
     except Exception as error:  # OpenVINO's errors have no common base but Exception
         message = f"OpenVINO can't convert the network: {first_line(error)}"
         raise ExportError(message) from error

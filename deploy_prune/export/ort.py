@@ -12,10 +12,11 @@ from typing import Final
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deploy_prune.errors import ExportError
 from deploy_prune.export.artifact import Extra, describe, first_line
+from deploy_prune.export.inputs import Given, several
 from deploy_prune.export.onnx import made
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system.shell import atomic
@@ -32,11 +33,11 @@ ONLY_X86: Final = ("NchwcTransformer",)
 
 def write(
     network: nn.Module,
-    example: Tensor,
+    example: Given,
     path: Path,
     precision: str,
     part: ExportPart,
-    calibration: Tensor | None = None,
+    calibration: Given | None = None,
 ) -> Artifact:
     """Export the network, in eval mode, to one .ort file. Arguments as for the format onnx.
 
@@ -65,4 +66,4 @@ def write(
         "torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__,
         "opset": str(part.opset),
     }  # fmt: skip
-    return describe(path, format="ort", precision=precision, input_shape=example.shape, versions=versions)
+    return describe(path, format="ort", precision=precision, input_shape=several(example)[0].shape, versions=versions)

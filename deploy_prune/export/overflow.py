@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from deploy_prune.export.artifact import eval_mode, flatten
+from deploy_prune.export.inputs import Given, pieces, several
 
 LARGEST: Final = 65504.0
 """IEEE 754's binary16 holds no larger finite number."""
@@ -42,23 +43,24 @@ class Overflow:
     given: bool
 
 
-def stored_in_half(network: nn.Module, inputs: Tensor, batch: int) -> tuple[tuple[Tensor, ...], Overflow | None]:
+def stored_in_half(network: nn.Module, inputs: Given, batch: int) -> tuple[tuple[Tensor, ...], Overflow | None]:
     """Outputs for inputs [N, ...] when everything that an operator reads is rounded to half precision; and an overflow.
 
     Of several overflows the first that is given or positive is told: negative ones are often masks, which may be
     infinite.
     Batch norms read what they are given as it is, for in a file they are part of the layer before.
     """
-    place = next((p.device for p in network.parameters()), inputs.device)
+    place = next((p.device for p in network.parameters()), several(inputs)[0].device)
     watch = _Stored({id(p): name for name, p in network.named_parameters()})
     columns: list[tuple[Tensor, ...]] = []
     with eval_mode(network), torch.no_grad(), _followed(network, watch):
-        for start in range(0, len(inputs), batch):
-            x = inputs[start : start + batch].to(place)
-            setattr(x, _ORIGIN, _Origin(where="the network's input", given=True))
+        for piece in pieces(inputs, batch):
+            chunk = tuple(x.to(place) for x in piece)
+            for x in chunk:
+                setattr(x, _ORIGIN, _Origin(where="the network's input", given=True))
             with watch:
-                outputs = flatten(network(x))
-            columns.append(tuple(watch.rounded(y).cpu() for y in outputs))
+                outputs = flatten(network(*chunk))
+            columns.append(tuple(torch.atleast_1d(watch.rounded(y).cpu()) for y in outputs))
     found = sorted(watch.found, key=lambda overflow: overflow.magnitude < 0 and not overflow.given)
     return tuple(map(torch.cat, zip(*columns, strict=True))), found[0] if found else None
 

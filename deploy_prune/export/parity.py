@@ -14,6 +14,7 @@ from deploy_prune import device
 from deploy_prune.errors import ParityError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import eval_mode, flatten
+from deploy_prune.export.inputs import Given, as_given, pieces, several
 from deploy_prune.export.noise import agreement, eight_bits, half, single, snr_db
 from deploy_prune.export.overflow import LARGEST, stored_in_half
 from deploy_prune.networks.compare import is_finite, relative
@@ -79,7 +80,7 @@ class Parity:
     agreement: float | None = None
 
 
-def check_parity(network: nn.Module, artifact: Artifact, inputs: Tensor, tolerance: float | None = None) -> Parity:
+def check_parity(network: nn.Module, artifact: Artifact, inputs: Given, tolerance: float | None = None) -> Parity:
     """Compare the artifact with the network, in eval mode, on real inputs [N, C, H, W].
 
     Per output, the difference is max|a - b| / max|a| with a the network's and b the artifact's. It may be
@@ -103,7 +104,7 @@ def check_parity(network: nn.Module, artifact: Artifact, inputs: Tensor, toleran
     elif tolerance is None and artifact.precision == "fp32":
         allowed = TOLERANCE
     _refuse_vacuous(expected, allowed or 0.0)
-    found = device.run(artifact, inputs, _runtime(artifact))
+    found = device.run(artifact, as_given(several(inputs)), _runtime(artifact))
     if [a.shape for a in expected] != [b.shape for b in found]:
         message = f"{artifact.path} differs: it has outputs {_shapes(found)}, the network {_shapes(expected)}."
         raise ParityError(message)
@@ -111,7 +112,7 @@ def check_parity(network: nn.Module, artifact: Artifact, inputs: Tensor, toleran
     if tolerance is None and artifact.precision == "fp32" and TOLERANCE < max_rel <= CEILING:
         allowed = _tolerance(network, artifact, inputs, expected)  # float64 is slow, and mostly not needed
         _refuse_vacuous(expected, allowed)
-    parity = Parity(max_abs=_farthest(expected, found), max_rel=max_rel, tolerance=allowed, num_inputs=len(inputs))
+    parity = Parity(max_abs=_farthest(expected, found), max_rel=max_rel, tolerance=allowed, num_inputs=_rows(inputs))
     if allowed is None:
         return _check_noise(network, artifact, inputs, expected, found, parity)
     if not max_rel <= allowed:
@@ -120,10 +121,11 @@ def check_parity(network: nn.Module, artifact: Artifact, inputs: Tensor, toleran
     return parity
 
 
-def _require_shape(artifact: Artifact, inputs: Tensor) -> None:
-    if tuple(inputs.shape[1:]) != tuple(artifact.input_shape[1:]):
-        message = f"{artifact.path} differs: it is made for inputs {_shapes([torch.empty(artifact.input_shape)])}, "
-        message += f"and compared on {_shapes([inputs])}."
+def _require_shape(artifact: Artifact, inputs: Given) -> None:
+    given = several(inputs)
+    if [tuple(x.shape[1:]) for x in given] != [tuple(shape[1:]) for shape in artifact.shapes]:
+        made = ", ".join("x".join(map(str, shape)) for shape in artifact.shapes)
+        message = f"{artifact.path} differs: it is made for inputs {made}, and compared on {_shapes(given)}."
         raise ParityError(message)
 
 
@@ -150,7 +152,7 @@ def artifact_accuracy(artifact: Artifact, examples: Labelled) -> float:
     return correct / num
 
 
-def _tolerance(network: nn.Module, artifact: Artifact, inputs: Tensor, expected: Sequence[Tensor]) -> float:
+def _tolerance(network: nn.Module, artifact: Artifact, inputs: Given, expected: Sequence[Tensor]) -> float:
     """The largest relative difference that the artifact may have in its precision, fp32 or fp16.
 
     Raises:
@@ -166,7 +168,7 @@ def _tolerance(network: nn.Module, artifact: Artifact, inputs: Tensor, expected:
     return min(HALF_CEILING, max(HALF_TOLERANCE, HALF_MARGIN * max(map(_relative, expected, yardstick))))
 
 
-def _refuse_overflow(network: nn.Module, inputs: Tensor, batch: int, expected: Sequence[Tensor]) -> None:
+def _refuse_overflow(network: nn.Module, inputs: Given, batch: int, expected: Sequence[Tensor]) -> None:
     """Stop if values that half precision can't hold spoil the outputs."""
     stored, overflow = stored_in_half(network, inputs, batch)
     if overflow is not None and not max(map(_relative, expected, stored)) <= HALF_CEILING:
@@ -179,7 +181,7 @@ def _refuse_overflow(network: nn.Module, inputs: Tensor, batch: int, expected: S
 
 
 def _check_noise(
-    network: nn.Module, artifact: Artifact, inputs: Tensor, expected: Sequence[Tensor], found: Sequence[Tensor],
+    network: nn.Module, artifact: Artifact, inputs: Given, expected: Sequence[Tensor], found: Sequence[Tensor],
     parity: Parity,
 ) -> Parity:  # fmt: skip
     """Hold an int8 artifact to the network in 8 bits."""
@@ -221,7 +223,7 @@ class Reference:
     least_db: tuple[float | None, ...] | None
 
 
-def reference(network: nn.Module, artifact: Artifact, inputs: Tensor) -> Reference:
+def reference(network: nn.Module, artifact: Artifact, inputs: Given) -> Reference:
     """What ``check_parity`` compares with, for inputs [N, C, H, W]; the artifact isn't run.
 
     Raises:
@@ -240,16 +242,16 @@ def reference(network: nn.Module, artifact: Artifact, inputs: Tensor) -> Referen
     return Reference(outputs=expected, tolerance=None, least_db=least)
 
 
-def _in_eight_bits(network: nn.Module, inputs: Tensor) -> tuple[Tensor, ...]:
+def _in_eight_bits(network: nn.Module, inputs: Given) -> tuple[Tensor, ...]:
     with eight_bits():
-        return _reference(network, inputs, len(inputs))
+        return _reference(network, inputs, _rows(inputs))
 
 
-def _advice(network: nn.Module, inputs: Tensor, number: int, least: float) -> str:
+def _advice(network: nn.Module, inputs: Given, number: int, least: float) -> str:
     """What to change, given the dB of output ``number``: does torch have them where layers' results are rounded too?"""
-    expected = _reference(network, inputs, len(inputs))[number]
+    expected = _reference(network, inputs, _rows(inputs))[number]
     with eight_bits(results=True):
-        stored = _reference(network, inputs, len(inputs))[number]
+        stored = _reference(network, inputs, _rows(inputs))[number]
     if snr_db(expected, stored) < least:
         return "8 bits are too few for this network as it is: train it first if its weights are random, or use fp16."
     return "More calibration examples may help: values outside of their range are cut off. Or use fp16."
@@ -282,14 +284,16 @@ def unchecked(artifact: Artifact) -> str:
     return f"this machine can't run {artifact.path.name}: its engine has to be built first, on the device"
 
 
-def compare_contents(network: nn.Module, artifact: Artifact, inputs: Tensor) -> dict[str, Any] | None:
+def compare_contents(network: nn.Module, artifact: Artifact, inputs: Given) -> dict[str, Any] | None:
     """What is inside the artifact beside the network's layers, where its format can be read but not run; else None.
 
     Raises:
         ParityError: it differs.
     """
     compare = getattr(FORMATS[artifact.format], "compare", None)
-    return None if compare is None else asdict(compare(network, artifact, inputs[: artifact.input_shape[0]]))
+    return (
+        None if compare is None else asdict(compare(network, artifact, next(pieces(inputs, artifact.input_shape[0]))))
+    )
 
 
 def _runtime(artifact: Artifact) -> str:
@@ -300,13 +304,16 @@ def _runtime(artifact: Artifact) -> str:
     return runtime
 
 
-def _reference(network: nn.Module, inputs: Tensor, batch: int) -> tuple[Tensor, ...]:
+def _reference(network: nn.Module, inputs: Given, batch: int) -> tuple[Tensor, ...]:
     """The network's outputs on the CPU, computed in the artifact's batches."""
-    place = next((p.device for p in network.parameters()), inputs.device)
-    chunks = [inputs[start : start + batch].to(place) for start in range(0, len(inputs), batch)]
+    place = next((p.device for p in network.parameters()), several(inputs)[0].device)
     with eval_mode(network), torch.no_grad():
-        parts = [flatten(network(chunk)) for chunk in chunks]
-    return tuple(torch.cat([y.cpu() for y in column]) for column in zip(*parts, strict=True))
+        parts = [flatten(network(*(x.to(place) for x in piece))) for piece in pieces(inputs, batch)]
+    return tuple(torch.cat([torch.atleast_1d(y.cpu()) for y in column]) for column in zip(*parts, strict=True))
+
+
+def _rows(inputs: Given) -> int:
+    return len(several(inputs)[0])
 
 
 def _refuse_vacuous(expected: Sequence[Tensor], tolerance: float) -> None:

@@ -22,9 +22,9 @@ from typing import Any, Final
 
 import numpy
 import onnx
-from torch import Tensor
 
 from deploy_prune.errors import ExportError
+from deploy_prune.export.inputs import Given, batches, count, float32, several
 from deploy_prune.system.guard import scratch
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
@@ -44,7 +44,7 @@ BETWEEN: Final = (
 
 
 def in_precision(
-    model: onnx.ModelProto, precision: str, calibration: Tensor | None, *, symmetric: bool = False
+    model: onnx.ModelProto, precision: str, calibration: Given | None, *, symmetric: bool = False
 ) -> onnx.ModelProto:
     """The float32 model in fp32, fp16 or int8; ``calibration`` and ``symmetric`` as for ``int8``.
 
@@ -56,7 +56,7 @@ def in_precision(
     return fp16(model) if precision == "fp16" else model
 
 
-def int8(model: onnx.ModelProto, calibration: Tensor | None, *, symmetric: bool = False) -> onnx.ModelProto:
+def int8(model: onnx.ModelProto, calibration: Given | None, *, symmetric: bool = False) -> onnx.ModelProto:
     """The model with 8-bit weights and activations; its inputs and outputs stay float32.
 
     Args:
@@ -180,21 +180,20 @@ def _read(node: onnx.NodeProto) -> set[str]:
     return {*node.input} | inner
 
 
-def _batches(model: onnx.ModelProto, calibration: Tensor | None) -> Iterator[dict[str, Any]]:
+def _batches(model: onnx.ModelProto, calibration: Given | None) -> Iterator[dict[str, Any]]:
     """What a calibration run is fed, one after the other.
 
     Raises:
         ExportError: there isn't one.
     """
-    entry = model.graph.input[0]
-    size = entry.type.tensor_type.shape.dim[0].dim_value or 1
-    number = 0 if calibration is None else len(calibration) // size
-    if calibration is None or number == 0:
-        message = f"int8 needs calibration inputs, real ones, at least {size}; there are "
-        raise ExportError(message + ("none." if calibration is None else f"{len(calibration)}."))
-    x = calibration.detach().float().cpu().numpy()
-    for start in range(0, number * size, size):
-        yield {entry.name: numpy.ascontiguousarray(x[start : start + size])}
+    sizes = [[entry.type.tensor_type.shape.dim[0].dim_value or 1] for entry in model.graph.input]
+    inputs = () if calibration is None else several(calibration)
+    if calibration is None or count(inputs, sizes) == 0:
+        message = f"int8 needs calibration inputs, real ones, at least {sizes[0][0]}; there are "
+        raise ExportError(message + ("none." if calibration is None else f"{len(inputs[0])}."))
+    for batch in batches(inputs, sizes):
+        arrays = [x.detach().cpu().numpy() for x in float32(batch)]
+        yield {e.name: numpy.ascontiguousarray(x) for e, x in zip(model.graph.input, arrays, strict=True)}
 
 
 class _Reader:

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import onnx
-from torch import Tensor, nn
+from torch import nn
 
 from deploy_prune.errors import CommandError, ExportError
 from deploy_prune.export import onnx as onnx_format
 from deploy_prune.export._tensorrt_qdq import make_symmetric
 from deploy_prune.export.artifact import describe
+from deploy_prune.export.inputs import Given, several
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system.cache import cache_folder
 from deploy_prune.system.shell import atomic, run_command
@@ -49,11 +50,11 @@ _DEVICE_SCRIPT: Final = Path(__file__).parents[1] / "device" / "payload" / "buil
 
 def write(
     network: nn.Module,
-    example: Tensor,
+    example: Given,
     path: Path,
     precision: str,
     part: ExportPart,
-    calibration: Tensor | None = None,
+    calibration: Given | None = None,
 ) -> Artifact:
     """Write the folder; with an NVIDIA GPU and the tensorrt package here, build its engine.
 
@@ -81,21 +82,24 @@ def write(
         (folder / "model.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         shutil.copyfile(_DEVICE_SCRIPT, folder / _DEVICE_SCRIPT.name)
         versions = {**onnx_format.versions(part), "engine": _build(folder, about, part.timeout_s)}
-    return describe(path, format="tensorrt", precision=precision, input_shape=example.shape, versions=versions)
+    return describe(
+        path, format="tensorrt", precision=precision, input_shape=several(example)[0].shape, versions=versions
+    )
 
 
-def _about(graph: onnx.GraphProto, example: Tensor, precision: str, part: ExportPart) -> dict[str, Any]:
+def _about(graph: onnx.GraphProto, example: Given, precision: str, part: ExportPart) -> dict[str, Any]:
     """What model.json says. Outputs are named there in the network's order, which an engine does not keep."""
     constants = {entry.name for entry in graph.initializer}
     inputs = [entry.name for entry in graph.input if entry.name not in constants]
     if len(inputs) != 1:
         message = f"TensorRT's folder is for networks with one input, and this one has {len(inputs)}."
         raise ExportError(message)
+    shape = several(example)[0].shape
     return {
         "precision": precision,
         "input": inputs[0],
-        "shape": list(example.shape),
-        "max_batch": max(MAX_BATCH, example.shape[0]) if part.dynamic_batch else None,
+        "shape": list(shape),
+        "max_batch": max(MAX_BATCH, shape[0]) if part.dynamic_batch else None,
         "outputs": [entry.name for entry in graph.output],
     }
 

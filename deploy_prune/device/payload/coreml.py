@@ -23,13 +23,16 @@ class Model:
             raise ValueError(message)
         self._model = coremltools.models.MLModel(path, compute_units=coremltools.ComputeUnit.CPU_ONLY)
         described = self._model.get_spec().description
-        (self._input,) = [entry.name for entry in described.input]
+        names = [entry.name for entry in described.input]
+        self._inputs = sorted(names, key=lambda name: int(name.removeprefix("input") or 0))
         self._outputs = sorted((entry.name for entry in described.output), key=lambda name: int(name[3:]))  # out0, ...
         self._feed: dict[str, Any] = {}
 
-    def feed(self, x: numpy.ndarray) -> None:
-        """Keep an input, float32 [B, C, H, W], for the next runs."""
-        self._feed = {self._input: numpy.ascontiguousarray(x, dtype=numpy.float32)}
+    def feed(self, *inputs: numpy.ndarray) -> None:
+        """Keep inputs [B, ...], float32 or int32, for the next runs."""
+        types = ["float32" if x.dtype.kind == "f" else "int32" for x in inputs]
+        kept = [numpy.ascontiguousarray(x, dtype=kind) for x, kind in zip(inputs, types, strict=True)]
+        self._feed = dict(zip(self._inputs, kept, strict=True))
 
     def run(self) -> list[numpy.ndarray]:
         """One inference: the outputs, float32, in the network's order."""

@@ -2,10 +2,12 @@
 
     python -I device.py < spec.json > answer.json
 
-A model is {"runtime": "onnxruntime", "path": ..., "layout": "NCHW", "input_shape": [B, C, H, W]}; every spec has
+A model is {"runtime": "onnxruntime", "path": ..., "layout": "NCHW", "input_shape": [B, C, H, W]}, and if it takes
+anything but one float32 input, "inputs": [{"shape": [B, ...], "type": "int64"}, ...]; every spec has
 {"models": [model, ...], "threads": 1}, and:
 
-    {"mode": "run", "inputs": "x.npy", "outputs": folder}       every model's outputs for float32 inputs [N, C, H, W]
+    {"mode": "run", "inputs": "x.npy", "outputs": folder}       every model's outputs for inputs [N, ...]; of
+                                                                several inputs an .npz file
     {"mode": "bench", "warmup": 30, "runs": 300, "min_s": 1.0, "max_runs": 3000}
     {"mode": "profile", "warmup": 30, "runs": 150}
 
@@ -22,7 +24,7 @@ folder is never on the path where modules are looked for: so ``onnxruntime.py`` 
 
     class Model:
         def __init__(self, path: str, threads: int, layout: str) -> None
-        def feed(self, x: numpy.ndarray) -> None    # float32 [B, C, H, W], brought to the file's layout and type
+        def feed(self, *inputs: numpy.ndarray) -> None    # [B, ...] each, brought to the file's layout and type
         def run(self) -> list[numpy.ndarray]        # one inference on that: the outputs in order, float32
         open_batch: bool                            # may be left out: True if any batch size can be fed
     def versions() -> dict[str, str]
@@ -100,36 +102,39 @@ def load(model: Mapping[str, Any], threads: int, kind: str = "Model") -> Any:
 
 def run(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Each model's outputs for all inputs, as .npy files: the paths, in order."""
-    x, folder = numpy.load(spec["inputs"]), Path(spec["outputs"])
+    loaded, folder = numpy.load(spec["inputs"]), Path(spec["outputs"])
+    inputs = [loaded] if isinstance(loaded, numpy.ndarray) else [loaded[name] for name in loaded.files]
     paths = []
     for number, model in enumerate(spec["models"]):
-        parts = outputs(load(model, spec["threads"]), model["input_shape"][0], x)
+        parts = outputs(load(model, spec["threads"]), model["input_shape"][0], *inputs)
         paths.append([str(folder / f"{number}.{i}.npy") for i in range(len(parts))])
         for path, part in zip(paths[-1], parts, strict=True):
             numpy.save(path, part)
     return {"outputs": paths}
 
 
-def outputs(model: Any, batch: int, x: numpy.ndarray) -> list[numpy.ndarray]:
-    """All outputs of one model for inputs [N, C, H, W], each [N, ...], computed in its batches.
+def outputs(model: Any, batch: int, *inputs: numpy.ndarray) -> list[numpy.ndarray]:
+    """All outputs of one model for inputs [N, ...], each [N, ...], computed in its batches.
 
     Raises:
         ValueError: N doesn't divide into batches.
     """
-    size = len(x) if getattr(model, "open_batch", False) else batch
-    if len(x) == 0 or len(x) % size:
-        message = f"the file takes {size} inputs at a time; {len(x)} can't be divided so"
+    rows = len(inputs[0])
+    size = rows if getattr(model, "open_batch", False) else batch
+    if rows == 0 or rows % size:
+        message = f"the file takes {size} inputs at a time; {rows} can't be divided so"
         raise ValueError(message)
     columns: list[list[numpy.ndarray]] = []
-    for start in range(0, len(x), size):
-        model.feed(x[start : start + size])
-        columns.append([numpy.array(y) for y in model.run()])
+    for number in range(rows // size):
+        steps = [size * len(x) // rows for x in inputs]
+        model.feed(*(x[number * step : (number + 1) * step] for x, step in zip(inputs, steps, strict=True)))
+        columns.append([numpy.atleast_1d(numpy.array(y)) for y in model.run()])
     return [numpy.concatenate(column) for column in zip(*columns, strict=True)]
 
 
 def bench(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Raw samples in ms, one list per model, all of one length; and the conditions before and after them."""
-    runs = [runner(load(model, spec["threads"]), model["input_shape"]) for model in spec["models"]]
+    runs = [runner(load(model, spec["threads"]), model) for model in spec["models"]]
     warm = rounds(runs, max(spec["warmup"], 3))
     fastest_s = max(min(min(samples) for samples in warm) / 1e3, 1e-6)
     wanted = min(int(spec["min_s"] / (2 * fastest_s)), spec["max_runs"])
@@ -141,14 +146,19 @@ def bench(spec: Mapping[str, Any]) -> dict[str, Any]:
 def profile(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Per model, the ms of one run that each node of the runtime's graph takes."""
     models = [load(model, spec["threads"], "Profile") for model in spec["models"]]
-    runs = [runner(model, told["input_shape"]) for model, told in zip(models, spec["models"], strict=True)]
+    runs = [runner(model, told) for model, told in zip(models, spec["models"], strict=True)]
     rounds(runs, spec["warmup"] + spec["runs"])
     return {"nodes": [model.nodes(spec["warmup"]) for model in models]}
 
 
-def runner(model: Any, input_shape: Sequence[int]) -> Run:
-    """A function that runs the model once, on a fixed random input."""
-    model.feed(numpy.random.default_rng(0).random(input_shape, dtype="float32"))
+def runner(model: Any, told: Mapping[str, Any]) -> Run:
+    """A function that runs the model once, on fixed inputs: random ones, and ones where they are whole numbers."""
+    random = numpy.random.default_rng(0)
+    wanted = told.get("inputs") or [{"shape": told["input_shape"], "type": "float32"}]
+    model.feed(*(
+        random.random(x["shape"], dtype="float32") if x["type"] == "float32" else numpy.ones(x["shape"], x["type"])
+        for x in wanted
+    ))  # fmt: skip
 
     def once() -> float:
         start = time.perf_counter_ns()

@@ -33,15 +33,18 @@ class Model:
             message = f"{path} has no method 'forward'"
             raise ValueError(message)
         self._method = method
-        self._shape = tuple(method.metadata.input_tensor_meta(0).sizes())
+        about = method.metadata
+        self._shapes = [tuple(about.input_tensor_meta(i).sizes()) for i in range(about.num_inputs())]
         self._input: tuple[torch.Tensor, ...] = ()
 
-    def feed(self, x: numpy.ndarray) -> None:
-        """Take an input [B, C, H, W], of the shape that the file was written for."""
-        if x.shape != self._shape:
-            message = f"the file takes inputs {self._shape}, not {x.shape}"
+    def feed(self, *inputs: numpy.ndarray) -> None:
+        """Take inputs [B, ...], of the shapes that the file was written for."""
+        found = [x.shape for x in inputs]
+        if found != self._shapes:
+            message = f"the file takes inputs {', '.join(map(str, self._shapes))}, not {', '.join(map(str, found))}"
             raise ValueError(message)
-        self._input = (torch.from_numpy(numpy.array(x, dtype=numpy.float32, order="C")),)
+        copies = [numpy.array(x, dtype="float32" if x.dtype.kind == "f" else x.dtype, order="C") for x in inputs]
+        self._input = tuple(map(torch.from_numpy, copies))
 
     def run(self) -> list[numpy.ndarray]:
         """One inference on what was fed; the network's outputs in order, float32."""

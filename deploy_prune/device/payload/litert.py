@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -23,30 +24,35 @@ class Model:
         self._interpreter = Interpreter(model_path=path, num_threads=threads)
         self._interpreter.allocate_tensors()
         self._invoke = self._interpreter.invoke
-        (entry,) = self._interpreter.get_input_details()
-        self._input, self._shape = entry["index"], tuple(int(size) for size in entry["shape"])
-        self._outputs = [index for _, index in sorted(self._named_outputs())]
-        self._to_file = (0, 2, 3, 1) if layout == "NHWC" else (0, 1, 2, 3)
+        (key,) = self._signatures()
+        signature = self._interpreter.get_signature_runner(key)
+        self._inputs = in_order(signature.get_input_details(), "args_")
+        self._outputs = [int(entry["index"]) for entry in in_order(signature.get_output_details(), "output_")]
+        self._to_last = layout == "NHWC"
 
-    def feed(self, x: numpy.ndarray) -> None:
-        """Copy an input [B, C, H, W] into the file's input tensor, whose shape it must have."""
-        turned = numpy.ascontiguousarray(x.transpose(self._to_file), dtype=numpy.float32)
-        if turned.shape != self._shape:
-            message = f"the file takes inputs {self._shape}, not {turned.shape}"
-            raise ValueError(message)
-        self._interpreter.set_tensor(self._input, turned)
+    def feed(self, *inputs: numpy.ndarray) -> None:
+        """Copy inputs [B, ...], images [B, C, H, W], into the file's input tensors, whose shapes they must have."""
+        for told, x in zip(self._inputs, inputs, strict=True):
+            is_image = self._to_last and x.ndim == 4 and x.dtype.kind == "f"
+            turned = numpy.ascontiguousarray(x.transpose(0, 2, 3, 1) if is_image else x, dtype=told["dtype"])
+            shape = tuple(int(size) for size in told["shape"])
+            if turned.shape != shape:
+                message = f"the file takes inputs {shape}, not {turned.shape}"
+                raise ValueError(message)
+            self._interpreter.set_tensor(told["index"], turned)
 
     def run(self) -> list[numpy.ndarray]:
         """One inference on what was fed; the network's outputs in order, float32."""
         self._invoke()
         return [self._interpreter.get_tensor(index) for index in self._outputs]
 
-    def _named_outputs(self) -> list[tuple[int, int]]:
-        """(Place in the network's outputs, tensor) of each output; the signature has them as output_0, output_1, ..."""
-        names: Any = self._interpreter.get_signature_list()
-        (key,) = names
-        details = self._interpreter.get_signature_runner(key).get_output_details()
-        return [(int(name.removeprefix("output_")), int(entry["index"])) for name, entry in details.items()]
+    def _signatures(self) -> Any:
+        return self._interpreter.get_signature_list()
+
+
+def in_order(details: Mapping[str, Any], prefix: str) -> list[Any]:
+    """A signature's inputs or outputs in the network's order: their names end in numbers."""
+    return [details[name] for name in sorted(details, key=lambda name: int(name.removeprefix(prefix)))]
 
 
 def versions() -> dict[str, str]:

@@ -37,23 +37,27 @@ class Model:
         if self.net.load_model(str(weights)) != 0:
             message = f"ncnn can't load {weights}"
             raise RuntimeError(message)
-        self.input = self.net.input_names()[0]
+        self.inputs = sorted(self.net.input_names(), key=lambda name: int(name.removeprefix("in")))
         self.outputs = sorted(self.net.output_names(), key=lambda name: int(name.removeprefix("out")))
-        self.images: list[Any] = []
+        self.images: list[list[Any]] = []
 
-    def feed(self, x: Array) -> None:
-        """Take float32 inputs [B, C, H, W]; ncnn gets them one at a time.
+    def feed(self, *inputs: Array) -> None:
+        """Take float32 inputs [B, ...]; ncnn gets them one at a time.
 
         Copied: a Mat that only points into an array crashes where the first layer works in place.
         """
-        self.images = [ncnn.Mat(numpy.ascontiguousarray(one, dtype=numpy.float32)).clone() for one in x]
+        self.images = [
+            [ncnn.Mat(numpy.ascontiguousarray(one, dtype=numpy.float32)).clone() for one in example]
+            for example in zip(*inputs, strict=True)
+        ]
 
     def run(self) -> list[Array]:
         """All outputs, float32 [B, ...], in the network's order."""
         results: list[list[Array]] = [[] for _ in self.outputs]
-        for image in self.images:
+        for example in self.images:
             extractor = self.net.create_extractor()
-            extractor.input(self.input, image)
+            for name, image in zip(self.inputs, example, strict=True):
+                extractor.input(name, image)
             for name, column in zip(self.outputs, results, strict=True):
                 code, found = extractor.extract(name)
                 if code != 0:

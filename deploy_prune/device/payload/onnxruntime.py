@@ -17,6 +17,7 @@ DTYPES = {
     "tensor(double)": "float64",
     "tensor(int32)": "int32",
     "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
 }
 SUFFIX = "_kernel_time"
 
@@ -26,8 +27,8 @@ class Model:
 
     def __init__(self, path: str, threads: int, layout: str) -> None:
         self._session = onnxruntime.InferenceSession(path, self._options(threads), providers=["CPUExecutionProvider"])
-        (self._input,) = self._session.get_inputs()
-        self.open_batch = not isinstance(self._input.shape[0], int)
+        self._inputs = self._session.get_inputs()
+        self.open_batch = not isinstance(self._inputs[0].shape[0], int)
         self._to_last = layout == "NHWC"
         self._feed: dict[str, numpy.ndarray] = {}
 
@@ -40,10 +41,13 @@ class Model:
         options.add_session_config_entry("session.set_denormal_as_zero", "1")  # else they take many times as long
         return options
 
-    def feed(self, x: numpy.ndarray) -> None:
-        """Keep an input, float32 [B, C, H, W] (or whole numbers of any shape), for the next runs."""
-        x = x.transpose(0, 2, 3, 1) if self._to_last else x
-        self._feed = {self._input.name: numpy.ascontiguousarray(x.astype(DTYPES[self._input.type], copy=False))}
+    def feed(self, *inputs: numpy.ndarray) -> None:
+        """Keep inputs [B, ...], images [B, C, H, W], for the next runs."""
+        turned = [x.transpose(0, 2, 3, 1) if self._to_last else x for x in inputs]
+        self._feed = {
+            told.name: numpy.ascontiguousarray(x.astype(DTYPES[told.type], copy=False))
+            for told, x in zip(self._inputs, turned, strict=True)
+        }
 
     def run(self) -> list[numpy.ndarray]:
         """One inference: the outputs, in the file's order."""

@@ -36,9 +36,11 @@ class Model:
         self.request = core.compile_model(model, "CPU", settings).create_infer_request()
         self.count = len(model.outputs)
 
-    def feed(self, x: Array) -> None:
-        """Take float32 inputs [B, C, H, W]."""
-        self.request.set_input_tensor(openvino.Tensor(numpy.ascontiguousarray(x, dtype=numpy.float32)))
+    def feed(self, *inputs: Array) -> None:
+        """Take inputs [B, ...], floating-point ones in float32."""
+        for number, x in enumerate(inputs):
+            kept = numpy.ascontiguousarray(x, dtype="float32" if x.dtype.kind == "f" else x.dtype)
+            self.request.set_input_tensor(number, openvino.Tensor(kept))
 
     def run(self) -> list[Array]:
         """All outputs, float32, in the network's order."""

@@ -135,8 +135,9 @@ class Model:
         self._input = inputs[0]
         self._buffers: dict[str, Buffer] = {}
 
-    def feed(self, x: numpy.ndarray[Any, Any]) -> None:
-        """Bring inputs [B, C, H, W], float32, to the GPU."""
+    def feed(self, *inputs: numpy.ndarray[Any, Any]) -> None:
+        """Bring the one input [B, ...] to the GPU."""
+        (x,) = inputs
         if self._layout == "NHWC":
             x = x.transpose(0, 2, 3, 1)
         if self._input not in self._buffers or self._buffers[self._input].array.shape != x.shape:
