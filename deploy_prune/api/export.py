@@ -101,9 +101,9 @@ def export_network(
         artifact = isolated.write(format, network, given, path, precision, part or ExportPart(), real)
         try:
             if can_run(artifact):
-                check_parity(network, artifact, inputs)
+                check_parity(network, artifact, as_given(inputs))
             else:
-                compare_contents(network, artifact, inputs)
+                compare_contents(network, artifact, as_given(inputs))
         except DeployPruneError:
             remove(path)
             raise
@@ -178,9 +178,9 @@ def export_saved(source: Path, target: str, out: Path, trust: bool = False) -> A
     artifact = isolated.write(chosen.format, network, example, out, chosen.precision, part, calibration)
     try:
         if can_run(artifact):
-            check_parity(network, artifact, inputs)
+            check_parity(network, artifact, as_given(inputs))
             return artifact
-        compare_contents(network, artifact, inputs)
+        compare_contents(network, artifact, as_given(inputs))
     except DeployPruneError:
         remove(out)
         raise

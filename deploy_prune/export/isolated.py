@@ -31,7 +31,7 @@ from deploy_prune.errors import DeployPruneError, ExportError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import eval_mode, export_program, first_line, quiet, require
 from deploy_prune.export.denormals import without_denormals
-from deploy_prune.export.inputs import Given, as_given, described, float32, require_inputs
+from deploy_prune.export.inputs import Given, as_given, described, float32
 from deploy_prune.networks.copies import copied
 from deploy_prune.networks.tensors import moved
 from deploy_prune.recipe.parts import ExportPart
@@ -196,7 +196,6 @@ def write(
     """
     kind = FORMATS[name]
     require(name, kind, precision)
-    require_inputs(name, example)
     if not path.name.endswith(kind.suffix):
         message = f"A file of the format {name} ends in {kind.suffix}; {path} doesn't, and runtimes need that ending."
         raise ExportError(message)
