@@ -178,9 +178,9 @@ def export_saved(source: Path, target: str, out: Path, trust: bool = False) -> A
     artifact = isolated.write(chosen.format, network, example, out, chosen.precision, part, calibration)
     try:
         if can_run(artifact):
-            check_parity(network, artifact, as_given(inputs))
+            check_parity(network, artifact, inputs)
             return artifact
-        compare_contents(network, artifact, as_given(inputs))
+        compare_contents(network, artifact, inputs)
     except DeployPruneError:
         remove(out)
         raise
