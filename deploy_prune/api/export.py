@@ -99,21 +99,27 @@ def export_network(
         network = called_in_order(network, example)
         given = as_given(float32(example))
         artifact = isolated.write(format, network, given, path, precision, part or ExportPart(), real)
-        try:
-            if can_run(artifact):
-                check_parity(network, artifact, as_given(inputs))
-            else:
-                compare_contents(network, artifact, as_given(inputs))
-        except DeployPruneError:
-            remove(path)
-            raise
+        was_run = _compared(network, artifact, as_given(inputs))
     if sentence is not None:
         warnings.warn(sentence, ConvertedWarning, stacklevel=3)
-    if can_run(artifact):
+    if was_run:
         return artifact
     reason = unchecked(artifact)
     warnings.warn(f"{path} was not compared with the network: {reason}.", UncheckedWarning, stacklevel=3)
     return replace(artifact, unchecked=reason)
+
+
+def _compared(network: nn.Module, artifact: Artifact, inputs: Given) -> bool:
+    """Compare an artifact with its network; whether it was run, not only read. One that fails is removed."""
+    try:
+        if can_run(artifact):
+            check_parity(network, artifact, inputs)
+            return True
+        compare_contents(network, artifact, inputs)
+    except DeployPruneError:
+        remove(artifact.path)
+        raise
+    return False
 
 
 class ConvertedWarning(UserWarning):
@@ -176,12 +182,6 @@ def export_saved(source: Path, target: str, out: Path, trust: bool = False) -> A
         inputs = calibration = calibration_inputs(splits.load(recipe.data, recipe.seed), part)
     example = torch.zeros(described.input_shape)
     artifact = isolated.write(chosen.format, network, example, out, chosen.precision, part, calibration)
-    try:
-        if can_run(artifact):
-            check_parity(network, artifact, inputs)
-            return artifact
-        compare_contents(network, artifact, inputs)
-    except DeployPruneError:
-        remove(out)
-        raise
+    if _compared(network, artifact, inputs):
+        return artifact
     return replace(artifact, unchecked=unchecked(artifact))
