@@ -303,22 +303,6 @@ class Latency:
         return quantiles(self.samples_ms, n=100, method="inclusive")[percent - 1]
 
 
-Reason = Literal["granularity", "memory-bound", "overhead"]
-"""Why a layer is slower than its multiply-accumulates say: latency/why_slower.py has the rules."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lost:
-    """A layer that is slower than its multiply-accumulates say; ``share``: lost ms over the slim network's ms."""
-
-    layer: str
-    dense_ms: float
-    slim_ms: float
-    macs_share: float
-    share: float
-    reason: Reason
-
-
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """Predicted, never measured: latency in ms, where it comes from (table or roofline), and how wrong it may be."""

@@ -11,6 +11,7 @@ from deploy_prune.device import RUNTIMES
 from deploy_prune.device.address import parse
 from deploy_prune.errors import DeployPruneError, RunFolderError, TargetError
 from deploy_prune.latency.granularity import granularity
+from deploy_prune.latency.lost import Lost
 from deploy_prune.latency.measure import profile_for
 from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.latency.why_slower import lost
@@ -21,7 +22,7 @@ from deploy_prune.run.final_latency import BudgetMissedError, require_within, wi
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.run.stages import place_of
 from deploy_prune.run.trust import found_targets
-from deploy_prune.types import Artifact, Budget, Lost, Row, Target
+from deploy_prune.types import Artifact, Budget, Row, Target
 
 
 def bench(run_folder: Path, runs: int, device: str | None = None, trust: bool = False) -> tuple[Bench, ...]:

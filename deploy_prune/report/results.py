@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from deploy_prune.types import Lost, Metric, Row, Structure
+from deploy_prune.latency.lost import Lost
+from deploy_prune.types import Metric, Row, Structure
 
 LAGS: Final = 0.03
 """Latency fell less than the MACs did if its share of dense is larger by this much, at the low end of its interval."""

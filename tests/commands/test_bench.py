@@ -9,11 +9,12 @@ from rich.console import Console
 from deploy_prune.commands import bench
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import MeasurementError, TargetError
+from deploy_prune.latency.lost import Lost
 from deploy_prune.recipe.parts import parse_budget
 from deploy_prune.report.bench import bench_tables
 from deploy_prune.report.results import Bench
 from deploy_prune.run.final_latency import with_latency
-from deploy_prune.types import Latency, Lost, Row
+from deploy_prune.types import Latency, Row
 
 HOST = replace(load_target("host"), granularity=4)
 LOST = Lost(layer="features.3", dense_ms=1.0, slim_ms=0.8, macs_share=0.25, share=0.4, reason="granularity")
