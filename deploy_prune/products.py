@@ -40,8 +40,8 @@ class Dim:
 class Product:
     """One product: MACs = taps * the sizes of its dimensions, the batch among them.
 
-    ``weight``: the operand that is one, None for a product of activations. ``vectors``: as in ``types.Layer``.
-    ``input_positions``: None if the input has the positions of the product. A norm is one without ``taps``.
+    ``weight``: the operand that is one, None for a product of activations. ``vectors``: as in ``types.Layer``; norms
+    and embeddings have no ``taps``. ``input_positions``: None if the input has the positions of the product.
     """
 
     kind: LayerKind
@@ -222,17 +222,10 @@ def _attention(node: fx.Node, given: _Given, is_weight: IsWeight) -> Iterator[Pr
 
 
 def _recurrent(node: fx.Node, given: _Given, is_weight: IsWeight) -> Iterator[Product]:
-    """Lstm, gru, rnn: at every step and in every direction, each matrix [gates * H, I], [gates * H, H] or [P, H]."""
-    x = given["data"] if "data" in given else given["input"]
-    for weight in given["params"]:
+    """Lstm, gru, rnn and their cells: at every step, each matrix [gates * H, I], [gates * H, H] or [P, H]."""
+    for weight in given.get("params") or (given["w_ih"], given["w_hh"]):
         if len(shape_of(weight)) == 2:
-            yield _by_rows(x, weight, "recurrent")
-
-
-def _cell(node: fx.Node, given: _Given, is_weight: IsWeight) -> Iterator[Product]:
-    """One step of a recurrent layer."""
-    for name in ("w_ih", "w_hh"):
-        yield _by_rows(given["input"], given[name], "recurrent")
+            yield _by_rows(given["data"] if "data" in given else given["input"], weight, "recurrent")
 
 
 def _bilinear(node: fx.Node, given: _Given, is_weight: IsWeight) -> Iterator[Product]:
@@ -252,6 +245,13 @@ def _norm(node: fx.Node, given: _Given, is_weight: IsWeight) -> Iterator[Product
     vectors = sum(given.get(name) is not None for name in ("weight", "bias"))
     dims = (*positions, Dim(role="output", size=shape_of(x)[1], seen=seen))
     yield Product(kind="norm", weight=weight, dims=dims, taps=0, vectors=vectors)
+
+
+def _embedding(node: fx.Node, given: _Given, is_weight: IsWeight) -> Iterator[Product]:
+    """Rows of weight [V, D], picked by indices [...]: no product, but a weight."""
+    positions = [_along(given["indices"], d, "position") for d in range(len(shape_of(given["indices"])))]
+    dims = (*positions, _along(given["weight"], 0, "input"), _along(given["weight"], 1, "output"))
+    yield Product(kind="embedding", weight=given["weight"], dims=dims, taps=0)
 
 
 @dataclass(frozen=True)
@@ -371,12 +371,12 @@ FORMULAS: Final[Mapping[str, _Formula]] = {
         (_linear, "linear"),
         (_matmul, "matmul mm bmm addmm baddbmm addbmm"),
         (_attention, "scaled_dot_product_attention"),
-        (_recurrent, "lstm gru rnn_tanh rnn_relu"),
-        (_cell, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
+        (_recurrent, "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
         (_bilinear, "bilinear"),
         (_einsum, "einsum"),
         (_tensordot, "tensordot inner"),
         (_chain, "linalg_multi_dot chain_matmul"),
+        (_embedding, "embedding"),
         (_norm, "batch_norm instance_norm cudnn_batch_norm native_batch_norm _native_batch_norm_legit_no_training"),
     )
     for name in names.split()

@@ -88,7 +88,7 @@ class Width:
         return self.fixed + sum(per * counts[group] for group, per in self.per_unit.items())
 
 
-LayerKind = Literal["conv", "depthwise", "linear", "norm", "recurrent", "product"]
+LayerKind = Literal["conv", "depthwise", "linear", "norm", "embedding", "recurrent", "product"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +99,8 @@ class Layer:
     its output axis, ``taps`` the kernel's positions (9 for 3x3), ``positions`` the output's (H*W, or tokens).
     ``input_positions`` is the same for the layer's input; ``repeats`` are further widths, of what is done anew for each
     (heads, experts, channels that a token mixer takes as positions). ``vectors`` counts parameters per output channel
-    beside the weight (1 for a bias, 2 for an affine norm). A norm has ``taps`` 0. ``name`` is the module's path. A
-    ``product`` is of two activations, without ``tensor``; products.py has more.
+    beside the weight (1 for a bias, 2 for an affine norm). Norms and embeddings have ``taps`` 0. ``name`` is the
+    module's path. A ``product`` is of two activations, without ``tensor``; products.py has more.
     """
 
     name: str

@@ -187,18 +187,21 @@ def ops_of(structure: Structure) -> tuple[Op, ...]:
 def _op(layer: Layer, counts: Counts) -> Op:
     inputs, outputs = layer.inputs.at(counts), layer.outputs.at(counts)
     read = layer.input_positions * (outputs if layer.kind == "depthwise" else inputs)
+    positions, tensor = layer.positions * layer.times(counts), layer.tensor or None
     return Op(
-        name=layer.name, kind=_kind(layer), tensor=layer.tensor, anchor=layer.tensor, taps=layer.taps,
-        positions=layer.positions, inputs=inputs, outputs=outputs, reads=((None, read),),
-        writes=layer.positions * outputs, weights=layer.taps * inputs * outputs,
+        name=layer.name, kind=_kind(layer), tensor=tensor, anchor=tensor, taps=layer.taps, positions=positions,
+        inputs=inputs, outputs=outputs, reads=((None, read),), writes=positions * outputs,
+        weights=layer.taps * inputs * outputs if tensor else 0,
     )  # fmt: skip
 
 
 def _kind(layer: Layer) -> OpKind:
     if layer.kind == "depthwise":
         return "depthwise"
-    if layer.kind == "linear":
+    if layer.kind in {"linear", "recurrent"}:
         return "matmul"
+    if layer.kind == "product":
+        return "attention"
     if layer.taps == 1:
         return "pointwise"
     return "winograd" if layer.taps == 9 and layer.positions == layer.input_positions else "conv"

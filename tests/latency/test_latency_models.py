@@ -14,7 +14,7 @@ from deploy_prune.export import FORMATS
 from deploy_prune.latency.measure import profile
 from deploy_prune.latency.nodes import by_layer
 from deploy_prune.latency.ops import list_ops
-from deploy_prune.latency.predict import predict, roofline
+from deploy_prune.latency.predict import ops_of, predict, roofline
 from deploy_prune.latency.table import Sample, fit_table, variant_counts, widths_of
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.types import ChannelGroup, Layer, Roofline, Structure, Width
@@ -92,6 +92,34 @@ def test_table_recovers_a_machine_of_its_form():
     assert (model.metric, model.granule, model.groups) == ("latency", 16, ("a", "b"))
     assert max(errors(model, HELD_OUT)) < 0.03
     assert model(CHAIN.dense_counts) == pytest.approx(sample(CHAIN.dense_counts).total_ms, rel=0.01)
+
+
+def test_table_takes_a_layer_that_is_repeated_for_every_channel_as_often():
+    """As "second" is for each channel of a; the device's time goes with it."""
+    chain = replace(
+        CHAIN, layers=tuple(replace(x, repeats=(width(a=1),)) if x.name == "second" else x for x in CHAIN.layers)
+    )
+    counts = (chain.dense_counts, *variant_counts(chain, 16, 6, 0), *variant_counts(chain, 16, 4, 1))
+
+    def repeated(one):
+        plain = sample(one)
+        more = {**plain.per_layer_ms, "second": (plain.per_layer_ms["second"] - 0.02) * one["a"] + 0.02}
+        return Sample(widths=widths_of(chain, one), total_ms=sum(more.values()) + 0.1, per_layer_ms=more)
+
+    model = fit_table(chain, [repeated(one) for one in counts[:7]], 16)
+    assert max(errors(model, [repeated(one) for one in counts[7:]])) < 0.03
+
+
+def test_operators_of_a_structure_have_its_macs():
+    more = (
+        replace(layer("mixer", width(49), width(b=1), kind="linear", taps=1, positions=1), repeats=(width(a=1),)),
+        layer("lstm", width(8), width(24), kind="recurrent", taps=1, positions=7),
+        replace(layer("scores", width(b=1), width(49), kind="product", taps=1, positions=49), tensor=""),
+    )
+    ops = ops_of(replace(CHAIN, layers=(*CHAIN.layers, *more)))[-3:]
+    assert [op.macs() for op in ops] == [64 * 49 * 96, 7 * 8 * 24, 49 * 96 * 49]
+    assert [op.kind for op in ops] == ["matmul", "matmul", "attention"]
+    assert [(op.tensor, op.weights) for op in ops[1:]] == [("lstm.weight", 8 * 24), (None, 0)]
 
 
 def test_table_stands_noise_of_ten_percent_a_layer():

@@ -68,6 +68,18 @@ def test_a_recurrent_layer_is_left_whole_by_its_units() -> None:
     )
 
 
+def test_sizes_of_files_go_by_embeddings_too() -> None:
+    """Files of 4 bytes a number, and 500 beside them: dense, smallest and any other."""
+    network, x = counted_networks.make("tokens")
+    structure = find_groups(network, (x,), PrunePart())
+    file = cost.params(structure, network).scaled(4, "size", exact=(structure.dense_counts, 20_000))
+    smallest = dict.fromkeys(structure.dense_counts, 1)
+    size = cost.size(structure, "fp32", file(structure.dense_counts), (smallest, file(smallest)))
+    for counts in ({"places": 4, "inner": 20}, {"places": 13, "inner": 2}):
+        assert counts.keys() == smallest.keys()
+        assert size(counts) == pytest.approx(file(counts), rel=0.03)
+
+
 class Halves(nn.Module):
     """A product of one half of a layer's channels; which of them are cut decides, not only how many."""
 
