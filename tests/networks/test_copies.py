@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 from deploy_prune.api.export import export_network
 from deploy_prune.api.prune import prune
+from deploy_prune.architecture import json_file
 from deploy_prune.errors import DeployPruneError, ExportError, SurgeryError
 from deploy_prune.export.artifact import export_program
 from deploy_prune.networks.copies import copied, is_wrapped
 from deploy_prune.networks.tensors import moved, tensors_held
-from deploy_prune.recipe.parts import ExportPart, PrunePart
+from deploy_prune.recipe.parts import ExportPart, ModelPart, PrunePart
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery import verify
+from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -219,9 +221,14 @@ class Written(nn.Module):
         return x * torch.tensor([1.0 + i for i in range(16)]).view(16, 1, 1)
 
 
-@pytest.mark.parametrize("method", ["magnitude", "uniform", "taylor", "gate", "random"])
-@pytest.mark.parametrize("how", ["buffer", "unsaved buffer", "attribute"])
-@pytest.mark.parametrize("kind", [Blur, Fixed, Written])
+UNTRAINED = (
+    *((Blur, how, method) for how in ("buffer", "unsaved buffer", "attribute") for method in ("magnitude", "uniform")),
+    *((kind, "attribute", method) for kind in (Blur, Fixed) for method in ("taylor", "gate")),
+    *((kind, "unsaved buffer", "magnitude") for kind in (Fixed, Written)),
+)
+
+
+@pytest.mark.parametrize(("kind", "how", "method"), UNTRAINED)
 def test_weights_that_are_not_trained_are_cut_with_the_rest(kind: type[nn.Module], how: str, method: str) -> None:
     network = plain()
     network.insert(2, kind(how))
@@ -332,3 +339,22 @@ def test_the_module_of_an_exported_program_is_told_what_fails() -> None:
     program = torch.export.export(plain().eval(), (X,)).module()
     with pytest.raises(ExportError, match=r"The network fails on inputs \[1, 3, 8, 8\]: AssertionError: Guard failed"):
         export_program(program, X[:1], ExportPart())
+
+
+def test_a_cut_attribute_comes_back_from_the_file() -> None:
+    def made(seed: int) -> nn.Sequential:
+        network = plain()
+        network.insert(2, Blur("attribute"))
+        torch.manual_seed(seed)
+        for parameter in network.parameters():
+            nn.init.normal_(parameter)
+        return network.eval()
+
+    dense = made(1)
+    structure = find_groups(dense, (X,), PrunePart())
+    keep = {g.name: torch.arange(g.channels) % 3 > 0 for g in structure.groups}
+    slim = cut(dense, structure, keep)
+    told = json_file.describe(ModelPart(source="tests:blurred"), 5, X[:1].shape, keep, dense, slim)
+    again = json_file.build_slim(json_file.loads(json_file.dumps(told)), made(2), example=X[:1])
+    json_file.load_weights(again, slim.state_dict(), Path("weights.safetensors"))
+    assert torch.equal(again(X), slim(X))
