@@ -170,13 +170,17 @@ def size(structure: Structure, precision: Precision, dense: float, smallest: tup
     vector = 8.0 if precision == "int8" else 1.0
     own = {x.tensor: x for x in structure.layers if x.tensor}
     layers = tuple(
-        LayerCost(layer=x, product=float(x.taps), linear=vector * _vectors_in_a_file(x, structure))
+        LayerCost(layer=x, product=float(_taps_in_a_file(x)), linear=vector * _vectors_in_a_file(x, structure))
         for x in own.values()
     )
     weights = CostModel(metric="size", layers=layers, groups=_names(structure))
     whole, counts = structure.dense_counts, smallest[0]
     gone = weights(whole) - weights(counts)
     return weights.scaled((dense - smallest[1]) / gone if gone else 0.0, "size", exact=(whole, dense))
+
+
+def _taps_in_a_file(layer: Layer) -> int:
+    return 1 if layer.kind == "embedding" else layer.taps
 
 
 def _vectors_in_a_file(layer: Layer, structure: Structure) -> int:
