@@ -345,6 +345,7 @@ class Row:
     classes, and scored on ``test_examples``.
     ``status``: "ok" where it was measured, "predicted" where no device is attached, and all checks passed in either
     case. ``error_kind``: the name of the error's class in errors.py, which has the command's exit code.
+    ``refused``: why the artifact isn't in the target's precision but in ``precision`` (``export.on_refusal``).
     """
 
     target: str
@@ -380,6 +381,7 @@ class Row:
     train_examples_of: int | None = None
     test_examples: int | None = None
     error_kind: str | None = None
+    refused: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no measurement gives: rows are read from files too, and are divided by.

@@ -270,6 +270,11 @@ class ExportPart(Part):
         description="How much accuracy an fp16 or int8 artifact may lose against the network that it was made from. "
         "Absolute: 0.02 is two percentage points.",
     )
+    on_refusal: Literal["fail", "fp16"] = Field(
+        default="fail",
+        description="What happens if an int8 artifact fails its check. fail: that budget fails. fp16: the artifact is "
+        "written in fp16, if the format has it, and results and report say so.",
+    )
 
     def content(self) -> dict[str, Any]:
         """What a file's content depends on: all but the limits."""

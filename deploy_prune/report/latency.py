@@ -133,6 +133,7 @@ def _place(row: Row, reference: float) -> Placed | None:
 def remarks(rows: Sequence[Row]) -> tuple[str, ...]:
     """What has to be known to read the figures: rows that weren't steady, and machines whose speed changed."""
     told = [f"{row.target} {row.budget} was disturbed: {row.disturbed}." for row in rows if row.disturbed]
+    told += [f"{row.target} {row.budget} is in {row.precision}: {row.refused}" for row in rows if row.refused]
     for target in dict.fromkeys(row.target for row in rows):
         dense = [row.dense_p50_ms for row in rows if row.target == target and row.dense_p50_ms is not None]
         if dense and max(dense) / min(dense) > 1 + DRIFTED:

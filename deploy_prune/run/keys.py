@@ -142,7 +142,9 @@ def export(basis: Basis, network: str, target: Target) -> Key:
     """Of a place's artifact. ``network``: the digest of its files."""
     part, calibrated = basis.recipe.export.content(), target.precision == "int8"
     if not calibrated:
-        del part["calibration_examples"]
+        del part["calibration_examples"], part["on_refusal"]
+    elif part["on_refusal"] == "fp16":
+        part["max_accuracy_drop"] = basis.recipe.export.max_accuracy_drop
     return {
         **basis.common, "network": network, "target_test": basis.data.target_test.digest,
         "calibration": _inputs(basis) if calibrated else None, "format": [target.format, target.precision],

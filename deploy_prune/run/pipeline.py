@@ -158,6 +158,7 @@ def _steps(
     slim = stages.slim_network(context, costs, place)
     yield (row := with_network(context, row, slim, place))
     artifact = stages.export(context, slim, target, place, trained)
+    row = replace(row, precision=artifact.precision, refused=stages.refused(context, place))
     yield (row := replace(row, size_bytes=artifact.size_bytes, parity_max_abs=parity(context, place)))
     require_size(row)
     yield (row := replace(row, accuracy_artifact=stages.require_accuracy(context, place)))

@@ -20,6 +20,7 @@ def dense_row(context: RunContext, costs: CandidateCosts, target: Target, artifa
     row = _dense_costs(context, costs, target)
     row = replace(
         row, size_bytes=artifact.size_bytes, accuracy=row.accuracy_dense, parity_max_abs=parity(context, place),
+        precision=artifact.precision, refused=stages.refused(context, place),
     )  # fmt: skip
     try:
         if target.runner is None:

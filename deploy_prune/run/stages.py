@@ -22,6 +22,7 @@ from deploy_prune.errors import ParityError
 from deploy_prune.export import FORMATS, isolated
 from deploy_prune.networks import build, weights
 from deploy_prune.networks.copies import copied
+from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt, for_new_classes
@@ -34,6 +35,7 @@ from deploy_prune.search.gated_network import gates_of
 from deploy_prune.search.methods import METHODS, values
 from deploy_prune.surgery import remembered, verify
 from deploy_prune.surgery.cut import cut
+from deploy_prune.system.shell import remove
 from deploy_prune.training.loop import (
     accuracy,
     channels_last,
@@ -286,9 +288,16 @@ def export(context: RunContext, network: nn.Module, target: Target, place: str, 
     path = context.folder.path / name
 
     def compute() -> None:
-        inputs = calibration_inputs(context.data, part) if target.precision == "int8" else None
-        artifact = isolated.write(target.format, network, context.example, path, target.precision, part, inputs)
-        context.folder.write_json(f"{place}/parity.json", prove_artifact(context.data, network, artifact))
+        try:
+            artifact, told = _proven(context, network, target, path, target.precision)
+        except ParityError as error:
+            if target.precision != "int8" or part.on_refusal != "fp16" or "fp16" not in kind.precisions:
+                message = f"{error}{_offer(target, part)}"
+                raise ParityError(message) from error
+            remove(path)
+            artifact, told = _proven(context, network, target, path, "fp16")
+            told["refused"] = f"int8 was refused: {error}"
+        context.folder.write_json(f"{place}/parity.json", told)
         record = {**asdict(artifact), "path": path.name, "versions": dict(artifact.versions)}
         context.folder.write_json(f"{place}/artifact.json", record)
 
@@ -297,20 +306,61 @@ def export(context: RunContext, network: nn.Module, target: Target, place: str, 
     return artifact_of(context.folder, place)
 
 
+def _proven(
+    context: RunContext, network: nn.Module, target: Target, path: Path, precision: str
+) -> tuple[Artifact, dict[str, Any]]:
+    """The artifact in this precision, and what parity.json says of it.
+
+    Raises:
+        ParityError: it isn't the network; or, in int8 where fp16 may take its place, it loses too much accuracy.
+    """
+    part = context.recipe.export
+    inputs = calibration_inputs(context.data, part) if precision == "int8" else None
+    artifact = isolated.write(target.format, network, context.example, path, precision, part, inputs)
+    told = prove_artifact(context.data, network, artifact)
+    if precision == "int8" and part.on_refusal == "fp16":
+        _refuse_loss(str(path), told, part)
+    return artifact, told
+
+
+def _offer(target: Target, part: ExportPart) -> str:
+    """What can be done about a refusal of int8."""
+    if target.precision != "int8":
+        return ""
+    if "fp16" not in FORMATS[target.format].precisions:
+        return f" The format {target.format} has no fp16: use fp32, or give int8 more export.calibration_examples."
+    return (
+        " What can be done: export.on_refusal: fp16 writes it in fp16 instead; a target in fp16; more "
+        f"export.calibration_examples (now {part.calibration_examples}); a larger budget."
+    )
+
+
 def require_accuracy(context: RunContext, place: str) -> float | None:
     """The accuracy of a place's artifact on the target task's test examples; None in fp32, where it is the network's.
 
     Raises:
         ParityError: it is more than ``export.max_accuracy_drop`` below that of the network that it was made from.
     """
-    told, allowed = context.folder.read_json(f"{place}/parity.json"), context.recipe.export.max_accuracy_drop
+    told = context.folder.read_json(f"{place}/parity.json")
+    _refuse_loss(place, told, context.recipe.export)
     found: float | None = told.get("accuracy_artifact")
+    return found
+
+
+def _refuse_loss(place: str, told: Mapping[str, Any], part: ExportPart) -> None:
+    found, allowed = told.get("accuracy_artifact"), part.max_accuracy_drop
     if found is not None and told["accuracy"] - found > allowed:
         message = (
             f"{place}: the artifact's accuracy is {found:.1%}, the network's {told['accuracy']:.1%}; at most "
-            f"{allowed:.1%} less are allowed (export.max_accuracy_drop). Use fp16, or more export.calibration_examples."
+            f"{allowed:.1%} less are allowed (export.max_accuracy_drop). Use fp16 (for int8, export.on_refusal: fp16 "
+            "does it), or more export.calibration_examples."
         )
         raise ParityError(message)
+
+
+def refused(context: RunContext, place: str) -> str | None:
+    """Why a place's artifact isn't in its target's precision; None: it is."""
+    found: str | None = context.folder.read_json(f"{place}/parity.json").get("refused")
     return found
 
 

@@ -106,6 +106,8 @@ def test_a_machine_whose_speed_changed_is_said_to_be(page):
     assert told in html.unescape(page)
     steady = dense_row(0.792), slim_row("75%", took(0.6), took(0.8))
     assert latency.remarks(steady) == ()
+    other = replace(steady[0], precision="fp16", refused="int8 was refused: too much noise.")
+    assert f"{other.target} {other.budget} is in fp16: int8 was refused: too much noise." in latency.remarks([other])
 
 
 def test_a_figure_that_is_not_steady_is_marked_and_told_for_dense_as_for_slim():

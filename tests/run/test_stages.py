@@ -265,6 +265,43 @@ def test_an_artifact_that_differs_is_no_finished_stage(context, monkeypatch):
     assert artifact.input_shape == (1, 1, 16, 16)
 
 
+def refusing_int8(monkeypatch, told=None):
+    """int8 is refused; or, if there is something to tell, told so of it."""
+    working = stages.prove_artifact
+
+    def refused(data, network, artifact):
+        if artifact.precision == "int8" and told is None:
+            message = "too much noise."
+            raise ParityError(message)
+        return {**working(data, network, artifact), **(told if artifact.precision == "int8" else {})}
+
+    monkeypatch.setattr(stages, "prove_artifact", refused)
+
+
+def asking(context, **export):
+    part = context.recipe.export.model_copy(update=export)
+    return replace(context, recipe=context.recipe.model_copy(update={"export": part}))
+
+
+@pytest.mark.parametrize("told", [None, {"accuracy": 0.9, "accuracy_artifact": 0.5}])
+def test_a_refused_int8_artifact_becomes_fp16_where_the_recipe_says_so(context, monkeypatch, told):
+    refusing_int8(monkeypatch, told)
+    int8, place = replace(PIXEL, precision="int8"), "pixel-8/50%"
+    artifact = stages.export(asking(context, on_refusal="fp16"), trained(context), int8, place, "key")
+    assert artifact.precision == "fp16"
+    assert stages.artifact_of(context.folder, place).precision == "fp16"
+    assert stages.refused(context, place).startswith("int8 was refused: ")
+
+
+def test_a_refusal_of_int8_says_what_can_be_done(context, monkeypatch):
+    refusing_int8(monkeypatch)
+    with pytest.raises(ParityError, match=r"too much noise\. What can be done: export\.on_refusal: fp16 writes it"):
+        stages.export(context, trained(context), replace(PIXEL, precision="int8"), "pixel-8/50%", "key")
+    ort = replace(PIXEL, precision="int8", format="ort")
+    with pytest.raises(ParityError, match="too much noise. The format ort has no fp16"):
+        stages.export(asking(context, on_refusal="fp16"), trained(context), ort, "pixel-8/50%", "key")
+
+
 # --- the last measurement ---------------------------------------------------------------------------------------------
 
 
