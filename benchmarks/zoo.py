@@ -30,9 +30,9 @@ from deploy_prune import cost
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.types import Keep, Structure
 
-FIGURES: Final = ("groups", "macs", "macs_left", "macs_share", "form", "find_s", "settle_s", "cut_s", "params_left",
-                  "difference", "precision", "unchanged", "json", "onnx", "litert", "executorch", "ncnn", "openvino",
-                  "peak_mb")  # fmt: skip
+FIGURES: Final = ("groups", "macs", "macs_left", "macs_unused", "macs_share", "form", "find_s", "settle_s", "cut_s",
+                  "params_left", "difference", "precision", "unchanged", "json", "onnx", "litert", "executorch", "ncnn",
+                  "openvino", "peak_mb")  # fmt: skip
 MUST_RUN: Final = "onnx"
 """The format in which every network must run. Of others, it is noted which do."""
 TRACE_S: Final = 60.0
@@ -63,7 +63,10 @@ def macs_share(structure: Structure) -> float:
 
 
 def counted(network: nn.Module, slim: nn.Module, structure: Structure, keep: Keep, inputs: Inputs) -> dict[str, float]:
-    """MACs of the dense network and the slim one's share: the same by layer, by operator and by torch's own counter."""
+    """MACs of the dense network and the slim one's share: the same by layer, by operator and by torch's own counter.
+
+    ``macs_unused``: what the network computes beside that, and no output depends on; it is in no artifact.
+    """
     from flops import real_macs
 
     from deploy_prune.latency.ops import list_ops
@@ -72,14 +75,16 @@ def counted(network: nn.Module, slim: nn.Module, structure: Structure, keep: Kee
 
     one, model = first(inputs, 1), cost.macs(structure)
     dense, kept = structure.dense_counts, {name: int(mask.sum()) for name, mask in keep.items()}
-    real = [real_macs(copied(each), *one) for each in (network, slim)]  # some keep what they run on
+    programs = [trace(copied(each), one, TRACE_S) for each in (network, slim)]
+    real = [real_macs(program.module(), *one) for program in programs]
     by_layer = [model(dense), model(kept)]
     assert by_layer == real, f"torch counts {real} MACs, dense and slim, and not {by_layer}"
-    by_operator = sum(op.macs() for op in list_ops(trace(network, one, TRACE_S)))
+    by_operator = sum(op.macs() for op in list_ops(programs[0]))
     assert by_operator == real[0], f"torch counts {real[0]} MACs, and not {by_operator}"
     predicted, held = cost.params(structure, network)(kept), count(slim)
     assert predicted == held, f"the slim network has {held} parameters, and not {predicted:.0f}"
-    return {"macs": real[0], "macs_left": round(real[1] / real[0], 3)}
+    unused = real_macs(copied(network), *one) - real[0]
+    return {"macs": real[0], "macs_left": round(real[1] / real[0], 3), "macs_unused": unused}
 
 
 def check(name: str, row: dict[str, Any], formats: Sequence[str] = (MUST_RUN,)) -> None:

@@ -9,7 +9,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,5 +43,5 @@ def real_macs(network: nn.Module, *inputs: Any) -> int:
     formulas = {aten._trilinear: bilinear_flops, aten.addbmm: addbmm_flops}
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     with plain_kernels(), torch.enable_grad(), counter:  # without gradients it fails on parameters given to modules
-        network.eval()(*inputs)
+        (network if isinstance(network, fx.GraphModule) else network.eval())(*inputs)
     return counter.get_total_flops() // 2
