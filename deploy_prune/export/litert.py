@@ -150,8 +150,11 @@ def _quantize(content: bytes, calibration: Given, shapes: Sequence[Sequence[int]
         quantizer.update_quantization_recipe(pattern, operations(name), algorithm_key=AlgorithmName.NO_QUANTIZE)
     recipe = RecipeManager()
     recipe.load_quantization_recipe(quantizer.get_quantization_recipe())
-    fed = [
-        {f"{_INPUT}{i}": _to_file(x).numpy() for i, x in enumerate(float32(batch))}
+    fed = [  # the converter makes 64-bit integers 32-bit ones
+        {
+            f"{_INPUT}{i}": _to_file(x.int() if x.dtype is torch.int64 else x).numpy()
+            for i, x in enumerate(float32(batch))
+        }
         for batch in batches(several(calibration), shapes)
     ]
     try:

@@ -4,8 +4,10 @@ import warnings
 
 import pytest
 from export_networks import payload
+from input_kinds import KINDS, first
 from three_outputs import EXAMPLE, calibration, network
 
+import deploy_prune
 from deploy_prune.export import litert
 from deploy_prune.recipe.parts import ExportPart
 
@@ -43,3 +45,14 @@ def test_what_only_touches_float_stays_int8():
 def test_a_sum_that_float_reads_stays_in_float():
     names = ["CONV_2D", "FULLY_CONNECTED", "ADD", "SOFTMAX", "FULLY_CONNECTED"]
     assert litert.in_float(names, [[], [0], [0, 1], [2], [2, 3]]) == [2, 3]
+
+
+@pytest.mark.litert
+def test_int8_is_calibrated_on_tokens(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("litert_torch")
+        make, inputs = KINDS["tokens"]
+        x = inputs()
+        path = tmp_path / "a.tflite"
+        deploy_prune.export_network(make().eval(), first(x), "litert", "int8", path=path, calibration=x)
