@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from deploy_prune.types import ChannelGroup, Counts, Layer, Metric, Precision, Structure, Width
 
@@ -112,7 +112,7 @@ class CostModel:
 
 
 def macs(structure: Structure) -> CostModel:
-    """Multiply-accumulates per example of all products, of weights and of activations (products.py says which)."""
+    """Multiply-accumulates per example of all products, of weights and of activations (networks/products.py says which)."""
     layers = tuple(LayerCost(layer=x, product=float(x.positions * x.taps)) for x in structure.layers if x.taps)
     return CostModel(metric="macs", layers=layers, groups=_names(structure))
 
@@ -208,3 +208,19 @@ def share_by_layer(model: CostModel, counts: Counts) -> Sequence[tuple[str, floa
         )
         for c in model.layers
     ]
+
+
+Reason = Literal["granularity", "memory-bound", "overhead"]
+"""Why a layer is slower than its multiply-accumulates say: latency/why_slower.py has the rules."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """A layer that is slower than its multiply-accumulates say; ``share``: lost ms over the slim network's ms."""
+
+    layer: str
+    dense_ms: float
+    slim_ms: float
+    macs_share: float
+    share: float
+    reason: Reason

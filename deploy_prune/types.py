@@ -100,7 +100,7 @@ class Layer:
     ``input_positions`` is the same for the layer's input; ``repeats`` are further widths, of what is done anew for each
     (heads, experts, channels that a token mixer takes as positions). ``vectors`` counts parameters per output channel
     beside the weight (1 for a bias, 2 for an affine norm). Norms and embeddings have ``taps`` 0. ``name`` is the
-    module's path. A ``product`` is of two activations, without ``tensor``; products.py has more.
+    module's path. A ``product`` is of two activations, without ``tensor``; networks/products.py has more.
     """
 
     name: str

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deploy_prune.budget.candidates import PROFILE_S, profilable, writer
+from deploy_prune.cost import Lost
 from deploy_prune.device import RUNTIMES
 from deploy_prune.device.address import parse
 from deploy_prune.errors import DeployPruneError, RunFolderError, TargetError
@@ -14,7 +15,6 @@ from deploy_prune.latency.granularity import granularity
 from deploy_prune.latency.measure import profile_for
 from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.latency.why_slower import lost
-from deploy_prune.lost import Lost
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.results import Bench
 from deploy_prune.run import stages, stored_recipe

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from deploy_prune.products import Product, products, shape_of
+from deploy_prune.networks.products import Product, products, shape_of
 
 OpKind = Literal["pointwise", "conv", "winograd", "depthwise", "matmul", "attention", "elementwise", "movement"]
 """``pointwise``: a 1x1 convolution. ``winograd``: a 3x3 one of stride 1, for which runtimes have Winograd's algorithm

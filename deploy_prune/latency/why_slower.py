@@ -21,9 +21,9 @@ from typing import Final
 
 import onnx
 
+from deploy_prune.cost import Lost, Reason
 from deploy_prune.latency.nodes import by_weight
 from deploy_prune.latency.ops import stair
-from deploy_prune.lost import Lost, Reason
 from deploy_prune.types import Artifact
 
 MOST: Final = 5

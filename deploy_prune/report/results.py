@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from deploy_prune.lost import Lost
+from deploy_prune.cost import Lost
 from deploy_prune.types import Metric, Row, Structure
 
 LAGS: Final = 0.03

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from deploy_prune.products import Dim, Product, Role, products
+from deploy_prune.networks.products import Dim, Product, Role, products
 from deploy_prune.surgery.labels import Value, compress, varying
 from deploy_prune.types import Layer, Width
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from deploy_prune.errors import RecipeError, SurgeryError
-from deploy_prune.products import name_of, plain_size, shape_of
+from deploy_prune.networks.products import name_of, plain_size, shape_of
 from deploy_prune.recipe.parts import PrunePart
 from deploy_prune.surgery.applied import Applied, layers, note
 from deploy_prune.surgery.graph_network import Blueprint, trace_batched, unlifted

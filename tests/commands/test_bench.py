@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from deploy_prune.commands import bench
+from deploy_prune.cost import Lost
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import MeasurementError, TargetError
-from deploy_prune.lost import Lost
 from deploy_prune.recipe.parts import parse_budget
 from deploy_prune.report.bench import bench_tables
 from deploy_prune.report.results import Bench

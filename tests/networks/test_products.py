@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention as attention
 
 from deploy_prune.latency.ops import list_ops
-from deploy_prune.products import BY_TORCH, FORMULAS, products
+from deploy_prune.networks.products import BY_TORCH, FORMULAS, products
 
 
 class Applies(nn.Module):
