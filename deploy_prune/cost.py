@@ -112,7 +112,7 @@ class CostModel:
 
 
 def macs(structure: Structure) -> CostModel:
-    """Multiply-accumulates per example of all products, of weights and of activations (networks/products.py says which)."""
+    """Multiply-accumulates per example of all products, of weights and of activations; see networks/products.py."""
     layers = tuple(LayerCost(layer=x, product=float(x.positions * x.taps)) for x in structure.layers if x.taps)
     return CostModel(metric="macs", layers=layers, groups=_names(structure))
 
