@@ -209,6 +209,7 @@ def exported(format: str, network: nn.Module, slim: nn.Module, inputs: Inputs) -
         ExportError: it can't be written; said whether the dense network's can.
     """
     from deploy_prune.errors import ExportError
+    from deploy_prune.export.inputs import as_given, called_in_order
     from deploy_prune.export.parity import check_parity
 
     with tempfile.TemporaryDirectory() as folder:
@@ -221,22 +222,20 @@ def exported(format: str, network: nn.Module, slim: nn.Module, inputs: Inputs) -
                 message = f"the dense network can't be written either: {why}"
                 raise ExportError(message) from error
             raise
-        return check_parity(slim, artifact, alone_or_all(inputs)).max_rel
+        given = as_given(inputs)
+        return check_parity(called_in_order(slim, given), artifact, given).max_rel
 
 
 def write(format: str, network: nn.Module, inputs: Inputs, path: Path) -> Any:
     """A network's artifact in fp32, under this name."""
-    from deploy_prune.export import FORMATS
+    from deploy_prune.export import FORMATS, isolated
+    from deploy_prune.export.inputs import as_given, called_in_order, require_inputs
     from deploy_prune.recipe.parts import ExportPart
 
-    kind = FORMATS[format]
-    example = alone_or_all(first(inputs, 1))
-    return kind.write(network, example, path.with_suffix(kind.suffix), "fp32", ExportPart())
-
-
-def alone_or_all(inputs: Inputs) -> Any:
-    """The only input, or all of several."""
-    return inputs[0] if len(inputs) == 1 else inputs
+    example = as_given(first(inputs, 1))
+    require_inputs(format, example)
+    network, path = called_in_order(network, example), path.with_suffix(FORMATS[format].suffix)
+    return isolated.write(format, network, example, path, "fp32", ExportPart())
 
 
 def plain(name: str, row: dict[str, Any]) -> None:
