@@ -7,7 +7,9 @@ there they do carry something: only what float16 rounds to 0 is written as 0.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, Final
 
 import numpy
 import onnx
@@ -44,6 +46,27 @@ def flush_initializers(model: onnx.ModelProto, precision: str) -> onnx.ModelProt
             if (small & (value != 0)).any():
                 entry.CopyFrom(numpy_helper.from_array(numpy.where(small, numpy.float32(0), value), entry.name))
     return model
+
+
+def most_denormal(network: nn.Module, inputs: Tensor) -> tuple[str, float] | None:
+    """The module of whose output most numbers are denormal, and their share (0 to 1); None if no module has any.
+
+    ``inputs``: [N, ...]. In the network's own mode.
+    """
+    shares: dict[str, float] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, given: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.numel() and (share := float(_denormal(output).float().mean())):
+                shares[name] = max(share, shares.get(name, 0.0))
+
+        return hook
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, module in network.named_modules():
+            stack.callback(module.register_forward_hook(note(name)).remove)
+        network(inputs)
+    return max(shares.items(), key=lambda item: item[1]) if shares else None
 
 
 def _denormal(tensor: Tensor) -> Tensor:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Final
+from typing import Any, Final
 
 from deploy_prune.budget.candidates import CandidateCosts, Timed
 from deploy_prune.errors import BudgetError
+from deploy_prune.export.denormals import most_denormal
 from deploy_prune.latency.paired import paired_ratio
 from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.run import keys
 from deploy_prune.run.context import RunContext
 from deploy_prune.run.folder import RunFolder
-from deploy_prune.run.stages import place_of
+from deploy_prune.run.proof import calibration_inputs
+from deploy_prune.run.stages import place_of, slim_network
 from deploy_prune.types import Artifact, Budget, Latency, Row, Target
 
+SLOWER: Final = 1.1
+"""A finished artifact that takes so many times as long as its candidate does so for its weights, not for its shape."""
+LOOKED_AT: Final = 16
+"""Examples on which the cause is looked for."""
 _RECORDED: Final = ("warmup", "threads", "device", "measured_on", "disturbed", "runs_per_sample")
 
 
@@ -81,14 +87,42 @@ def require_within(place: str, budget: Budget, tolerance: float, slim: Latency, 
         raise BudgetMissedError(message, slim, dense)
 
 
+def explained(
+    context: RunContext, costs: CandidateCosts, target: Target, budget: Budget, missed: BudgetMissedError
+) -> BudgetMissedError:
+    """The error; if the candidate of the same shape was much faster, also with what slows the finished weights down."""
+    place = place_of(target, budget)
+    chosen = _chosen(context, place)
+    if chosen["observed"] is None:
+        return missed
+    planned, finished = chosen["observed"] / chosen["dense"], missed.slim.p50_ms / missed.dense.p50_ms
+    if finished <= SLOWER * planned:
+        return missed
+    message = f"{missed} A network of the same shape with other weights took {planned:.0%} of dense, this one "
+    message += f"{finished:.0%}: "
+    inputs = calibration_inputs(context.data, context.recipe.export)[:LOOKED_AT]
+    found = most_denormal(slim_network(context, costs, place), inputs)
+    if found is None:
+        message += "the device was slower, or its runtime treats these weights differently."
+    else:
+        message += f"{found[1]:.0%} of what {found[0]} gives are denormal numbers (below 1.2e-38), which some "
+        message += "processors take many times as long for. Train with less weight decay, or longer after the cut."
+    return BudgetMissedError(message, missed.slim, missed.dense)
+
+
+def _chosen(context: RunContext, place: str) -> dict[str, Any]:
+    """The plan's step that was taken."""
+    steps = context.folder.read_json(f"{place}/loop.json")["steps"]
+    return next(step for step in steps if step["chosen"])
+
+
 def replan_after_miss(
     context: RunContext, costs: CandidateCosts, target: Target, budget: Budget, missed: BudgetMissedError
 ) -> None:
     """Take the finished artifact's measurement for its candidate's, so that the next plan is another."""
     place = place_of(target, budget)
-    steps = context.folder.read_json(f"{place}/loop.json")["steps"]
     timed = Timed(slim_ms=missed.slim.p50_ms, dense_ms=missed.dense.p50_ms)
-    costs.override(target, next(step["counts"] for step in steps if step["chosen"]), timed)
+    costs.override(target, _chosen(context, place)["counts"], timed)
     context.folder.forget(f"{place}/plan")
 
 

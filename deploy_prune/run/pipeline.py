@@ -134,7 +134,8 @@ def _deliver(
             for known in _steps(context, costs, found, teacher, target, budget, dense):
                 row = known
         except final_latency.BudgetMissedError as missed:
-            failure, row = missed, final_latency.with_latency(row, budget, missed.slim, missed.dense)
+            failure = final_latency.explained(context, costs, target, budget, missed)
+            row = final_latency.with_latency(row, budget, missed.slim, missed.dense)
             final_latency.replan_after_miss(context, costs, target, budget, missed)
         except DeployPruneError as error:
             failure = error

@@ -693,6 +693,7 @@ def delivered(monkeypatch, misses):
         yield replace(empty_row(target, "50%", "latency"), macs=5, measured_p50_ms=1.0)
 
     monkeypatch.setattr(pipeline, "_steps", steps)
+    monkeypatch.setattr(final_latency, "explained", lambda context, costs, target, budget, missed: missed)
     monkeypatch.setattr(
         final_latency, "replan_after_miss", lambda context, bench, target, budget, missed: learned.append(missed.slim)
     )

@@ -1,5 +1,6 @@
 """The stages one by one: what each leaves in the folder, and what it makes of trouble."""
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -402,6 +403,32 @@ class Learner:
 
     def override(self, target, counts, timed):
         self.corrections.append((target.name, counts, timed))
+
+
+@pytest.mark.parametrize(
+    ("observed", "scale", "words"),
+    [
+        (1.15, 1.0, "slow$"),
+        (0.5, 1e-37, r"took 25% of dense, this one 60%: [1-9]\d*% of what 0 gives are denormal numbers"),
+        (0.5, 1.0, "treats these weights differently"),
+        (None, 1e-37, "slow$"),
+    ],
+    ids=["as planned", "denormal", "another cause", "not measured"],
+)
+def test_a_finished_artifact_much_slower_than_its_candidate_says_why(context, monkeypatch, observed, scale, words):
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    nn.init.constant_(network[0].weight, 0.01 * scale)
+    nn.init.zeros_(network[0].bias)
+    monkeypatch.setattr(final_latency, "slim_network", lambda *args: network.eval())
+    step = {"counts": {"a": 4}, "chosen": True, "observed": observed, "dense": 2.0}
+    context.folder.write_json("host/50%/loop.json", {"steps": [step]})
+    slim, dense = (
+        Latency(samples_ms=(ms,) * 9, warmup=1, threads=1, device="test", measured_on="host") for ms in (1.2, 2.0)
+    )
+    missed = final_latency.BudgetMissedError("slow", slim, dense)
+    error = final_latency.explained(context, None, HOST, HALF, missed)
+    assert re.search(words, str(error))
+    assert (error.slim, error.dense) == (slim, dense)
 
 
 def test_what_the_finished_artifact_took_is_learned_and_the_plan_is_made_again(context):
