@@ -11,7 +11,8 @@ int main(int, char** arguments) {
   // Left to itself OpenVINO may compute in bfloat16, and the outputs differ from sample/expected_0.npy.
   // Denormal numbers, left as they are, take many times as long.
   auto model = core.compile_model(
-      arguments[1], "CPU", ov::hint::inference_precision(ov::element::f32), ov::intel_cpu::denormals_optimization(true));
+      arguments[1], "CPU", ov::hint::inference_precision(ov::element::f32),
+      ov::intel_cpu::denormals_optimization(true));
   auto request = model.create_infer_request();
   const ov::Shape shape = {1, kChannels, kHeight, kWidth};
 
