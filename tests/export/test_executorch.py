@@ -68,7 +68,7 @@ class Layer(nn.Module):
 
 def test_sums_that_norms_read_stay_in_float(runtime):
     program = torch.export.export(Layer().eval(), (EXAMPLE,))
-    quantized = executorch._quantize(program, EXAMPLE, calibration())
+    quantized = executorch._quantize(program, (EXAMPLE,), calibration())
     sums = [node for node in quantized.graph.nodes if node.target is torch.ops.aten.add.Tensor]
     assert [any("quantize" in user.name for user in node.users) for node in sums] == [True, False, False]
 
