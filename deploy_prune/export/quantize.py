@@ -94,8 +94,8 @@ def _float_outputs(graph: onnx.GraphProto) -> None:
     """Take away, in place, the rounding of outputs that a matrix product gives: it can give float32 at no cost."""
     maker = {name: node for node in graph.node for name in node.output}
     for entry in graph.output:
-        back = maker[entry.name]
-        there = maker.get(back.input[0]) if back.op_type == "DequantizeLinear" else None
+        back = maker.get(entry.name)  # none makes an output that is a constant
+        there = maker.get(back.input[0]) if back is not None and back.op_type == "DequantizeLinear" else None
         product = maker.get(there.input[0]) if there is not None and there.op_type == "QuantizeLinear" else None
         readers = [n for n in graph.node if there is not None and set(n.input) & {there.input[0], there.output[0]}]
         if product is None or product.op_type not in ("Gemm", "MatMul") or readers != [there, back]:
