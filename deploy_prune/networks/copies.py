@@ -21,13 +21,6 @@ _COMPILED_CODE: Final = "_torchdynamo_orig_callable"
 """Where a function that it has made keeps the one that it was made from."""
 
 
-def unwrapped(network: nn.Module) -> nn.Module:
-    """The network itself, out of ``torch.compile``, DataParallel and DistributedDataParallel."""
-    while (inner := _inner(network)) is not None:
-        network = inner
-    return network
-
-
 def is_wrapped(network: nn.Module) -> bool:
     """Whether the network, or a module in it, is in one of these wrappers, or is compiled in place."""
     return any(

@@ -14,7 +14,7 @@ from deploy_prune.run import keys
 from deploy_prune.run.context import RunContext
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.run.proof import calibration_inputs
-from deploy_prune.run.stages import place_of, slim_network
+from deploy_prune.run.stages import place_of, refused, slim_network
 from deploy_prune.types import Artifact, Budget, Latency, Row, Target
 
 SLOWER: Final = 1.1
@@ -100,6 +100,9 @@ def explained(
         return missed
     message = f"{missed} A network of the same shape with other weights took {planned:.0%} of dense, this one "
     message += f"{finished:.0%}: "
+    if refused(context, place) is not None:
+        message += "its candidate was in int8, and this artifact, for which int8 was refused, is in fp16."
+        return BudgetMissedError(message, missed.slim, missed.dense)
     inputs = calibration_inputs(context.data, context.recipe.export)[:LOOKED_AT]
     found = most_denormal(slim_network(context, costs, place), inputs)
     if found is None:

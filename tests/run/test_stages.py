@@ -408,20 +408,22 @@ class Learner:
 @pytest.mark.parametrize(
     ("observed", "scale", "words"),
     [
+        (0.5, None, "candidate was in int8, and this artifact, for which int8 was refused, is in fp16"),
         (1.15, 1.0, "slow$"),
         (0.5, 1e-37, r"took 25% of dense, this one 60%: [1-9]\d*% of what 0 gives are denormal numbers"),
         (0.5, 1.0, "treats these weights differently"),
         (None, 1e-37, "slow$"),
     ],
-    ids=["as planned", "denormal", "another cause", "not measured"],
+    ids=["refused", "as planned", "denormal", "another cause", "not measured"],
 )
 def test_a_finished_artifact_much_slower_than_its_candidate_says_why(context, monkeypatch, observed, scale, words):
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
-    nn.init.constant_(network[0].weight, 0.01 * scale)
+    nn.init.constant_(network[0].weight, 0.01 * (scale or 1.0))
     nn.init.zeros_(network[0].bias)
     monkeypatch.setattr(final_latency, "slim_network", lambda *args: network.eval())
     step = {"counts": {"a": 4}, "chosen": True, "observed": observed, "dense": 2.0}
     context.folder.write_json("host/50%/loop.json", {"steps": [step]})
+    context.folder.write_json("host/50%/parity.json", {} if scale else {"refused": "int8 was refused: noise"})
     slim, dense = (
         Latency(samples_ms=(ms,) * 9, warmup=1, threads=1, device="test", measured_on="host") for ms in (1.2, 2.0)
     )
