@@ -1,0 +1,48 @@
+"""The seam between the stages of a run and what the network is for.
+
+B batch. Outputs are what a network's raw form gives: a tensor, or a tuple of tensors, each [B, ...].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from deploy_prune.data.splits import TransferData
+
+Outputs = Any
+Targets = Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What a network is judged by. ``unit``: "%" is shown times 100 (values are 0 to 1). ``higher``: is better."""
+
+    name: str
+    unit: str = "%"
+    higher: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """What a network is for. A task of your own is one of these, or a function of no arguments that makes one.
+
+    Attributes:
+        name: as results and pages say it.
+        score: what a network is judged by.
+        load: (the recipe's ``data``, seed) -> examples to train on and to judge by.
+        loss: (outputs, targets) -> scalar. Taken where the network's family has no loss of its own.
+        judge: pairs of (what the network gives, targets), a batch each -> the score. What the network gives are its
+            outputs or, where its family decodes them, its predictions. An artifact's go through the same decoding.
+        distance: (a student's outputs, its teacher's, temperature) -> scalar; the teacher's need no gradient.
+    """
+
+    name: str
+    score: Score
+    load: Callable[[Any, int], TransferData]
+    loss: Callable[[Outputs, Targets], Tensor]
+    judge: Callable[[Iterable[tuple[Any, Targets]]], float]
+    distance: Callable[[Outputs, Outputs, float], Tensor]
