@@ -18,7 +18,7 @@ def magnitude(costs: CandidateCosts) -> Scores:
     structure = costs.structure
     host = costs.cost(load_target("host"), "macs")
     job = SearchJob(
-        network=costs.network, structure=structure, task=lambda forward, batch: torch.zeros(()), batches=iter(()),
+        network=costs.network, structure=structure, loss=lambda forward, batch: torch.zeros(()), batches=iter(()),
         goal=SearchGoal(cost=host, limit=0.5 * host(structure.dense_counts)), config=SearchPart(method="magnitude"),
         session=Session(accelerator=make_accelerator("cpu", "no"), seed=0, progress=silent),
     )  # fmt: skip

@@ -89,7 +89,7 @@ def search(bench: Bench, method: str, seed: int, metric: Any, limit: float) -> S
     session = bench.session(seed)
     teacher = copy.deepcopy(bench.network).to(session.accelerator.device).eval()
     job = SearchJob(
-        network=bench.network, structure=bench.structure, task=taught(teacher, config.distill, config.temperature),
+        network=bench.network, structure=bench.structure, loss=taught(teacher, config.distill, config.temperature),
         batches=batches(bench.examples.source_train, bench.batch, seed, "shift_flip"),
         goal=SearchGoal(cost=model, limit=limit * model(bench.structure.dense_counts)), config=config, session=session,
     )  # fmt: skip

@@ -60,7 +60,7 @@ def steps_of(source: str, size: int, batch: int) -> dict[str, Step]:
     model = cost.macs(structure)
     weights = SGD(network.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
     job = SearchJob(
-        network=network, structure=structure, task=classification, batches=itertools.repeat((x, y)),
+        network=network, structure=structure, loss=classification, batches=itertools.repeat((x, y)),
         goal=SearchGoal(cost=model, limit=0.5 * model(structure.dense_counts)),
         config=SearchPart(steps=200, batch_size=batch), session=Session(accelerator=make_accelerator("cpu"), seed=0),
     )  # fmt: skip

@@ -20,7 +20,8 @@ from deploy_prune.commands.examples import EXAMPLES
 from deploy_prune.errors import BudgetError, DeployPruneError
 from deploy_prune.recipe.file import load_recipe
 from deploy_prune.report.results import Bench
-from deploy_prune.types import Artifact, Row, Structure, silent
+from deploy_prune.report.row import Row
+from deploy_prune.types import Artifact, Structure, silent
 
 ERROR_CLASSES = [DeployPruneError, *DeployPruneError.__subclasses__()]
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy_prune import types
-from deploy_prune.types import Artifact, Axis, Budget, ChannelGroup, Latency, Row, Structure, Width, silent
+from deploy_prune.report.row import Row
+from deploy_prune.types import Artifact, Axis, Budget, ChannelGroup, Latency, Structure, Width, silent
 
 
 def latency(*samples_ms: float) -> Latency:

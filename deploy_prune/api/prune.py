@@ -27,7 +27,7 @@ from deploy_prune.surgery.groups import find_groups
 from deploy_prune.surgery.try_groups import keep_cuttable
 from deploy_prune.surgery.verify import Verification, prove
 from deploy_prune.training.loop import Session, channels_last, device_of, make_accelerator
-from deploy_prune.types import Budget, Keep, SearchResult, Structure, Task
+from deploy_prune.types import Budget, Keep, Loss, SearchResult, Structure
 
 
 class Settings(SearchPart, PrunePart):
@@ -72,7 +72,7 @@ class Pruned:
 def prune(
     network: nn.Module,
     inputs: Tensor | Sequence[Tensor],
-    task: Task,
+    task: Loss,
     batches: Iterable[Any],
     *,
     budget: str | Sequence[str] = "50% macs",
@@ -116,7 +116,7 @@ def prune(
 def _pruned(
     network: nn.Module,
     examples: tuple[Tensor, ...],
-    task: Task,
+    task: Loss,
     batches: Iterable[Any],
     budgets: Sequence[Budget],
     config: Settings,
@@ -127,7 +127,7 @@ def _pruned(
     goals = [_goal(structure, dense, b, config) for b in budgets]
     smallest = min(goals, key=lambda goal: goal.limit / goal.cost(structure.dense_counts))
     job = SearchJob(
-        network=dense, structure=structure, task=task, batches=_endless(batches), goal=smallest, config=config,
+        network=dense, structure=structure, loss=task, batches=_endless(batches), goal=smallest, config=config,
         session=session or Session(accelerator=make_accelerator("auto"), seed=0),
     )  # fmt: skip
     with channels_last(dense, examples, job.session.accelerator.device):

@@ -17,12 +17,13 @@ from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.latency.why_slower import lost
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.results import Bench
+from deploy_prune.report.row import Row
 from deploy_prune.run import stages, stored_recipe
 from deploy_prune.run.final_latency import BudgetMissedError, require_within, with_latency
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.run.stages import place_of
 from deploy_prune.run.trust import found_targets
-from deploy_prune.types import Artifact, Budget, Row, Target
+from deploy_prune.types import Artifact, Budget, Target
 
 
 def bench(run_folder: Path, runs: int, device: str | None = None, trust: bool = False) -> tuple[Bench, ...]:

@@ -22,11 +22,11 @@ from deploy_prune.errors import RunFolderError, of_kind, perhaps
 from deploy_prune.networks import build, weights
 from deploy_prune.recipe.parts import Recipe, parse_budget
 from deploy_prune.report.latency import sentence
+from deploy_prune.report.row import Row
 from deploy_prune.run import stages, stored_recipe
 from deploy_prune.run.folder import RunFolder, read_json, sha256
 from deploy_prune.run.trust import trusted
 from deploy_prune.system.strict_json import shown
-from deploy_prune.types import Row
 
 OUT: Final = Path("bundles")
 """Where bundles go unless told otherwise."""

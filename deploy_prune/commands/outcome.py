@@ -10,7 +10,7 @@ import click
 
 from deploy_prune.commands.frame import say
 from deploy_prune.errors import BudgetError, of_kind
-from deploy_prune.types import Row
+from deploy_prune.report.row import Row
 
 if TYPE_CHECKING:
     from deploy_prune.report.results import CheckReport

@@ -17,12 +17,13 @@ from deploy_prune.cost import CostModel
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import RunFolderError
 from deploy_prune.recipe.parts import Recipe
+from deploy_prune.report.row import Row
 from deploy_prune.report.show import Cost, GroupLine, LayerLine, Overview
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.run.stages import as_if_trained
 from deploy_prune.surgery.try_groups import without
 from deploy_prune.system.guard import scratch
-from deploy_prune.types import Counts, Layer, Row, Structure
+from deploy_prune.types import Counts, Layer, Structure
 
 
 def overview(path: Path, target: str | None = None, trust: bool = False) -> Overview:

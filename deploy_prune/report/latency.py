@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
+from deploy_prune.report.row import Row
 from deploy_prune.report.units import NONE, amount, digits, plain
-from deploy_prune.types import Row
 
 DRIFTED: Final = 0.03
 """The dense network's p50 in one run over that in another, less 1, from which it is said that the machine's speed

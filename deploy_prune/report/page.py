@@ -13,10 +13,11 @@ from markupsafe import Markup
 
 from deploy_prune.errors import RunFolderError, printable
 from deploy_prune.report import charts, latency, table
+from deploy_prune.report.row import Row
 from deploy_prune.report.units import amount, percent, plain
 from deploy_prune.system import strict_json
 from deploy_prune.system.shell import write_text
-from deploy_prune.types import Metric, Row
+from deploy_prune.types import Metric
 
 T = TypeVar("T")
 MAX_PANELS = 4

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from deploy_prune.cost import Lost
-from deploy_prune.types import Metric, Row, Structure
+from deploy_prune.report.row import Row
+from deploy_prune.types import Metric, Structure
 
 LAGS: Final = 0.03
 """Latency fell less than the MACs did if its share of dense is larger by this much, at the low end of its interval."""

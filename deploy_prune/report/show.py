@@ -13,8 +13,9 @@ from rich.text import Text
 
 from deploy_prune.report import latency
 from deploy_prune.report import table as results
+from deploy_prune.report.row import Row
 from deploy_prune.report.units import NONE, amount, percent
-from deploy_prune.types import LayerKind, Metric, Row
+from deploy_prune.types import LayerKind, Metric
 
 BAR: Final = 10
 """Characters of a bar that stands for everything."""

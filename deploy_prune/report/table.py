@@ -11,8 +11,9 @@ from rich.text import Text
 
 from deploy_prune.report import latency
 from deploy_prune.report.results import BudgetReach, CheckReport, TargetReach
+from deploy_prune.report.row import Row
 from deploy_prune.report.units import NONE, amount, percent, plain
-from deploy_prune.types import ChannelGroup, Row, Structure
+from deploy_prune.types import ChannelGroup, Structure
 
 
 def results_table(rows: Sequence[Row]) -> Table:

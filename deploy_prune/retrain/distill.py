@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from deploy_prune.data.examples import Batch
 from deploy_prune.retrain.features import Match, Watch, feature_loss
 from deploy_prune.training.loop import classification
-from deploy_prune.types import Forward, Task
+from deploy_prune.types import Forward, Loss
 
 
 def distillation(student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, share: float, temperature: float) -> Tensor:
@@ -31,8 +31,8 @@ def distillation(student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, share
 
 def taught(
     teacher: nn.Module | None, share: float, temperature: float, *, features: float = 0.0, match: Match | None = None
-) -> Task:
-    """Classification with a teacher, which must be on the batches' device and is called as it is: a `types.Task`.
+) -> Loss:
+    """Classification with a teacher, which must be on the batches' device and is called as it is: a `types.Loss`.
 
     With a weight for ``features`` and a ``match``, the forward is the slim network itself, and the loss has their
     distance, too: see `feature_loss`. Without a teacher, or with no share of it at all, it is `classification`.

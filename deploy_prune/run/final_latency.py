@@ -10,12 +10,13 @@ from deploy_prune.errors import BudgetError
 from deploy_prune.export.denormals import most_denormal
 from deploy_prune.latency.paired import paired_ratio
 from deploy_prune.latency.steady import measure_steadily
+from deploy_prune.report.row import Row
 from deploy_prune.run import keys
 from deploy_prune.run.context import RunContext
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.run.proof import calibration_inputs
 from deploy_prune.run.stages import place_of, refused, slim_network
-from deploy_prune.types import Artifact, Budget, Latency, Row, Target
+from deploy_prune.types import Artifact, Budget, Latency, Target
 
 SLOWER: Final = 1.1
 """A finished artifact that takes so many times as long as its candidate does so for its weights, not for its shape."""

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from deploy_prune.errors import RunFolderError, printable
+from deploy_prune.report.row import Row
 from deploy_prune.system import strict_json
 from deploy_prune.system.shell import atomic, shown, sweep, write_text
 from deploy_prune.system.shell import digest as digest_of
-from deploy_prune.types import Artifact, Row
+from deploy_prune.types import Artifact
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,6 +15,7 @@ from deploy_prune.errors import (
 )
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.page import write_page
+from deploy_prune.report.row import Row
 from deploy_prune.run import final_latency, stages, stored_recipe
 from deploy_prune.run.context import RunContext, prepare
 from deploy_prune.run.folder import RunFolder
@@ -24,7 +25,7 @@ from deploy_prune.run.stages import place_of
 from deploy_prune.system.guard import scratch
 from deploy_prune.system.locks import hold
 from deploy_prune.training.threads import Tell
-from deploy_prune.types import Artifact, Budget, Progress, Row, SearchResult, Target, silent
+from deploy_prune.types import Artifact, Budget, Progress, SearchResult, Target, silent
 
 PLANS: Final = 3
 """A budget that the finished artifact misses, though its candidate met it, is planned again: so many times in all."""

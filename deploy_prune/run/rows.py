@@ -8,10 +8,11 @@ from torch import nn
 
 from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.errors import BudgetError, DeployPruneError
+from deploy_prune.report.row import Row
 from deploy_prune.run import final_latency, stages
 from deploy_prune.run.context import RunContext
 from deploy_prune.run.stages import place_of
-from deploy_prune.types import Artifact, Budget, Metric, Row, Target
+from deploy_prune.types import Artifact, Budget, Metric, Target
 
 
 def dense_row(context: RunContext, costs: CandidateCosts, target: Target, artifact: Artifact) -> Row:

@@ -111,7 +111,7 @@ def search(context: RunContext, costs: CandidateCosts, dense: str) -> tuple[str,
         teacher = copied(network).to(device).eval()
         task = taught(teacher, recipe.search.distill, recipe.search.temperature)
         job = SearchJob(
-            network=network, structure=costs.structure, task=task, batches=stream, goal=smallest_goal(context, costs),
+            network=network, structure=costs.structure, loss=task, batches=stream, goal=smallest_goal(context, costs),
             config=recipe.search, session=context.session,
         )  # fmt: skip
         inputs = sample(context.data.source_train, device)

@@ -14,7 +14,7 @@ from deploy_prune.cost import CostModel
 from deploy_prune.errors import RecipeError
 from deploy_prune.recipe.parts import Part, SearchPart
 from deploy_prune.training.loop import Session
-from deploy_prune.types import SearchResult, Structure, Task
+from deploy_prune.types import Loss, SearchResult, Structure
 
 OptionsT = TypeVar("OptionsT", bound=Part)
 
@@ -29,11 +29,11 @@ class SearchGoal:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SearchJob:
-    """What a method is given: a network and its groups, the task as a callable loss, endless batches, and the goal."""
+    """What a method is given: a network and its groups, the loss, endless batches, and the goal."""
 
     network: nn.Module
     structure: Structure
-    task: Task
+    loss: Loss
     batches: Iterator[Any]
     goal: SearchGoal
     config: SearchPart

@@ -141,7 +141,7 @@ class GateSearch:
         self._average()
         gates_N, expected_N = self._gates()
         forward = self.gating.forward(self._by_group(self._watched(gates_N)), self.scales)
-        task_loss = self.job.task(forward, batch)
+        task_loss = self.job.loss(forward, batch)
         cost = self._cost(expected_N)
         gap = cost - self._limit()
         self.price = max(0.0, self.price + self.options.gain / self.parts * gap)

@@ -45,7 +45,7 @@ def learn_masks(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation,
     def loss(batch: Any) -> Tensor:
         if options.weights == "resample":
             redraw(network)
-        task_loss = job.task(masked, batch)
+        task_loss = job.loss(masked, batch)
         trace.append({"step": len(trace) + 1, "loss": float(task_loss.detach()), "kept": masked.kept()})
         return task_loss
 

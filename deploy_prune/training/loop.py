@@ -295,7 +295,7 @@ def one_cycle(optimizer: Optimizer, steps: int) -> list[LRScheduler]:
 
 
 def classification(forward: Forward, batch: Batch) -> Tensor:
-    """Cross entropy of ``forward(x)`` (logits [B, classes]) with y (int64 [B]): a `types.Task`."""
+    """Cross entropy of ``forward(x)`` (logits [B, classes]) with y (int64 [B]): a `types.Loss`."""
     x, y = batch
     return F.cross_entropy(forward(x), y)
 

@@ -13,8 +13,9 @@ from deploy_prune.errors import MeasurementError, TargetError
 from deploy_prune.recipe.parts import parse_budget
 from deploy_prune.report.bench import bench_tables
 from deploy_prune.report.results import Bench
+from deploy_prune.report.row import Row
 from deploy_prune.run.final_latency import with_latency
-from deploy_prune.types import Latency, Row
+from deploy_prune.types import Latency
 
 HOST = replace(load_target("host"), granularity=4)
 LOST = Lost(layer="features.3", dense_ms=1.0, slim_ms=0.8, macs_share=0.25, share=0.4, reason="granularity")

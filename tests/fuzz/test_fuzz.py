@@ -56,6 +56,7 @@ from deploy_prune.networks import build, weights
 from deploy_prune.recipe import file
 from deploy_prune.recipe.parts import ModelPart, PrunePart
 from deploy_prune.report.page import write_page
+from deploy_prune.report.row import Row
 from deploy_prune.run.folder import RunFolder, load_tensors
 from deploy_prune.run.stages import artifact_of
 from deploy_prune.surgery.groups import find_groups
@@ -63,7 +64,7 @@ from deploy_prune.system import cache
 from deploy_prune.system.guard import scratch
 from deploy_prune.system.shell import Finished
 from deploy_prune.system.strict_yaml import plain
-from deploy_prune.types import Artifact, Latency, Row
+from deploy_prune.types import Artifact, Latency
 
 COUNTS: Final = {
     "recipe": 2500,

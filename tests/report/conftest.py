@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploy_prune.report.page import write_page
-from deploy_prune.types import Row
+from deploy_prune.report.row import Row
 
 WIDTHS = [32, 96, 144, 144, 192, 192, 192, 384, 384, 384, 384, 576, 576, 576, 960, 960, 960, 16, 24, 32, 64, 96, 160]
 GROUPS = {f"features.{i}.conv.0.0": width for i, width in enumerate(WIDTHS)}

@@ -17,9 +17,10 @@ from rich.console import Console
 from deploy_prune.recipe.parts import parse_budget
 from deploy_prune.report import latency
 from deploy_prune.report.page import headline, write_page
+from deploy_prune.report.row import Row
 from deploy_prune.report.table import results_table
 from deploy_prune.run.final_latency import with_latency
-from deploy_prune.types import Latency, Row
+from deploy_prune.types import Latency
 
 SLIM = "75%", "50%"
 

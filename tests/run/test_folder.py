@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from deploy_prune.errors import RunFolderError
+from deploy_prune.report.row import Row
 from deploy_prune.run.folder import MOST_ROWS, RunFolder, load_tensors, read_json, save_tensors, sha256, thinned
-from deploy_prune.types import Row
 
 ROW = Row(
     target="host", runtime="onnxruntime", precision="fp32", budget="50%", metric="latency", asked=1.0, predicted=1.01,

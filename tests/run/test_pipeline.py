@@ -40,11 +40,12 @@ from deploy_prune.errors import (
 from deploy_prune.networks import build
 from deploy_prune.recipe.file import dump, load_recipe
 from deploy_prune.recipe.parts import parse_budget
+from deploy_prune.report.row import Row
 from deploy_prune.run import final_latency, pipeline, preprocessing, stages
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.run.rows import empty_row, require_size
 from deploy_prune.training.loop import accuracy
-from deploy_prune.types import Latency, Row
+from deploy_prune.types import Latency
 
 RECIPE = tiny_recipe()
 PLACE = "pixel-8/50% macs"

@@ -11,7 +11,7 @@ from deploy_prune.recipe.parts import SearchPart
 from deploy_prune.search.frame import SearchGoal, SearchJob
 from deploy_prune.search.methods import METHODS
 from deploy_prune.training.loop import Session, classification
-from deploy_prune.types import Progress, SearchResult, Task, silent
+from deploy_prune.types import Loss, Progress, SearchResult, silent
 
 
 def run_search(
@@ -22,7 +22,7 @@ def run_search(
     steps: int = 20,
     *,
     seed: int = 0,
-    task: Task = classification,
+    loss: Loss = classification,
     cost: CostModel | None = None,
     progress: Progress = silent,
     lr: float = 0.01,
@@ -33,7 +33,7 @@ def run_search(
     cost = cost or macs(example.structure)
     config = SearchPart(method=method, steps=steps, lr=lr, lr_gates=lr_gates, options=options)
     job = SearchJob(
-        network=example.network, structure=example.structure, task=task, batches=example.batches(seed),
+        network=example.network, structure=example.structure, loss=loss, batches=example.batches(seed),
         goal=SearchGoal(cost=cost, limit=share * cost(example.structure.dense_counts)), config=config,
         session=Session(accelerator=accelerator, seed=seed, progress=progress),
     )  # fmt: skip

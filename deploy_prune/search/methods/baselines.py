@@ -129,7 +129,7 @@ def taylor(job: SearchJob) -> SearchResult:
     sums = {g.name: torch.zeros(g.channels, device=device) for g in job.structure.groups}
     for step in range(options.num_batches):
         gates = {name: torch.ones_like(total, requires_grad=True) for name, total in sums.items()}
-        loss = job.task(gating.forward(gates), send_to_device(next(job.batches), device))
+        loss = job.loss(gating.forward(gates), send_to_device(next(job.batches), device))
         for name, gradient in zip(gates, torch.autograd.grad(loss, list(gates.values())), strict=True):
             sums[name] += gradient.abs()
         job.session.progress("taylor", step + 1, options.num_batches, loss=loss.item())

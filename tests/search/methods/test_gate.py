@@ -59,7 +59,7 @@ def test_the_price_does_not_depend_on_the_losss_unit(chained, accelerator, scale
         return scale * classification(forward, batch)
 
     plain = search(chained, accelerator, steps=25, weight_decay=0)
-    other = search(chained, accelerator, steps=25, weight_decay=0, task=scaled, lr=0.01 / scale)
+    other = search(chained, accelerator, steps=25, weight_decay=0, loss=scaled, lr=0.01 / scale)
     for first, second in zip(plain.trace, other.trace, strict=True):
         assert second["loss"] == pytest.approx(scale * first["loss"], rel=0.05)
         assert second["cost"] == pytest.approx(first["cost"], abs=0.1)
