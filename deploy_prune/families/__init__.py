@@ -7,4 +7,4 @@ they are used. What is cut, trained and exported is their raw form: tensors in, 
 from deploy_prune.families.raw_form import Decode as Decode
 from deploy_prune.families.raw_form import Prediction as Prediction
 from deploy_prune.families.raw_form import RawForm as RawForm
-from deploy_prune.families.raw_form import raw_form as raw_form
+from deploy_prune.families.table import raw_form as raw_form

@@ -5,10 +5,10 @@ B batch, N boxes of a picture, C classes, H W height and width of the network's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -62,16 +62,6 @@ class Family:
     raw: Callable[[nn.Module, Inputs], RawForm]
 
 
-FAMILIES: Final[list[Family]] = []
-"""The first that owns a network makes its raw form."""
-
-
-def raw_form(network: nn.Module, inputs: Sequence[Tensor]) -> RawForm:
-    """The raw form of a network, by its family; a network of no family is its own. ``inputs``: as it will be given.
-
-    The raw form shares the network's weights: its state dict may have other names.
-    """
-    for family in FAMILIES:
-        if family.owns(network):
-            return family.raw(network, tuple(inputs))
-    return RawForm(network=network)
+def is_a(network: nn.Module, name: str) -> bool:
+    """Whether a network's class, or one that it is derived from, has this full name; its library isn't imported."""
+    return any(f"{kind.__module__}.{kind.__qualname__}" == name for kind in type(network).__mro__)
