@@ -1,0 +1,105 @@
+"""Object detection: boxes and their classes, judged by mean average precision.
+
+B batch, N boxes of a picture. Targets are a list of B dicts: boxes float32 [N, 4] (left, top, right, bottom in pixels
+of the network's input), labels int64 [N] (0 to C - 1). Predictions are the same with scores, see families.Prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deploy_prune.data.splits import TransferData
+from deploy_prune.errors import DataError, ModelError, perhaps
+from deploy_prune.networks.libraries import import_torchvision
+from deploy_prune.tasks.distance import relative
+from deploy_prune.tasks.task import Outputs, Score, Targets, Task
+
+SCORES: Final = {"mAP50-95": "map", "mAP50": "map_50"}
+"""What detectors are judged by -> torchmetrics' name: average precision at an overlap (intersection over union) of 0.5,
+or the mean over 0.5, 0.55, ... 0.95, each the mean over classes, of at most 100 boxes a picture: COCO's definition."""
+
+
+def detection(score: str = "mAP50-95") -> Task:
+    """Object detection, judged by ``score``.
+
+    Raises:
+        DataError: there is no such score.
+    """
+    if score not in SCORES:
+        message = f"score: a detector can't be judged by {score!r}; known: {', '.join(SCORES)}.{perhaps(score, SCORES)}"
+        raise DataError(message)
+    return Task(
+        name="detection", score=Score(name=score), load=load, loss=loss, judge=partial(judge, score=score),
+        distance=relative,
+    )  # fmt: skip
+
+
+def load(part: Any, seed: int) -> TransferData:
+    """Pictures with boxes, as the recipe's ``data`` says."""
+    message = f"data: there is no source {part.source!r} of pictures with boxes."
+    raise DataError(message)
+
+
+def loss(outputs: Outputs, targets: Targets) -> Tensor:
+    """There is no loss for all detectors.
+
+    Raises:
+        ModelError: always.
+    """
+    message = "this network brings no loss of its own, and a detector's depends on what its outputs mean: take a "
+    message += "network of a known family, or write a task with a `loss` and give it as `task: module:callable`."
+    raise ModelError(message)
+
+
+def judge(pairs: Iterable[tuple[Any, Targets]], score: str = "mAP50-95") -> float:
+    """COCO's mean average precision, 0 to 1, of batches of (predictions, targets).
+
+    A class that has no box in the targets isn't counted. ``iscrowd`` (int64 [N]) among the targets marks regions where
+    boxes count neither way.
+
+    Raises:
+        DataError: no picture has a box to find.
+        ModelError: the network's outputs aren't boxes: its family doesn't decode them.
+    """
+    import_torchvision()
+    from torchmetrics.detection import MeanAveragePrecision
+
+    # COCO's thresholds: torchmetrics' own are float32, and a recall of just 0.6 lies below theirs of 0.6
+    overlaps, recalls = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0, 1, 101).tolist()
+    metric = MeanAveragePrecision(iou_thresholds=overlaps, rec_thresholds=recalls, backend="pycocotools")
+    metric.warn_on_many_detections = False  # that the best 100 count is the score's definition
+    num_boxes = num_pictures = 0
+    for predictions, targets in pairs:
+        _require_boxes(predictions, len(targets))
+        metric.update([_tensors(p, ("scores",)) for p in predictions], [_tensors(t, ("iscrowd",)) for t in targets])
+        num_boxes += sum(len(target["labels"]) for target in targets)
+        num_pictures += len(targets)
+    if num_boxes == 0:
+        message = f"none of the {num_pictures} pictures that a detector is to be judged by has a box; give others."
+        raise DataError(message)
+    return float(metric.compute()[SCORES[score]])
+
+
+def _require_boxes(predictions: Any, num_pictures: int) -> None:
+    listed = isinstance(predictions, Sequence) and all(isinstance(p, Mapping) and "boxes" in p for p in predictions)
+    if not listed or len(predictions) != num_pictures:
+        message = f"a detector must give a prediction (boxes, scores, labels) for each of {num_pictures} pictures, but "
+        message += f"a {type(predictions).__name__} came: the network is of no family that decodes its outputs."
+        raise ModelError(message)
+
+
+def _tensors(found: Mapping[str, Any], others: tuple[str, ...]) -> dict[str, Tensor]:
+    """What the metric takes of a picture: boxes float32 [N, 4], labels int64 [N]; and these others, if there are."""
+    kinds = {"boxes": torch.float32, "scores": torch.float32}
+    given = {key: torch.as_tensor(found[key]).cpu() for key in ("boxes", "labels", *others) if key in found}
+    made = {key: x.to(kinds.get(key, torch.int64)) for key, x in given.items()}
+    return made | {"boxes": made["boxes"].reshape(-1, 4)}
+
+
+DETECTION: Final = detection()

@@ -1,0 +1,112 @@
+"""Semantic segmentation: the class of every pixel, judged by mean intersection over union.
+
+B batch, C classes, H W height and width of the network's input, h w those of its outputs: H W or smaller. Outputs are
+logits float [B, C, h, w]; targets int64 [B, H, W], 0 to C - 1, or 255 where a pixel's class isn't known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from deploy_prune.data.splits import TransferData
+from deploy_prune.errors import DataError, ModelError
+from deploy_prune.networks.libraries import import_torchvision
+from deploy_prune.tasks.distance import divergence
+from deploy_prune.tasks.task import Outputs, Score, Targets, Task
+
+VOID: Final = 255
+"""The label of pixels that nobody is judged by, as in PASCAL VOC and Cityscapes."""
+
+
+def load(part: Any, seed: int) -> TransferData:
+    """Pictures with masks, as the recipe's ``data`` says."""
+    message = f"data: there is no source {part.source!r} of pictures with masks."
+    raise DataError(message)
+
+
+def loss(outputs: Outputs, targets: Targets) -> Tensor:
+    """Cross entropy, the mean over all pixels that aren't void; 0 where all are.
+
+    Raises:
+        ModelError: the outputs are no single map of logits.
+    """
+    total = F.cross_entropy(_resized(_logits(outputs), targets), targets, ignore_index=VOID, reduction="sum")
+    num_known: Tensor = (targets != VOID).sum()
+    return total / num_known.clamp(min=1)
+
+
+def distance(student: Outputs, teacher: Outputs, temperature: float) -> Tensor:
+    """`tasks.distance.divergence` of the classes of every output pixel.
+
+    Raises:
+        ModelError: the outputs are no single map of logits.
+    """
+    return divergence(_logits(student), _logits(teacher), temperature)
+
+
+def judge(pairs: Iterable[tuple[Any, Targets]]) -> float:
+    """Mean intersection over union, 0 to 1, of batches of (outputs, targets): over all pictures, then over classes.
+
+    Void pixels aren't counted; nor is a class that occurs neither in targets nor in outputs.
+
+    Raises:
+        DataError: all pixels are void, or a target's class is none of the network's.
+        ModelError: the outputs are no single map of logits.
+    """
+    import_torchvision()
+    from torchmetrics.classification import MulticlassConfusionMatrix
+
+    metric: Any = None
+    for outputs, targets in pairs:
+        logits, known = _logits(outputs).cpu(), torch.as_tensor(targets).cpu()
+        num_classes = logits.shape[1]
+        _require_classes(known, num_classes)
+        metric = metric or MulticlassConfusionMatrix(num_classes, ignore_index=VOID, validate_args=False)
+        metric.update(_resized(logits.float(), known).argmax(1), known)
+    return _mean_overlap(None if metric is None else metric.compute())
+
+
+def _mean_overlap(counts_CC: Tensor | None) -> float:
+    """Of pixels per true class (rows) and class that the network says (columns)."""
+    if counts_CC is None or not counts_CC.any():
+        message = "the pictures that a network is to be judged by have no pixel whose class is known; give others."
+        raise DataError(message)
+    common = counts_CC.diagonal().double()
+    either = counts_CC.sum(0) + counts_CC.sum(1) - common
+    return float((common / either)[either > 0].mean())
+
+
+def _require_classes(targets: Tensor, num_classes: int) -> None:
+    known = targets[targets != VOID]
+    if len(known) and not (known.min() >= 0 and known.max() < num_classes):
+        message = f"a mask has the class {int(known.max())}, but the network has classes 0 to {num_classes - 1}; void "
+        message += f"is {VOID}."
+        raise DataError(message)
+
+
+def _logits(outputs: Outputs) -> Tensor:
+    maps = [torch.as_tensor(x) for x in tree_leaves(outputs)]
+    if len(maps) != 1 or maps[0].dim() != 4:
+        shapes = ", ".join(str(list(x.shape)) for x in maps)
+        message = f"a network that segments must give one map of logits [B, C, H, W], and gives {shapes}; wrap it in a "
+        message += "module that gives that map alone."
+        raise ModelError(message)
+    return maps[0]
+
+
+def _resized(logits: Tensor, targets: Tensor) -> Tensor:
+    """[B, C, H, W]."""
+    if logits.shape[2:] == targets.shape[1:]:
+        return logits
+    return F.interpolate(logits, tuple(targets.shape[1:]), mode="bilinear", align_corners=False)
+
+
+SEGMENTATION: Final = Task(
+    name="segmentation", score=Score(name="mIoU"), load=load, loss=loss, judge=judge, distance=distance
+)
