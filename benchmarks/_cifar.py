@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from deploy_prune.budget.candidates import CandidateCosts
+from deploy_prune.budget.candidates import CandidateCosts, identity_of
 from deploy_prune.data import splits
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError, WeightsError
 from deploy_prune.export import onnx
 from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.networks import build, weights
-from deploy_prune.recipe.parts import DataPart, ExportPart, ModelPart, PrunePart, Recipe, TrainPart
+from deploy_prune.recipe.parts import DataPart, ExportPart, ModelPart, PrunePart, TrainPart
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.surgery.try_groups import keep_cuttable
@@ -99,8 +99,10 @@ def load(arguments: argparse.Namespace, scratch: Path) -> Bench:
     steps, search_steps = arguments.steps, arguments.search_steps
     if arguments.full:
         steps, search_steps = (epochs * IMAGES // arguments.batch for epochs in FULL)
-    recipe = Recipe(name="cifar", model=ModelPart(source=arguments.network), data=source, prune=part, targets=["host"])
-    costs = CandidateCosts(network=network, structure=structure, example=example[:1], recipe=recipe, scratch=scratch)
+    costs = CandidateCosts(
+        network=network, structure=structure, inputs=(example[:1],), scratch=scratch, prune=part,
+        identity=identity_of(ModelPart(source=arguments.network)),
+    )  # fmt: skip
     return Bench(
         network=network.to(memory_format=torch.channels_last), structure=structure, examples=examples, costs=costs,
         steps=steps, search_steps=search_steps, batch=arguments.batch, device=arguments.device,
@@ -148,10 +150,10 @@ def share(point: str) -> float:
 
 def measured(bench: Bench, network: nn.Module) -> float:
     """Latency of the exported network over the dense one's, interleaved."""
-    target, part = load_target("host"), bench.costs.recipe.measure
+    target, part = load_target("host"), bench.costs.measure
     with TemporaryDirectory() as folder:
         pair = [
-            onnx.write(one, bench.costs.example, Path(folder) / f"{i}.onnx", "fp32", ExportPart())
+            onnx.write(one, bench.costs.inputs[0], Path(folder) / f"{i}.onnx", "fp32", ExportPart())
             for i, one in enumerate((bench.network, network))
         ]
         dense, slim = measure_steadily(target, pair, part.runs, part.warmup)
@@ -166,7 +168,7 @@ def theirs(bench: Bench, pruner: str, importance: str) -> Cutter:
     """
     import torch_pruning as tp
 
-    example = bench.costs.example
+    example = bench.costs.inputs[0]
     target = load_target("host")
     dense_macs, _ = tp.utils.count_ops_and_params(bench.network, example)
     members = {axis for group in bench.structure.groups for axis in group.members if axis.axis == 0}
@@ -187,7 +189,7 @@ def theirs(bench: Bench, pruner: str, importance: str) -> Cutter:
     def within(network: nn.Module, point: str) -> bool:
         if point.endswith("x"):
             return tp.utils.count_ops_and_params(network, example)[0] <= share(point) * dense_macs
-        return measured(bench, network) <= share(point) * (1 + bench.costs.recipe.measure.tolerance)
+        return measured(bench, network) <= share(point) * (1 + bench.costs.measure.tolerance)
 
     def at(point: str) -> tuple[nn.Module, Keep]:
         round_to = None if point.endswith("x") else bench.costs.granule(target)

@@ -45,7 +45,7 @@ from deploy_prune.errors import BudgetError
 from deploy_prune.export import isolated
 from deploy_prune.latency.paired import paired_ratio
 from deploy_prune.latency.steady import measure_steadily
-from deploy_prune.recipe.parts import parse_budget
+from deploy_prune.recipe.parts import Recipe, parse_budget
 from deploy_prune.run.pipeline import PLANS
 from deploy_prune.run.reach import reaches
 from deploy_prune.surgery.cut import cut
@@ -82,13 +82,14 @@ def network_rows(network: str, budgets: Sequence[Budget]) -> Iterator[tuple[str,
         scores = magnitude(costs)
         for budget in budgets:
             started = time.perf_counter()
-            row = budget_row(costs, target, budget, scores, dense)
+            recipe = Recipe(name="budgets", model=part, budgets=[budget.text])
+            row = budget_row(costs, target, recipe, scores, dense)
             yield budget.text, {"asked": budget.limit, **row, "seconds": round(time.perf_counter() - started, 1)}
 
 
-def budget_row(costs: CandidateCosts, target: Target, budget: Budget, scores: Scores, dense: Artifact) -> Row:
-    """What became of one budget."""
-    recipe = costs.recipe.model_copy(update={"budgets": [budget.text]})
+def budget_row(costs: CandidateCosts, target: Target, recipe: Recipe, scores: Scores, dense: Artifact) -> Row:
+    """What became of the recipe's one budget."""
+    (budget,) = recipe.parsed_budgets
     ((reach,), (met,)) = reaches(costs, (target,), recipe)
     if not met.met:
         return {"status": "out of reach", "smallest": reach.smallest / reach.dense, "reason": met.reason}
@@ -105,7 +106,7 @@ def deliver(costs: CandidateCosts, target: Target, budget: Budget, scores: Score
     Raises:
         BudgetError: no candidate is within the budget.
     """
-    part = costs.recipe.measure
+    part = costs.measure
     for plans in range(1, PLANS + 1):
         plan = enforce(costs, target, budget, scores, silent, budget.text)
         slim = written(costs, target, plan.keep, dense.path.with_stem("slim"))
@@ -120,7 +121,7 @@ def deliver(costs: CandidateCosts, target: Target, budget: Budget, scores: Score
 
 def looked_at(costs: CandidateCosts, target: Target, budget: Budget, dense: Artifact, made: Delivered) -> Row:
     """Measured once more beside the dense artifact, as `deploy-prune bench` does; then beside uniform pruning."""
-    part, macs = costs.recipe.measure, cost.macs(costs.structure)
+    part, macs = costs.measure, cost.macs(costs.structure)
     counts = made.plan.chosen.counts
     even = uniform(costs, macs(counts))
     plain = written(costs, target, first(costs, even), dense.path.with_stem("uniform"))
@@ -158,7 +159,7 @@ def first(costs: CandidateCosts, counts: Counts) -> Keep:
 def written(costs: CandidateCosts, target: Target, keep: Keep, path: Path) -> Artifact:
     """The artifact of the network with these units."""
     slim = cut(costs.network, costs.structure, keep)
-    return isolated.write(target.format, slim, costs.example, path, target.precision, costs.recipe.export)
+    return isolated.write(target.format, slim, costs.inputs[0], path, target.precision, costs.export)
 
 
 def summary(rows: Mapping[str, Row]) -> dict[str, Any]:

@@ -24,14 +24,14 @@ from _scores import magnitude
 from rich.console import Console
 from rich.table import Table
 
-from deploy_prune.budget.candidates import CandidateCosts
+from deploy_prune.budget.candidates import CandidateCosts, identity_of
 from deploy_prune.budget.loop import enforce
 from deploy_prune.device import RUNNERS, SCRIPT, TIMEOUT_S, entry
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError, DeployPruneError
 from deploy_prune.export import FORMATS, isolated
 from deploy_prune.networks import build
-from deploy_prune.recipe.parts import DataPart, ModelPart, Recipe, parse_budget
+from deploy_prune.recipe.parts import ModelPart, PrunePart, parse_budget
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
@@ -93,16 +93,14 @@ def network_rows(source: str, size: int, arguments: argparse.Namespace, folder: 
 
 def candidate_costs(source: str, size: int, folder: Path) -> CandidateCosts:
     """The dense network and its groups."""
-    part = DataPart(source="digits", image_size=size)
     torch.manual_seed(0)
     network = build.build_network(ModelPart(source=source), 10).eval()
-    recipe = Recipe(name="formats", model=ModelPart(source=source), data=part, targets=["host"])
     example = torch.randn(2, 3, size, size)
-    structure = find_groups(network, (example[:1],), recipe.prune)
-    structure = keep_cuttable(network, structure, (example,), gates_of, recipe.prune)
+    structure = find_groups(network, (example[:1],), PrunePart())
+    structure = keep_cuttable(network, structure, (example,), gates_of, PrunePart())
     return CandidateCosts(
-        network=network, structure=structure, example=example[:1], recipe=recipe, scratch=folder,
-        calibration=torch.randn(32, 3, size, size),
+        network=network, structure=structure, inputs=(example[:1],), scratch=folder,
+        identity=identity_of(ModelPart(source=source)), calibration=(torch.randn(32, 3, size, size),),
     )  # fmt: skip
 
 
@@ -129,8 +127,8 @@ def pair(costs: CandidateCosts, target: Target, budget: str, scores: Scores, fol
 
     def write(name: str, network: torch.nn.Module) -> Artifact:
         path = folder / f"{target.name}-{name}{kind.suffix}"
-        part = costs.recipe.export
-        return isolated.write(target.format, network, costs.example, path, target.precision, part, costs.calibration)
+        example, real = costs.inputs[0], costs.calibration and costs.calibration[0]
+        return isolated.write(target.format, network, example, path, target.precision, costs.export, real)
 
     slim = cut(costs.network, costs.structure, plan.keep)
     return Pair(dense=write("dense", costs.network), slim=write("slim", slim), found=plan.chosen.ratio)

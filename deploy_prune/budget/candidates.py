@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,7 @@ from deploy_prune import cost
 from deploy_prune.budget.choose import smallest_counts
 from deploy_prune.cost import CostModel
 from deploy_prune.export import FORMATS, isolated
+from deploy_prune.export.inputs import as_given, called_in_order
 from deploy_prune.latency.granularity import Write, granularity, machine
 from deploy_prune.latency.measure import measure, profile_for
 from deploy_prune.latency.nodes import by_layer
@@ -28,7 +29,7 @@ from deploy_prune.latency.ops import Op, list_ops
 from deploy_prune.latency.predict import roofline
 from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.latency.table import Sample, fit_table, variant_counts, widths_of
-from deploy_prune.recipe.parts import ExportPart, Recipe
+from deploy_prune.recipe.parts import ExportPart, MeasurePart, ModelPart, PrunePart
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.trace import trace
 from deploy_prune.system.cache import cached_json, kept_json, still_valid, store_json
@@ -74,19 +75,28 @@ class Tabled:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CandidateCosts:
-    """A dense network, its groups, and how its cuts are exported and measured. ``scratch``: a folder for artifacts.
+    """A dense network, its groups, and how its cuts are exported and measured.
 
-    ``calibration``: real inputs [N, C, H, W], for int8. ``since``: what was measured before (seconds since 1970) is
-    measured again.
+    Attributes:
+        network: its weights don't matter.
+        structure: its channel groups, all of which can be cut.
+        inputs: an example of each input, [1, ...] of any rank and type: what artifacts are made for.
+        identity: names the network where figures are kept: ``identity_of`` a recipe's, ``identity_by_graph`` of any.
+        scratch: a folder for artifacts.
+        calibration: real examples [N, ...] of each input, for int8.
+        since: what was measured before (seconds since 1970) is measured again.
     """
 
     network: nn.Module
     structure: Structure
-    example: Tensor
-    recipe: Recipe
+    inputs: tuple[Tensor, ...]
+    identity: Mapping[str, str]
     scratch: Path
+    prune: PrunePart = PrunePart()
+    export: ExportPart = ExportPart()
+    measure: MeasurePart = MeasurePart()
     progress: Progress = silent
-    calibration: Tensor | None = None
+    calibration: tuple[Tensor, ...] | None = None
     since: float = field(default_factory=still_valid)
     _dense: dict[str, Artifact] = field(default_factory=dict)
     _ops: list[Op] = field(default_factory=list)
@@ -94,7 +104,7 @@ class CandidateCosts:
 
     def granule(self, target: Target) -> int:
         """Channel counts on this target are multiples of this."""
-        return granularity(target, writer(target, self.recipe.export), self.since)
+        return granularity(target, writer(target, self.export), self.since)
 
     def cost(self, target: Target, metric: Metric) -> CostModel:
         """The cost model of a metric on a target, in the metric's unit; it predicts; ``observe`` measures."""
@@ -142,13 +152,13 @@ class CandidateCosts:
     def _operators(self) -> list[Op]:
         """What the dense network makes a runtime do; read once."""
         if not self._ops:
-            program = trace(self.network, (self.example[:1],), self.recipe.prune.trace_timeout_s)
+            program = trace(self.network, self.inputs, self.prune.trace_timeout_s)
             self._ops.extend(list_ops(program))
         return self._ops
 
     def smallest(self, target: Target) -> Counts:
         """Every group at its lowest stair."""
-        return smallest_counts(self.structure, self.granule(target), self.recipe.prune.min_channels)
+        return smallest_counts(self.structure, self.granule(target), self.prune.min_channels)
 
     def timed(self, target: Target, counts: Counts) -> Timed:
         """Cut to these counts, export, and measure beside the dense artifact. Kept per machine."""
@@ -167,7 +177,7 @@ class CandidateCosts:
 
     def _key(self, target: Target, counts: Counts) -> dict[str, Any]:
         groups = [(g.name, g.channels, g.period) for g in self.structure.groups]
-        return {**self._identity(target), "groups": groups, "counts": counts, "runs": self.recipe.measure.runs}
+        return {**self._identity(target), "groups": groups, "counts": counts, "runs": self.measure.runs}
 
     def size_bytes(self, target: Target, counts: Counts) -> int:
         """The size of the artifact with these counts; one that was written before is not written again."""
@@ -184,7 +194,7 @@ class CandidateCosts:
         return sum(p.numel() for p in self._cut(counts).parameters())
 
     def _time(self, target: Target, counts: Counts) -> dict[str, float]:
-        part = self.recipe.measure
+        part = self.measure
         with scratch() as folder:
             pair = [self._dense_artifact(target), self._artifact(target, counts, folder)]
             dense, slim = measure_steadily(target, pair, part.runs, part.warmup, self.progress)
@@ -200,12 +210,12 @@ class CandidateCosts:
         name = "dense" if counts == self.structure.dense_counts else "slim"
         kind = FORMATS[target.format]
         path = folder / f"{name}{kind.suffix}"
-        inputs = self.calibration[:CANDIDATE_INPUTS] if self.calibration is not None else None
+        real = None if self.calibration is None else as_given([x[:CANDIDATE_INPUTS] for x in self.calibration])
+        given = as_given(self.inputs)
+        network = called_in_order(self._cut(counts), given)
         work = f"{target.name}: write {'the dense' if name == 'dense' else 'a slim'} artifact"
         self.progress(work, 0, 1)
-        artifact = isolated.write(
-            target.format, self._cut(counts), self.example, path, target.precision, self.recipe.export, inputs
-        )
+        artifact = isolated.write(target.format, network, given, path, target.precision, self.export, real)
         self.progress(work, 1, 1)
         return artifact
 
@@ -238,7 +248,7 @@ class CandidateCosts:
                 self.progress(work, i, len(variants) + 1)
                 artifacts.append(self._artifact(target, counts, folder / str(i)))
             self.progress(work, len(variants), len(variants) + 1)
-            timed = measure(target, artifacts, TABLE_RUNS, self.recipe.measure.warmup, min_s=TABLE_S)
+            timed = measure(target, artifacts, TABLE_RUNS, self.measure.warmup, min_s=TABLE_S)
             layers: list[dict[str, float] | None] = [None] * len(variants)
             if profilable(target):
                 for i, nodes in enumerate(profile_for(target, artifacts[: len(known)], timed[0].p50_ms, PROFILE_S)):
@@ -257,15 +267,30 @@ class CandidateCosts:
         ]
         modules = re.sub(r" at 0x[0-9a-f]+", "", repr(self.network))
         return {
-            "network": self.recipe.model.source,
-            "args": repr(sorted(self.recipe.model.args.items())),
+            **self.identity,
             "definition": hashlib.sha256(repr((shapes, layers, modules)).encode()).hexdigest(),
-            "input": list(self.example.shape),
-            "opset": self.recipe.export.opset,
-            "dynamic_batch": self.recipe.export.dynamic_batch,
+            "inputs": [[str(x.dtype), *x.shape] for x in self.inputs],
+            "opset": self.export.opset,
+            "dynamic_batch": self.export.dynamic_batch,
             "target": [target.format, target.precision, target.runtime, target.threads, target.program],
             "machine": machine(target),
         }
+
+
+def identity_of(model: ModelPart) -> dict[str, str]:
+    """A recipe's network: all that are built alike."""
+    return {"network": model.source, "args": repr(sorted(model.args.items()))}
+
+
+def identity_by_graph(network: nn.Module, inputs: Sequence[Tensor], timeout_s: float) -> dict[str, str]:
+    """Any network, by a digest of its graph: its operators, in order, with the shape of what each gives.
+
+    Raises:
+        SurgeryError: it can't be traced within ``timeout_s``.
+    """
+    graph = trace(network, inputs, timeout_s).graph
+    nodes = [(node.format_node(), str(node.meta.get("val"))) for node in graph.nodes]
+    return {"graph": hashlib.sha256(repr(nodes).encode()).hexdigest()}
 
 
 def writer(target: Target, part: ExportPart) -> Write:

@@ -68,12 +68,12 @@ def enforce(
         BudgetError: no candidate is within the budget.
     """
     model, granule = costs.cost(target, budget.metric), costs.granule(target)
-    tolerance, tries = costs.recipe.measure.tolerance, 1 + costs.recipe.measure.max_corrections
+    tolerance, tries = costs.measure.tolerance, 1 + costs.measure.max_corrections
     dense, least = model(costs.structure.dense_counts), model(costs.smallest(target))
     limit, candidates, keeps = max(budget.absolute(dense), least), list[Candidate](), list[Keep]()
     above = tolerance_above(budget, tolerance)
     for step in range(1, tries + 1):
-        keep = choose(scores, costs.structure, model, limit, granule, costs.recipe.prune.min_channels)
+        keep = choose(scores, costs.structure, model, limit, granule, costs.prune.min_channels)
         counts = {name: int(mask.sum()) for name, mask in keep.items()}
         if any(candidate.counts == counts for candidate in candidates):
             break

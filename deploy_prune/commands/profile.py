@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy
 import torch
 
-from deploy_prune.budget.candidates import CandidateCosts, Tabled, profilable, writer
+from deploy_prune.budget.candidates import CandidateCosts, Tabled, identity_of, profilable, writer
 from deploy_prune.commands.predict import CLASSES, network_of
 from deploy_prune.cost import CostModel, at_widths
 from deploy_prune.device import RUNTIMES
@@ -19,7 +19,7 @@ from deploy_prune.device.targets import load_target
 from deploy_prune.errors import SurgeryError, TargetError
 from deploy_prune.latency.granularity import kept_ratios
 from deploy_prune.latency.table import fit_table
-from deploy_prune.recipe.parts import ModelPart, PrunePart, Recipe
+from deploy_prune.recipe.parts import ModelPart, PrunePart
 from deploy_prune.run.stages import as_if_trained
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery import remembered
@@ -151,7 +151,7 @@ def profile(
         table = fit_table(costs.structure, tabled.samples, granule)
         return Profiled(
             model=model, target=on, input_shape=shape, granularity=granule, by_layer=profilable(on), tabled=tabled,
-            ratios=kept_ratios(on, writer(on, costs.recipe.export)) if on.granularity is None else None, table=table,
+            ratios=kept_ratios(on, writer(on, costs.export)) if on.granularity is None else None, table=table,
             errors=tuple(
                 Error(predicted_ms=at_widths(table, x.widths), measured_ms=x.total_ms) for x in tabled.held_out
             ),
@@ -201,8 +201,7 @@ def costs_of(
     if not structure.groups:
         message = "No channel of this network can be removed, so there is nothing to make a table of."
         raise SurgeryError(message)
-    recipe = Recipe(name="profile", model=part)
     return CandidateCosts(
-        network=network, structure=structure, example=example, recipe=recipe, scratch=scratch, progress=progress,
-        calibration=trial,
+        network=network, structure=structure, inputs=(example,), identity=identity_of(part), scratch=scratch,
+        progress=progress, calibration=(trial,),
     )  # fmt: skip

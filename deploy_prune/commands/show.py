@@ -12,11 +12,10 @@ from torch import nn
 from deploy_prune import cost
 from deploy_prune.architecture import json_file
 from deploy_prune.architecture.json_file import Architecture
-from deploy_prune.budget.candidates import CandidateCosts
+from deploy_prune.budget.candidates import CandidateCosts, identity_of
 from deploy_prune.cost import CostModel
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import RunFolderError
-from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.row import Row
 from deploy_prune.report.show import Cost, GroupLine, LayerLine, Overview
 from deploy_prune.run.folder import RunFolder
@@ -52,8 +51,8 @@ def overview(path: Path, target: str | None = None, trust: bool = False) -> Over
     if device is not None:
         with scratch() as folder:
             costs = CandidateCosts(
-                network=dense, structure=structure, example=torch.zeros(1, *described.input_shape[1:]),
-                recipe=Recipe(name="show", model=described.model), scratch=folder,
+                network=dense, structure=structure, inputs=(torch.zeros(1, *described.input_shape[1:]),),
+                identity=identity_of(described.model), scratch=folder,
             )  # fmt: skip
             latency = costs.cost(device, "latency")
     macs = cost.macs(structure)

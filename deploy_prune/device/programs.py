@@ -22,10 +22,10 @@ STARTS: Final = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a program is asked: a model's path on the device, its input [B, C, H, W], threads, inferences, warm-up."""
+    """What a program is asked: a model's path on the device, inputs' shapes [B, ...], threads, inferences, warm-up."""
 
     path: str
-    shape: Sequence[int]
+    shapes: Sequence[Sequence[int]]
     threads: int
     runs: int
     warmup: int
@@ -57,7 +57,7 @@ PROGRAMS: Final[dict[str, Program]] = {
         name="benchncnn",
         arguments=lambda a: [
             f"{a.runs}", f"{a.threads}", "0", "-1", "0", f"param={a.path}/model.param",
-            f"shape=[{a.shape[3]},{a.shape[2]},{a.shape[1]}]",
+            "shape=" + ",".join(f"[{','.join(map(str, reversed(shape[1:])))}]" for shape in a.shapes),
         ],
         figure=r"avg =\s*([0-9.]+)",
         to_ms=lambda ms, a: ms,
@@ -135,8 +135,9 @@ def _bench(there: Workspace, program: Path, spec: Mapping[str, Any]) -> dict[str
     runs = ceil(spec["runs"] / STARTS)
     asked = [
         Asked(
-            path=push_path(there, Path(model["path"])), shape=model["input_shape"], threads=spec["threads"], runs=runs,
-            warmup=spec["warmup"],
+            path=push_path(there, Path(model["path"])),
+            shapes=[x["shape"] for x in model.get("inputs", [])] or [model["input_shape"]],
+            threads=spec["threads"], runs=runs, warmup=spec["warmup"],
         )
         for model in spec["models"]
     ]  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.architecture import json_file
-from deploy_prune.budget.candidates import CandidateCosts
+from deploy_prune.budget.candidates import CandidateCosts, identity_of
 from deploy_prune.budget.loop import Plan, enforce
 from deploy_prune.data.loaders import batches
 from deploy_prune.errors import ParityError
@@ -58,8 +58,9 @@ def candidate_costs(context: RunContext, scratch: Path) -> CandidateCosts:
     structure = remembered.cuttable_groups(network, context.example, inputs, context.recipe.prune, gates_of)
     context.session.progress("find the channel groups", 1, 1, groups=len(structure.groups))
     return CandidateCosts(
-        network=network, structure=structure, example=context.example, recipe=context.recipe, scratch=scratch,
-        progress=context.session.progress, calibration=calibration_inputs(context.data, context.recipe.export),
+        network=network, structure=structure, inputs=(context.example,), identity=identity_of(context.recipe.model),
+        scratch=scratch, prune=context.recipe.prune, export=context.recipe.export, measure=context.recipe.measure,
+        progress=context.session.progress, calibration=(calibration_inputs(context.data, context.recipe.export),),
         since=context.since,
     )  # fmt: skip
 

@@ -6,14 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from input_kinds import KINDS
 from tiny_run import ArithmeticDevice, arithmetic_device, tiny_recipe
 
 from deploy_prune.budget import candidates
-from deploy_prune.budget.candidates import CandidateCosts, Timed
+from deploy_prune.budget.candidates import CandidateCosts, Timed, identity_by_graph, identity_of
 from deploy_prune.device.targets import load_target
-from deploy_prune.errors import MeasurementError
+from deploy_prune.errors import ExportError, MeasurementError
+from deploy_prune.export.inputs import several
 from deploy_prune.latency.table import variant_counts
 from deploy_prune.networks import build
+from deploy_prune.recipe.parts import ExportPart, ModelPart, PrunePart
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.system import cache
 from deploy_prune.system.shell import write_text
@@ -28,7 +31,10 @@ def make_bench(scratch, **changes) -> CandidateCosts:
     example = build.example_input(recipe.data)
     network = build.build_network(recipe.model, 3)
     structure = find_groups(network, (example,), recipe.prune)
-    return CandidateCosts(network=network, structure=structure, example=example, recipe=recipe, scratch=scratch)
+    return CandidateCosts(
+        network=network, structure=structure, inputs=(example,), identity=identity_of(recipe.model), scratch=scratch,
+        prune=recipe.prune, export=recipe.export, measure=recipe.measure,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +94,16 @@ def other_counts(costs):
 
 
 def other_runs(costs):
-    part = costs.recipe.measure.model_copy(update={"runs": 21})
-    return replace(costs, recipe=costs.recipe.model_copy(update={"measure": part})), half(costs)
+    return replace(costs, measure=costs.measure.model_copy(update={"runs": 21})), half(costs)
 
 
 def other_args(costs):
-    part = costs.recipe.model.model_copy(update={"args": {"width": 16}})
-    return replace(costs, recipe=costs.recipe.model_copy(update={"model": part})), half(costs)
+    model = tiny_recipe().model.model_copy(update={"args": {"width": 16}})
+    return replace(costs, identity=identity_of(model)), half(costs)
 
 
 def other_input(costs):
-    return replace(costs, example=torch.zeros(1, 1, 32, 32)), half(costs)
+    return replace(costs, inputs=(torch.zeros(1, 1, 32, 32),)), half(costs)
 
 
 @pytest.mark.parametrize("change", [other_counts, other_runs, other_args, other_input])
@@ -175,15 +180,15 @@ def test_the_smallest_network_stands_on_the_stairs(tiny):
 
 def test_a_network_of_another_stride_is_another_network(tiny):
     """Same tensors, same input, same groups: but not the same time."""
-    strided = build.build_network(tiny.recipe.model, 3)
+    strided = build.build_network(tiny_recipe().model, 3)
     strided[3].stride = (2, 2)
-    structure = find_groups(strided, (tiny.example,), tiny.recipe.prune)
+    structure = find_groups(strided, tiny.inputs, tiny.prune)
     other = replace(tiny, network=strided, structure=structure)
     assert other._identity(HOST) != tiny._identity(HOST)
 
 
 def test_a_network_of_another_activation_is_another_network(tiny):
-    smooth = build.build_network(tiny.recipe.model, 3)
+    smooth = build.build_network(tiny_recipe().model, 3)
     smooth[2] = torch.nn.GELU()
     assert replace(tiny, network=smooth)._identity(HOST) != tiny._identity(HOST)
 
@@ -281,7 +286,7 @@ def writing(tiny, written, told, tmp_path, monkeypatch):
     monkeypatch.setenv("DEPLOY_PRUNE_CACHE", str(tmp_path / "cache"))
     inputs = torch.arange(20.0).view(20, 1, 1, 1).expand(-1, 1, 16, 16)
     return replace(
-        tiny, scratch=tmp_path, _dense={}, _sizes={}, calibration=inputs,
+        tiny, scratch=tmp_path, _dense={}, _sizes={}, calibration=(inputs,),
         progress=lambda work, done, total, **figures: told.append((work, done, total)),
     )  # fmt: skip
 
@@ -357,7 +362,7 @@ def test_a_table_is_one_measurement_of_all_variants_with_layers_where_the_runtim
     ]
     assert table.held_out[0].per_layer_ms is None
     assert 0 < table.seconds < 60
-    runs = (candidates.TABLE_RUNS, writing.recipe.measure.warmup, candidates.TABLE_S)
+    runs = (candidates.TABLE_RUNS, writing.measure.warmup, candidates.TABLE_S)
     sizes = [one.total_ms for one in table.samples]
     assert timing == [("host", *runs), ("host", sizes, sizes[0], candidates.PROFILE_S)]
     steps = [(done, total) for work, done, total in told if work == "host: latency table"]
@@ -422,15 +427,15 @@ def test_networks_of_a_granularity_are_calibrated_on_noise(written, tmp_path):
 
 
 def other_opset(costs):
-    return replace(costs, recipe=tiny_recipe(export={"opset": 19})), HOST
+    return replace(costs, export=ExportPart(opset=19)), HOST
 
 
 def other_batch(costs):
-    return replace(costs, recipe=tiny_recipe(export={"dynamic_batch": True})), HOST
+    return replace(costs, export=ExportPart(dynamic_batch=True)), HOST
 
 
 def other_source(costs):
-    return replace(costs, recipe=tiny_recipe(model={"source": "resnet20"})), HOST
+    return replace(costs, identity=identity_of(ModelPart(source="resnet20"))), HOST
 
 
 @pytest.mark.parametrize(
@@ -451,8 +456,7 @@ def test_what_a_latency_depends_on_is_in_its_identity(tiny, monkeypatch, change)
 
 
 def test_the_smallest_network_keeps_the_recipes_least_channels(tiny):
-    recipe = tiny_recipe(prune={"min_channels": 6})
-    assert set(replace(tiny, recipe=recipe).smallest(HOST).values()) == {8}, "two stairs of four"
+    assert set(replace(tiny, prune=PrunePart(min_channels=6)).smallest(HOST).values()) == {8}, "two stairs of four"
 
 
 class Wrapped(torch.nn.Module):
@@ -474,7 +478,61 @@ def test_where_a_function_lies_in_memory_does_not_make_another_network(tiny):
     kept = [Wrapped(), Wrapped()]
     assert repr(kept[0]) != repr(kept[1])
     for module in kept:
-        network = build.build_network(tiny.recipe.model, 3)
+        network = build.build_network(tiny_recipe().model, 3)
         network[2] = module
         identities.append(replace(tiny, network=network)._identity(HOST))
     assert identities[0] == identities[1]
+
+
+# --- inputs of any number, rank and type ------------------------------------------------------------------------------
+
+
+def costs_of_kind(kind, folder):
+    make, inputs = KINDS[kind]
+    torch.manual_seed(0)
+    network, given = make().eval(), several(inputs())
+    example = tuple(x[:1] for x in given)
+    return CandidateCosts(
+        network=network, structure=find_groups(network, example, PrunePart()), inputs=example, calibration=given,
+        identity=identity_by_graph(network, example, 60), scratch=folder,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes", "weights"),
+    [
+        ("audio", ((1, 1, 400),), (8 * 9, 8 * 8)),
+        ("two", ((1, 3, 8, 8), (1, 4)), (8 * 4 * 9, 8 * 4, 8 * 8)),
+        ("tokens", ((1, 12),), (8 * 16,)),
+    ],
+)
+def test_a_network_of_any_inputs_has_its_costs(kind, shapes, weights, tmp_path):
+    costs = costs_of_kind(kind, tmp_path)
+    dense = costs.structure.dense_counts
+    with arithmetic_device(tmp_path / "cache"):
+        timed = costs.timed(HOST, dense)
+        assert timed.slim_ms == timed.dense_ms == pytest.approx(0.02 + 1e-5 * sum(weights))
+        assert costs.timed(HOST, costs.smallest(HOST)).slim_ms < timed.dense_ms
+    assert costs._dense["host"].shapes == shapes
+    assert costs.size_bytes(HOST, costs.smallest(HOST)) < costs.size_bytes(HOST, dense)
+    roofline = costs.cost(replace(load_target("pixel-8"), granularity=4), "latency")
+    assert 0 < roofline(costs.smallest(HOST)) < roofline(dense)
+
+
+def test_int8_candidates_are_calibrated_on_every_input(tmp_path):
+    costs = costs_of_kind("two", tmp_path)
+    target = replace(HOST, precision="int8")
+    assert costs.size_bytes(target, costs.structure.dense_counts) > 0
+    one = replace(costs, calibration=costs.calibration[:1], _dense={}, _sizes={})
+    with pytest.raises(ExportError):
+        one.size_bytes(target, costs.structure.dense_counts)
+
+
+def test_a_network_without_a_recipe_is_named_by_its_graph(tmp_path):
+    one, again, other = (costs_of_kind(kind, tmp_path) for kind in ("audio", "audio", "two"))
+    assert one.identity == again.identity != other.identity
+    again.network[0].stride = (2,)
+    assert identity_by_graph(again.network, again.inputs, 60) != one.identity
+    longer = (torch.zeros(1, 1, 500),)
+    assert identity_by_graph(one.network, longer, 60) != one.identity
+    assert replace(one, inputs=longer)._identity(HOST) != one._identity(HOST)

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -82,11 +81,11 @@ class Bench:
     candidates: list[Counts] = field(default_factory=list)
     structure: Structure = STRUCTURE
     file: Callable[[Counts], float] = lambda counts: 4 * PARAMS(counts) + 2000
+    prune: PrunePart = PrunePart()
 
     @property
-    def recipe(self) -> SimpleNamespace:
-        part = MeasurePart(tolerance=TOLERANCE, max_corrections=self.corrections)
-        return SimpleNamespace(measure=part, prune=PrunePart())
+    def measure(self) -> MeasurePart:
+        return MeasurePart(tolerance=TOLERANCE, max_corrections=self.corrections)
 
     def granule(self, target: Target) -> int:
         return self.step

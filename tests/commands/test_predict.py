@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from deploy_prune.architecture import json_file
-from deploy_prune.budget.candidates import CandidateCosts
+from deploy_prune.budget.candidates import CandidateCosts, identity_of
 from deploy_prune.cli import main
 from deploy_prune.commands import predict
 from deploy_prune.device.targets import load_target
@@ -62,13 +62,12 @@ def test_an_architecture_knows_its_input_and_is_faster_than_dense(tmp_path):
 
 def test_what_budgets_are_held_to_is_what_is_predicted(tmp_path):
     from deploy_prune.networks import build
-    from deploy_prune.recipe.parts import Recipe
 
     part, x = ModelPart(source="resnet20"), torch.zeros(1, 3, 32, 32)
     network = build.build_network(part, 1000).eval()
     structure = find_groups(network, (x,), PrunePart())
     costs = CandidateCosts(
-        network=network, structure=structure, example=x, recipe=Recipe(name="r", model=part), scratch=tmp_path
+        network=network, structure=structure, inputs=(x,), identity=identity_of(part), scratch=tmp_path
     )
     for name in ("pixel-8", "jetson-nano", "galaxy-s24", "jetson-agx-orin"):
         target = load_target(name)

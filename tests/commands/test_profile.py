@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from tiny_run import arithmetic_device, tiny_recipe
 
 from deploy_prune.budget import candidates
-from deploy_prune.budget.candidates import VARIANTS, CandidateCosts
+from deploy_prune.budget.candidates import VARIANTS, CandidateCosts, identity_of
 from deploy_prune.cli import main
 from deploy_prune.commands import profile as profile_module
 from deploy_prune.commands.profile import profile
@@ -17,7 +17,7 @@ from deploy_prune.device.targets import load_target
 from deploy_prune.errors import SurgeryError, TargetError
 from deploy_prune.latency import granularity
 from deploy_prune.networks import build
-from deploy_prune.recipe.parts import ModelPart, PrunePart, Recipe
+from deploy_prune.recipe.parts import ModelPart, PrunePart
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.system.shell import write_text
 from deploy_prune.types import Artifact, Latency
@@ -91,9 +91,15 @@ def held(found):
 def bench_of(tmp_path, **prune) -> CandidateCosts:
     """What a recipe works with for the same network."""
     part, example = ModelPart(source="conv4"), torch.zeros(1, *SHAPE)
-    network, recipe = build.build_network(part, 10), Recipe(name="r", model=part, prune=PrunePart(**prune))
-    structure = find_groups(network, (example,), recipe.prune)
-    return CandidateCosts(network=network, structure=structure, example=example, recipe=recipe, scratch=tmp_path)
+    return costs_of(build.build_network(part, 10), example, part, PrunePart(**prune), tmp_path)
+
+
+def costs_of(network, example, part, prune, scratch) -> CandidateCosts:
+    structure = find_groups(network, (example,), prune)
+    return CandidateCosts(
+        network=network, structure=structure, inputs=(example,), identity=identity_of(part), prune=prune,
+        scratch=scratch,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("prune", [{}, {"min_channels": 32}, {"skip": ["features.0"]}], ids=["all", "least", "some"])
@@ -188,8 +194,7 @@ def test_the_whole_way_on_an_arithmetic_device(tmp_path, monkeypatch):
         assert found.quantile(0.9) < 0.05
         asked = device.asked.total()
         example = build.example_input(recipe.data)
-        structure = find_groups(network, (example,), recipe.prune)
-        costs = CandidateCosts(network=network, structure=structure, example=example, recipe=recipe, scratch=tmp_path)
+        costs = costs_of(network, example, recipe.model, recipe.prune, tmp_path)
         costs.cost(replace(load_target("host"), granularity=4), "latency")
         assert device.asked.total() == asked
 

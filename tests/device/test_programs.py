@@ -14,7 +14,7 @@ from deploy_prune.errors import MeasurementError, TargetError
 from deploy_prune.latency.granularity import machine
 from deploy_prune.latency.measure import measure, profile
 
-ASKED = Asked(path="/p/model", shape=[1, 3, 8, 6], threads=2, runs=20, warmup=5)
+ASKED = Asked(path="/p/model", shapes=[[1, 3, 8, 6]], threads=2, runs=20, warmup=5)
 PRINTED = {
     "litert": (
         "INFO: count=20 first=412 curr=398 min=390 max=431 avg=401.5 std=9\nINFO: Inference timings in us: "
@@ -51,6 +51,11 @@ def test_the_figure_is_found_in_what_is_printed(runtime, tmp_path):
 
 def test_benchncnn_has_the_shape_backwards():
     assert "shape=[6,8,3]" in PROGRAMS["ncnn"].arguments(ASKED)
+
+
+def test_benchncnn_has_every_inputs_shape_of_any_rank():
+    asked = replace(ASKED, shapes=[[1, 1, 400], [1, 16]])
+    assert "shape=[400,1],[16]" in PROGRAMS["ncnn"].arguments(asked)
 
 
 def test_an_unknown_program():

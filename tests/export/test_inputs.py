@@ -1,6 +1,7 @@
 """Every format with every kind of input: exported and checked, or refused by the sentence of the table."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from deploy_prune.api.export import ConvertedWarning
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import ExportError, ParityError
 from deploy_prune.export import FORMATS, isolated
-from deploy_prune.export.inputs import TAKES, Takes, in_words, several
+from deploy_prune.export.inputs import TAKES, Takes, as_given, called_in_order, in_words, several
 from deploy_prune.latency.measure import measure
 from deploy_prune.recipe.parts import ExportPart
 
@@ -144,11 +145,18 @@ def test_int8_is_calibrated_on_every_input(kind, tmp_path):
     deploy_prune.export_network(make().eval(), first(x), "onnx", "int8", path=tmp_path / "a.onnx", calibration=x)
 
 
-@pytest.mark.parametrize("kind", ["two", "named", "volume"])
-def test_files_of_any_inputs_are_measured(kind, tmp_path):
+MEASURED = [("onnx", "two"), ("onnx", "named"), ("onnx", "volume"), ("litert", "two"), ("executorch", "tokens"),
+            ("ncnn", "two"), ("openvino", "named")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kind"), [marked(*pair) for pair in MEASURED])
+def test_files_of_any_inputs_are_measured(name, kind, tmp_path):
     make, inputs = KINDS[kind]
-    artifact = deploy_prune.export_network(make().eval(), first(inputs()), path=tmp_path / "a.onnx")
-    (latency,) = measure(load_target("host"), [artifact], 10, 2, min_s=0.01)
+    example, path = first(inputs()), tmp_path / f"a{FORMATS[name].suffix}"
+    network = called_in_order(make().eval(), example)
+    artifact = isolated.write(name, network, as_given(several(example)), path, "fp32", ExportPart())
+    target = replace(load_target("host"), format=name, runtime=FORMATS[name].runtime)
+    (latency,) = measure(target, [artifact], 10, 2, min_s=0.01)
     assert latency.p50_ms > 0
 
 
