@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from deploy_prune.device.payload.nms import nms, overlap
+from deploy_prune.device import RUNTIMES
+from deploy_prune.device.payload.boxes import overlap, suppressed
 from deploy_prune.networks.libraries import import_torchvision
 
 
@@ -34,9 +35,9 @@ def by_definition(boxes, scores, iou, labels):
 @pytest.mark.parametrize("iou", [0.2, 0.5, 0.7])
 def test_boxes_stay_as_the_definition_says(seed, iou):
     boxes, scores, labels = random_boxes(seed)
-    assert nms(boxes, scores, iou, labels).tolist() == by_definition(boxes, scores, iou, labels)
-    one = np.zeros_like(labels)
-    assert nms(boxes, scores, iou).tolist() == by_definition(boxes, scores, iou, one)
+    expected = by_definition(boxes, scores, iou, labels)
+    assert suppressed(boxes, scores, labels, iou, 1000).tolist() == expected
+    assert suppressed(boxes, scores, labels, iou, 7).tolist() == expected[:7]
 
 
 @pytest.mark.parametrize("iou", [0.3, 0.6])
@@ -48,15 +49,21 @@ def test_torchvision_keeps_the_same(iou):
         theirs = ops.batched_nms(*given, iou)
     except (NotImplementedError, RuntimeError):
         pytest.skip("torchvision's compiled operators don't load here")
-    assert nms(boxes, scores, iou, labels).tolist() == theirs.tolist()
+    assert suppressed(boxes, scores, labels, iou, 1000).tolist() == theirs.tolist()
 
 
 def test_nothing_and_boxes_of_no_area():
-    assert nms(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), 0.5).shape == (0,)
+    none = np.zeros(0, np.float32)
+    assert suppressed(np.zeros((0, 4), np.float32), none, none, 0.5, 100).shape == (0,)
     points = np.array([[3, 3, 3, 3], [3, 3, 3, 3]], np.float32)
-    assert nms(points, np.array([0.5, 0.9], np.float32), 0.5).tolist() == [1, 0]
+    assert suppressed(points, np.array([0.5, 0.9], np.float32), np.zeros(2), 0.5, 100).tolist() == [1, 0]
 
 
 def test_overlap_of_boxes_that_touch_hold_each_other_and_are_the_same():
     boxes = np.array([[10, 0, 20, 10], [0, 0, 5, 10], [0, 0, 10, 10]], np.float32)
     assert overlap(np.array([0, 0, 10, 10], np.float32), boxes).tolist() == [0, 0.5, 1]
+
+
+def test_what_decodes_is_no_runtime():
+    known = {"coreml", "executorch", "litert", "ncnn", "onnxruntime", "openvino", "tensorrt"}
+    assert set(RUNTIMES) == known
