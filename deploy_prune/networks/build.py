@@ -29,11 +29,14 @@ BUILT_IN: Final[dict[str, Builder]] = {
 
 BUILT_IN_SIZE: Final = 32
 """Pixels: the built-in networks are those of CIFAR (He et al., arXiv 1512.03385, section 4.2) and their like."""
+_DETECTORS: Final = "torchvision.models.detection."
 _DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "pretrained_cfg", "checkpoint_path")
 
 
 def build_network(part: ModelPart, num_classes: int) -> nn.Module:
     """The network with fresh weights, drawn from torch's global generator, in the mode its builder leaves it in.
+
+    ``num_classes``: of the data, without a class for what is none of them; 0: the builder is not told of any.
 
     Raises:
         ModelError: unknown source or name, an argument that isn't allowed, or the builder failed.
@@ -43,9 +46,11 @@ def build_network(part: ModelPart, num_classes: int) -> nn.Module:
         message = "model.args: num_classes follows from the classes in `data`; remove it."
         raise ModelError(message)
     builder = _builder(part)
-    _require_num_classes(builder, part.source)
+    classes = {"num_classes": num_classes} if num_classes else {}
+    if classes:
+        _require_num_classes(builder, part.source)
     try:
-        network = builder(num_classes=num_classes, **part.args)
+        network = builder(**classes, **part.args)
     except Exception as error:
         message = f"model.source: {part.source!r} can't be built with num_classes={num_classes} and model.args "
         message += f"{part.args}: {type(error).__name__}: {error}"
@@ -96,8 +101,9 @@ def own_input(part: ModelPart, num_classes: int) -> OwnInput:
 
     A built-in network's is 32 pixels. Else the size is the one that the network was built for, where it has one of the
     attributes ``image_size``, ``img_size`` (its own, its ``config``'s or its ``patch_embed``'s); then, as mean and std,
-    that of its ``pretrained_cfg`` or ``default_cfg`` (timm's names), then of the transforms of torchvision's default
-    weights. Leaves torch's global generator as it was. Raises what `build` raises.
+    that of its ``pretrained_cfg`` or ``default_cfg`` (timm's names), of its ``transform`` (torchvision's detectors; the
+    size only where it is a fixed one), then of the transforms of torchvision's default weights. Leaves torch's global
+    generator as it was. Raises what `build` raises.
     """
     prefix, colon, name = part.source.partition(":")
     if not colon:
@@ -105,6 +111,8 @@ def own_input(part: ModelPart, num_classes: int) -> OwnInput:
     with torch.random.fork_rng(devices=[]):
         network = _skeleton(part, num_classes)
     says = _configured(network)
+    if says == OwnInput():
+        says = _transformed(network)
     if says == OwnInput() and prefix == "torchvision":
         says = _transforms(name)
     size = _built_for(network) or says.size
@@ -127,6 +135,13 @@ def _configured(network: nn.Module) -> OwnInput:
         (c for n in ("pretrained_cfg", "default_cfg") if isinstance(c := getattr(network, n, None), Mapping)), {}
     )
     return OwnInput(size=_side(found.get("input_size")), mean=_values(found.get("mean")), std=_values(found.get("std")))
+
+
+def _transformed(network: nn.Module) -> OwnInput:
+    """By the transform that a detector of torchvision brings along, and that its raw form goes without."""
+    found = getattr(network, "transform", None)
+    mean, std = (_values(getattr(found, name, None)) for name in ("image_mean", "image_std"))
+    return OwnInput(size=_side(getattr(found, "fixed_size", None)), mean=mean, std=std)
 
 
 def _transforms(name: str) -> OwnInput:
@@ -170,7 +185,13 @@ def _torchvision_builder(name: str) -> Builder:
         raise ModelError(message)
     builder = models.get_model_builder(name)
     without = {key: None for key in ("weights", "weights_backbone") if key in inspect.signature(builder).parameters}
-    return partial(builder, **without)
+    built = partial(builder, **without)
+    return partial(_with_background, built) if builder.__module__.startswith(_DETECTORS) else built
+
+
+def _with_background(builder: Builder, num_classes: int = 0, **args: Any) -> Any:
+    """A detector of torchvision, which counts what is none of the classes as one of them."""
+    return builder(num_classes=num_classes + 1, **args) if num_classes else builder(**args)
 
 
 def _timm_builder(name: str) -> Builder:

@@ -106,6 +106,20 @@ def test_builds_from_libraries_without_a_download(source, monkeypatch):
         assert isinstance(build_network(part(source), 5), nn.Module)
 
 
+def test_a_detector_of_torchvision_has_a_class_more_for_what_is_none():
+    source = part("torchvision:ssdlite320_mobilenet_v3_large")
+    assert build_network(source, 5).head.classification_head.num_columns == 6
+    heads = head_tensors(source, 5)
+    assert "head.classification_head.module_list.0.1.weight" in heads
+    assert all(name.startswith("head.classification_head.") for name in heads)
+
+
+def test_a_builder_is_not_told_of_classes_where_there_are_none(here):
+    assert build_network(part("mine_models:make_without_classes", width=8), 0).in_features == 8
+    assert build_network(part("torchvision:resnet18"), 0).fc.out_features == 1000
+    assert build_network(part("torchvision:ssdlite320_mobilenet_v3_large"), 0).head.regression_head.num_columns == 4
+
+
 def test_builds_the_users_network_from_the_current_directory(here):
     network = build_network(part("mine_models:make_linear", width=8), 3)
     assert network[1].in_features == 8

@@ -41,6 +41,8 @@ def sentences(found):
         ("torchvision:resnet18", {}, 224),
         ("torchvision:vit_b_16", {"image_size": 64}, 64),
         ("torchvision:mobilenet_v2", {"width_mult": 0.25}, 224),
+        ("torchvision:ssdlite320_mobilenet_v3_large", {}, 320),
+        ("torchvision:retinanet_resnet50_fpn", {}, None),  # which takes any
         ("small_models:Configured", {}, 48),
         ("small_models:Sized", {}, 40),
         ("small_models:Sized", {"side": [40, 40]}, 40),
@@ -52,6 +54,14 @@ def test_a_network_says_what_size_it_was_made_for(source, args, size):
     before = torch.get_rng_state()
     assert own_input(ModelPart(source=source, args=args), 3).size == size
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_detector_says_how_its_images_are_normalised():
+    own = own_input(ModelPart(source="torchvision:ssdlite320_mobilenet_v3_large"), 3)
+    assert (own.mean, own.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert own.source == "torchvision's configuration of ssdlite320_mobilenet_v3_large"
+    own = own_input(ModelPart(source="torchvision:fcos_resnet50_fpn"), 3)
+    assert (own.mean, own.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.mark.parametrize(
