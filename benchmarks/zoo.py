@@ -5,7 +5,7 @@
 Names as in _zoo_networks.py (tv: tvseg: tvdet: tvideo: timm: hf: own:); default: its list. Weights are random; every
 network has a process and a time limit of its own. Times are seconds of one core. --json: every row as soon as it is
 there; networks whose rows are there already are not run again. --plain: beside it torch-pruning's MetaPruner on the
-same network, within so many seconds. The whole list goes into benchmarks/results/zoo.json.
+same network, within so many seconds. A whole list goes to benchmarks/results/zoo.json; with --others, zoo_others.json.
 """
 
 from __future__ import annotations
@@ -343,7 +343,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=300, help="seconds per network (default 300)")
     parser.add_argument("--plain", type=float, metavar="S")
     parser.add_argument("--formats", nargs="*", default=[MUST_RUN], help="each in its own runtime (default: onnx)")
-    parser.add_argument("--others", action="store_true", help="only networks that classify no pictures")
+    parser.add_argument("--others", action="store_true", help="its other list: networks that classify no pictures")
     parser.add_argument("--child", choices=["ours", "plain"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -352,17 +352,17 @@ def main() -> None:
     import _results
     import _zoo_networks
 
-    others = _zoo_networks.OTHERS.split()
-    rows = run(arguments.names or ([] if arguments.others else _zoo_networks.LISTED.split()) + others, arguments)
+    name, listed = ("zoo_others", _zoo_networks.OTHERS) if arguments.others else ("zoo", _zoo_networks.LISTED)
+    rows = run(arguments.names or listed.split(), arguments)
     passed = [n for n, r in rows.items() if "error" not in r and "skipped" not in r]
     wide = [n for n in passed if rows[n]["macs_share"] >= 0.9]
     print(f"\n{len(passed)} of {len(rows)} passed, {len(wide)} of them with 90% of their MACs in groups.")
     for format in arguments.formats:
         count = sum(isinstance(rows[n].get(format), float) for n in passed)
         print(f"{count} of {len(rows)} run in {format}.")
-    if not arguments.names and not arguments.others:
+    if not arguments.names:
         totals = {"networks": len(rows), "passed": len(passed), "with_90_percent_of_macs": len(wide)}
-        _results.write("zoo", {**totals, "rows": {n: compact(r) for n, r in rows.items()}})
+        _results.write(name, {**totals, "rows": {n: compact(rows[n]) for n in listed.split()}})
 
 
 if __name__ == "__main__":
