@@ -38,7 +38,8 @@ class Model:
             message = f"ncnn can't load {weights}"
             raise RuntimeError(message)
         self.inputs = sorted(self.net.input_names(), key=lambda name: int(name.removeprefix("in")))
-        self.outputs = sorted(self.net.output_names(), key=lambda name: int(name.removeprefix("out")))
+        made = [name for name in self.net.output_names() if name.startswith("out")]  # not what no layer reads
+        self.outputs = sorted(made, key=lambda name: int(name.removeprefix("out")))
         self.images: list[list[Any]] = []
 
     def feed(self, *inputs: Array) -> None:
