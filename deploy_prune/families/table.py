@@ -7,10 +7,10 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from deploy_prune.families import dense_detectors, segmenters
+from deploy_prune.families import dense_detectors, grid, segmenters
 from deploy_prune.families.raw_form import Family, RawForm
 
-FAMILIES: Final[tuple[Family, ...]] = (*dense_detectors.FAMILIES, *segmenters.FAMILIES)
+FAMILIES: Final[tuple[Family, ...]] = (*grid.FAMILIES, *dense_detectors.FAMILIES, *segmenters.FAMILIES)
 """The first that owns a network makes its raw form."""
 
 

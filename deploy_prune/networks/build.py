@@ -15,20 +15,23 @@ from torch import Tensor, nn
 from deploy_prune.errors import DataError, ModelError, perhaps
 from deploy_prune.networks.cifar_resnet import CifarResNet
 from deploy_prune.networks.conv import ConvNet
+from deploy_prune.networks.grid_detector import GridDetector
 from deploy_prune.networks.libraries import import_timm, import_torchvision
+from deploy_prune.networks.unet import UNet
 from deploy_prune.recipe.data import MAX_SIZE, MIN_SIZE
 from deploy_prune.recipe.parts import DataPart, ModelPart
 from deploy_prune.system.plugins import import_callable
 
 Builder = Callable[..., Any]
 
-BUILT_IN: Final[dict[str, Builder]] = {
+_CLASSIFIERS: Final[dict[str, Builder]] = {
     **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)},
     **{f"conv{depth}": partial(ConvNet, depth) for depth in (2, 4, 6)},
 }
+BUILT_IN: Final[dict[str, Builder]] = {**_CLASSIFIERS, "grid_detector": GridDetector, "unet": UNet}
 
 BUILT_IN_SIZE: Final = 32
-"""Pixels: the built-in networks are those of CIFAR (He et al., arXiv 1512.03385, section 4.2) and their like."""
+"""Pixels: the built-in classifiers are those of CIFAR (He et al., arXiv 1512.03385, section 4.2) and their like."""
 _DETECTORS: Final = "torchvision.models.detection."
 _DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "pretrained_cfg", "checkpoint_path")
 
@@ -99,15 +102,16 @@ class OwnInput:
 def own_input(part: ModelPart, num_classes: int) -> OwnInput:
     """The input that the network's own configuration describes.
 
-    A built-in network's is 32 pixels. Else the size is the one that the network was built for, where it has one of the
-    attributes ``image_size``, ``img_size`` (its own, its ``config``'s or its ``patch_embed``'s); then, as mean and std,
-    that of its ``pretrained_cfg`` or ``default_cfg`` (timm's names), of its ``transform`` (torchvision's detectors; the
-    size only where it is a fixed one), then of the transforms of torchvision's default weights. Leaves torch's global
-    generator as it was. Raises what `build` raises.
+    A built-in classifier's is 32 pixels; the other built-in networks take any. Else the size is the one that the
+    network was built for, where it has one of the attributes ``image_size``, ``img_size`` (its own, its ``config``'s or
+    its ``patch_embed``'s); then, as mean and std, that of its ``pretrained_cfg`` or ``default_cfg`` (timm's names), of
+    its ``transform`` (torchvision's detectors; the size only where it is a fixed one), then of the transforms of
+    torchvision's default weights. Leaves torch's global generator as it was. Raises what `build` raises.
     """
     prefix, colon, name = part.source.partition(":")
     if not colon:
-        return OwnInput(size=BUILT_IN_SIZE, source=f"the built-in {part.source}")
+        size = BUILT_IN_SIZE if prefix in _CLASSIFIERS else None
+        return OwnInput(size=size, source=f"the built-in {part.source}")
     with torch.random.fork_rng(devices=[]):
         network = _skeleton(part, num_classes)
     says = _configured(network)

@@ -16,7 +16,9 @@ from deploy_prune.recipe.data import Part as Part
 from deploy_prune.recipe.data import distinct, known_source
 from deploy_prune.types import Budget, Metric
 
-BUILT_IN_NETWORKS: Final = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "conv2", "conv4", "conv6")
+BUILT_IN_NETWORKS: Final = (
+    "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "conv2", "conv4", "conv6", "grid_detector", "unet",
+)  # fmt: skip
 SEARCH_METHODS: Final = ("dap", "gate", "gumbel", "uniform", "random", "magnitude", "bn_scale", "taylor")
 EXPORT_FORMATS: Final = ("onnx", "ort", "tensorrt", "litert", "executorch", "ncnn", "coreml", "openvino")
 
@@ -102,8 +104,8 @@ class ModelPart(Part):
     """Which network, and its weights."""
 
     source: str = Field(
-        description="The network: torchvision:NAME, timm:NAME, one of the built-in resnet20/32/44/56/110 and "
-        "conv2/4/6, or module:callable for a function of your own."
+        description="The network: torchvision:NAME, timm:NAME, one of the built-in resnet20/32/44/56/110, conv2/4/6, "
+        "grid_detector and unet, or module:callable for a function of your own."
     )
     args: dict[str, Any] = Field(
         default={}, description="Keyword arguments of the function that builds it. num_classes comes from the data."

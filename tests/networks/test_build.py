@@ -71,6 +71,25 @@ def test_cifar_resnet_has_the_usual_names_and_shapes():
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 7)
 
 
+@pytest.mark.parametrize(("source", "thousands", "outputs"), [("grid_detector", 204, 10), ("unet", 218, 5)])
+def test_small_networks_of_maps_have_something_to_prune(source, thousands, outputs):
+    network = build_network(part(source), 5)
+    assert sum(p.numel() for p in network.parameters()) / 1000 == pytest.approx(thousands, abs=1)
+    assert network(torch.rand(2, 3, 40, 72)).shape[:2] == (2, outputs)
+    assert build_network(part(source, in_channels=1), 5)(torch.rand(2, 1, 40, 72)).shape[:2] == (2, outputs)
+
+
+def test_box_layers_of_the_grid_detector_do_not_depend_on_the_classes():
+    assert head_tensors(part("grid_detector"), 5) == {"classes.weight", "classes.bias"}
+    assert head_tensors(part("unet"), 5) == {"classes.weight", "classes.bias"}
+
+
+@pytest.mark.parametrize("size", [(64, 96), (33, 47)])
+def test_unets_logits_are_of_the_inputs_size(size):
+    network = build_network(part("unet"), 4).eval()
+    assert network(torch.rand(2, 3, *size)).shape == (2, 4, *size)
+
+
 def test_zero_pad_shortcut_takes_every_second_pixel_between_zeros():
     x = torch.randn(1, 2, 4, 4)
     y = ZeroPadShortcut(new_channels=2, stride=2)(x)
