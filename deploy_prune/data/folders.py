@@ -169,7 +169,7 @@ def _images(folder: Path, classes: tuple[str, ...], ignored: Counter[str]) -> Im
     """The images of these classes, class by class, by name; what lies beside the classes is counted."""
     folders = {name: folder / name for name in classes if (folder / name).is_dir()}
     _count_beside(folder, set(folders.values()), ignored)
-    return tuple((path, classes.index(name)) for name, sub in folders.items() for path in _walk(sub, ignored))
+    return tuple((path, classes.index(name)) for name, sub in folders.items() for path in walk(sub, ignored))
 
 
 def _require_all(folder: Path, classes: tuple[str, ...], found: Images) -> None:
@@ -178,7 +178,7 @@ def _require_all(folder: Path, classes: tuple[str, ...], found: Images) -> None:
     if without:
         name = classes[without[0]]
         files = Counter[str]()
-        list(_walk(folder / name, files))
+        list(walk(folder / name, files))
         message = f"data.root: {shown(folder)} has no images ({', '.join(sorted(SUFFIXES))}) of the class {name!r}"
         message += f", only {listed(files)}" if files else ""
         message += "; add some, or remove its folder."
@@ -206,10 +206,10 @@ def is_clutter(name: str) -> bool:
 
 
 def _has_images(folder: Path) -> bool:
-    return next(_walk(folder, Counter()), None) is not None
+    return next(walk(folder, Counter()), None) is not None
 
 
-def _walk(folder: Path, ignored: Counter[str]) -> Iterator[Path]:
+def walk(folder: Path, ignored: Counter[str]) -> Iterator[Path]:
     """All images below a folder by path, links followed; a folder that links lead to again is read once."""
     todo, seen = [folder], set[tuple[int, int]]()
     while todo:

@@ -40,6 +40,40 @@ def read_image(path: Path, size: int, channels: int) -> np.ndarray[Any, Any]:
         raise DataError(message) from error
 
 
+def read_mask(path: Path, orientation: int = 1) -> np.ndarray[Any, Any]:
+    """int32 [H, W]: a mask's values as they are stored, of a palette's colours their numbers.
+
+    ``orientation``: by which it is turned as a photo is (EXIF, 1 to 8).
+
+    Raises:
+        ValueError: it is no image, is damaged, has colours instead of values, or was compressed with losses.
+    """
+    try:
+        if not path.is_file():
+            message = "it is no regular file"
+            raise ValueError(message)
+        Image.init()
+        formats = [name for name in picture.FORMATS if name in Image.OPEN]
+        bomb = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
+        with bomb, Image.open(path, formats=formats) as image:
+            kind = image.format
+            values = np.asarray(picture.turned(image, orientation))
+    except Exception as error:  # decoders' exceptions have no common base
+        message = f"{path} can't be read as a mask: {str(error).rstrip('.') or type(error).__name__}"
+        raise ValueError(message) from error
+    if values.ndim == 3 and (values[..., :1] == values[..., : min(values.shape[2], 3)]).all():
+        values = values[..., 0]  # grey, stored as colour
+    problem = None
+    if values.ndim == 3 or values.dtype.kind == "f":
+        problem = "has colours or fractions; a mask's values must be classes' numbers"
+    elif kind == "JPEG":
+        problem = "is a JPEG, which changes a mask's values; save it as PNG"
+    if problem:
+        message = f"{path} {problem}"
+        raise ValueError(message)
+    return values.astype(np.int32)
+
+
 def image_sizes(paths: Iterable[Path]) -> set[tuple[int, int]]:
     """Width and height in pixels of the files' images as stored, by their headers; what can't be read is left out."""
     Image.init()

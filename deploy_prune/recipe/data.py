@@ -10,12 +10,19 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from deploy_prune.errors import perhaps
 
 DATA_SETS: Final = ("digits", "cifar10", "cifar100", "npz", "idx", "folder")
+BOX_SETS: Final = ("scenes", "coco", "voc", "yolo")
+MASK_SETS: Final = ("scenes", "folders", "voc")
 MIN_SIZE, MAX_SIZE = 8, 1024
 """Of the input's side, in pixels."""
 FEW_SHOTS: Final = 10
 """Training examples of each new class, where a recipe doesn't say how many."""
+MAX_CLASSES: Final = 4096
+"""Of boxes; of masks there are 255, as 255 is what has no class."""
 
 Augment = Literal["none", "shift", "shift_flip", "affine", "crop_flip", "crop_flip_colour"]
+Fit = Literal["letterbox", "stretch", "cut"]
+MaskAugment = Literal["none", "flip", "flip_crop", "flip_crop_colour"]
+BoxAugment = Literal["none", "flip", "flip_crop", "flip_crop_colour", "mosaic"]
 
 _CALLABLE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
@@ -52,6 +59,14 @@ def known_source(word: str, built_in: tuple[str, ...], prefixes: tuple[str, ...]
     return word
 
 
+def one_per_channel(values: list[float] | None, channels: int) -> list[float] | None:
+    """The numbers, if there is one for each channel; ``channels``: 0 where that is not known."""
+    if values is not None and channels and len(values) != channels:
+        message = f"it needs one number per channel: data.channels is {channels}, not {len(values)}"
+        raise ValueError(message)
+    return values
+
+
 def _checked_shots(value: object) -> object:
     """One sentence for what would be three kinds' errors."""
     if value is None or value == "auto" or (type(value) is int and value >= 1):
@@ -60,6 +75,16 @@ def _checked_shots(value: object) -> object:
     raise ValueError(message)
 
 
+def _checked_size(value: object) -> object:
+    """One sentence for what would be two kinds' errors."""
+    sides = value if isinstance(value, list) and len(value) == 2 else [value]
+    if value is None or all(type(side) is int and MIN_SIZE <= side <= MAX_SIZE for side in sides):
+        return value
+    message = f"it should be a side in pixels ({MIN_SIZE} to {MAX_SIZE}), [height, width] or null, not {value!r}"
+    raise ValueError(message)
+
+
+ImageSize = Annotated[int | list[int] | None, BeforeValidator(_checked_size)]
 Classes = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(distinct)]
 Shots = Annotated[int | Literal["auto"] | None, BeforeValidator(_checked_shots)]
 
@@ -121,11 +146,7 @@ class DataPart(Part):
     @field_validator("mean", "std")
     @classmethod
     def _one_per_channel(cls, values: list[float] | None, info: ValidationInfo) -> list[float] | None:
-        channels = info.data.get("channels", 0)
-        if values is not None and channels and len(values) != channels:
-            message = f"it needs one number per channel: data.channels is {channels}, not {len(values)}"
-            raise ValueError(message)
-        return values
+        return one_per_channel(values, info.data.get("channels", 0))
 
     @field_validator("target_classes")
     @classmethod
@@ -150,3 +171,111 @@ class DataPart(Part):
             message += "give target_classes of their own, or write data.shots: null"
             raise ValueError(message)
         return ways
+
+
+class PicturesPart(Part):
+    """What the parts of pictures with boxes and of pictures with masks have in common."""
+
+    source: str = Field(default="scenes", description="The data set.")
+    root: str | None = Field(
+        default=None, description="Where its files are; scenes has none. null: the variable DEPLOY_PRUNE_DATA."
+    )
+    classes: Annotated[list[str], Field(min_length=1, max_length=MAX_CLASSES), AfterValidator(distinct)] | None = Field(
+        default=None, description="The classes' names, in the order of their numbers. null: those of the data set."
+    )
+    image_size: ImageSize = Field(
+        default=None,
+        description="The network's input in pixels: the side of a square, or [height, width]. null: from the network's "
+        "own configuration, or the pictures' size if all have one.",
+    )
+    fit: Fit = Field(
+        default="letterbox",
+        description="How a picture becomes an input of that size. letterbox: the whole of it, with grey around. "
+        "stretch: height and width are scaled on their own. cut: it covers the input, and what is too much is cut off.",
+    )
+    channels: Literal[1, 3] = Field(default=3, description="1: pictures are made grey. 3: they are made colour.")
+    mean: list[float] | None = Field(
+        default=None,
+        description="Mean of each channel, of values in 0..1, which is subtracted. null: with weights, from the "
+        "network's own configuration; else the data set's own.",
+    )
+    std: list[Annotated[float, Field(gt=0)]] | None = Field(
+        default=None, description="Standard deviation of each channel, which is divided by. null: as for mean."
+    )
+    shots: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Training pictures are drawn with the seed until each target class has so many objects (boxes), or "
+        "is seen in so many pictures (masks). null: all.",
+    )
+    short_classes: Literal["fail", "use_all"] = Field(
+        default="fail", description="What to do if a class has fewer than shots: fail, or use_all that it has."
+    )
+    broken: Literal["fail", "skip"] = Field(
+        default="fail",
+        description="What to do with damaged pictures and annotations: fail and name them, or skip, count and name "
+        "them.",
+    )
+    source_classes: Classes | None = Field(
+        default=None, description="The classes that channels are chosen on. null: all."
+    )
+    target_classes: Classes | None = Field(
+        default=None, description="The classes that the slim network learns. null: all."
+    )
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _one_per_channel(cls, values: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        return one_per_channel(values, info.data.get("channels", 0))
+
+
+class BoxesPart(PicturesPart):
+    """Which pictures with boxes around objects. Channels are chosen on the source classes."""
+
+    source: str = Field(
+        default="scenes", description="The data set: scenes (drawn here), coco, voc, yolo or module:callable."
+    )
+    augment: BoxAugment = Field(
+        default="flip",
+        description="How training pictures are varied: none, flip (mirrored), flip_crop, flip_crop_colour, or mosaic "
+        "(as flip_crop_colour, and every second one put together of four).",
+    )
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, source: str) -> str:
+        return known_source(source, BOX_SETS, (), "data set")
+
+
+class MasksPart(PicturesPart):
+    """Which pictures with masks, where each pixel has a class. Channels are chosen on the source classes."""
+
+    source: str = Field(
+        default="scenes", description="The data set: scenes (drawn here), folders, voc or module:callable."
+    )
+    void: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        default=255, description="The masks' value of pixels that have no class and don't count. null: there is none."
+    )
+    values: (
+        Annotated[list[Annotated[int, Field(ge=0, le=65535)]], Field(min_length=2), AfterValidator(distinct)] | None
+    ) = Field(
+        default=None,
+        description="The masks' value of each class, as in [0, 255]. null: the classes' numbers.",
+    )
+    augment: MaskAugment = Field(
+        default="flip",
+        description="How training pictures are varied: none, flip (mirrored), flip_crop or flip_crop_colour.",
+    )
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, source: str) -> str:
+        return known_source(source, MASK_SETS, (), "data set")
+
+    @field_validator("values")
+    @classmethod
+    def _void_is_no_class(cls, values: list[int] | None, info: ValidationInfo) -> list[int] | None:
+        if values is not None and info.data.get("void") in values:
+            message = f"{info.data['void']} is data.void, too, whose pixels have no class; write data.void: null, or "
+            message += "take it out"
+            raise ValueError(message)
+        return values

@@ -1,6 +1,6 @@
-"""One image file as pixels, the same on a device as in training. Needs numpy and Pillow.
+"""One image file as pixels, the same on a device as in training; and where in it a network's input lies.
 
-H W height and width, C channels. What a viewer shows is what is read:
+Needs numpy and Pillow. H W height and width, C channels. What a viewer shows is what is read:
 
 - A photo is turned upright, as its EXIF orientation says.
 - Transparency is laid on white.
@@ -11,13 +11,21 @@ H W height and width, C channels. What a viewer shows is what is read:
 
 Images of 32 bits a value have no agreed white and are refused. Only the formats of FORMATS are opened, whatever the
 file is called, so that no other program is ever started for one.
+
+A picture is brought to the input's size in one of three ways (FITS):
+
+- cut: scaled so that it covers the input; what is too much is cut off evenly on both sides.
+- letterbox: scaled so that the whole of it fits in; what is left is grey (PAD), evenly on both sides.
+- stretch: height and width are scaled on their own.
+
+Places are in pixels from the left and the top edge: pixel 0 reaches from 0 to 1.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,15 +49,36 @@ _OTHERS = {
 }  # fmt: skip
 
 
-def read(path: Path, width: int, height: int, channels: int) -> numpy.ndarray:
-    """uint8 [H, W, C]: upright, scaled (bilinear) so that it covers the size, what is too much cut off on both sides.
+FITS = ("cut", "letterbox", "stretch")
+PAD = 114
+"""The byte around a picture in a letterbox, in every channel: what YOLO networks are trained with."""
+
+
+class Placement(NamedTuple):
+    """``box``: the part of the picture that is used (left, top, right, bottom); ``at``: where it lies in the input."""
+
+    box: tuple[float, float, float, float]
+    at: tuple[int, int, int, int]
+
+
+def read(path: Path, width: int, height: int, channels: int, fit: str = "cut") -> numpy.ndarray:
+    """uint8 [H, W, C]: upright, scaled (bilinear) and fitted to the size, as FITS says.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    return fitted(load(path, channels), width, height, fit)
+
+
+def load(path: Path, channels: int) -> numpy.ndarray:
+    """uint8 [H, W, C], upright and of its own size.
 
     Raises:
         ValueError: it is no image of FORMATS, is cut off, has 32 bits a value or a side of less than MIN_SIDE_PX, or
             would unpack to more pixels than Pillow takes for harmless (``PIL.Image.MAX_IMAGE_PIXELS``).
     """
     import numpy
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     name = os.fsencode(path).decode("utf-8", "backslashreplace")
     if not path.is_file():  # a pipe would be waited for
@@ -66,12 +95,91 @@ def read(path: Path, width: int, height: int, channels: int) -> numpy.ndarray:
         reason = str(error).rstrip(".") or type(error).__name__
         message = f"{name} can't be read as an image: {reason}"
         raise ValueError(message) from error
+    wide, high = plain.size
     if small:
-        wide, high = plain.size
         message = f"{name} is an image of {wide}x{high} pixels; each side must have {MIN_SIDE_PX} or more"
         raise ValueError(message)
-    fitted = ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)
-    return numpy.asarray(fitted).reshape(height, width, channels)
+    return numpy.asarray(plain).reshape(high, wide, channels)
+
+
+def placement(size: tuple[int, int], width: int, height: int, fit: str) -> Placement:
+    """Where the parts of a picture (``size``: its width and height) lie in an input of this width and height."""
+    wide, high = size
+    if fit == "cut":
+        used_wide, used_high = min(wide, high * width / height), min(high, wide * height / width)
+        left, top = (wide - used_wide) / 2, (high - used_high) / 2
+        return Placement((left, top, left + used_wide, top + used_high), (0, 0, width, height))
+    whole = (0.0, 0.0, float(wide), float(high))
+    if fit == "stretch":
+        return Placement(whole, (0, 0, width, height))
+    if fit != "letterbox":
+        message = f"there is no fit {fit!r}; known: {', '.join(FITS)}"
+        raise ValueError(message)
+    scale = min(width / wide, height / high)
+    inner_wide, inner_high = max(1, round(wide * scale)), max(1, round(high * scale))
+    left, top = (width - inner_wide) // 2, (height - inner_high) // 2
+    return Placement(whole, (left, top, left + inner_wide, top + inner_high))
+
+
+def fitted(pixels: numpy.ndarray, width: int, height: int, fit: str, pad: int = PAD) -> numpy.ndarray:
+    """Bytes uint8 [H, W, C] of the size asked for, of a picture's, scaled (bilinear). ``pad``: around a letterbox."""
+    from PIL import Image
+
+    return _put(pixels, width, height, fit, pad, Image.Resampling.BILINEAR)
+
+
+def fitted_mask(mask: numpy.ndarray, width: int, height: int, fit: str, pad: int) -> numpy.ndarray:
+    """A mask uint8 [H, W] as `fitted`, but each pixel has the value of the nearest one."""
+    from PIL import Image
+
+    return _put(mask[..., None], width, height, fit, pad, Image.Resampling.NEAREST)[..., 0]
+
+
+def to_input(boxes: numpy.ndarray, size: tuple[int, int], width: int, height: int, fit: str) -> numpy.ndarray:
+    """Boxes [..., 4] (left, top, right, bottom) or points [..., 2] of a picture, in pixels of the network's input.
+
+    They may reach beyond the input. ``size``: the picture's width and height, upright.
+    """
+    scale, shift = _map(boxes, placement(size, width, height, fit))
+    found: numpy.ndarray = boxes * scale + shift
+    return found
+
+
+def to_picture(boxes: numpy.ndarray, size: tuple[int, int], width: int, height: int, fit: str) -> numpy.ndarray:
+    """What undoes `to_input`: boxes or points of the network's input in pixels of the picture, cut at its edges."""
+    import numpy
+
+    scale, shift = _map(boxes, placement(size, width, height, fit))
+    edge = numpy.tile(numpy.array(size, boxes.dtype), boxes.shape[-1] // 2)
+    found: numpy.ndarray = numpy.clip((boxes - shift) / scale, 0, edge)
+    return found
+
+
+def _map(boxes: numpy.ndarray, placed: Placement) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Scale and shift of x, y, x, y ... from the picture to the input."""
+    import numpy
+
+    (left, top, right, bottom), at = placed
+    scale = numpy.array([(at[2] - at[0]) / (right - left), (at[3] - at[1]) / (bottom - top)])
+    shift = numpy.array(at[:2]) - numpy.array([left, top]) * scale
+    times = boxes.shape[-1] // 2
+    return numpy.tile(scale, times).astype(boxes.dtype), numpy.tile(shift, times).astype(boxes.dtype)
+
+
+def _put(pixels: numpy.ndarray, width: int, height: int, fit: str, pad: int, resample: Any) -> numpy.ndarray:
+    import numpy
+    from PIL import Image
+
+    high, wide, channels = pixels.shape
+    box, (left, top, right, bottom) = placement((wide, high), width, height, fit)
+    image = Image.fromarray(numpy.ascontiguousarray(pixels if channels == 3 else pixels[..., 0]))
+    inner = numpy.asarray(image.resize((right - left, bottom - top), resample, box=box))
+    inner = inner.reshape(bottom - top, right - left, channels)
+    if inner.shape[:2] == (height, width):
+        return inner
+    found = numpy.full((height, width, channels), pad, "uint8")
+    found[top:bottom, left:right] = inner
+    return found
 
 
 def _open(path: Path) -> Image.Image:
@@ -106,21 +214,25 @@ def _kind(path: Path) -> str | None:
     return None
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image, decoded, as its EXIF orientation says; as stored where its EXIF data is damaged."""
+def orientation(image: Image.Image) -> int:
+    """What its EXIF data says, 1 to 8: how it must be turned or mirrored; 1 where it says nothing, or is damaged."""
+    try:
+        found = image.getexif().get(0x0112, 1)
+    except Exception:  # whatever a damaged block of metadata leads to
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def turned(image: Image.Image, how: int) -> Image.Image:
+    """The image upright, if its EXIF orientation is this."""
     from PIL import Image
 
-    image.load()  # before the look: Pillow turns some formats itself, and then says so
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # whatever a damaged block of metadata leads to
-        return image
     turn = Image.Transpose
     turns = {
         2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
         6: turn.ROTATE_270, 7: turn.TRANSVERSE, 8: turn.ROTATE_90,
     }  # fmt: skip
-    return image.transpose(turns[orientation]) if orientation in turns else image
+    return image.transpose(turns[how]) if how in turns else image
 
 
 def _plain(image: Image.Image, mode: str) -> Image.Image:
@@ -133,7 +245,8 @@ def _plain(image: Image.Image, mode: str) -> Image.Image:
         raise ValueError(message)
     tags = getattr(image, "tag_v2", {})  # a TIFF's
     full, is_negative = 2 ** tags.get(_TIFF_BITS, (16,))[0] - 1, tags.get(_TIFF_WHITE) == 0
-    image = _upright(image)
+    image.load()  # before the look: Pillow turns some formats itself, and then says so
+    image = turned(image, orientation(image))
     clear = image.info.get("transparency")
     if image.mode.startswith("I"):
         image = _eight_bits(image, full, is_negative, clear)

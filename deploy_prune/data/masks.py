@@ -1,0 +1,347 @@
+"""Pictures with masks, where each pixel has a class: what a segmenter is trained and judged on.
+
+B batch, C channels or classes, H W height and width of the network's input. A mask's values are classes, 0 to C - 1, or
+VOID: such a pixel has no class and doesn't count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from deploy_prune.data import mask_folders, scenes, varying, voc
+from deploy_prune.data.annotated import (
+    Annotated,
+    Fault,
+    Findings,
+    Listed,
+    counted,
+    require,
+    same_file_twice,
+    scanned_or_fault,
+)
+from deploy_prune.data.boxes import Batch, rarest
+from deploy_prune.data.images import read_mask
+from deploy_prune.data.picture_splits import WholeSet, root_of, transfer
+from deploy_prune.data.pictures import NO_FRAME, Array, Frame, Picture, StoredPicture, array_digest, file_digest
+from deploy_prune.data.splits import TransferData
+from deploy_prune.device.payload import picture
+from deploy_prune.errors import DataError
+from deploy_prune.recipe.data import MaskAugment, MasksPart
+
+VOID: Final = 255
+MAX_CLASSES: Final = VOID
+_VALUES: Final = 65536  # that a mask of 16 bits can have
+_UNKNOWN: Final = -1
+
+
+class Mask(Protocol):
+    """A picture's mask."""
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of its content."""
+
+    def classes(self) -> Array:
+        """uint8 [H, W]: 0 to C - 1, or VOID."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FileMask:
+    """A mask in a file.
+
+    ``orientation``: by which it is turned; ``table``: int16, value -> class, VOID or -1; ``digest``: SHA-256 of these and
+    of the file's content.
+    """
+
+    path: Path
+    orientation: int
+    table: Array
+    digest: bytes
+
+    def classes(self) -> Array:
+        """uint8 [H, W]: 0 to C - 1, or VOID.
+
+        Raises:
+            DataError: the file can no longer be read, or has other values.
+        """
+        try:
+            values = read_mask(self.path, self.orientation)
+        except ValueError as error:
+            message = f"data.root: {error}"
+            raise DataError(message) from error
+        found: Array = self.table[values.clip(0, _VALUES - 1)]
+        if found.min() == _UNKNOWN:
+            message = f"data.root: {self.path} is another file than when the run began; leave the files as they are."
+            raise DataError(message)
+        return found.astype(np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredMask:
+    """A mask in memory: uint8 [H, W]."""
+
+    stored: Array
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of shape and bytes."""
+        return array_digest(self.stored)
+
+    def classes(self) -> Array:
+        """uint8 [H, W]: 0 to C - 1, or VOID."""
+        return self.stored
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaskedPicture:
+    """A picture, its mask, and the classes that are in it, ascending."""
+
+    picture: Picture
+    mask: Mask
+    present: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaskExamples(Dataset[tuple[Tensor, Tensor]]):
+    """Pictures with masks, read when they are taken.
+
+    ``numbers``: uint8 [256], a mask's class -> its number here, 0 to ``num_classes`` - 1, or VOID. ``frame``: how a
+    picture becomes an input. ``augment``: how `varied` varies them.
+    """
+
+    items: tuple[MaskedPicture, ...]
+    num_classes: int
+    numbers: Array
+    frame: Frame
+    augment: MaskAugment = "none"
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Float32 [C, H, W], normalised, and its mask, int64 [H, W]."""
+        image, mask = self._stored(index)
+        return self.frame.normalised(self.frame.fitted(image)), self._fitted(mask)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hexadecimal) of all that a stage can see of them: pictures' and masks' content, frame, augment.
+
+        Of the content and not of files' names and times: a file that was only touched is the same.
+        """
+        found = hashlib.sha256(repr((self.num_classes, self.augment, len(self))).encode() + self.frame.digest)
+        found.update(self.numbers.tobytes())
+        for item in self.items:
+            found.update(item.picture.digest + item.mask.digest)
+        return found.hexdigest()
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """int64 [len, C]: 1 where a class is in a picture."""
+        found = torch.zeros(len(self), self.num_classes, dtype=torch.int64)
+        for row, item in enumerate(self.items):
+            here = self.numbers[list(item.present)]
+            found[row, here[here != VOID].astype(np.int64)] = 1
+        return found
+
+    @cached_property
+    def strata(self) -> Tensor:
+        """int64 [len]: 1 + the rarest class in a picture, so that draws reach all; 0 without any."""
+        return rarest(self.counts)
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """The pictures alone."""
+        return [item.picture for item in self.items]
+
+    def take(self, indices: Tensor) -> Batch:
+        """These examples: inputs float32 [B, C, H, W], normalised; targets int64 [B, H, W]."""
+        return _batch([self[i] for i in indices.tolist()])
+
+    def varied(self, indices: Tensor, generator: torch.Generator) -> Batch:
+        """As `take`, varied as ``augment`` says; all that is random comes from the generator, a seed an example."""
+        seeds = torch.randint(2**62, (len(indices),), generator=generator)
+        return _batch([self.varied_one(i, s) for i, s in zip(indices.tolist(), seeds.tolist(), strict=True)])
+
+    def varied_one(self, index: int, seed: int) -> tuple[Tensor, Tensor]:
+        """One example, varied as the seed has it."""
+        image, mask = self._stored(index)
+        with varying.seeded(seed):
+            if self.augment in varying.CROPS:
+                image, mask = varying.cropped_mask(image, mask)
+            x, y = self.frame.fitted(image), self._fitted(mask)
+            if self.augment in varying.COLOURS:
+                rows, columns = self.frame.inner((image.shape[1], image.shape[0]))
+                x[:, rows, columns] = varying.coloured(x[:, rows, columns])
+            if self.augment != "none":
+                x, y = varying.mirrored(x, varying.of_mask(y))
+        return self.frame.normalised(x.as_subclass(Tensor)), y.as_subclass(Tensor)
+
+    def subset(self, indices: Tensor) -> MaskExamples:
+        """These examples alone."""
+        return replace(self, items=tuple(self.items[i] for i in indices.tolist()))
+
+    def of_classes(self, classes: Sequence[int]) -> MaskExamples:
+        """With these classes alone, renumbered in their order; other classes' pixels become VOID."""
+        table = np.full(256, VOID, np.uint8)
+        table[list(classes)] = np.arange(len(classes))
+        return replace(self, numbers=table[self.numbers], num_classes=len(classes))
+
+    def framed(self, frame: Frame, augment: MaskAugment) -> MaskExamples:
+        """The same, made inputs and varied in this way."""
+        return replace(self, frame=frame, augment=augment)
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        """These pictures as inputs that are not normalised: float32 [B, C, H, W] in 0..1."""
+        return torch.stack([self.frame.fitted(self._stored(i)[0]) for i in indices.tolist()]).float() / 255
+
+    def _stored(self, index: int) -> tuple[Array, Array]:
+        """uint8 [H, W, C] and [H, W], of the picture's own size."""
+        item = self.items[index]
+        return item.picture.pixels(self.frame.channels), self.numbers[item.mask.classes()]
+
+    def _fitted(self, mask: Array) -> Tensor:
+        height, width = self.frame.size
+        return torch.tensor(picture.fitted_mask(mask, width, height, self.frame.fit, VOID), dtype=torch.int64)
+
+
+def load_masks(part: MasksPart, seed: int) -> TransferData:
+    """Read a data set of pictures with masks, and split it; ``seed`` draws the shots.
+
+    Raises:
+        DataError: missing, damaged or empty data; broken masks, if these are to fail; as `transfer`.
+    """
+    findings = Findings()
+    names, train, test = _read(part, findings)
+    num = len(names) if names else 1 + max((c for item in train for c in item.present), default=0)
+    if test is not None:
+        test = [item for item in test if _is_known(item, num, findings)]
+    skipped = require(findings, part.broken, Path(part.root or "."))
+    whole = WholeSet(
+        train=_examples(train, num), test=None if test is None else _examples(test, num), names=names,
+        skipped=skipped, counted=counted(findings),
+    )  # fmt: skip
+    return transfer(whole, part, part.augment, seed)
+
+
+MaskSet = tuple[tuple[str, ...] | None, list[MaskedPicture], list[MaskedPicture] | None]
+"""Names of classes, pictures to train on, and to score on."""
+
+
+def _read(part: MasksPart, findings: Findings) -> MaskSet:
+    if part.source == "scenes":
+        train, test = ([_of_scene(i, scene) for i, scene in enumerate(made)] for made in scenes.draw())
+        return ("field", *scenes.NAMES), train, test
+    listed = READERS[part.source](root_of(part), findings)
+    same_file_twice(listed.train, listed.test or ())
+    table = _table(part)
+    train = masked(listed.train, table, findings)
+    test_masks = None if listed.test is None else masked(listed.test, table, findings)
+    return None if part.classes is None else tuple(part.classes), train, test_masks
+
+
+def masked(said: Sequence[Annotated], table: Array, findings: Findings) -> list[MaskedPicture]:
+    """The pictures that can be read and whose masks are whole. One without any class is left out, and counted."""
+    found, meaning = [], array_digest(table)
+    for one in said:
+        scanned = scanned_or_fault(one, findings)
+        if scanned is None or one.mask is None:
+            continue
+        upright = scanned.picture.size
+        try:
+            values = read_mask(one.mask)
+            is_turned = (values.shape[1], values.shape[0]) == scanned.stored != upright
+            orientation = scanned.orientation if is_turned else 1
+            classes = _known(read_mask(one.mask, orientation) if is_turned else values, table)
+            _require_size(classes, upright)
+        except ValueError as error:
+            findings.faults.append(Fault(one.annotation, str(error), "broken masks"))
+            continue
+        present = tuple(int(c) for c in np.unique(classes) if c != VOID)
+        if not present:
+            findings.notes["pictures left out, for no pixel of theirs has a class"] += 1
+            continue
+        digest = hashlib.sha256(file_digest(one.mask) + meaning + bytes([orientation])).digest()
+        mask = FileMask(path=one.mask, orientation=orientation, table=table, digest=digest)
+        found.append(MaskedPicture(picture=scanned.picture, mask=mask, present=present))
+    return found
+
+
+def _table(part: MasksPart) -> Array:
+    """int16 [65536]: what each value of a mask means, a class, VOID or nothing (-1)."""
+    table = np.full(_VALUES, _UNKNOWN, np.int16)
+    num = MAX_CLASSES if part.classes is None else len(part.classes)
+    if part.values is not None and part.classes is not None and len(part.values) != num:
+        message = f"data.values: there are {len(part.values)} and {num} names in data.classes; give one for each class."
+        raise DataError(message)
+    if num > MAX_CLASSES:
+        message = f"data.classes: there are {num}; masks can have {MAX_CLASSES}."
+        raise DataError(message)
+    values = part.values or range(num)
+    table[list(values)] = np.arange(len(values))
+    if part.void is not None:
+        table[part.void] = VOID
+    return table
+
+
+def _known(values: Array, table: Array) -> Array:
+    """The classes of a mask's values.
+
+    Raises:
+        ValueError: some have no class.
+    """
+    found: Array = table[values.clip(0, _VALUES - 1)]
+    unknown = np.unique(values[(found == _UNKNOWN) | (values < 0) | (values >= _VALUES)])
+    if len(unknown):
+        message = (
+            f"it has the values {unknown[:5].tolist()}, which are no classes' (data.classes, data.values, data.void)"
+        )
+        raise ValueError(message)
+    return found
+
+
+def _require_size(mask: Array, size: tuple[int, int]) -> None:
+    if mask.shape != (size[1], size[0]):
+        message = f"it has {mask.shape[1]}x{mask.shape[0]} pixels, and its picture has {size[0]}x{size[1]}"
+        raise ValueError(message)
+
+
+def _is_known(item: MaskedPicture, num: int, findings: Findings) -> bool:
+    """Whether the picture has only classes that are trained."""
+    if item.present[-1] < num:
+        return True
+    what = f"its mask has the class {item.present[-1]}, and the training masks have 0 to {num - 1}"
+    findings.faults.append(Fault(item.picture.name, what, "broken masks"))
+    return False
+
+
+def _of_scene(number: int, scene: scenes.Scene) -> MaskedPicture:
+    stored = StoredPicture(name=f"scene {number}", stored=scene.image)
+    present = tuple(int(c) for c in np.unique(scene.classes))
+    return MaskedPicture(picture=stored, mask=StoredMask(stored=scene.classes), present=present)
+
+
+def _examples(items: Sequence[MaskedPicture], num: int) -> MaskExamples:
+    numbers = np.full(256, VOID, np.uint8)
+    numbers[:num] = np.arange(num)
+    return MaskExamples(items=tuple(items), num_classes=num, numbers=numbers, frame=NO_FRAME)
+
+
+def _batch(found: Sequence[tuple[Tensor, Tensor]]) -> Batch:
+    return Batch((torch.stack([image for image, _ in found]),), torch.stack([mask for _, mask in found]))
+
+
+READERS: Final[dict[str, Callable[[Path, Findings], Listed]]] = {
+    "folders": mask_folders.list_masks,
+    "voc": voc.list_masks,
+}

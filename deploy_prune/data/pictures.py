@@ -1,0 +1,218 @@
+"""Pictures of any size, read when they are taken, and what a network's input is made of them.
+
+H W height and width, C channels. A picture's size is (width, height) in pixels, upright.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from deploy_prune.data.folders import shown
+from deploy_prune.device.payload import picture
+from deploy_prune.errors import DataError
+
+Array = np.ndarray[Any, Any]
+Size = tuple[int, int]
+MEASURED: Final = 256
+"""Pictures that mean and standard deviation are taken from, where a recipe doesn't give them."""
+
+
+class Picture(Protocol):
+    """One picture."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def size(self) -> Size:
+        """Width and height in pixels, upright."""
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of its content."""
+
+    def pixels(self, channels: int) -> Array:
+        """uint8 [H, W, C], upright."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePicture:
+    """A picture in a file, which is read each time it is taken."""
+
+    path: Path
+    size: Size
+    digest: bytes
+
+    @property
+    def name(self) -> str:
+        """Its path."""
+        return shown(self.path)
+
+    def pixels(self, channels: int) -> Array:
+        """uint8 [H, W, C], upright.
+
+        Raises:
+            DataError: the file can no longer be read, or is another one.
+        """
+        try:
+            found = picture.load(self.path, channels)
+        except ValueError as error:
+            message = f"data.root: {error}"
+            raise DataError(message) from error
+        if (found.shape[1], found.shape[0]) != self.size:
+            message = f"data.root: {self.name} has another size than when the run began; leave the files as they are."
+            raise DataError(message)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredPicture:
+    """A picture in memory. ``stored``: uint8 [H, W, C] with C 1 or 3."""
+
+    name: str
+    stored: Array
+
+    @property
+    def size(self) -> Size:
+        """Width and height."""
+        return self.stored.shape[1], self.stored.shape[0]
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of shape and bytes."""
+        return array_digest(self.stored)
+
+    def pixels(self, channels: int) -> Array:
+        """uint8 [H, W, C]."""
+        return with_channels(self.stored, channels)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ItemPicture:
+    """An item's picture of a data set of the user's own. ``take``: index -> uint8 [H, W, C]."""
+
+    name: str
+    take: Callable[[int], Array]
+    index: int
+    size: Size
+    digest: bytes
+
+    def pixels(self, channels: int) -> Array:
+        """uint8 [H, W, C].
+
+        Raises:
+            DataError: it has another size than before.
+        """
+        found = self.take(self.index)
+        if (found.shape[1], found.shape[0]) != self.size:
+            message = f"data.source: {self.name} has another size than when it was first read; a data set must give "
+            message += "the same for the same index, and leave it to data.augment to vary it."
+            raise DataError(message)
+        return with_channels(found, channels)
+
+
+class Scan(NamedTuple):
+    """What reading a file says: the picture, its size as stored, and its EXIF orientation (1 where it has none)."""
+
+    picture: FilePicture
+    stored: Size
+    orientation: int
+
+
+def scan(path: Path) -> Scan:
+    """Read a file whole, so that a damaged one is known before the run begins.
+
+    Raises:
+        ValueError: as `device.payload.picture.load`.
+    """
+    pixels = picture.load(path, 3)
+    with Image.open(path, formats=[name for name in picture.FORMATS if name in Image.OPEN]) as image:
+        stored, orientation = image.size, picture.orientation(image)
+    size = (pixels.shape[1], pixels.shape[0])
+    return Scan(FilePicture(path=path, size=size, digest=file_digest(path)), stored, orientation)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+    """How a picture becomes an input. ``size``: (H, W); ``mean``, ``std``: float32 [C], of values in 0..1."""
+
+    size: tuple[int, int]
+    fit: str
+    channels: int
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of all of it."""
+        told = (self.size, self.fit, self.channels, self.mean.tolist(), self.std.tolist(), picture.PAD)
+        return hashlib.sha256(repr(told).encode()).digest()
+
+    def fitted(self, pixels: Array) -> Tensor:
+        """uint8 [C, H, W] of the input's size, of uint8 [H, W, C] of any."""
+        found = picture.fitted(pixels, self.size[1], self.size[0], self.fit)
+        return torch.tensor(found).permute(2, 0, 1)
+
+    def inner(self, size: Size) -> tuple[slice, slice]:
+        """Rows and columns of the input where a picture of this size lies."""
+        left, top, right, bottom = picture.placement(size, self.size[1], self.size[0], self.fit).at
+        return slice(top, bottom), slice(left, right)
+
+    def to_input(self, places: Array, size: Size) -> Array:
+        """Boxes [N, 4] or points [..., 2] of a picture of this size, in pixels of the input."""
+        return picture.to_input(places, size, self.size[1], self.size[0], self.fit)
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Float32 (x / 255 - mean) / std per channel, of bytes [..., C, H, W]."""
+        return (x.float() / 255 - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+
+
+NO_FRAME: Final = Frame(size=(0, 0), fit="cut", channels=3, mean=torch.empty(0), std=torch.empty(0))
+"""Of examples that nothing is taken of yet."""
+
+
+def measured(pictures: list[Picture], channels: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel (float32 [C], of values in 0..1) of at most MEASURED of the pictures.
+
+    They are drawn, always in the same way, and weigh alike, however large they are.
+    """
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:MEASURED]
+    total = squares = np.zeros(channels)
+    for i in order.tolist():
+        x = pictures[i].pixels(channels).reshape(-1, channels).astype(np.float64) / 255
+        total, squares = total + x.mean(0), squares + np.square(x).mean(0)
+    mean = total / max(1, len(order))
+    std = np.sqrt(np.clip(squares / max(1, len(order)) - np.square(mean), 0, None))
+    return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
+
+
+def with_channels(pixels: Array, channels: int) -> Array:
+    """Bytes [H, W, 1 or 3] with so many channels: grey is repeated, colour weighted to grey as Pillow does."""
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, 2)
+    return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+
+
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def array_digest(array: Array) -> bytes:
+    """SHA-256 of an array's type, shape and content."""
+    found = hashlib.sha256(repr((array.dtype.str, array.shape)).encode())
+    found.update(np.ascontiguousarray(array).tobytes())
+    return found.digest()
