@@ -59,8 +59,8 @@ class Mask(Protocol):
 class FileMask:
     """A mask in a file.
 
-    ``orientation``: by which it is turned; ``table``: int16, value -> class, VOID or -1; ``digest``: SHA-256 of these and
-    of the file's content.
+    ``orientation``: by which it is turned; ``table``: int16, value -> class, VOID or -1; ``digest``: SHA-256 of all,
+    with the file's content.
     """
 
     path: Path

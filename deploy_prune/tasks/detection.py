@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploy_prune.data.splits import TransferData
+from deploy_prune.data.boxes import load_boxes
 from deploy_prune.errors import DataError, ModelError, perhaps
 from deploy_prune.networks.libraries import import_torchvision
 from deploy_prune.tasks.distance import relative
@@ -35,15 +35,9 @@ def detection(score: str = "mAP50-95") -> Task:
         message = f"score: a detector can't be judged by {score!r}; known: {', '.join(SCORES)}.{perhaps(score, SCORES)}"
         raise DataError(message)
     return Task(
-        name="detection", score=Score(name=score), load=load, loss=loss, judge=partial(judge, score=score),
+        name="detection", score=Score(name=score), load=load_boxes, loss=loss, judge=partial(judge, score=score),
         distance=relative,
     )  # fmt: skip
-
-
-def load(part: Any, seed: int) -> TransferData:
-    """Pictures with boxes, as the recipe's ``data`` says."""
-    message = f"data: there is no source {part.source!r} of pictures with boxes."
-    raise DataError(message)
 
 
 def loss(outputs: Outputs, targets: Targets) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from deploy_prune.data.splits import TransferData
+from deploy_prune.data.masks import load_masks
 from deploy_prune.errors import DataError, ModelError
 from deploy_prune.networks.libraries import import_torchvision
 from deploy_prune.tasks.distance import divergence
@@ -22,12 +22,6 @@ from deploy_prune.tasks.task import Outputs, Score, Targets, Task
 
 VOID: Final = 255
 """The label of pixels that nobody is judged by, as in PASCAL VOC and Cityscapes."""
-
-
-def load(part: Any, seed: int) -> TransferData:
-    """Pictures with masks, as the recipe's ``data`` says."""
-    message = f"data: there is no source {part.source!r} of pictures with masks."
-    raise DataError(message)
 
 
 def loss(outputs: Outputs, targets: Targets) -> Tensor:
@@ -108,5 +102,5 @@ def _resized(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 SEGMENTATION: Final = Task(
-    name="segmentation", score=Score(name="mIoU"), load=load, loss=loss, judge=judge, distance=distance
+    name="segmentation", score=Score(name="mIoU"), load=load_masks, loss=loss, judge=judge, distance=distance
 )
