@@ -7,10 +7,15 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from deploy_prune.families import dense_detectors, grid, segmenters
+from deploy_prune.families import dense_detectors, grid, segmenters, transformers
 from deploy_prune.families.raw_form import Family, RawForm
 
-FAMILIES: Final[tuple[Family, ...]] = (*grid.FAMILIES, *dense_detectors.FAMILIES, *segmenters.FAMILIES)
+FAMILIES: Final[tuple[Family, ...]] = (
+    *grid.FAMILIES,
+    *dense_detectors.FAMILIES,
+    *segmenters.FAMILIES,
+    *transformers.FAMILIES,
+)
 """The first that owns a network makes its raw form."""
 
 

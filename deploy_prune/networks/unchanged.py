@@ -21,6 +21,7 @@ from torch import Tensor, nn
 _Undo = Callable[[], None]
 _LIBRARIES: Final = frozenset(
     {"torch", "numpy", "scipy", "accelerate", "lightning", "lightning_fabric", "pytorch_lightning", "deploy_prune"}
+    | {"huggingface_hub", "tokenizers", "safetensors", "filelock", "tqdm", "yaml"}
 )
 """Their functions keep nothing of a network, and their objects (loggers, loaders, trainers) are not the network's."""
 _FOLLOWED: Final = frozenset({"types", "functools"})
@@ -75,9 +76,6 @@ class _Memory:
     def _look(self, value: Any) -> None:
         if isinstance(value, Tensor):
             self._undo.append(_tensor(value))
-        elif isinstance(value, torch.Generator):
-            state = value.get_state()
-            self._undo.append(lambda: _set_generator(value, state))
         elif isinstance(value, dict):
             self._dict(value)
         elif isinstance(value, list | deque | set | bytearray):
@@ -97,7 +95,10 @@ class _Memory:
 
     def _object(self, value: Any) -> None:
         """A module, or an object of any other class."""
-        if isinstance(value, types.MethodType):
+        if type(value) is torch.Generator:
+            state = value.get_state()
+            self._undo.append(lambda: _set_generator(value, state))
+        elif isinstance(value, types.MethodType):
             self._open += [value.__func__, value.__self__]
         elif isinstance(value, functools.partial):
             self._open += [value.func, value.args, value.keywords]
