@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -27,6 +27,7 @@ _LIBRARIES: Final = frozenset(
 _FOLLOWED: Final = frozenset({"types", "functools"})
 """Standard modules whose objects may hold what a network keeps."""
 _PLAIN: Final = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_CONTAINERS: Final = (list, deque, set, bytearray)
 _CACHED: Final = type(functools.lru_cache(lambda: None))
 _DICTS_OF_OBJECTS: Final = ("__dict__", "__weakref__")
 
@@ -78,10 +79,10 @@ class _Memory:
             self._undo.append(_tensor(value))
         elif isinstance(value, dict):
             self._dict(value)
-        elif isinstance(value, list | deque | set | bytearray):
+        elif isinstance(value, _CONTAINERS):
             self._container(value)
         elif isinstance(value, tuple | frozenset):
-            self._open.extend(value)
+            self._open.extend(tuple.__iter__(value) if isinstance(value, tuple) else frozenset.__iter__(value))
         elif isinstance(value, types.FunctionType):
             self._function(value)
         elif isinstance(value, _CACHED):
@@ -118,23 +119,26 @@ class _Memory:
                 self._dict(vars(value))
 
     def _dict(self, value: dict[Any, Any]) -> None:
-        items = list(value.items())
+        """By dict's own methods: a class of the network's may have others, that load what isn't there yet."""
+        kind: type[dict[Any, Any]] = OrderedDict if isinstance(value, OrderedDict) else dict
+        items = list(kind.items(value))
 
         def undo() -> None:
-            if not _same([x for pair in value.items() for x in pair], [x for pair in items for x in pair]):
-                value.clear()
-                value.update(items)
+            if not _same([x for pair in kind.items(value) for x in pair], [x for pair in items for x in pair]):
+                kind.clear(value)
+                kind.update(value, items)
 
         self._undo.append(undo)
-        self._open.extend(value.values())
+        self._open.extend(v for _, v in items)
 
     def _container(self, value: Any) -> None:
-        items = list(value)
+        kind: Any = next(kind for kind in _CONTAINERS if isinstance(value, kind))
+        items = list(kind.__iter__(value))
 
         def undo() -> None:
-            if not _same(list(value), items):
-                value.clear()
-                (value.update if isinstance(value, set) else value.extend)(items)
+            if not _same(list(kind.__iter__(value)), items):
+                kind.clear(value)
+                (kind.update if kind is set else kind.extend)(value, items)
 
         self._undo.append(undo)
         self._open.extend(items)
@@ -220,6 +224,7 @@ def _restore_class(kind: type, before: dict[str, Any]) -> None:
             setattr(kind, name, value)
 
 
+@functools.cache
 def _is_own(module: str | None) -> bool:
     """Whether functions and objects of a Python module may keep something of the network."""
     root = (module or "").partition(".")[0]

@@ -22,13 +22,13 @@ from torch.utils._pytree import treespec_dumps, treespec_loads
 
 from deploy_prune.errors import SurgeryError
 from deploy_prune.networks.copies import copied
-from deploy_prune.surgery.trace import LimitError, trace
+from deploy_prune.surgery.trace import trace
 from deploy_prune.types import Keep
 
 _BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _NORM: Final = 5
-_BATCHES: Final = (5, 7)
-"""Sizes to trace with. What a network keeps of its last run may fix the batch size if it is the same one."""
+_BATCH: Final = 5
+"""The size to trace with."""
 _SPECS: Final = ("_in_spec", "_out_spec")
 """How inputs and outputs are nested; torch warns when it unpickles them."""
 DENSE_NAME: Final = "deploy_prune.dense_name"
@@ -128,15 +128,8 @@ def trace_batched(network: nn.Module, inputs: Sequence[Tensor], timeout_s: float
         SurgeryError: the network can't be traced so.
     """
     free = tuple({0: Dim.DYNAMIC} for _ in inputs)
-    for size in _BATCHES:
-        given = tuple(torch.cat([x[:1]] * size) for x in inputs)
-        try:
-            return trace(network, given, timeout_s, free)
-        except LimitError:
-            raise
-        except SurgeryError as error:
-            refused = error
-    raise refused
+    one = [x[:1] for x in inputs]
+    return trace(network, [torch.cat([x] * _BATCH) for x in one], timeout_s, free, before=one)
 
 
 def unlifted(program: ExportedProgram) -> tuple[fx.GraphModule, dict[str, str]]:

@@ -106,12 +106,15 @@ def time_limit(seconds: float, doing: str) -> Iterator[None]:
 
 
 def trace(
-    network: nn.Module, inputs: Sequence[Tensor], timeout_s: float, shapes: Any = None, training: bool = False
-) -> ExportedProgram:
+    network: nn.Module, inputs: Sequence[Tensor], timeout_s: float, shapes: Any = None, training: bool = False,
+    before: Sequence[Tensor] | None = None,
+) -> ExportedProgram:  # fmt: skip
     """The network's ATen graph in eval mode, for inputs of these shapes. The network is left as it was.
 
     ``shapes``: which sizes are free, as torch.export's ``dynamic_shapes``; default: none.
     ``training``: see ``evaluating``.
+    ``before``: inputs of another size, to run it on first: what a network keeps of its last run may fix a free size if
+    it is the same one.
 
     Raises:
         LimitError: not within ``timeout_s``, or there is too little memory.
@@ -126,6 +129,9 @@ def trace(
             _shapes_alone(),
             time_limit(timeout_s, "Tracing the network"),
         ):
+            if before is not None:
+                with torch.no_grad():
+                    network(*before)
             program = torch.export.export(network, tuple(inputs), strict=False, dynamic_shapes=shapes)
             _inline_regions(program.graph_module)
             return program

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from types import SimpleNamespace
@@ -222,6 +222,31 @@ def test_what_a_hook_closes_over_is_put_back() -> None:
     trace(net, (X,), 60)
     prune(net, X, lambda f, x: f(x).square().mean(), [X], method="magnitude")
     assert store == {}
+
+
+def test_looking_at_a_table_runs_none_of_its_own_code() -> None:
+    """Its ``items`` may load a library, and its ``__iter__`` use something up."""
+
+    def loaded(*_: Any) -> Any:
+        raise AssertionError
+
+    methods = dict.fromkeys(("items", "values", "__iter__", "clear", "update", "extend"), loaded)
+    net, named = Keeps(lambda net, y: None), {"inner": [1]}
+    kept = {dict: named, OrderedDict: [("inner", 2)], list: [named], deque: [3], set: [4], tuple: (named,)}
+    lazy: list[Any] = [type("Lazy", (kind,), methods)(start) for kind, start in kept.items()]
+    net.features = lazy
+    with unchanged(net):
+        dict.clear(lazy[0])
+        OrderedDict.move_to_end(lazy[1], "inner")
+        OrderedDict.__setitem__(lazy[1], "more", 1)
+        list.clear(lazy[2])
+        deque.append(lazy[3], 5)
+        set.clear(lazy[4])
+        named["inner"].append(2)
+    assert dict.__eq__(lazy[0], {"inner": [1]})
+    assert OrderedDict.__len__(lazy[1]) == 1
+    assert list.__len__(lazy[2]) == deque.__len__(lazy[3]) == set.__len__(lazy[4]) == 1
+    assert named == {"inner": [1]}
 
 
 def test_an_error_inside_puts_everything_back_too() -> None:

@@ -13,7 +13,7 @@ from deploy_prune.networks.compare import relative_difference
 from deploy_prune.recipe.parts import ModelPart, PrunePart
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.graph_network import _BATCHES, GraphNetwork
+from deploy_prune.surgery.graph_network import _BATCH, GraphNetwork
 from deploy_prune.surgery.try_groups import keep_cuttable
 
 
@@ -61,7 +61,7 @@ class KeepsItsShape(nn.Module):
         return y + self.anchors
 
 
-@pytest.mark.parametrize("ran", [None, 1, *_BATCHES])
+@pytest.mark.parametrize("ran", [None, 1, _BATCH])
 def test_what_the_last_run_left_fixes_no_batch_size(ran):
     network, x = KeepsItsShape().eval(), torch.randn(4, 3, 8, 8)
     if ran:
