@@ -45,7 +45,7 @@ from deploy_prune.errors import BudgetError
 from deploy_prune.export import isolated
 from deploy_prune.latency.paired import paired_ratio
 from deploy_prune.latency.steady import measure_steadily
-from deploy_prune.recipe.parts import Recipe, parse_budget
+from deploy_prune.recipe.parts import parse_budget
 from deploy_prune.run.pipeline import PLANS
 from deploy_prune.run.reach import reaches
 from deploy_prune.surgery.cut import cut
@@ -82,15 +82,13 @@ def network_rows(network: str, budgets: Sequence[Budget]) -> Iterator[tuple[str,
         scores = magnitude(costs)
         for budget in budgets:
             started = time.perf_counter()
-            recipe = Recipe(name="budgets", model=part, budgets=[budget.text])
-            row = budget_row(costs, target, recipe, scores, dense)
+            row = budget_row(costs, target, budget, scores, dense)
             yield budget.text, {"asked": budget.limit, **row, "seconds": round(time.perf_counter() - started, 1)}
 
 
-def budget_row(costs: CandidateCosts, target: Target, recipe: Recipe, scores: Scores, dense: Artifact) -> Row:
-    """What became of the recipe's one budget."""
-    (budget,) = recipe.parsed_budgets
-    ((reach,), (met,)) = reaches(costs, (target,), recipe)
+def budget_row(costs: CandidateCosts, target: Target, budget: Budget, scores: Scores, dense: Artifact) -> Row:
+    """What became of one budget."""
+    ((reach,), (met,)) = reaches(costs, (target,), (budget,))
     if not met.met:
         return {"status": "out of reach", "smallest": reach.smallest / reach.dense, "reason": met.reason}
     try:

@@ -1,24 +1,35 @@
-"""Pruning from Python: any network, any differentiable loss."""
+"""Pruning from Python: any network, any differentiable loss, a budget of MACs, parameters, latency or size."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from deploy_prune import cost
+from deploy_prune.budget.candidates import CandidateCosts, identity_by_graph
 from deploy_prune.budget.choose import choose
-from deploy_prune.cost import CostModel
+from deploy_prune.budget.loop import Plan, enforce
+from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError, DataError, RecipeError, perhaps
+from deploy_prune.export import FORMATS
+from deploy_prune.export.artifact import require
+from deploy_prune.export.inputs import require_inputs, several
+from deploy_prune.families.raw_form import RawForm
+from deploy_prune.families.table import raw_form
 from deploy_prune.networks.copies import copied
 from deploy_prune.networks.tensors import moved
 from deploy_prune.networks.unchanged import unchanged
 from deploy_prune.networks.weights import load_state
-from deploy_prune.recipe.parts import PrunePart, SearchPart, parse_budget
+from deploy_prune.recipe.parts import MeasurePart, PrunePart, SearchPart, parse_budget
+from deploy_prune.run.reach import reaches, require_reach
+from deploy_prune.run.stages import as_if_trained
 from deploy_prune.search.frame import SearchGoal, SearchJob
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.search.methods import METHODS, check_options, values
@@ -26,17 +37,28 @@ from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.surgery.try_groups import keep_cuttable
 from deploy_prune.surgery.verify import Verification, prove
+from deploy_prune.system.guard import scratch
 from deploy_prune.training.loop import Session, channels_last, device_of, make_accelerator
-from deploy_prune.types import Budget, Keep, Loss, SearchResult, Structure
+from deploy_prune.types import Budget, Forward, Keep, Loss, SearchResult, Structure, Target
+
+COUNTED: Final = ("macs", "params")
+"""Metrics that are the same on every device."""
+ANY_DEVICE: Final = "any device"
+"""Stands for the target of budgets that need none."""
 
 
-class Settings(SearchPart, PrunePart):
-    """What `prune` takes by name, with the defaults of a recipe's parts ``search`` and ``prune``.
+class Settings(SearchPart, PrunePart, MeasurePart):
+    """What `prune` takes by name, with the defaults of a recipe's parts ``search``, ``prune`` and ``measure``.
 
-    ``granule``: every group keeps a multiple of so many channels. ``batch_size`` only says how large the batches are.
+    ``granule``: every group keeps a multiple of so many channels; None: the target's granularity, 1 without a target.
+    ``batch_size`` only says how large the batches are.
     """
 
-    granule: Annotated[int, Field(ge=1)] = 1
+    granule: Annotated[int, Field(ge=1)] | None = None
+
+
+class PredictedWarning(UserWarning):
+    """A budget's latency was predicted, for there is no device to measure it on."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,8 +69,12 @@ class Pruned:
         budget: the budget that it meets.
         network: the slim network, on the dense network's device and in its mode. Its weights are those that the search
             ended with: it is not retrained.
+        form: the same network, with its family's loss and decoding where it has them.
         structure: the channel groups, and in ``structure.whole`` what was not pruned and why.
         keep: group -> bool[C], which units stay.
+        plan: how the counts were found: the loop's steps (``plan.candidates``), each with what was asked, predicted and
+            observed, and the one that was taken (``plan.chosen``).
+        target: the device of the budget; None: it needs none.
         proof: the comparison of the slim network with the masked dense one.
         found: scores, weights and trace of the search, the same for all budgets.
         dense_macs: MACs of the dense network for one example.
@@ -58,9 +84,11 @@ class Pruned:
     """
 
     budget: Budget
-    network: nn.Module
+    form: RawForm
     structure: Structure
     keep: Keep
+    plan: Plan
+    target: Target | None
     proof: Verification
     found: SearchResult
     dense_macs: int
@@ -68,81 +96,97 @@ class Pruned:
     dense_params: int
     params: int
 
+    @property
+    def network(self) -> nn.Module:
+        """The slim network."""
+        return self.form.network
+
+    @property
+    def slim_ms(self) -> float | None:
+        """p50 of the slim network's artifact, in ms, in the same rounds as ``dense_ms``; None: not a latency budget."""
+        return self.plan.chosen.observed if self.budget.metric == "latency" else None
+
+    @property
+    def dense_ms(self) -> float | None:
+        """p50 of the dense network's artifact, in ms."""
+        return self.plan.chosen.dense if self.budget.metric == "latency" else None
+
+    @property
+    def is_measured(self) -> bool:
+        """False: no device is attached for the budget's latency, and ``slim_ms`` and ``dense_ms`` are predicted."""
+        return self.plan.chosen.measured
+
 
 def prune(
-    network: nn.Module,
+    network: nn.Module | RawForm,
     inputs: Tensor | Sequence[Tensor],
-    task: Loss,
-    batches: Iterable[Any],
+    loss: Loss | None = None,
+    batches: Iterable[Any] = (),
     *,
     budget: str | Sequence[str] = "50% macs",
+    target: str | Path | Target | None = None,
     method: str = "gate",
     session: Session | None = None,
     **settings: Any,
 ) -> tuple[Pruned, ...]:
     """Prune any network for any differentiable loss: one slim network for each budget, in their order.
 
-    One search serves all budgets. The given network is afterwards as it was, to the bit and in all that its modules
-    keep. Global random generators are seeded. A slim network has no wrapper (``torch.compile``, DataParallel).
+    One search serves all budgets. A budget of latency is met by measurement: candidates are cut, exported for the
+    target and timed beside the dense network there, until one is within the tolerance. So is one of file size. The
+    given network is afterwards as it was, to the bit and in all that its modules keep. Global random generators are
+    seeded. A slim network has no wrapper (``torch.compile``, DataParallel).
 
     Args:
-        network: any module that torch.export can trace. Trained, unless the method draws weights itself.
+        network: any module that torch.export can trace, or a `RawForm`. Trained, unless the method draws weights.
         inputs: real examples [B, ...], one tensor for each input of the network, with B at least 2 in dimension 0.
-        task: a function (forward, batch) -> scalar loss. It calls ``forward`` instead of the network.
-        batches: tensors, nested as the task likes. Endless, or readable over and over again.
-        budget: one or several, of MACs or parameters: "50% macs", "30% params", "120 MMACs" or "3 Mparams".
+            Latency is that of one example.
+        loss: a function (forward, batch) -> scalar loss. It calls ``forward`` instead of the network. None: the own
+            loss of the network's family, in its raw form; a batch is then (inputs, targets).
+        batches: tensors, nested as the loss likes. Endless, or readable over and over again.
+        budget: one or several: "50% macs", "30% params", "120 MMACs", "3 Mparams"; with a target also "12 ms",
+            "60% latency" and "2.5 MB", and a percentage alone is of latency.
+        target: a device: the name of a target, the path of a target's file, or a `Target`.
         method: a search method's name.
         session: device, precision, gradient accumulation, seed and progress. Default: a GPU if there is one, seed 0.
-        settings: keys of a recipe's ``search`` and ``prune``; ``granule``: groups keep multiples of so many channels.
+        settings: keys of a recipe's ``search``, ``prune`` and ``measure``; ``granule``: groups keep multiples of so
+            many channels.
 
     Raises:
         RecipeError: a setting is unknown or has a bad value.
-        BudgetError: a budget can't be read or met, or needs a device.
+        BudgetError: a budget can't be read or met, or needs a target.
         SurgeryError: the network can't be traced or cut.
-        DataError: there are too few examples to compare on, or the batches run out.
+        DataError: there are too few examples to compare on, the batches run out, or there is no loss.
+        DeployPruneError: there is no such target, or a candidate can't be written or measured for it.
         TrainingError: the loss is not finite.
         VerificationError: a slim network differs from the masked one, or the comparison proves nothing.
     """
     config = _settings(method, settings)
-    budgets = [_readable(text) for text in ([budget] if isinstance(budget, str) else budget)]
-    examples = tuple(x.cpu() for x in ([inputs] if isinstance(inputs, Tensor) else inputs))
-    if not examples or any(x.dim() == 0 or len(x) < 2 for x in examples):
-        message = "inputs: comparing networks needs at least two examples [B, ...] of every input."
-        raise DataError(message)
-    with unchanged(network):
-        return _pruned(network, examples, task, batches, budgets, config, session)
+    examples = _examples(inputs)
+    device = _device(target, config, examples)
+    budgets = [_readable(text, device) for text in ([budget] if isinstance(budget, str) else budget)]
+    asked = _Asked(
+        examples=examples, batches=_endless(batches), budgets=budgets, target=device or _any_device(config),
+        config=config, session=session or Session(accelerator=make_accelerator("auto"), seed=0),
+    )  # fmt: skip
+    with unchanged(network.network if isinstance(network, RawForm) else network), scratch() as folder:
+        form, loss = _form_and_loss(network, examples, loss)
+        dense = moved(copied(form.network), torch.device("cpu"))
+        costs = _costs(asked, dense, folder)
+        _require_reach(asked, costs)
+        found = _search(asked, costs, dense, loss)
+        return tuple(_cut(asked, costs, (form, dense), found, budget) for budget in budgets)
 
 
-def _pruned(
-    network: nn.Module,
-    examples: tuple[Tensor, ...],
-    task: Loss,
-    batches: Iterable[Any],
-    budgets: Sequence[Budget],
-    config: Settings,
-    session: Session | None,
-) -> tuple[Pruned, ...]:
-    dense = moved(copied(network), torch.device("cpu"))
-    structure = keep_cuttable(dense, find_groups(dense, examples, config), examples, gates_of, config)
-    goals = [_goal(structure, dense, b, config) for b in budgets]
-    smallest = min(goals, key=lambda goal: goal.limit / goal.cost(structure.dense_counts))
-    job = SearchJob(
-        network=dense, structure=structure, loss=task, batches=_endless(batches), goal=smallest, config=config,
-        session=session or Session(accelerator=make_accelerator("auto"), seed=0),
-    )  # fmt: skip
-    with channels_last(dense, examples, job.session.accelerator.device):
-        found = METHODS[config.method](job)
-    load_state(dense, found.state)
-    made = [_cut(dense, structure, examples, found, goal, config) for goal in goals]
-    for slim in made:
-        moved(slim[0], device_of(network))
-    return tuple(
-        Pruned(
-            budget=b, network=slim, structure=structure, keep=keep, proof=proof, found=found,
-            **_sizes(network, slim, structure, keep),
-        )
-        for b, (slim, keep, proof) in zip(budgets, made, strict=True)
-    )  # fmt: skip
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Asked:
+    """What `prune` was asked for, read and checked."""
+
+    examples: tuple[Tensor, ...]
+    batches: Iterator[Any]
+    budgets: Sequence[Budget]
+    target: Target
+    config: Settings
+    session: Session
 
 
 def _settings(method: str, settings: dict[str, Any]) -> Settings:
@@ -158,40 +202,135 @@ def _settings(method: str, settings: dict[str, Any]) -> Settings:
     return config
 
 
-def _readable(text: str) -> Budget:
-    budget = parse_budget(text, "macs")
-    if budget.metric not in {"macs", "params"}:
-        message = f"the budget {budget.text!r} is of {budget.metric}, which needs a device and a recipe; "
-        message += "from Python write '50% macs', '50% params', '120 MMACs' or '3 Mparams'."
+def _examples(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    examples = tuple(x.cpu() for x in several(inputs))
+    if not examples or any(x.dim() == 0 or len(x) < 2 for x in examples):
+        message = "inputs: comparing networks needs at least two examples [B, ...] of every input."
+        raise DataError(message)
+    return examples
+
+
+def _device(target: str | Path | Target | None, config: Settings, examples: tuple[Tensor, ...]) -> Target | None:
+    """The target, in steps of so many channels as were asked for; its format is installed and takes such inputs."""
+    if target is None:
+        return None
+    device = target if isinstance(target, Target) else load_target(str(target))
+    require(device.format, FORMATS[device.format], device.precision)
+    require_inputs(device.format, examples)
+    return device if config.granule is None else replace(device, granularity=config.granule)
+
+
+def _any_device(config: Settings) -> Target:
+    """Stands for the target of budgets that need none."""
+    return Target(
+        name=ANY_DEVICE, title="", format="onnx", precision="fp32", runtime="onnxruntime", runner=None, threads=1,
+        granularity=config.granule or 1, roofline=None,
+    )  # fmt: skip
+
+
+def _readable(text: str, device: Target | None) -> Budget:
+    """The budget; a percentage alone is of latency where there is a device to measure it on.
+
+    Raises:
+        BudgetError: it can't be read, or needs a target.
+    """
+    budget = parse_budget(text, "macs" if device is None else "latency")
+    if budget.metric in COUNTED:
+        return budget
+    if device is None:
+        message = f'the budget {budget.text!r} is of {budget.metric}, which needs target=..., such as target="host"; '
+        message += "without one write '50% macs', '50% params', '120 MMACs' or '3 Mparams'."
         raise BudgetError(message)
+    if budget.metric == "latency" and device.runner is None:
+        message = f"{device.name} isn't attached (runner: none): its latency is predicted, not measured."
+        if device.error is not None:
+            message += f" Known latencies were {device.error.low:.2g} to {device.error.high:.2g} times as long."
+        warnings.warn(message, PredictedWarning, stacklevel=3)
     return budget
 
 
-def _goal(structure: Structure, network: nn.Module, budget: Budget, config: Settings) -> SearchGoal:
-    """The budget as a limit on a cost, tried before any training.
+def _form_and_loss(
+    network: nn.Module | RawForm, examples: tuple[Tensor, ...], loss: Loss | None
+) -> tuple[RawForm, Loss]:
+    """What is cut, and the loss that its channels are judged by.
 
     Raises:
-        BudgetError: it is out of reach.
+        DataError: no loss is given, and the network has none of its own.
     """
-    model = _cost(structure, network, budget)
-    goal = SearchGoal(cost=model, limit=budget.absolute(model(structure.dense_counts)))
+    if isinstance(network, RawForm):
+        form = network
+    else:
+        form = RawForm(network=network) if loss is not None else raw_form(network, examples)
+    if loss is not None:
+        return form, loss
+    own = form.loss
+    if own is None:
+        message = "loss: this network has none of its own; give a function (forward, batch) -> scalar loss."
+        raise DataError(message)
+
+    def by_targets(forward: Forward, batch: Any) -> Tensor:
+        inputs, targets = batch
+        return own(forward(*several(inputs)), targets)
+
+    return form, by_targets
+
+
+def _costs(asked: _Asked, dense: nn.Module, folder: Path) -> CandidateCosts:
+    """What cuts of the network cost; weights that a network begins with are told apart, as training does."""
+    config, one = asked.config, tuple(x[:1] for x in asked.examples)
+    structure = keep_cuttable(dense, find_groups(dense, asked.examples, config), asked.examples, gates_of, config)
+    is_written = any(budget.metric not in COUNTED for budget in asked.budgets)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = as_if_trained(copied(dense)) if is_written else dense
+    return CandidateCosts(
+        network=network, structure=structure, inputs=one, scratch=folder, prune=config, measure=config,
+        identity=identity_by_graph(dense, one, config.trace_timeout_s) if is_written else {},
+        progress=asked.session.progress, calibration=asked.examples,
+    )  # fmt: skip
+
+
+def _require_reach(asked: _Asked, costs: CandidateCosts) -> None:
+    """Try every budget before any training.
+
+    Raises:
+        BudgetError: one is out of reach.
+    """
+    structure = costs.structure
     try:
-        _choose({g.name: torch.ones(g.channels) for g in structure.groups}, structure, goal, config)
+        for budget in asked.budgets:
+            if budget.metric in COUNTED:
+                goal = _goal(asked, costs, budget)
+                alike = {g.name: torch.ones(g.channels) for g in structure.groups}
+                granule, least = costs.granule(asked.target), asked.config.min_channels
+                choose(alike, structure, goal.cost, goal.limit, granule, least)
+            else:
+                require_reach(reaches(costs, (asked.target,), (budget,), asked.session.progress)[1])
     except BudgetError as error:
         widest = max(structure.whole, key=lambda whole: whole.channels, default=None)
-        message = str(error)
+        message = f"{str(error).removesuffix('.')}."
         if widest is not None:
             message += f" {widest.name} [{widest.channels} channels] is left whole: {widest.reason}."
         raise BudgetError(message) from error
-    return goal
 
 
-def _cost(structure: Structure, network: nn.Module, budget: Budget) -> CostModel:
-    return cost.macs(structure) if budget.metric == "macs" else cost.params(structure, network)
+def _goal(asked: _Asked, costs: CandidateCosts, budget: Budget) -> SearchGoal:
+    """The budget as a limit on a cost."""
+    model = costs.cost(asked.target, budget.metric)
+    return SearchGoal(cost=model, limit=budget.absolute(model(costs.structure.dense_counts)))
 
 
-def _choose(scores: dict[str, Tensor], structure: Structure, goal: SearchGoal, config: Settings) -> Keep:
-    return choose(scores, structure, goal.cost, goal.limit, config.granule, config.min_channels)
+def _search(asked: _Asked, costs: CandidateCosts, dense: nn.Module, loss: Loss) -> SearchResult:
+    """Search with the strictest budget as the goal. The dense network gets the weights that the search ended with."""
+    goals = [_goal(asked, costs, budget) for budget in asked.budgets]
+    job = SearchJob(
+        network=dense, structure=costs.structure, loss=loss, batches=asked.batches, config=asked.config,
+        goal=min(goals, key=lambda goal: goal.limit / goal.cost(costs.structure.dense_counts)), session=asked.session,
+    )  # fmt: skip
+    with channels_last(dense, asked.examples, asked.session.accelerator.device):
+        found = METHODS[asked.config.method](job)
+    load_state(dense, found.state)
+    return found
 
 
 def _endless(batches: Iterable[Any]) -> Iterator[Any]:
@@ -211,24 +350,21 @@ def _endless(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def _cut(
-    dense: nn.Module,
-    structure: Structure,
-    inputs: Sequence[Tensor],
-    found: SearchResult,
-    goal: SearchGoal,
-    config: Settings,
-) -> tuple[nn.Module, Keep, Verification]:
-    keep = _choose(values(config.method, found.scores, goal.cost), structure, goal, config)
-    proof = prove(dense, structure, keep, inputs, gates_of(structure))
-    return cut(dense, structure, keep), keep, proof
-
-
-def _sizes(network: nn.Module, slim: nn.Module, structure: Structure, keep: Keep) -> dict[str, int]:
-    macs, counts = cost.macs(structure), {name: int(mask.sum()) for name, mask in keep.items()}
-    return {
-        "dense_macs": round(macs(structure.dense_counts)), "macs": round(macs(counts)),
-        "dense_params": _num_params(network), "params": _num_params(slim),
-    }  # fmt: skip
+    asked: _Asked, costs: CandidateCosts, networks: tuple[RawForm, nn.Module], found: SearchResult, budget: Budget
+) -> Pruned:
+    """Choose, cut and prove. ``networks``: as given, and on the CPU with the weights that the search ended with."""
+    (form, dense), structure, macs = networks, costs.structure, cost.macs(costs.structure)
+    scores = values(asked.config.method, found.scores, costs.cost(asked.target, budget.metric))
+    work = f"{asked.target.name} {budget.text}: budget"
+    plan = enforce(costs, asked.target, budget, scores, asked.session.progress, work)
+    proof = prove(dense, structure, plan.keep, asked.examples, gates_of(structure))
+    slim = moved(cut(dense, structure, plan.keep), device_of(form.network))
+    return Pruned(
+        budget=budget, form=replace(form, network=slim), structure=structure, keep=plan.keep, plan=plan, proof=proof,
+        target=None if asked.target.name == ANY_DEVICE else asked.target, found=found,
+        dense_macs=round(macs(structure.dense_counts)), macs=round(macs(plan.chosen.counts)),
+        dense_params=_num_params(form.network), params=_num_params(slim),
+    )  # fmt: skip
 
 
 def _num_params(network: nn.Module) -> int:

@@ -18,37 +18,36 @@ from deploy_prune.errors import (
     MissingDependencyError,
     ParityError,
 )
-from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.results import BudgetReach, TargetReach
 from deploy_prune.run.context import RunContext
-from deploy_prune.types import Metric, Progress, Target, silent
+from deploy_prune.types import Budget, Metric, Progress, Target, silent
 
 _GRANULARITY: Final = "find the channel granularity"
 
 
 def reaches(
-    costs: CandidateCosts, targets: tuple[Target, ...], recipe: Recipe, progress: Progress = silent
+    costs: CandidateCosts, targets: Sequence[Target], budgets: Sequence[Budget], progress: Progress = silent
 ) -> tuple[tuple[TargetReach, ...], tuple[BudgetReach, ...]]:
     """Each target's reach in each metric that is asked for, and whether each budget lies in it."""
     found: dict[tuple[str, Metric], TargetReach] = {}
-    metrics = {budget.metric for budget in recipe.parsed_budgets}
+    metrics = {budget.metric for budget in budgets}
     steps = _Steps(progress, sum(len(_needs(target, metric)) for target in targets for metric in metrics))
-    budgets = []
+    met_or_not = []
     for target in targets:
-        for budget in recipe.parsed_budgets:
+        for budget in budgets:
             key = target.name, budget.metric
             if key not in found:
                 found[key] = _reach(costs, target, budget.metric, steps)
             reach = found[key]
             asked = budget.absolute(reach.dense)
-            met = reach.smallest <= asked * (1 + tolerance_above(budget, recipe.measure.tolerance))
+            met = reach.smallest <= asked * (1 + tolerance_above(budget, costs.measure.tolerance))
             unit = UNITS[budget.metric]
             reason = (
                 f"it asks for {asked:.4g} {unit}, and the smallest reachable is {reach.smallest:.4g} {unit} "
                 f"({reach.smallest / reach.dense:.0%} of dense, in steps of {reach.granularity} channels); "
                 "ask for more, or prune more groups"
             )
-            budgets.append(
+            met_or_not.append(
                 BudgetReach(
                     target=target.name,
                     budget=budget.text,
@@ -58,7 +57,7 @@ def reaches(
                     reason=None if met else reason,
                 )  # fmt: skip
             )
-    return tuple(found.values()), tuple(budgets)
+    return tuple(found.values()), tuple(met_or_not)
 
 
 class _Steps:
@@ -139,7 +138,7 @@ def unusable_targets(context: RunContext, costs: CandidateCosts) -> dict[str, De
     broken: dict[str, DeployPruneError] = {}
     for target in context.targets:
         try:
-            require_reach(reaches(costs, (target,), context.recipe, context.session.progress)[1])
+            require_reach(reaches(costs, (target,), context.recipe.parsed_budgets, context.session.progress)[1])
             for metric in {budget.metric for budget in context.recipe.parsed_budgets}:
                 costs.cost(target, metric)
         except (CommandError, ExportError, MeasurementError, MissingDependencyError, ParityError) as error:

@@ -191,7 +191,7 @@ def test_accumulated_batches_search_as_one_large_batch_does(method):
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"budget": "4 ms"}, BudgetError, "is of latency, which needs a device"),
+        ({"budget": "4 ms"}, BudgetError, r"is of latency, which needs target="),
         ({"budget": "half"}, BudgetError, "can't be read"),
         ({"budget": "0.1% macs"}, BudgetError, "can't be met"),
         ({"method": "gates"}, RecipeError, "Perhaps you meant 'gate'"),
