@@ -7,19 +7,22 @@ of the upright picture.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from deploy_prune.data.folders import listed, shown
-from deploy_prune.data.pictures import Array, Picture, Scan, Size, scan
+from deploy_prune.data.instances import Instances, Outlines, fault_of_shape
+from deploy_prune.data.pictures import Array, Picture, Scan, Size, array_digest, scan
 from deploy_prune.errors import DataError
+from deploy_prune.recipe.data import Objects
 
 NAMED: Final = 10
 """Faults that an error names."""
@@ -37,11 +40,17 @@ class Fault(NamedTuple):
 
 
 class SaidBox(NamedTuple):
-    """A box as a file has it. ``where``: within the file, as in "object 3"."""
+    """A box as a file has it.
+
+    ``where``: within the file, as in "object 3". ``shape``: the object's, as `instances.Outlines` has it. ``points``:
+    x, y and whether it is seen (0, 1, 2) of each of its key points.
+    """
 
     label: int
     corners: Corners
     where: str
+    shape: Any = None
+    points: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,40 +83,104 @@ class Findings:
 class Listed:
     """What a reader lists. ``test``: what is scored; None where there is but one set, which is to be split.
 
-    ``names``: the classes'; None where they have numbers only.
+    ``names``: the classes'; None where they have numbers only. ``num_points``: key points of an object. ``mirror``: for
+    each of these, which one it is in a mirror; None where that is not known.
     """
 
     names: tuple[str, ...] | None
     train: tuple[Annotated, ...]
     test: tuple[Annotated, ...] | None
+    num_points: int = 0
+    mirror: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BoxedPicture:
-    """A picture, its boxes float32 [N, 4], all of some area and within it, and their classes int64 [N]."""
+    """A picture, its boxes float32 [N, 4], all of some area and within it, and their classes int64 [N].
+
+    ``masks``: of its objects. ``points``: their key points, float32 [N, K, 3]: x, y, and whether it is seen.
+    """
 
     picture: Picture
     boxes: Array
     labels: Array
+    masks: Instances | None = None
+    points: Array | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of all of it."""
+        found = hashlib.sha256(self.picture.digest + array_digest(self.labels) + array_digest(self.boxes))
+        found.update(b"" if self.masks is None else self.masks.digest)
+        found.update(b"" if self.points is None else array_digest(self.points))
+        return found.digest()
+
+    def kept(self, is_kept: Array) -> BoxedPicture:
+        """With some objects alone; ``is_kept``: bool [N]."""
+        return replace(
+            self, boxes=self.boxes[is_kept], labels=self.labels[is_kept],
+            masks=None if self.masks is None else self.masks.kept(is_kept),
+            points=None if self.points is None else self.points[is_kept],
+        )  # fmt: skip
 
 
-def boxed(said: Iterable[Annotated], findings: Findings) -> list[BoxedPicture]:
-    """The pictures that can be read, with the boxes that are whole. A picture with broken boxes only is left out."""
+def boxed(said: Iterable[Annotated], objects: Objects, num_points: int, findings: Findings) -> list[BoxedPicture]:
+    """The pictures that can be read, with the boxes that are whole. A picture with broken boxes only is left out.
+
+    ``objects``: what is wanted of each object; ``num_points``: K.
+    """
     found = []
     for one in said:
         scanned = scanned_or_fault(one, findings)
         if scanned is None:
             continue
-        corners = [(box, _in_pixels(one, box, scanned)) for box in one.boxes]
-        kept = [(box.label, placed) for box, c in corners if (placed := _placed(one, box, c, scanned, findings))]
+        placed = ((box, _placed(one, box, scanned, objects, findings)) for box in one.boxes)
+        kept = [(box, corners) for box, corners in placed if corners is not None]
         if one.num_said and not kept:
             findings.notes["pictures left out, for all their boxes are broken"] += 1
             continue
-        if not one.num_said:
-            findings.notes["pictures without a box"] += 1
-        boxes = np.array([placed for _, placed in kept], np.float32).reshape(-1, 4)
-        labels = np.array([label for label, _ in kept], np.int64)
-        found.append(BoxedPicture(picture=scanned.picture, boxes=boxes, labels=labels))
+        findings.notes["pictures without a box"] += not one.num_said
+        found.append(_boxed(one, kept, scanned, objects, num_points))
+    return found
+
+
+def _boxed(
+    one: Annotated, kept: list[tuple[SaidBox, Corners]], scanned: Scan, objects: Objects, num_points: int
+) -> BoxedPicture:
+    masks = points = None
+    if objects == "masks":
+        size = _said_of(one, scanned)
+        shapes = tuple(_shape(one, box, size) for box, _ in kept)
+        orientation = 1 if size == scanned.picture.size else scanned.orientation
+        masks = Outlines(shapes=shapes, size=size, orientation=orientation)
+    if objects == "keypoints":
+        rows = [_points(one, box, scanned) for box, _ in kept]
+        points = np.array(rows, np.float32).reshape(-1, num_points, 3)
+    return BoxedPicture(
+        picture=scanned.picture, boxes=np.array([corners for _, corners in kept], np.float32).reshape(-1, 4),
+        labels=np.array([box.label for box, _ in kept], np.int64), masks=masks, points=points,
+    )  # fmt: skip
+
+
+def _said_of(one: Annotated, scanned: Scan) -> Size:
+    """The size of the picture that an annotation speaks of: upright, or as stored."""
+    return scanned.picture.size if one.said_size in {None, scanned.picture.size} else scanned.stored
+
+
+def _shape(one: Annotated, box: SaidBox, size: Size) -> Any:
+    """The object's shape, in pixels."""
+    if not one.shares or box.shape is None:
+        return box.shape
+    return [[value * size[i % 2] for i, value in enumerate(outline)] for outline in box.shape]
+
+
+def _points(one: Annotated, box: SaidBox, scanned: Scan) -> list[tuple[float, float, float]]:
+    """An object's key points in pixels of the upright picture."""
+    values = box.points or ()
+    found = []
+    for x, y, seen in zip(values[::3], values[1::3], values[2::3], strict=True):
+        place = _upright_place((x, y), one, scanned)
+        found.append((*place, seen))
     return found
 
 
@@ -163,30 +236,31 @@ def same_file_twice(first: Sequence[Annotated], second: Sequence[Annotated]) -> 
 
 
 def _in_pixels(one: Annotated, box: SaidBox, scanned: Scan) -> Corners:
-    """Corners in pixels of the upright picture, of what a file says of it as stored or upright."""
+    """Corners in pixels of the upright picture."""
     left, top, right, bottom = box.corners
-    wide, high = scanned.picture.size
-    if one.shares:
-        return left * wide, top * high, right * wide, bottom * high
-    if one.said_size in {None, scanned.picture.size}:
-        return box.corners
-    corners = (_upright((x, y), scanned) for x, y in ((left, top), (right, bottom)))
-    (x, y), (x2, y2) = corners
+    (x, y), (x2, y2) = (_upright_place(place, one, scanned) for place in ((left, top), (right, bottom)))
+    if _said_of(one, scanned) == scanned.picture.size:
+        return x, y, x2, y2
     return min(x, x2), min(y, y2), max(x, x2), max(y, y2)
 
 
-def _upright(point: tuple[float, float], scanned: Scan) -> tuple[float, float]:
-    """Where a point of the picture as stored is in the upright one, whose sides are exchanged (EXIF 5 to 8)."""
-    (x, y), (wide, high) = point, scanned.stored
-    turned = {5: (y, x), 6: (high - y, x), 7: (high - y, wide - x), 8: (y, wide - x)}
-    return turned[scanned.orientation]
+def _upright_place(place: tuple[float, float], one: Annotated, scanned: Scan) -> tuple[float, float]:
+    """In pixels of the upright picture, of what a file says in shares or pixels of it, upright or as stored."""
+    x, y = place
+    if one.shares:
+        return x * scanned.picture.size[0], y * scanned.picture.size[1]
+    if _said_of(one, scanned) == scanned.picture.size:
+        return place
+    wide, high = scanned.stored  # its sides are exchanged (EXIF 5 to 8)
+    return {5: (y, x), 6: (high - y, x), 7: (high - y, wide - x), 8: (y, wide - x)}[scanned.orientation]
 
 
-def _placed(one: Annotated, box: SaidBox, corners: Corners, scanned: Scan, findings: Findings) -> Corners | None:
-    """The box within its picture; None with a fault if nothing of it is."""
+def _placed(one: Annotated, box: SaidBox, scanned: Scan, objects: Objects, findings: Findings) -> Corners | None:
+    """The box within its picture; None with a fault if nothing of it is, or it lacks what is wanted of objects."""
     wide, high = scanned.picture.size
-    fault = _fault(corners, wide, high)
+    corners = _in_pixels(one, box, scanned)
     left, top, right, bottom = corners
+    fault = fault_of_corners(corners, wide, high) or _fault_of_object(one, box, objects, _said_of(one, scanned))
     if fault is None:
         over = max(-left, -top, right - wide, bottom - high)
         findings.notes["boxes cut off at their picture's edge"] += over > EDGE_PX
@@ -199,12 +273,22 @@ def _placed(one: Annotated, box: SaidBox, corners: Corners, scanned: Scan, findi
     return None
 
 
+def _fault_of_object(one: Annotated, box: SaidBox, objects: Objects, size: Size) -> tuple[str, str] | None:
+    if objects == "masks" and (problem := fault_of_shape(_shape(one, box, size), size)):
+        return problem, "objects without a whole mask"
+    values = box.points
+    if objects == "keypoints" and (not values or len(values) % 3 or not all(math.isfinite(v) for v in values)):
+        return "has no key points, or they aren't x, y, seen each", "objects without whole key points"
+    return None
+
+
 def _inside(corners: Corners, wide: int, high: int) -> Corners:
     left, top, right, bottom = corners
     return max(left, 0.0), max(top, 0.0), min(right, float(wide)), min(bottom, float(high))
 
 
-def _fault(corners: Corners, wide: int, high: int) -> tuple[str, str] | None:
+def fault_of_corners(corners: Corners, wide: int, high: int) -> tuple[str, str] | None:
+    """What is wrong with a box on a picture, in words and as what it is counted; None if some of it is there."""
     left, top, right, bottom = corners
     if not all(math.isfinite(value) for value in corners):
         return "has a number that is not finite", "boxes with numbers that are not finite"

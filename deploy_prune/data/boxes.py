@@ -15,20 +15,21 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deploy_prune.data import scenes, varying, voc
+from deploy_prune.data import coco, own_sets, scenes, varying, voc, yolo
 from deploy_prune.data.annotated import BoxedPicture, Findings, Listed, boxed, counted, require, same_file_twice
+from deploy_prune.data.instances import StoredInstances
 from deploy_prune.data.picture_splits import WholeSet, root_of, transfer
 from deploy_prune.data.pictures import NO_FRAME, Frame, Picture, StoredPicture
 from deploy_prune.data.splits import TransferData
 from deploy_prune.device.payload import picture
-from deploy_prune.recipe.data import BoxAugment, BoxesPart
+from deploy_prune.errors import DataError
+from deploy_prune.recipe.data import BoxAugment, BoxesPart, Objects
 
 Target = dict[str, Tensor]
-BoxSet = tuple[tuple[str, ...], list[BoxedPicture], list[BoxedPicture] | None]
-"""Names of classes, pictures to train on, and to score on."""
 MOSAIC_MIDDLE = (0.3, 0.7)
 """Where a mosaic's four pictures meet: shares of its sides, uniform."""
 
@@ -45,19 +46,24 @@ class BoxExamples(Dataset[tuple[Tensor, Target]]):
     """Pictures with boxes, read when they are taken.
 
     ``items``: with labels 0 to ``num_classes`` - 1. ``frame``: how a picture becomes an input. ``augment``: how
-    `varied` varies them.
+    `varied` varies them. ``mirror``: for each key point, which one it is in a mirror; where that isn't known, nothing
+    with key points is mirrored.
     """
 
     items: tuple[BoxedPicture, ...]
     num_classes: int
     frame: Frame
     augment: BoxAugment = "none"
+    mirror: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        """Float32 [C, H, W], normalised, and its target: boxes float32 [N, 4], labels int64 [N]."""
+        """Float32 [C, H, W], normalised, and its target: boxes float32 [N, 4], labels int64 [N].
+
+        Where the items have them: masks uint8 [N, H, W], keypoints float32 [N, K, 3].
+        """
         image, target = self._fitted(index)
         return self.frame.normalised(image), target
 
@@ -67,9 +73,10 @@ class BoxExamples(Dataset[tuple[Tensor, Target]]):
 
         Of the content and not of files' names and times: a file that was only touched is the same.
         """
-        found = hashlib.sha256(repr((self.num_classes, self.augment, len(self))).encode() + self.frame.digest)
+        told = (self.num_classes, self.augment, self.mirror, len(self))
+        found = hashlib.sha256(repr(told).encode() + self.frame.digest)
         for item in self.items:
-            found.update(item.picture.digest + item.labels.astype("<i8").tobytes() + item.boxes.astype("<f4").tobytes())
+            found.update(item.digest)
         return found.hexdigest()
 
     @cached_property
@@ -97,10 +104,11 @@ class BoxExamples(Dataset[tuple[Tensor, Target]]):
         with varying.seeded(seed):
             is_mosaic = self.augment == "mosaic" and bool(torch.rand(()) < 0.5)
             image, target = self._mosaic(index) if is_mosaic else self._changed(index, self.frame)
+            if self.augment != "none" and not ("keypoints" in target and self.mirror is None):
+                image, target = varying.mirrored(image, target, self.mirror)
             if self.augment != "none":
-                image, target = varying.mirrored(image, target)
-                target = varying.whole_boxes(target)
-        return self.frame.normalised(image.as_subclass(Tensor)), _plain(target)
+                target = varying.whole_boxes(target, (image.shape[1], image.shape[2]))
+        return self.frame.normalised(image), target
 
     @property
     def pictures(self) -> list[Picture]:
@@ -121,8 +129,8 @@ class BoxExamples(Dataset[tuple[Tensor, Target]]):
         number_of[list(classes)] = np.arange(len(classes))
         items = []
         for item in self.items:
-            kept = number_of[item.labels] >= 0
-            items.append(replace(item, boxes=item.boxes[kept], labels=number_of[item.labels[kept]]))
+            kept = item.kept(number_of[item.labels] >= 0)
+            items.append(replace(kept, labels=number_of[kept.labels]))
         return replace(self, items=tuple(items), num_classes=len(classes))
 
     def pixels(self, indices: Tensor) -> Tensor:
@@ -131,48 +139,64 @@ class BoxExamples(Dataset[tuple[Tensor, Target]]):
 
     def _fitted(self, index: int) -> tuple[Tensor, Target]:
         """uint8 [C, H, W], and the target; a box of which a cut leaves nothing is left out."""
+        image, target = self._stored(index)
+        return self._framed(image, target, self.frame)
+
+    def _stored(self, index: int) -> tuple[Tensor, Target]:
+        """uint8 [C, H, W] of the picture's own size, and its target."""
         item = self.items[index]
-        boxes = self._placed(item.boxes, item.picture.size, self.frame)
+        target = {"boxes": torch.tensor(item.boxes), "labels": torch.tensor(item.labels)}
+        if item.masks is not None:
+            target["masks"] = torch.tensor(item.masks.drawn())
+        if item.points is not None:
+            target["keypoints"] = torch.tensor(item.points)
+        return torch.tensor(item.picture.pixels(self.frame.channels)).permute(2, 0, 1), target
+
+    def _framed(self, image: Tensor, target: Target, frame: Frame) -> tuple[Tensor, Target]:
+        """A picture and its target as an input of the frame's size."""
+        (height, width), size = frame.size, (image.shape[2], image.shape[1])
+        boxes = frame.to_input(target["boxes"].numpy(), size)
+        boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
         kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        image = self.frame.fitted(item.picture.pixels(self.frame.channels))
-        return image, {"boxes": torch.tensor(boxes[kept]), "labels": torch.tensor(item.labels[kept])}
+        found = {"boxes": torch.tensor(boxes[kept]), "labels": target["labels"][torch.tensor(kept)]}
+        if "masks" in target:
+            masks = [picture.fitted_mask(m, width, height, frame.fit, 0) for m in target["masks"][kept].numpy()]
+            found["masks"] = torch.tensor(np.array(masks, np.uint8).reshape(-1, height, width))
+        if "keypoints" in target:
+            points = target["keypoints"][torch.tensor(kept)].clone()
+            points[..., :2] = torch.tensor(frame.to_input(points[..., :2].numpy(), size))
+            found["keypoints"] = varying.seen(points, (height, width))
+        return frame.fitted(image.permute(1, 2, 0).numpy()), found
 
-    def _placed(self, boxes: np.ndarray[Any, Any], size: tuple[int, int], frame: Frame) -> np.ndarray[Any, Any]:
-        """Boxes of a picture of this size in the input, cut off at its edges."""
-        height, width = frame.size
-        return np.clip(frame.to_input(boxes, size), 0, np.array([width, height, width, height], np.float32))
-
-    def _changed(self, index: int, frame: Frame) -> tuple[Tensor, varying.Target]:
+    def _changed(self, index: int, frame: Frame) -> tuple[Tensor, Target]:
         """The picture cropped and with other colours, if that is asked for, of the frame's size: uint8 [C, H, W]."""
-        item = self.items[index]
-        image = torch.tensor(item.picture.pixels(frame.channels)).permute(2, 0, 1)
-        target = {"boxes": varying.of_boxes(torch.tensor(item.boxes), (image.shape[1], image.shape[2]))}
-        target["labels"] = torch.tensor(item.labels)
+        image, target = self._stored(index)
         if self.augment in varying.CROPS:
             image, target = varying.cropped_boxes(image, target)
-        size = image.shape[2], image.shape[1]
-        boxes = self._placed(target["boxes"].numpy(), size, frame)
-        fitted = frame.fitted(image.as_subclass(Tensor).permute(1, 2, 0).numpy())
+        rows, columns = frame.inner((image.shape[2], image.shape[1]))
+        fitted, target = self._framed(image, target, frame)
         if self.augment in varying.COLOURS:
-            rows, columns = frame.inner(size)
             fitted[:, rows, columns] = varying.coloured(fitted[:, rows, columns])
-        return fitted, {"boxes": varying.of_boxes(torch.tensor(boxes), frame.size), "labels": target["labels"]}
+        return fitted, target
 
-    def _mosaic(self, index: int) -> tuple[Tensor, varying.Target]:
+    def _mosaic(self, index: int) -> tuple[Tensor, Target]:
         """Four pictures that meet near the middle, this one and three others (Bochkovskiy et al., arXiv 2004.10934)."""
         (height, width), (low, high) = self.frame.size, MOSAIC_MIDDLE
         y, x = ((low + (high - low) * torch.rand(2)) * torch.tensor([height, width])).round().int().tolist()
         others = torch.randint(len(self), (3,)).tolist()
         canvas = torch.full((self.frame.channels, height, width), picture.PAD, dtype=torch.uint8)
-        boxes, labels = [], []
+        targets = []
         corners = ((0, 0, y, x), (0, x, y, width), (y, 0, height, x), (y, x, height, width))
         for one, (top, left, bottom, right) in zip([index, *others], corners, strict=True):
             part, target = self._changed(one, replace(self.frame, size=(bottom - top, right - left)))
             canvas[:, top:bottom, left:right] = part
-            boxes.append(target["boxes"].as_subclass(Tensor) + torch.tensor([left, top, left, top]))
-            labels.append(target["labels"])
-        found = varying.of_boxes(torch.cat(boxes).float(), self.frame.size)
-        return canvas, {"boxes": found, "labels": torch.cat(labels)}
+            target["boxes"] = target["boxes"] + torch.tensor([left, top, left, top])
+            if "masks" in target:
+                target["masks"] = F.pad(target["masks"], (left, width - right, top, height - bottom))
+            if "keypoints" in target:
+                target["keypoints"] = target["keypoints"] + torch.tensor([left, top, 0])
+            targets.append(target)
+        return canvas, {key: torch.cat([target[key] for target in targets]) for key in targets[0]}
 
 
 def rarest(counts: Tensor) -> Tensor:
@@ -186,10 +210,6 @@ def _batch(found: Sequence[tuple[Tensor, Target]]) -> Batch:
     return Batch((torch.stack([image for image, _ in found]),), [target for _, target in found])
 
 
-def _plain(target: varying.Target) -> Target:
-    return {name: value.as_subclass(Tensor) for name, value in target.items()}
-
-
 def load_boxes(part: BoxesPart, seed: int) -> TransferData:
     """Read a data set of pictures with boxes, and split it; ``seed`` draws the shots.
 
@@ -197,34 +217,75 @@ def load_boxes(part: BoxesPart, seed: int) -> TransferData:
         DataError: missing, damaged or empty data; broken annotations, if these are to fail; as `transfer`.
     """
     findings = Findings()
-    names, train, test = _read(part, findings)
+    read = _read(part, findings)
     skipped = require(findings, part.broken, Path(part.root or "."))
     whole = WholeSet(
-        train=_examples(train, names), test=None if test is None else _examples(test, names), names=names,
-        skipped=skipped, counted=counted(findings),
+        train=_examples(read, read.train), test=None if read.test is None else _examples(read, read.test),
+        names=read.names, skipped=skipped, counted=counted(findings),
     )  # fmt: skip
     return transfer(whole, part, part.augment, seed)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BoxSet:
+    """A data set as it is read; ``test`` is None where it has no part to score on."""
+
+    names: tuple[str, ...] | None
+    train: Sequence[BoxedPicture]
+    test: Sequence[BoxedPicture] | None
+    mirror: tuple[int, ...] | None = None
+
+
 def _read(part: BoxesPart, findings: Findings) -> BoxSet:
     if part.source == "scenes":
-        train, test = ([_of_scene(number, scene) for number, scene in enumerate(scenes_)] for scenes_ in scenes.draw())
-        return scenes.NAMES, train, test
-    listed = READERS[part.source](root_of(part), part.classes, findings)
+        return _read_scenes(part)
+    if ":" in part.source:
+        return _read_own(part, findings)
+    listed = READERS[part.source](root_of(part), part, findings)
     same_file_twice(listed.train, listed.test or ())
-    test_said = listed.test
-    return listed.names or (), boxed(listed.train, findings), None if test_said is None else boxed(test_said, findings)
+    train, test = (
+        None if said is None else boxed(said, part.objects, listed.num_points, findings)
+        for said in (listed.train, listed.test)
+    )
+    return BoxSet(names=listed.names, train=train or (), test=test, mirror=listed.mirror)
 
 
-def _of_scene(number: int, scene: scenes.Scene) -> BoxedPicture:
+def _read_own(part: BoxesPart, findings: Findings) -> BoxSet:
+    sets = own_sets.make(part)
+    num = None if sets.names is None else len(sets.names)
+    train = own_sets.read_boxes(sets.train, "train", part.objects, num, findings)
+    num = num or num_classes(train)
+    test = own_sets.read_boxes(sets.test, "test", part.objects, num, findings)
+    return BoxSet(names=sets.names, train=train, test=test)
+
+
+def num_classes(items: Sequence[BoxedPicture]) -> int:
+    """One more than the highest label."""
+    return 1 + max((int(item.labels.max()) for item in items if len(item.labels)), default=-1)
+
+
+def _read_scenes(part: BoxesPart) -> BoxSet:
+    if part.objects == "keypoints":
+        message = "data.objects: scenes have boxes and masks, and no keypoints."
+        raise DataError(message)
+    train, test = ([_of_scene(i, scene, part.objects) for i, scene in enumerate(made)] for made in scenes.draw())
+    return BoxSet(names=scenes.NAMES, train=train, test=test)
+
+
+def _of_scene(number: int, scene: scenes.Scene, objects: Objects) -> BoxedPicture:
+    owners = np.arange(1, len(scene.digits) + 1)[:, None, None]
+    masks = StoredInstances(stored=(scene.owners == owners).astype(np.uint8)) if objects == "masks" else None
     stored = StoredPicture(name=f"scene {number}", stored=scene.image)
-    return BoxedPicture(picture=stored, boxes=scene.boxes, labels=scene.digits)
+    return BoxedPicture(picture=stored, boxes=scene.boxes, labels=scene.digits, masks=masks)
 
 
-def _examples(items: Sequence[BoxedPicture], names: Sequence[str]) -> BoxExamples:
-    return BoxExamples(items=tuple(items), num_classes=len(names), frame=NO_FRAME)
+def _examples(read: BoxSet, items: Sequence[BoxedPicture]) -> BoxExamples:
+    num = num_classes(read.train) if read.names is None else len(read.names)
+    return BoxExamples(items=tuple(items), num_classes=num, frame=NO_FRAME, mirror=read.mirror)
 
 
-READERS: Final[dict[str, Callable[[Path, Sequence[str] | None, Findings], Listed]]] = {
+READERS: Final[dict[str, Callable[[Path, BoxesPart, Findings], Listed]]] = {
+    "coco": coco.list_boxes,
     "voc": voc.list_boxes,
+    "yolo": yolo.list_boxes,
 }

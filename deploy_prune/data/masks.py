@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deploy_prune.data import mask_folders, scenes, varying, voc
+from deploy_prune.data import mask_folders, own_sets, scenes, varying, voc
 from deploy_prune.data.annotated import (
     Annotated,
     Fault,
@@ -184,8 +184,8 @@ class MaskExamples(Dataset[tuple[Tensor, Tensor]]):
                 rows, columns = self.frame.inner((image.shape[1], image.shape[0]))
                 x[:, rows, columns] = varying.coloured(x[:, rows, columns])
             if self.augment != "none":
-                x, y = varying.mirrored(x, varying.of_mask(y))
-        return self.frame.normalised(x.as_subclass(Tensor)), y.as_subclass(Tensor)
+                x, y = varying.mirrored_mask(x, y)
+        return self.frame.normalised(x), y
 
     def subset(self, indices: Tensor) -> MaskExamples:
         """These examples alone."""
@@ -242,6 +242,8 @@ def _read(part: MasksPart, findings: Findings) -> MaskSet:
     if part.source == "scenes":
         train, test = ([_of_scene(i, scene) for i, scene in enumerate(made)] for made in scenes.draw())
         return ("field", *scenes.NAMES), train, test
+    if ":" in part.source:
+        return _read_own(part, findings)
     listed = READERS[part.source](root_of(part), findings)
     same_file_twice(listed.train, listed.test or ())
     table = _table(part)
@@ -250,9 +252,30 @@ def _read(part: MasksPart, findings: Findings) -> MaskSet:
     return None if part.classes is None else tuple(part.classes), train, test_masks
 
 
+def _read_own(part: MasksPart, findings: Findings) -> MaskSet:
+    sets, table = own_sets.make(part), _table(part)
+    num = len(part.values or ()) or len(sets.names or ()) or MAX_CLASSES
+    table[(table >= num) & (table != VOID)] = _UNKNOWN
+    parts: list[list[MaskedPicture]] = []
+    for name, items in (("train", sets.train), ("test", sets.test)):
+        read = own_sets.read_masks(items, name, table, partial(_known, table=table), findings)
+        parts.append([one for picture_, mask, classes in read if (one := _present(picture_, mask, classes, findings))])
+    return sets.names, parts[0], parts[1]
+
+
+def _present(one: Picture, mask: Mask, classes: Array, findings: Findings) -> MaskedPicture | None:
+    """The picture, unless no pixel of it has a class, which is counted."""
+    present = tuple(int(c) for c in np.unique(classes) if c != VOID)
+    if not present:
+        findings.notes["pictures left out, for no pixel of theirs has a class"] += 1
+        return None
+    return MaskedPicture(picture=one, mask=mask, present=present)
+
+
 def masked(said: Sequence[Annotated], table: Array, findings: Findings) -> list[MaskedPicture]:
     """The pictures that can be read and whose masks are whole. One without any class is left out, and counted."""
-    found, meaning = [], array_digest(table)
+    found: list[MaskedPicture | None] = []
+    meaning = array_digest(table)
     for one in said:
         scanned = scanned_or_fault(one, findings)
         if scanned is None or one.mask is None:
@@ -267,14 +290,10 @@ def masked(said: Sequence[Annotated], table: Array, findings: Findings) -> list[
         except ValueError as error:
             findings.faults.append(Fault(one.annotation, str(error), "broken masks"))
             continue
-        present = tuple(int(c) for c in np.unique(classes) if c != VOID)
-        if not present:
-            findings.notes["pictures left out, for no pixel of theirs has a class"] += 1
-            continue
         digest = hashlib.sha256(file_digest(one.mask) + meaning + bytes([orientation])).digest()
         mask = FileMask(path=one.mask, orientation=orientation, table=table, digest=digest)
-        found.append(MaskedPicture(picture=scanned.picture, mask=mask, present=present))
-    return found
+        found.append(_present(scanned.picture, mask, classes, findings))
+    return [one for one in found if one is not None]
 
 
 def _table(part: MasksPart) -> Array:

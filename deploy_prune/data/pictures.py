@@ -6,7 +6,6 @@ H W height and width, C channels. A picture's size is (width, height) in pixels,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -95,30 +94,6 @@ class StoredPicture:
     def pixels(self, channels: int) -> Array:
         """uint8 [H, W, C]."""
         return with_channels(self.stored, channels)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ItemPicture:
-    """An item's picture of a data set of the user's own. ``take``: index -> uint8 [H, W, C]."""
-
-    name: str
-    take: Callable[[int], Array]
-    index: int
-    size: Size
-    digest: bytes
-
-    def pixels(self, channels: int) -> Array:
-        """uint8 [H, W, C].
-
-        Raises:
-            DataError: it has another size than before.
-        """
-        found = self.take(self.index)
-        if (found.shape[1], found.shape[0]) != self.size:
-            message = f"data.source: {self.name} has another size than when it was first read; a data set must give "
-            message += "the same for the same index, and leave it to data.augment to vary it."
-            raise DataError(message)
-        return with_channels(found, channels)
 
 
 class Scan(NamedTuple):

@@ -7,7 +7,7 @@ changed afterwards, in the picture and not in what is around it; then about ever
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
@@ -54,25 +54,44 @@ def tv_tensors() -> ModuleType:
     return found  # type: ignore[no-any-return]
 
 
-def of_boxes(boxes: Tensor, size: tuple[int, int]) -> Any:
-    """Boxes [N, 4] (left, top, right, bottom) of a picture of H, W, as v2 knows them."""
-    kind = tv_tensors().BoundingBoxes
-    return kind(boxes, format="XYXY", canvas_size=size)
-
-
 def cropped_boxes(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     """A crop of an image [C, H, W] with some object's middle in it, or the whole (Liu et al., arXiv 1512.02325).
 
-    Boxes whose middle is outside are left out, others cut off at the crop's edge.
+    Objects whose box has its middle outside are left out, others cut off at the crop's edge.
     """
-    found: tuple[Tensor, Target] = v2().RandomIoUCrop()(tv_tensors().Image(image), target)
-    return found[0], whole_boxes(found[1])
+    size = image.shape[1], image.shape[2]
+    wrapped = _wrapped(target, size)
+    if "keypoints" in target:
+        wrapped["places"] = tv_tensors().KeyPoints(target["keypoints"][..., :2], canvas_size=size)
+    cropped, found = v2().RandomIoUCrop()(tv_tensors().Image(image), wrapped)
+    if "keypoints" in target:
+        places = found.pop("places").as_subclass(Tensor)
+        found["keypoints"] = torch.cat([places, target["keypoints"][..., 2:]], -1)
+    return cropped.as_subclass(Tensor), whole_boxes(found, (cropped.shape[1], cropped.shape[2]))
 
 
-def whole_boxes(target: Target) -> Target:
-    """Boxes cut off at the image's edge; those of less than a pixel's width or height left out, for want of content."""
-    found: Target = v2().SanitizeBoundingBoxes()(v2().ClampBoundingBoxes()(target))
-    return found
+def whole_boxes(target: Target, size: tuple[int, int]) -> Target:
+    """Boxes cut off at the edge of an image of H, W; those of less than a pixel's width or height left out."""
+    wrapped = v2().ClampBoundingBoxes()(_wrapped(target, size))
+    others = [key for key in ("labels", "keypoints") if key in target]
+    found = v2().SanitizeBoundingBoxes(labels_getter=lambda them: tuple(them[key] for key in others))(wrapped)
+    plain = {key: value.as_subclass(Tensor) for key, value in found.items()}
+    return plain | ({"keypoints": seen(plain["keypoints"], size)} if "keypoints" in plain else {})
+
+
+def seen(points: Tensor, size: tuple[int, int]) -> Tensor:
+    """Key points [N, K, 3] (x, y, seen), those outside of an image of H, W as not seen."""
+    x, y = points[..., 0], points[..., 1]
+    inside = (x >= 0) & (y >= 0) & (x <= size[1]) & (y <= size[0])
+    return points * torch.stack([torch.ones_like(x), torch.ones_like(x), inside], -1)
+
+
+def _wrapped(target: Target, size: tuple[int, int]) -> Target:
+    """A target as v2 knows it: what it is of, an image of H, W."""
+    kinds = tv_tensors()
+    boxes = kinds.BoundingBoxes(target["boxes"].as_subclass(Tensor), format="XYXY", canvas_size=size)
+    masks = {"masks": kinds.Mask(target["masks"])} if "masks" in target else {}
+    return target | {"boxes": boxes} | masks
 
 
 def of_mask(mask: Tensor) -> Any:
@@ -95,7 +114,21 @@ def coloured(image: Tensor) -> Tensor:
     return found
 
 
-def mirrored(image: Tensor, target: Any) -> tuple[Tensor, Any]:
-    """Mirrored from left to right, or not, with equal chances."""
-    found: tuple[Tensor, Any] = v2().RandomHorizontalFlip(0.5)(tv_tensors().Image(image), target)
-    return found
+def mirrored(image: Tensor, target: Target, points: Sequence[int] | None = None) -> tuple[Tensor, Target]:
+    """Mirrored from left to right, or not, with equal chances. ``points``: which key point each one then is."""
+    if torch.rand(()) < 0.5:
+        return image, target
+    size = image.shape[1], image.shape[2]
+    flip = v2().functional.horizontal_flip
+    wrapped = _wrapped(target, size)
+    found = {key: flip(wrapped[key]).as_subclass(Tensor) for key in wrapped.keys() & {"boxes", "masks"}}
+    if "keypoints" in target and points is not None:
+        moved = target["keypoints"] * torch.tensor([-1.0, 1, 1]) + torch.tensor([float(size[1]), 0, 0])
+        found["keypoints"] = moved[:, list(points)]
+    return flip(image), target | found
+
+
+def mirrored_mask(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """An image [C, H, W] and its mask [H, W] mirrored from left to right, or not, with equal chances."""
+    found = v2().RandomHorizontalFlip(0.5)(tv_tensors().Image(image), of_mask(mask))
+    return found[0].as_subclass(Tensor), found[1].as_subclass(Tensor)

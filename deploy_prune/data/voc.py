@@ -10,7 +10,6 @@ belong to the object: a box from 1 to W is as wide as the picture.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree
@@ -18,6 +17,7 @@ from xml.etree import ElementTree
 from deploy_prune.data.annotated import Annotated, Fault, Findings, Listed, SaidBox
 from deploy_prune.data.images import SUFFIXES
 from deploy_prune.errors import DataError
+from deploy_prune.recipe.data import BoxesPart
 
 MAX_XML_BYTES: Final = 2**23
 """Of one picture's annotation."""
@@ -25,23 +25,26 @@ Objects = list[tuple[str, tuple[float, float, float, float], str]]
 """Name, corners as written, and where in the file."""
 
 
-def list_boxes(root: Path, classes: Sequence[str] | None, findings: Findings) -> Listed:
+def list_boxes(root: Path, part: BoxesPart, findings: Findings) -> Listed:
     """The pictures of the lists train and test (else val), and their boxes.
 
     Raises:
         DataError: it is no such folder, or no picture has an annotation.
     """
+    if part.objects != "boxes":
+        message = f"data.objects: voc has boxes, and no {part.objects} of objects."
+        raise DataError(message)
     root = _year(root)
     train, test = _parts(root, "Main", "Annotations", ".xml", findings)
     read = {name: _read(root, name, findings) for name in (*train, *(test or ()))}
-    known = classes or sorted({name for one in train for name, *_ in (read[one] or (None, []))[1]})
+    known = part.classes or sorted({name for one in train for name, *_ in (read[one] or (None, []))[1]})
     if not known:
         message = f"data.root: no object is in the training pictures' annotations in {root / 'Annotations'}."
         raise DataError(message)
     numbers = {name: number for number, name in enumerate(known)}
     parts = [
-        tuple(_annotated(root, name, found, numbers, findings) for name in part if (found := read[name]) is not None)
-        for part in (train, test or ())
+        tuple(_annotated(root, name, found, numbers, findings) for name in names if (found := read[name]) is not None)
+        for names in (train, test or ())
     ]
     return Listed(names=tuple(known), train=parts[0], test=None if test is None else parts[1])
 

@@ -22,6 +22,7 @@ MAX_CLASSES: Final = 4096
 Augment = Literal["none", "shift", "shift_flip", "affine", "crop_flip", "crop_flip_colour"]
 Fit = Literal["letterbox", "stretch", "cut"]
 MaskAugment = Literal["none", "flip", "flip_crop", "flip_crop_colour"]
+Objects = Literal["boxes", "masks", "keypoints"]
 BoxAugment = Literal["none", "flip", "flip_crop", "flip_crop_colour", "mosaic"]
 
 _CALLABLE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -233,6 +234,11 @@ class BoxesPart(PicturesPart):
 
     source: str = Field(
         default="scenes", description="The data set: scenes (drawn here), coco, voc, yolo or module:callable."
+    )
+    objects: Objects = Field(
+        default="boxes",
+        description="What is learned of each object: boxes, masks (its box and which pixels are its own) or keypoints "
+        "(its box and named places on it).",
     )
     augment: BoxAugment = Field(
         default="flip",

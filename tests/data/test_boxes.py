@@ -6,6 +6,7 @@ import numpy as np
 import picture_sets
 import pytest
 import torch
+from picture_sets import coloured_box, everything, load, seeded
 from PIL import Image
 
 from deploy_prune.data import scenes
@@ -15,25 +16,6 @@ from deploy_prune.recipe.data import BoxAugment, BoxesPart, Fit
 
 FITS = get_args(Fit)
 AUGMENTS = get_args(BoxAugment)
-
-
-def load(root, source="voc", seed=0, **keys):
-    given = {"image_size": [64, 96], "mean": [0.0] * 3, "std": [1.0] * 3, "augment": "none"} | keys
-    return load_boxes(BoxesPart(source=source, root=str(root), **given), seed)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def everything(examples):
-    return torch.arange(len(examples))
-
-
-def coloured_box(x, label):
-    """Left, top, right, bottom of the pixels of a class's colour."""
-    rows, columns = picture_sets.is_coloured(x, label).nonzero(as_tuple=True)
-    return torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
 
 
 def union(boxes, size):

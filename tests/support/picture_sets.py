@@ -4,7 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+from deploy_prune.data.boxes import load_boxes
+from deploy_prune.recipe.data import BoxesPart
 
 COLOURS = np.array([[230, 30, 30], [30, 230, 30], [30, 30, 230]], np.uint8)
 NAMES = ("red", "green", "blue")
@@ -108,3 +112,23 @@ def is_coloured(x, label):
     """bool [H, W]: where an image float [3, H, W] in 0..1 has the colour of this class."""
     other = [c for c in range(3) if c != label]
     return (x[label] > 1.25 * x[other].amax(0)) & (x[label] > 0.1)
+
+
+def coloured_box(x, label):
+    """Left, top, right, bottom of the pixels of a class's colour."""
+    rows, columns = is_coloured(x, label).nonzero(as_tuple=True)
+    return torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+
+
+def load(root, source="voc", seed=0, **keys):
+    """Pictures with boxes, as they are stored: neither normalised nor varied."""
+    given = {"image_size": [64, 96], "mean": [0.0] * 3, "std": [1.0] * 3, "augment": "none"} | keys
+    return load_boxes(BoxesPart(source=source, root=str(root), **given), seed)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def everything(examples):
+    return torch.arange(len(examples))
