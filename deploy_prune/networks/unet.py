@@ -13,9 +13,9 @@ SHARES = (1, 2, 4, 6)
 
 
 class UNet(nn.Module):
-    """[B, in_channels, H, W] -> logits [B, num_classes, H, W]. 218 thousand parameters."""
+    """[B, in_channels, H, W] -> logits [B, num_classes, H, W]. 387 thousand parameters."""
 
-    def __init__(self, num_classes: int, in_channels: int = 3, width: int = 12) -> None:
+    def __init__(self, num_classes: int, in_channels: int = 3, width: int = 16) -> None:
         super().__init__()
         channels = [share * width for share in SHARES]
         self.first = _twice(in_channels, channels[0])
