@@ -22,7 +22,7 @@ INSTALLED_TEST := $(VENV)/.installed-test
 INSTALLED_EXTRAS := $(VENV)/.installed-extras
 INSTALLED_MUTANTS := $(VENV)/.installed-mutants
 INSTALLED_DOCS := $(VENV)/.installed-docs
-EXTRAS := litert executorch ncnn coreml openvino
+EXTRAS := litert executorch ncnn coreml openvino ultralytics
 OR := $(subst $() $(), or ,$(EXTRAS))
 
 .PHONY: run test test-extras check docs picture fuzz bench clean
@@ -96,8 +96,10 @@ $(INSTALLED_MUTANTS): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[test,mutants]'
 	touch $(INSTALLED) $(INSTALLED_TEST) $@
 
+# Ultralytics is AGPL-3.0: here for its tests alone, with the one package that building and training its networks needs.
 $(INSTALLED_EXTRAS): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[test,all]'
+	$(BIN)/python -m pip install --quiet --no-deps 'ultralytics>=8.4' opencv-python-headless
 	touch $(INSTALLED) $(INSTALLED_TEST) $@
 
 # Some distributions ship Python without ensurepip; then the Python's own pip puts one into the environment.

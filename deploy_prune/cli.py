@@ -239,8 +239,8 @@ def show(source: Path, target: str | None, trust: bool, as_json: bool) -> None:
 def predict(model: str, target: str, shape: str | None, trust: bool, as_json: bool) -> None:
     """Predict a network's latency on a device that isn't attached.
 
-    Shows the latency and how far off it may be. MODEL is torchvision:NAME, timm:NAME, an architecture.json or a run's
-    TARGET/BUDGET folder.
+    Shows the latency and how far off it may be. MODEL is torchvision:NAME, timm:NAME, ultralytics:NAME, an
+    architecture.json or a run's TARGET/BUDGET folder.
     """
     from deploy_prune.commands import predict
 

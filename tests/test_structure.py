@@ -132,6 +132,11 @@ def test_torch_pruning_only_in_surgery():
     assert importers("torch_pruning") <= {"surgery"}
 
 
+def test_ultralytics_is_imported_nowhere():
+    """It is AGPL-3.0: its own networks bring it along, and building one asks for it by name."""
+    assert importers("ultralytics") == set()
+
+
 def test_click_only_in_the_command_line():
     assert importers("click") == {"cli", "commands"}
 

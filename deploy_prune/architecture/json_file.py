@@ -22,7 +22,7 @@ from deploy_prune.architecture.strict import Shape
 from deploy_prune.errors import ArchitectureError, ModelError, perhaps
 from deploy_prune.networks import build
 from deploy_prune.networks.weights import load_state
-from deploy_prune.recipe.parts import ModelPart, PrunePart
+from deploy_prune.recipe.parts import LIBRARIES, ModelPart, PrunePart
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.graph_network import GraphNetwork
 from deploy_prune.surgery.groups import with_blueprint
@@ -188,7 +188,7 @@ def _bounded(architecture: Architecture) -> Iterator[None]:
 
 def _users_own(part: ModelPart) -> bool:
     prefix, colon, _ = part.source.partition(":")
-    return bool(colon) and prefix not in {"torchvision", "timm"}
+    return bool(colon) and prefix not in LIBRARIES
 
 
 def require_trust(part: ModelPart, trust: bool) -> None:

@@ -18,10 +18,11 @@ from deploy_prune.errors import ModelError, perhaps
 from deploy_prune.latency.ops import list_ops
 from deploy_prune.latency.predict import predict
 from deploy_prune.networks import build
-from deploy_prune.recipe.parts import BUILT_IN_NETWORKS, ModelPart
+from deploy_prune.recipe.parts import BUILT_IN_NETWORKS, LIBRARIES, ModelPart
 from deploy_prune.surgery.trace import trace
 from deploy_prune.types import Prediction, Target
 
+_FORMS: Final = ", ".join(f"{library}:NAME" for library in LIBRARIES)
 CLASSES: Final = 1000
 """Of a network that is given by a library's name."""
 TIMEOUT_S: Final = 300.0
@@ -60,8 +61,8 @@ def predicted(model: str, target: str, shape: tuple[int, ...] | None, trust: boo
     """Predict one inference's latency; nothing is run.
 
     Args:
-        model: ``torchvision:NAME``, ``timm:NAME``, a built-in network's name, or what ``api.load.load`` takes: an
-            architecture.json, or a run's TARGET/BUDGET folder.
+        model: ``torchvision:NAME``, ``timm:NAME``, ``ultralytics:NAME``, a built-in network's name, or what
+            ``api.load.load`` takes: an architecture.json, or a run's TARGET/BUDGET folder.
         target: a target's name, or a file of the user's own.
         shape: channels, height, width of the input; may be left out for an architecture.
         trust: as for ``api.load.load``.
@@ -104,7 +105,7 @@ def network_of(
             described = json_file.load(architecture_file(path))
             return load.load(path, trust=trust), shape or described.input_shape[1:], described.model
         if "/" in model or path.suffix == ".json":
-            message = f"There is no {model}; give torchvision:NAME, timm:NAME, an architecture.json or a run's folder."
+            message = f"There is no {model}; give {_FORMS}, an architecture.json or a run's folder."
             raise ModelError(message)
         part = _named(model)
         if shape is None:
@@ -115,15 +116,15 @@ def network_of(
 
 def _named(model: str) -> ModelPart:
     """A library's or a built-in network, by its name."""
-    if ":" in model and model.partition(":")[0] not in {"torchvision", "timm"}:
-        message = f"{model!r} is neither torchvision:NAME nor timm:NAME, and there is no such file or folder."
+    if ":" in model and model.partition(":")[0] not in LIBRARIES:
+        message = f"{model!r} is none of {_FORMS}, and there is no such file or folder."
         raise ModelError(message)
     try:
         return ModelPart(source=model)
     except ValidationError as error:
         known = ", ".join(BUILT_IN_NETWORKS)
         message = (
-            f"There is no network {model!r}; known: {known}, torchvision:NAME, timm:NAME, or the path of an "
+            f"There is no network {model!r}; known: {known}, {_FORMS}, or the path of an "
             f"architecture.json or a run's TARGET/BUDGET folder.{perhaps(model, BUILT_IN_NETWORKS)}"
         )
         raise ModelError(message) from error

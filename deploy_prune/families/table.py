@@ -7,7 +7,7 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from deploy_prune.families import dense_detectors, grid, segmenters, transformers
+from deploy_prune.families import dense_detectors, grid, segmenters, transformers, ultralytics
 from deploy_prune.families.raw_form import Family, RawForm
 
 FAMILIES: Final[tuple[Family, ...]] = (
@@ -15,6 +15,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     *dense_detectors.FAMILIES,
     *segmenters.FAMILIES,
     *transformers.FAMILIES,
+    *ultralytics.FAMILIES,
 )
 """The first that owns a network makes its raw form."""
 

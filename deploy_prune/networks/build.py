@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.errors import DataError, ModelError, perhaps
+from deploy_prune.networks import ultralytics
 from deploy_prune.networks.cifar_resnet import CifarResNet
 from deploy_prune.networks.conv import ConvNet
 from deploy_prune.networks.grid_detector import GridDetector
 from deploy_prune.networks.libraries import import_timm, import_torchvision
 from deploy_prune.networks.unet import UNet
 from deploy_prune.recipe.data import MAX_SIZE, MIN_SIZE
-from deploy_prune.recipe.parts import DataPart, ModelPart
+from deploy_prune.recipe.parts import LIBRARIES, DataPart, ModelPart
 from deploy_prune.system.plugins import import_callable
 
 Builder = Callable[..., Any]
@@ -102,16 +103,20 @@ class OwnInput:
 def own_input(part: ModelPart, num_classes: int) -> OwnInput:
     """The input that the network's own configuration describes.
 
-    A built-in classifier's is 32 pixels; the other built-in networks take any. Else the size is the one that the
-    network was built for, where it has one of the attributes ``image_size``, ``img_size`` (its own, its ``config``'s or
-    its ``patch_embed``'s); then, as mean and std, that of its ``pretrained_cfg`` or ``default_cfg`` (timm's names), of
-    its ``transform`` (torchvision's detectors; the size only where it is a fixed one), then of the transforms of
-    torchvision's default weights. Leaves torch's global generator as it was. Raises what `build` raises.
+    A built-in classifier's is 32 pixels; the other built-in networks take any. Ultralytics' see values in 0..1. Else
+    the size is the one that the network was built for, where it has one of the attributes ``image_size``, ``img_size``
+    (its own, its ``config``'s or its ``patch_embed``'s); then, as mean and std, that of its ``pretrained_cfg`` or
+    ``default_cfg`` (timm's names), of its ``transform`` (torchvision's detectors; the size only where it is a fixed
+    one), then of the transforms of torchvision's default weights. Leaves torch's global generator as it was. Raises
+    what `build` raises.
     """
     prefix, colon, name = part.source.partition(":")
     if not colon:
         size = BUILT_IN_SIZE if prefix in _CLASSIFIERS else None
         return OwnInput(size=size, source=f"the built-in {part.source}")
+    if prefix == "ultralytics":
+        channels = part.args.get("ch", 3)
+        return OwnInput(mean=(0.0,) * channels, std=(1.0,) * channels, source="Ultralytics' training")
     with torch.random.fork_rng(devices=[]):
         network = _skeleton(part, num_classes)
     says = _configured(network)
@@ -120,7 +125,7 @@ def own_input(part: ModelPart, num_classes: int) -> OwnInput:
     if says == OwnInput() and prefix == "torchvision":
         says = _transforms(name)
     size = _built_for(network) or says.size
-    library = f"{prefix}'s" if prefix in {"torchvision", "timm"} else "the network's own"
+    library = f"{prefix}'s" if prefix in LIBRARIES else "the network's own"
     return OwnInput(size=size, mean=says.mean, std=says.std, source=f"{library} configuration of {name}")
 
 
@@ -174,9 +179,9 @@ def _builder(part: ModelPart) -> Builder:
     if not colon:
         message = f"model.source: there is no built-in network {part.source!r}.{_nearest(part.source)}"
         raise ModelError(message)
-    if prefix in {"torchvision", "timm"}:
+    if prefix in LIBRARIES:
         _refuse_downloads(part)
-        return _torchvision_builder(name) if prefix == "torchvision" else _timm_builder(name)
+        return _LIBRARY_BUILDERS[prefix](name)
     return import_callable(part.source, "model.source", ModelError)
 
 
@@ -204,6 +209,11 @@ def _timm_builder(name: str) -> Builder:
         message = f"model.source: timm has no network {name!r}.{perhaps(name, timm.list_models())}"
         raise ModelError(message)
     return partial(timm.create_model, name, pretrained=False)
+
+
+_LIBRARY_BUILDERS: Final[dict[str, Callable[[str], Builder]]] = {
+    "torchvision": _torchvision_builder, "timm": _timm_builder, "ultralytics": ultralytics.builder,
+}  # fmt: skip
 
 
 def _refuse_downloads(part: ModelPart) -> None:

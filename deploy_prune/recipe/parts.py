@@ -19,6 +19,8 @@ from deploy_prune.types import Budget, Metric
 BUILT_IN_NETWORKS: Final = (
     "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "conv2", "conv4", "conv6", "grid_detector", "unet",
 )  # fmt: skip
+LIBRARIES: Final = ("torchvision", "timm", "ultralytics")
+"""Packages whose networks are built by name, as in timm:NAME; their code is not the user's."""
 SEARCH_METHODS: Final = ("dap", "gate", "gumbel", "uniform", "random", "magnitude", "bn_scale", "taylor")
 EXPORT_FORMATS: Final = ("onnx", "ort", "tensorrt", "litert", "executorch", "ncnn", "coreml", "openvino")
 
@@ -104,8 +106,8 @@ class ModelPart(Part):
     """Which network, and its weights."""
 
     source: str = Field(
-        description="The network: torchvision:NAME, timm:NAME, one of the built-in resnet20/32/44/56/110, conv2/4/6, "
-        "grid_detector and unet, or module:callable for a function of your own."
+        description="The network: torchvision:NAME, timm:NAME, ultralytics:NAME, one of the built-in "
+        "resnet20/32/44/56/110, conv2/4/6, grid_detector and unet, or module:callable for a function of your own."
     )
     args: dict[str, Any] = Field(
         default={}, description="Keyword arguments of the function that builds it. num_classes comes from the data."
@@ -140,7 +142,7 @@ class ModelPart(Part):
     @field_validator("source")
     @classmethod
     def _known_source(cls, source: str) -> str:
-        return known_source(source, BUILT_IN_NETWORKS, ("torchvision", "timm"), "network")
+        return known_source(source, BUILT_IN_NETWORKS, LIBRARIES, "network")
 
 
 class TrainPart(Part):

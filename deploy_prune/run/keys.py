@@ -45,7 +45,7 @@ from typing import Any
 from deploy_prune.data.splits import TransferData
 from deploy_prune.export import FORMATS
 from deploy_prune.latency.granularity import installed, machine
-from deploy_prune.recipe.parts import ModelPart, Recipe
+from deploy_prune.recipe.parts import LIBRARIES, ModelPart, Recipe
 from deploy_prune.surgery.remembered import own_code
 from deploy_prune.system.shell import digest
 from deploy_prune.system.user_code import code_digest
@@ -169,7 +169,7 @@ def _code(model: ModelPart) -> str | None:
     prefix, colon, _ = model.source.partition(":")
     if not colon:
         return None
-    return installed(prefix) if prefix in {"torchvision", "timm"} else code_digest(model.source)
+    return installed(prefix) if prefix in LIBRARIES else code_digest(model.source)
 
 
 def _inputs(basis: Basis) -> list[str]:

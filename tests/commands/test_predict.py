@@ -81,7 +81,10 @@ def test_what_budgets_are_held_to_is_what_is_predicted(tmp_path):
     [
         (("resnet20", "--target", "pixel-8"), "add --input, as in --input 3,224,224"),
         (("resnet20", "--target", "pixel-8", "--input", "3,many"), "--input '3,many' is not a list of sizes"),
-        (("os:system", "--target", "pixel-8", "--input", "3,8,8"), "neither torchvision:NAME nor timm:NAME"),
+        (
+            ("os:system", "--target", "pixel-8", "--input", "3,8,8"),
+            "is none of torchvision:NAME, timm:NAME, ultralytics:NAME",
+        ),
         (("resnet20", "--target", "pixl-8", "--input", "3,8,8"), "Perhaps you meant 'pixel-8'?"),
         (("resnet20", "--target", "host", "--input", "3,32,32"), "can't be predicted: its file needs 'roofline:'"),
         (

@@ -180,6 +180,14 @@ def test_timm_that_is_not_installed_is_named_with_its_pip_command(monkeypatch):
         build_network(part("timm:resnet18"), 5)
 
 
+def test_ultralytics_that_is_not_installed_is_named_with_its_pip_command(monkeypatch):
+    from deploy_prune.networks import ultralytics
+
+    monkeypatch.setattr(ultralytics, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'deploy-prune\[ultralytics\]'"):
+        build_network(part("ultralytics:yolov8n"), 5)
+
+
 # --- heads ---
 
 
