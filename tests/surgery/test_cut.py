@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from surgery_networks import build, groups_of, half
+from surgery_networks import build, groups_of, half, tried
 from torch import Tensor, nn
 
 from deploy_prune.errors import SurgeryError
@@ -156,7 +156,7 @@ def test_norms_note_how_many_channels_are_left(name: str) -> None:
     norm, attribute, left = NORMS[name]
     network = nn.Sequential(nn.Conv2d(3, 8, 1), norm, nn.Conv2d(8, 4, 1)).eval()
     x = torch.randn(2, 3, 4, 4)
-    structure = keep_cuttable(network, groups_of(network, x), (x,), gates_of, PrunePart())
+    structure = tried(network, x)
     assert structure.blueprint is None
     keep = {"0": torch.arange(structure.groups[0].channels) % 2 == 0}
     slim = cut(network, structure, keep)
