@@ -43,7 +43,9 @@ SECTIONS: Final[dict[str, dict[str, Text]]] = {
         "search_step": _texts.step, "cut_speed": _texts.cut_speed, "busy_training_mobilenet": _texts.busy,
         "busy_training_quickstart": _texts.busy,
     },
-    "Any network, any moment": {"zoo": _texts.zoo, "kill_resume": _texts.resume},
+    "Any network, any moment": {
+        "zoo": _texts.zoo, "zoo_others": _texts.zoo_others, "kill_resume": _texts.resume,
+    },
 }  # fmt: skip
 """Title -> the figures below it in benchmarks/README.md."""
 

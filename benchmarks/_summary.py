@@ -90,6 +90,17 @@ def carried(figures: Mapping[str, Any]) -> str:
     )
 
 
+def runtimes(figures: Mapping[str, Any]) -> str:
+    """In which runtimes the networks run that classify no pictures."""
+    rows = figures["rows"].values()
+    counts = {of: sum(isinstance(row.get(of), float) for row in rows if row["passed"]) for of in figures["formats"]}
+    return (
+        f"Of {len(rows)} networks that classify no pictures {sum(row['passed'] for row in rows)} are cut right; in "
+        f"their own runtimes run {', '.join(f'{count} as {of}' for of, count in counts.items())}; the others are "
+        "refused with the reason (`benchmarks/zoo.py --others`)."
+    )
+
+
 def step(figures: Mapping[str, Any]) -> str:
     """What gates cost."""
     rows = figures["rows"]
@@ -118,6 +129,7 @@ def summary(results: Mapping[str, dict[str, Any]]) -> str:
     single = {
         "recovery_resnet56": recovery, "transfer": carried, "transfer_defaults": carried, "formats": formats,
         "parity": parity, "search_step": step, "published_latencies": published, "kill_resume": resume, "zoo": zoo,
+        "zoo_others": runtimes,
     }  # fmt: skip
     told = [f"- {tell(results[name])}" for name, tell in single.items() if name in results]
     parts = [cifar(networks)] if networks else []

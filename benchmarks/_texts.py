@@ -70,11 +70,32 @@ def zoo(figures: dict[str, Any]) -> str:
         f"a step, reloaded from its file and run in ONNX Runtime: {len(passed)} of {len(rows)} pass, {wide} of them "
         f"with 90% of their MACs in groups. Finding the groups takes {median(r['find_s'] for r in passed):.1f} s "
         f"(median), {slowest[1]['find_s']:.1f} s at most ({slowest[0].partition(':')[2]}) (`benchmarks/zoo.py`)."
+        f"{elsewhere(figures)}"
     )
     if plain := [row for row in rows.values() if "plain" in row]:
         cut = sum(row["plain"].startswith("passed") for row in plain)
         text += f" Plain torch-pruning, 30 s for each, leaves {cut} of {len(plain)} running with the same outputs."
     return text
+
+
+def zoo_others(figures: dict[str, Any]) -> str:
+    """In which runtimes the networks run that classify no pictures."""
+    rows = figures["rows"]
+    passed = {name: row for name, row in rows.items() if row["passed"]}
+    head = (
+        f"{len(rows)} networks that classify no pictures (boxes, masks, poses, sound, speech, text, series, tables, "
+        f"volumes, points), cut the same way: {len(passed)} pass. Their artifacts in fp32, each in its own runtime "
+        f"against torch (`benchmarks/zoo.py --others`).{elsewhere(figures)}"
+    )
+    lines, refusals = [], []
+    for format in figures["formats"]:
+        found = {name.partition(":")[2]: row[format] for name, row in passed.items() if format in row}
+        refused = [name for name, what in found.items() if isinstance(what, str) and what.startswith("ExportError")]
+        wrong = [name for name, what in found.items() if isinstance(what, str) and name not in refused]
+        lines.append([format, f"{len(found) - len(refused) - len(wrong)} of {len(found)}", str(len(refused))])
+        lines[-1].append(", ".join(wrong) or "none")
+        refusals += [f"- {format} refuses {', '.join(refused)}."] if refused else []
+    return "\n\n".join((head, table(["format", "run", "refused", "differ or end"], lines), "\n".join(refusals)))
 
 
 def cut_speed(figures: dict[str, Any]) -> str:

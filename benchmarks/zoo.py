@@ -312,7 +312,7 @@ def run(names: Sequence[str], options: argparse.Namespace) -> Rows:
     import _results
 
     path: Path | None = options.json
-    under = _results.conditions(argparse.Namespace(), set())
+    under = _results.conditions(argparse.Namespace(formats=options.formats), set())
     rows: Rows = _results.kept(path, under) if path is not None else {}
     for name in names:
         row = rows.setdefault(name, {})
@@ -362,7 +362,9 @@ def main() -> None:
         print(f"{count} of {len(rows)} run in {format}.")
     if not arguments.names:
         totals = {"networks": len(rows), "passed": len(passed), "with_90_percent_of_macs": len(wide)}
-        _results.write(name, {**totals, "rows": {n: compact(rows[n]) for n in listed.split()}})
+        _results.write(
+            name, {**totals, "formats": arguments.formats, "rows": {n: compact(rows[n]) for n in listed.split()}}
+        )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ ncnn has no booleans, no integers, no batch axis that could move, and resizes pi
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -15,6 +17,10 @@ from torch import Tensor, fx
 _aten = torch.ops.aten
 ANCHORED: Final = {3: _aten.max_pool1d.default, 4: _aten.max_pool2d.default, 5: _aten.max_pool3d.default}
 """Dimensions, the batch included -> an operator of which pnnx knows where its batch is."""
+_RECURRENT: Final[dict[Any, Any]] = {
+    _aten.lstm.input: torch.nn.LSTM, _aten.gru.input: torch.nn.GRU, _aten.rnn_tanh.input: torch.nn.RNN,
+}  # fmt: skip
+_SPREADS: Final = (_aten.var.dim, _aten.var.correction, _aten.std.dim, _aten.std.correction)
 _CHOOSE: Final = {_aten.where.self, _aten.masked_fill.Scalar, _aten.masked_fill.Tensor}
 """Operators on elements that need booleans."""
 
@@ -40,7 +46,9 @@ def rewrite(graph: fx.GraphModule) -> fx.GraphModule:
       before a permutation that doesn't: ncnn has no batch axis that could move.
     - Resizing volumes becomes resizing pictures: height and width, then depth.
     - Layer norm over more than two axes becomes layer norm over one.
+    - Variances and standard deviations become means of squares.
     - What attention may not look at is added, as minus infinity, and constants of other types become float32.
+    - Recurrent layers that start from zeros become modules again: pnnx knows them as such.
     """
     rules: dict[Any, Callable[[fx.Node], None]] = {
         _aten.slice.Tensor: _pool_instead_of_step,
@@ -50,8 +58,11 @@ def rewrite(graph: fx.GraphModule) -> fx.GraphModule:
         _aten.upsample_nearest3d.vec: _resize_twice,
         _aten.upsample_trilinear3d.vec: _resize_twice,
         _aten.layer_norm.default: _norm_over_one_axis,
+        **dict.fromkeys(_SPREADS, _spread_by_means),
     }
-    _float_constants(graph)
+    known = _constants(graph)
+    _float_constants(graph, known)
+    _recurrent_modules(graph, known)
     for node in list(graph.graph.nodes):
         if node.op == "call_function" and node.target in rules:
             rules[node.target](node)
@@ -168,9 +179,26 @@ def _norm_over_one_axis(node: fx.Node) -> None:
     node.replace_all_uses_with(whole)
 
 
-def _float_constants(graph: fx.GraphModule) -> None:
+def _spread_by_means(node: fx.Node) -> None:
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    x, keep = given["self"], bool(given.get("keepdim", False))
+    shape = x.meta["val"].shape
+    axes = given.get("dim") or list(range(len(shape)))
+    less = given.get("correction", int(given.get("unbiased", True)))
+    count = math.prod(shape[axis] for axis in axes)
+    call = partial(_call, node.graph)
+    with node.graph.inserting_before(node):
+        rest = call(_aten.sub.Tensor, x, call(_aten.mean.dim, x, axes, True))
+        spread = call(_aten.mean.dim, call(_aten.mul.Tensor, rest, rest), axes, keep)
+        spread = call(_aten.mul.Tensor, spread, count / (count - (1 if less is None else less)))
+        if node.target in (_aten.std.dim, _aten.std.correction):
+            spread = call(_aten.sqrt.default, spread)
+    node.replace_all_uses_with(spread)
+
+
+def _float_constants(graph: fx.GraphModule, known: dict[fx.Node, Tensor]) -> None:
     """Give arithmetic and attention constants in float32."""
-    known = _constants(graph)
     for node in list(graph.graph.nodes):
         if node in known:
             continue
@@ -186,6 +214,27 @@ def _is_arithmetic(node: fx.Node) -> bool:
     """On elements, with a result of floating point."""
     pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
     return pointwise and node.target not in _CHOOSE and bool(node.meta["val"].is_floating_point())
+
+
+def _recurrent_modules(graph: fx.GraphModule, known: dict[fx.Node, Tensor]) -> None:
+    for number, node in enumerate(n for n in list(graph.graph.nodes) if n.target in _RECURRENT):
+        x, start, weights, biases, layers, _, _, both, batch_first = node.args
+        starts = start if isinstance(start, list | tuple) else [start]
+        if any(s not in known or bool(known[s].any()) for s in starts) or any(w not in known for w in weights):
+            continue
+        make, hidden = _RECURRENT[node.target], starts[0].meta["val"].shape[-1]
+        module = make(x.meta["val"].shape[-1], hidden, layers, bias=biases, batch_first=batch_first, bidirectional=both)
+        for name, value in zip((n for names in module._all_weights for n in names), weights, strict=True):
+            setattr(module, name, torch.nn.Parameter(known[value], requires_grad=False))
+        graph.add_submodule(f"recurrent_{number}", module.eval())
+        with graph.graph.inserting_before(node):
+            made = graph.graph.call_module(f"recurrent_{number}", (x,))
+            states = graph.graph.call_function(operator.getitem, (made, 1))
+        for user in list(node.users):
+            if user.args[1] and len(starts) > 1:
+                user.args = (states, user.args[1] - 1)  # of an LSTM, the second result is two
+            else:
+                user.replace_input_with(node, made)
 
 
 def _add_mask(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Tensor]) -> None:

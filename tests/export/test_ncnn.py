@@ -98,7 +98,22 @@ class Channels(nn.Module):
         return torch.cat([x.mean(1, keepdim=True), x.chunk(2, 3)[1].repeat(1, 1, 1, 2)], 1).softmax(1)
 
 
-@pytest.mark.parametrize("kind", [Steps, Heads, Volumes, Masked, Counted, Channels])
+class Recurrent(nn.Module):
+    """Two layers in both directions, one that is read at its end, and how far their results spread."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.GRU(16, 6, num_layers=2, bidirectional=True, batch_first=True)
+        self.second = nn.LSTM(12, 5, batch_first=True, bias=False)
+
+    def forward(self, x):
+        y = self.second(self.first(x[:, 0])[0])[0]
+        return torch.cat([y.std(1), y.var((1,), correction=0), y[:, -1]], 1)
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
+@pytest.mark.parametrize("kind", [Steps, Heads, Volumes, Masked, Counted, Channels, Recurrent])
 def test_what_pnnx_cannot_say_is_said_otherwise(form, kind, tmp_path):
     graph = torch.export.export(kind(), (EXAMPLE,)).module(check_guards=False)
     torch.testing.assert_close(form.rewrite(graph)(EXAMPLE), kind()(EXAMPLE), rtol=0, atol=2e-6)
