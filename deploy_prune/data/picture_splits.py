@@ -6,6 +6,7 @@ What is said here of objects are boxes where there are boxes; with masks, a clas
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,13 +93,16 @@ def transfer(whole: WholeSet[E], part: PicturesPart, augment: Any, seed: int) ->
         if not len(examples):
             message = f"data: nothing is left for the {name} examples; change the classes or data.shots."
             raise DataError(message)
+    known = {one.digest for one in train.pictures}
+    again = sum(one.digest in known for one in test.pictures)
+    counted = Counter(whole.counted) + Counter({"pictures to score on that are also among those to train on": again})
     made = [cast(Any, examples.framed(frame, augment)) for examples in found.values()]
     names = None if whole.names is None else tuple(whole.names[c] for c in target)
     return TransferData(
         source_train=made[0], source_test=made[1], target_train=made[2], target_test=made[3], source_classes=source,
         target_classes=target, target_names=names,
         shots=() if drawn is None else tuple(_places(train, target)[drawn].tolist()), shots_a_class=part.shots,
-        num_available=len(target_pool), skipped=whole.skipped, ignored=whole.counted,
+        num_available=len(target_pool), skipped=whole.skipped, ignored=counted,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ H W height and width, C channels. A picture's size is (width, height) in pixels,
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -21,6 +22,8 @@ from deploy_prune.errors import DataError
 
 Array = np.ndarray[Any, Any]
 Size = tuple[int, int]
+KEPT_BYTES: Final = 2**28
+"""Decoded pictures that a process keeps: reading a JPEG again takes as long as all else that is done with it."""
 MEASURED: Final = 256
 """Pictures that mean and standard deviation are taken from, where a recipe doesn't give them."""
 
@@ -63,6 +66,11 @@ class FilePicture:
         Raises:
             DataError: the file can no longer be read, or is another one.
         """
+        key = (self.path, self.digest, channels)
+        found = _KEPT.get(key)
+        return _KEPT.put(key, self._read(channels)) if found is None else found
+
+    def _read(self, channels: int) -> Array:
         try:
             found = picture.load(self.path, channels)
         except ValueError as error:
@@ -72,6 +80,30 @@ class FilePicture:
             message = f"data.root: {self.name} has another size than when the run began; leave the files as they are."
             raise DataError(message)
         return found
+
+
+class _Kept:
+    """The arrays that were used last, up to so many bytes."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self.free, self.arrays = num_bytes, OrderedDict[Any, Array]()
+
+    def get(self, key: Any) -> Array | None:
+        """The array, if it is kept."""
+        if key in self.arrays:
+            self.arrays.move_to_end(key)
+        return self.arrays.get(key)
+
+    def put(self, key: Any, array: Array) -> Array:
+        """Keep the array, and let go of others for it."""
+        self.arrays[key] = array
+        self.free -= array.nbytes
+        while self.free < 0:
+            self.free += self.arrays.popitem(last=False)[1].nbytes
+        return array
+
+
+_KEPT: Final = _Kept(KEPT_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -163,9 +195,11 @@ def measured(pictures: list[Picture], channels: int) -> tuple[Tensor, Tensor]:
     """
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:MEASURED]
     total = squares = np.zeros(channels)
+    values = np.arange(256) / 255
     for i in order.tolist():
-        x = pictures[i].pixels(channels).reshape(-1, channels).astype(np.float64) / 255
-        total, squares = total + x.mean(0), squares + np.square(x).mean(0)
+        x = pictures[i].pixels(channels).reshape(-1, channels)
+        shares = np.stack([np.bincount(x[:, c], minlength=256) for c in range(channels)]) / len(x)
+        total, squares = total + shares @ values, squares + shares @ np.square(values)
     mean = total / max(1, len(order))
     std = np.sqrt(np.clip(squares / max(1, len(order)) - np.square(mean), 0, None))
     return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)

@@ -9,7 +9,7 @@ import torch
 from picture_sets import coloured_box, everything, load, seeded
 from PIL import Image
 
-from deploy_prune.data import scenes
+from deploy_prune.data import pictures, scenes
 from deploy_prune.data.boxes import load_boxes
 from deploy_prune.errors import DataError
 from deploy_prune.recipe.data import BoxAugment, BoxesPart, Fit
@@ -273,6 +273,74 @@ def test_a_picture_to_train_and_to_score_on_is_an_error(tmp_path):
         load(root)
 
 
+def beside(root):
+    (root / "ImageSets/Main/train.txt").unlink()
+    for number in range(9):
+        folder = root / ("train" if number < 6 else "valid")
+        folder.mkdir(exist_ok=True)
+        for path in (root / f"Annotations/p{number}.xml", root / f"JPEGImages/p{number}.png"):
+            path.rename(folder / path.name)
+
+
+def devkit(root):
+    (root / "VOCdevkit/VOC2012").mkdir(parents=True)
+    for name in ("Annotations", "JPEGImages", "ImageSets"):
+        (root / name).rename(root / "VOCdevkit/VOC2012" / name)
+
+
+def with_suffixes(root):
+    path = root / "ImageSets/Main/train.txt"
+    path.write_text("".join(f"{name}.png 1\n" for name in path.read_text().split()))
+
+
+def trainval(root):
+    lists = root / "ImageSets/Main"
+    (lists / "train.txt").rename(lists / "trainval.txt")
+    (lists / "test.txt").rename(lists / "val.txt")
+    (lists / "trainval.txt").write_text((lists / "trainval.txt").read_text() + "\n" + (lists / "val.txt").read_text())
+
+
+def unpublished(root):
+    (root / "ImageSets/Main/test.txt").rename(root / "ImageSets/Main/val.txt")
+    (root / "ImageSets/Main/test.txt").write_text("q1\nq2\n")
+
+
+@pytest.mark.parametrize("layout", [beside, devkit, with_suffixes, trainval, unpublished])
+def test_layouts_of_voc(tmp_path, layout):
+    root = picture_sets.voc(tmp_path)
+    layout(root)
+    data = load(root)
+    assert (len(data.source_train), len(data.source_test)) == (6, 3)
+
+
+def test_a_picture_without_annotation_in_one_set_is_broken(tmp_path):
+    root = picture_sets.voc(tmp_path, train=30, test=0)
+    (root / "ImageSets/Main/train.txt").unlink()
+    (root / "Annotations/p3.xml").unlink()
+    with pytest.raises(DataError, match=r"data\.broken: 1 missing annotations .*p3\.xml"):
+        load(root)
+
+
+def test_a_copy_to_score_on_is_counted(tmp_path):
+    root = picture_sets.voc(tmp_path)
+    (root / "JPEGImages/p7.png").write_bytes((root / "JPEGImages/p1.png").read_bytes())
+    assert load(root).ignored == {"pictures to score on that are also among those to train on": 1}
+
+
+def test_pictures_are_decoded_once_as_long_as_there_is_room(tmp_path, monkeypatch):
+    examples, read = load(picture_sets.voc(tmp_path)).source_train, []
+    plain = pictures.picture.load
+    monkeypatch.setattr(pictures.picture, "load", lambda path, channels: read.append(path) or plain(path, channels))
+    one = 64 * 96 * 3
+    for room, expected in ((3 * one, 3), (2 * one, 6), (0, 6)):
+        monkeypatch.setattr(pictures, "_KEPT", pictures._Kept(room))
+        read.clear()
+        for _ in range(2):
+            batch = examples.take(torch.tensor([0, 1, 2]))
+        assert len(read) == expected
+        assert torch.equal(batch.inputs[0][1], examples[1][0])
+
+
 # --- broken ---
 
 OUTSIDE, FLAT = ("red", (100, 3, 110, 9)), ("red", (3, 3, 4, 9))  # xmin = xmax, as VOC writes it
@@ -360,6 +428,15 @@ def test_a_picture_whose_boxes_are_all_broken_is_no_empty_one(tmp_path):
     data = load(root, broken="skip")
     assert len(data.source_train) == 5
     assert data.ignored["pictures left out, for all their boxes are broken"] == 1
+
+
+def test_an_object_without_name_or_corners_is_broken_and_the_others_read(tmp_path):
+    root = picture_sets.voc(tmp_path)
+    text = picture_sets.xml((96, 64), [WHOLE]).replace("</annotation>", "")
+    (root / "Annotations/p0.xml").write_text(f"{text}<object><name>red</name></object><object/></annotation>")
+    data = load(root, broken="skip")
+    assert data.ignored == {"boxes of an unknown class": 1, "boxes with numbers that are not finite": 1}
+    assert data.source_train.counts.sum().item() == 6
 
 
 def test_ten_faults_are_named_and_all_counted(tmp_path):
