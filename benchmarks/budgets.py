@@ -38,7 +38,8 @@ from latency_table import NETWORKS
 from deploy_prune import cost
 from deploy_prune.budget.candidates import CandidateCosts, Timed
 from deploy_prune.budget.loop import Plan, enforce
-from deploy_prune.commands.predict import network_of, parse_shape
+from deploy_prune.commands.given_inputs import parse_inputs
+from deploy_prune.commands.predict import network_of
 from deploy_prune.commands.profile import costs_of
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError
@@ -73,7 +74,7 @@ def network_rows(network: str, budgets: Sequence[Budget]) -> Iterator[tuple[str,
     """(budget, row) for each budget of one network."""
     name, shape, classes = network.rsplit(":", 2)
     torch.manual_seed(0)
-    module, sizes, part = network_of(name, parse_shape(shape), False, int(classes))
+    module, sizes, part = network_of(name, parse_inputs([shape]), False, int(classes))
     target = load_target("host")
     with TemporaryDirectory() as folder:
         os.environ["DEPLOY_PRUNE_CACHE"] = str(Path(folder) / "cache")

@@ -13,7 +13,16 @@ from typing import Any
 import click
 
 from deploy_prune.commands.examples import examples
-from deploy_prune.commands.frame import Commands, file_option, result_file, run_folder, say, say_first, settings
+from deploy_prune.commands.frame import (
+    Commands,
+    file_option,
+    network_inputs,
+    result_file,
+    run_folder,
+    say,
+    say_first,
+    settings,
+)
 from deploy_prune.commands.outcome import require_met, require_ok, show_rows, write_artifact, write_bundles
 from deploy_prune.system.locks import hold
 from deploy_prune.system.shell import write_text
@@ -231,20 +240,22 @@ def show(source: Path, target: str | None, trust: bool, as_json: bool) -> None:
 @main.command(epilog=examples("predict"))
 @click.argument("model")
 @click.option("--target", required=True, help="A target: a name that `deploy-prune targets` lists, or a file.")
-@click.option("--input", "shape", help="Channels, height and width, as in 3,224,224. An architecture has its own.")
+@network_inputs
 @click.option(
     "--trust", is_flag=True, help="Allow code of your own (module:callable) that the architecture names to run."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
-def predict(model: str, target: str, shape: str | None, trust: bool, as_json: bool) -> None:
+def predict(model: str, target: str, inputs: Sequence[str], trust: bool, as_json: bool) -> None:
     """Predict a network's latency on a device that isn't attached.
 
     Shows the latency and how far off it may be. MODEL is torchvision:NAME, timm:NAME, ultralytics:NAME, an
-    architecture.json or a run's TARGET/BUDGET folder.
+    architecture.json or a run's TARGET/BUDGET folder; with --trust also module:callable, a function of your own that
+    builds it. A detector is looked at without what only training or decoding needs.
     """
     from deploy_prune.commands import predict
+    from deploy_prune.commands.given_inputs import parse_inputs
 
-    found = predict.predicted(model, target, predict.parse_shape(shape) if shape else None, trust)
+    found = predict.predicted(model, target, parse_inputs(inputs), trust)
     say(json.dumps(found.as_json(), indent=1) if as_json else str(found))
 
 
@@ -252,7 +263,7 @@ def predict(model: str, target: str, shape: str | None, trust: bool, as_json: bo
 @click.argument("model")
 @click.option("--target", required=True, help="A target: a name that `deploy-prune targets` lists, or a file.")
 @click.option("--device", help="Measure there: local, ssh://USER@HOST[:PORT] or adb://SERIAL.")
-@click.option("--input", "shape", help="Channels, height and width, as in 3,224,224. An architecture has its own.")
+@network_inputs
 @click.option(
     "--classes", type=click.IntRange(min=1), default=1000, show_default=True, help="Number of classes of the network."
 )
@@ -264,18 +275,18 @@ def predict(model: str, target: str, shape: str | None, trust: bool, as_json: bo
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--out", type=result_file, help="Also write the JSON to this file.")
-def profile(model: str, shape: str | None, as_json: bool, out: Path | None, **how: Any) -> None:
+def profile(model: str, inputs: Sequence[str], as_json: bool, out: Path | None, **how: Any) -> None:
     """Measure a network's latency table on a device, and how good it is.
 
     Takes minutes. Networks of random widths are measured: some to make the table, as many others to check it. Recipes
     for the same network, classes, input size and device use the table. MODEL is as for predict.
     """
     from deploy_prune.commands import profile
-    from deploy_prune.commands.predict import parse_shape
+    from deploy_prune.commands.given_inputs import parse_inputs
     from deploy_prune.report.terminal import rich_progress
 
     with rich_progress() as progress:
-        found = profile.profile(shape=parse_shape(shape) if shape else None, model=model, progress=progress, **how)
+        found = profile.profile(inputs=parse_inputs(inputs), model=model, progress=progress, **how)
     text = json.dumps(found.as_json(), indent=1)
     if out:
         write_text(out, text + "\n")

@@ -34,12 +34,15 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "deploy-prune show my/architecture.json --trust --json",
     ),
     "predict": (
-        "deploy-prune predict torchvision:resnet18 --target jetson-nano --input 3,224,224",
+        "deploy-prune predict torchvision:resnet18 --target jetson-nano --input 3x224x224",
+        "deploy-prune predict torchvision:ssdlite320_mobilenet_v3_large --target pixel-8 --input 3x320x320",
+        "deploy-prune predict my_networks:translator --trust --target pixel-8 --input int64:32 --input int64:40",
         "deploy-prune predict runs/mobilenet/host/50% --target pixel-8",
     ),
     "profile": (
-        "deploy-prune profile torchvision:mobilenet_v2 --target host --input 3,224,224",
-        "deploy-prune profile resnet20 --target ./my-pi.yaml --input 3,32,32 --classes 10 --out table.json",
+        "deploy-prune profile torchvision:mobilenet_v2 --target host --input 3x224x224",
+        "deploy-prune profile resnet20 --target ./my-pi.yaml --input 3x32x32 --classes 10 --out table.json",
+        "deploy-prune profile unet --target host --input 3x96x160 --classes 11",
         "deploy-prune profile runs/mobilenet/host/50% --target host --device ssh://pi@raspberrypi.local --json",
     ),
     "report": ("deploy-prune report runs/mobilenet",),

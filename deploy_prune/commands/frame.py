@@ -85,6 +85,11 @@ def _stop(sentence: str, code: int) -> None:
 settings = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key, as in train.lr=0.1; repeatable."
 )
+network_inputs = click.option(
+    "--input", "inputs", multiple=True, metavar="SIZES",
+    help="The size of one example: 3x224x224 for a picture, 1x16000 for sound, int64:77 for tokens; repeat it for each "
+    "input of the network. An architecture has its own.",
+)  # fmt: skip
 run_folder = click.argument("run", type=click.Path(path_type=Path))
 file_option = click.Path(dir_okay=False, path_type=Path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,15 +13,17 @@ from torch import nn
 
 from deploy_prune.api import load
 from deploy_prune.architecture import json_file
+from deploy_prune.commands.given_inputs import zeros
 from deploy_prune.commands.show import architecture_file
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import ModelError, perhaps
+from deploy_prune.families import raw_form
 from deploy_prune.latency.ops import list_ops
 from deploy_prune.latency.predict import predict
 from deploy_prune.networks import build
 from deploy_prune.recipe.parts import BUILT_IN_NETWORKS, LIBRARIES, ModelPart
 from deploy_prune.surgery.trace import trace
-from deploy_prune.types import Prediction, Target
+from deploy_prune.types import Input, Prediction, Target
 
 _FORMS: Final = ", ".join(f"{library}:NAME" for library in LIBRARIES)
 CLASSES: Final = 1000
@@ -34,7 +37,7 @@ class Predicted:
 
     model: str
     target: Target
-    input_shape: tuple[int, ...]
+    inputs: tuple[Input, ...]
     macs: int
     prediction: Prediction
 
@@ -44,7 +47,7 @@ class Predicted:
         band = {} if error is None else {"low_ms": ms * error.low, "high_ms": ms * error.high, "error": asdict(error)}
         device = {name: getattr(self.target, name) for name in ("runtime", "format", "precision", "threads")}
         return {
-            "model": self.model, "target": self.target.name, **device, "input_shape": list(self.input_shape),
+            "model": self.model, "target": self.target.name, **device, "inputs": [asdict(x) for x in self.inputs],
             "macs": self.macs, "ms": ms, **band, "method": self.prediction.method,
         }  # fmt: skip
 
@@ -57,67 +60,58 @@ class Predicted:
         return f"{ms:.3g} ms predicted on {self.target.name} ({ms * error.low:.3g} to {ms * error.high:.3g}; {held})"
 
 
-def predicted(model: str, target: str, shape: tuple[int, ...] | None, trust: bool = False) -> Predicted:
+def predicted(model: str, target: str, inputs: Sequence[Input] = (), trust: bool = False) -> Predicted:
     """Predict one inference's latency; nothing is run.
 
     Args:
         model: ``torchvision:NAME``, ``timm:NAME``, ``ultralytics:NAME``, a built-in network's name, or what
-            ``api.load.load`` takes: an architecture.json, or a run's TARGET/BUDGET folder.
+            ``api.load.load`` takes: an architecture.json, or a run's TARGET/BUDGET folder. With ``trust`` also
+            ``module:callable``.
         target: a target's name, or a file of the user's own.
-        shape: channels, height, width of the input; may be left out for an architecture.
+        inputs: an example of each of the network's inputs, [1, ...]; may be left out for an architecture.
         trust: as for ``api.load.load``.
 
     Raises:
         DeployPruneError: the target or the network is unknown, can't be traced, or the target can't be predicted for.
     """
     device = load_target(target)
-    network, shape, _ = network_of(model, shape, trust)
-    program = trace(network, [torch.zeros(1, *shape, device=_place(network))], TIMEOUT_S)
+    network, inputs, _ = network_of(model, inputs, trust)
+    program = trace(network, [x.to(_place(network)) for x in zeros(inputs)], TIMEOUT_S)
     ops = list_ops(program)
     macs = sum(op.macs() for op in ops)
-    return Predicted(model=model, target=device, input_shape=shape, macs=macs, prediction=predict(ops, device))
-
-
-def parse_shape(text: str) -> tuple[int, ...]:
-    """The sizes in "3,224,224".
-
-    Raises:
-        ModelError: they aren't positive whole numbers.
-    """
-    words = text.replace("x", ",").split(",")
-    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
-        message = f"--input {text!r} is not a list of sizes: write channels, height and width, as in 3,224,224."
-        raise ModelError(message)
-    return tuple(int(word) for word in words)
+    return Predicted(model=model, target=device, inputs=inputs, macs=macs, prediction=predict(ops, device))
 
 
 def network_of(
-    model: str, shape: tuple[int, ...] | None, trust: bool, num_classes: int = CLASSES
-) -> tuple[nn.Module, tuple[int, ...], ModelPart]:
-    """The named network in eval mode, its input's shape, and how it is built.
+    model: str, inputs: Sequence[Input], trust: bool, num_classes: int = CLASSES
+) -> tuple[nn.Module, tuple[Input, ...], ModelPart]:
+    """The named network's raw form in eval mode, its inputs, and how it is built.
 
     Raises:
-        DeployPruneError: it is unknown, or its input's shape is.
+        DeployPruneError: it is unknown, or its inputs are, or it is code of the user's own without ``trust``.
     """
     path = Path(model)
     with torch.random.fork_rng(devices=[]):
         if path.exists():
             described = json_file.load(architecture_file(path))
-            return load.load(path, trust=trust), shape or described.input_shape[1:], described.model
+            own = (Input(shape=(1, *described.input_shape[1:]), type="float32"),)
+            return load.load(path, trust=trust), tuple(inputs) or own, described.model
         if "/" in model or path.suffix == ".json":
             message = f"There is no {model}; give {_FORMS}, an architecture.json or a run's folder."
             raise ModelError(message)
-        part = _named(model)
-        if shape is None:
-            message = f"{model} needs the size of its input: add --input, as in --input 3,224,224."
+        part = _named(model, trust)
+        if not inputs:
+            message = f"{model} needs the size of its input: add --input, as in --input 3x224x224."
             raise ModelError(message)
-        return build.build_network(part, num_classes).eval(), shape, part
+        network = build.build_network(part, num_classes if build.takes_classes(part) else 0).eval()
+        return raw_form(network, zeros(inputs)).network.eval(), tuple(inputs), part
 
 
-def _named(model: str) -> ModelPart:
-    """A library's or a built-in network, by its name."""
-    if ":" in model and model.partition(":")[0] not in LIBRARIES:
-        message = f"{model!r} is none of {_FORMS}, and there is no such file or folder."
+def _named(model: str, trust: bool) -> ModelPart:
+    """A library's or a built-in network, by its name, or the user's own."""
+    if ":" in model and model.partition(":")[0] not in LIBRARIES and not trust:
+        message = f"{model!r} is none of {_FORMS}, and there is no such file or folder. "
+        message += "If it is a function of your own (module:callable), add --trust: it is imported and called."
         raise ModelError(message)
     try:
         return ModelPart(source=model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +11,7 @@ import numpy
 import torch
 
 from deploy_prune.budget.candidates import CandidateCosts, Tabled, identity_of, profilable, writer
+from deploy_prune.commands.given_inputs import drawn, zeros
 from deploy_prune.commands.predict import CLASSES, network_of
 from deploy_prune.cost import CostModel, at_widths
 from deploy_prune.device import RUNTIMES
@@ -24,7 +25,7 @@ from deploy_prune.run.stages import as_if_trained
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery import remembered
 from deploy_prune.system.guard import scratch
-from deploy_prune.types import Progress, Target, silent
+from deploy_prune.types import Input, Progress, Target, silent
 
 VARIANTS: Final = 8
 TRIALS: Final = 4
@@ -54,7 +55,7 @@ class Profiled:
 
     model: str
     target: Target
-    input_shape: tuple[int, ...]
+    inputs: tuple[Input, ...]
     granularity: int
     ratios: Mapping[int, float] | None
     by_layer: bool
@@ -82,7 +83,7 @@ class Profiled:
         layers = [{"name": c.layer.name, "product_ms": c.product, "linear_ms": c.linear} for c in self.table.layers]
         return {
             "model": self.model, "target": self.target.name, **{name: getattr(self.target, name) for name in names},
-            "input_shape": list(self.input_shape), "granularity": self.granularity,
+            "inputs": [asdict(x) for x in self.inputs], "granularity": self.granularity,
             "ratios": None if self.ratios is None else {str(step): ratio for step, ratio in self.ratios.items()},
             "by_layer": self.by_layer, "dense_ms": self.dense_ms, "smallest_ms": self.smallest_ms,
             "median_error": self.quantile(0.5), "p90_error": self.quantile(0.9),
@@ -118,7 +119,7 @@ class Profiled:
 def profile(
     model: str,
     target: str,
-    shape: tuple[int, ...] | None,
+    inputs: Sequence[Input] = (),
     *,
     device: str | None = None,
     classes: int = CLASSES,
@@ -131,7 +132,7 @@ def profile(
     Args:
         model: as for ``predict.predicted``.
         target: a target's name, or a file of the user's own.
-        shape: as for ``predict.predicted``.
+        inputs: as for ``predict.predicted``.
         device: measure there instead: ``local``, ``ssh://...`` or ``adb://...``.
         classes: of a network that is given by a library's name.
         variants: random variants to make the table of, and as many to check it with.
@@ -144,13 +145,13 @@ def profile(
         DeployPruneError: the network is unknown, or can't be exported or measured.
     """
     on = attached(load_target(target), device)
-    network, shape, part = network_of(model, shape, trust, classes)
+    network, inputs, part = network_of(model, inputs, trust, classes)
     with scratch() as folder:
-        costs = costs_of(network, shape, part, folder, progress)
+        costs = costs_of(network, inputs, part, folder, progress)
         granule, tabled = costs.granule(on), costs.tabled(on, variants, variants)
         table = fit_table(costs.structure, tabled.samples, granule)
         return Profiled(
-            model=model, target=on, input_shape=shape, granularity=granule, by_layer=profilable(on), tabled=tabled,
+            model=model, target=on, inputs=inputs, granularity=granule, by_layer=profilable(on), tabled=tabled,
             ratios=kept_ratios(on, writer(on, costs.export)) if on.granularity is None else None, table=table,
             errors=tuple(
                 Error(predicted_ms=at_widths(table, x.widths), measured_ms=x.total_ms) for x in tabled.held_out
@@ -179,13 +180,13 @@ def attached(target: Target, device: str | None) -> Target:
 
 
 def costs_of(
-    network: torch.nn.Module, shape: tuple[int, ...], part: ModelPart, scratch: Path, progress: Progress = silent
+    network: torch.nn.Module, inputs: Sequence[Input], part: ModelPart, scratch: Path, progress: Progress = silent
 ) -> CandidateCosts:
     """What cuts of a network would cost; a recipe of the same network finds the same figures.
 
     Args:
         network: with initial weights, which are made as different as a trained network's.
-        shape: channels, height, width of the input.
+        inputs: an example of each of the network's inputs, [1, ...].
         part: how the network is built.
         scratch: a folder for artifacts.
         progress: is told of every network that is measured.
@@ -193,15 +194,15 @@ def costs_of(
     Raises:
         SurgeryError: the network can't be traced, or no channel of it can be cut.
     """
-    example = torch.zeros(1, *shape)
+    example = zeros(inputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network, trial = as_if_trained(network), torch.randn(TRIALS, *shape)
-    structure = remembered.cuttable_groups(network, example, (trial,), PrunePart(), gates_of)
+        network, trials = as_if_trained(network), drawn(inputs, network, TRIALS)
+    structure = remembered.cuttable_groups(network, example, trials, PrunePart(), gates_of)
     if not structure.groups:
         message = "No channel of this network can be removed, so there is nothing to make a table of."
         raise SurgeryError(message)
     return CandidateCosts(
-        network=network, structure=structure, inputs=(example,), identity=identity_of(part), scratch=scratch,
-        progress=progress, calibration=(trial,),
+        network=network, structure=structure, inputs=example, identity=identity_of(part), scratch=scratch,
+        progress=progress, calibration=trials,
     )  # fmt: skip

@@ -51,8 +51,10 @@ def build_network(part: ModelPart, num_classes: int) -> nn.Module:
         raise ModelError(message)
     builder = _builder(part)
     classes = {"num_classes": num_classes} if num_classes else {}
-    if classes:
-        _require_num_classes(builder, part.source)
+    if classes and not _takes_classes(builder):
+        message = f"model.source: the builder of {part.source!r} takes no argument num_classes; add it, it sets the "
+        message += "head's size."
+        raise ModelError(message)
     try:
         network = builder(**classes, **part.args)
     except Exception as error:
@@ -63,6 +65,11 @@ def build_network(part: ModelPart, num_classes: int) -> nn.Module:
         message = f"model.source: {part.source!r} returned {type(network).__name__}, not a torch.nn.Module."
         raise ModelError(message)
     return network
+
+
+def takes_classes(part: ModelPart) -> bool:
+    """Whether the function that builds the network takes the number of classes. Raises what `build_network` raises."""
+    return _takes_classes(_builder(part))
 
 
 def head_tensors(part: ModelPart, num_classes: int) -> frozenset[str]:
@@ -225,12 +232,9 @@ def _refuse_downloads(part: ModelPart) -> None:
             raise ModelError(message)
 
 
-def _require_num_classes(builder: Builder, source: str) -> None:
+def _takes_classes(builder: Builder) -> bool:
     parameters = inspect.signature(builder).parameters
-    if "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    message = f"model.source: the builder of {source!r} takes no argument num_classes; add it, it sets the head's size."
-    raise ModelError(message)
+    return "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _nearest(name: str) -> str:

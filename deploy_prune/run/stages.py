@@ -55,7 +55,7 @@ def candidate_costs(context: RunContext, scratch: Path) -> CandidateCosts:
     context.session.progress("find the channel groups", 0, 1)
     network = as_if_trained(build.build_network(context.recipe.model, context.data.num_source))
     inputs = (context.data.source_test.take(context.data.source_test.spread(PROOF_EXAMPLES // 2))[0],)
-    structure = remembered.cuttable_groups(network, context.example, inputs, context.recipe.prune, gates_of)
+    structure = remembered.cuttable_groups(network, (context.example,), inputs, context.recipe.prune, gates_of)
     context.session.progress("find the channel groups", 1, 1, groups=len(structure.groups))
     return CandidateCosts(
         network=network, structure=structure, inputs=(context.example,), identity=identity_of(context.recipe.model),

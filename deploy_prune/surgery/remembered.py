@@ -43,14 +43,14 @@ def groups_of(network: nn.Module, example: Tensor | Sequence[Tensor], prune: Pru
 
 
 def cuttable_groups(
-    network: nn.Module, example: Tensor, trials: Sequence[Tensor], prune: PrunePart, gates_of: GatesOf
+    network: nn.Module, example: Sequence[Tensor], trials: Sequence[Tensor], prune: PrunePart, gates_of: GatesOf
 ) -> Structure:
     """The groups of ``groups_of`` that ``try_groups.keep_cuttable`` leaves, remembered.
 
     Args:
         network: any module that torch.export can trace.
-        example: [1, ...] to trace with.
-        trials: real inputs, on which cuts are tried.
+        example: inputs to trace with, each [1, ...].
+        trials: real inputs, each [B, ...], on which cuts are tried.
         prune: which groups may be pruned.
         gates_of: how to turn gates on.
 
@@ -63,7 +63,7 @@ def cuttable_groups(
     def find() -> Structure:
         return keep_cuttable(network, groups_of(network, example, prune), trials, gates_of, prune)
 
-    return _remembered(network, (example, *trials), prune, "settled", find)
+    return _remembered(network, (*example, *trials), prune, "settled", find)
 
 
 def _remembered(

@@ -12,6 +12,7 @@ from deploy_prune.budget import candidates
 from deploy_prune.budget.candidates import VARIANTS, CandidateCosts, identity_of
 from deploy_prune.cli import main
 from deploy_prune.commands import profile as profile_module
+from deploy_prune.commands.given_inputs import parse_inputs
 from deploy_prune.commands.profile import profile
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import SurgeryError, TargetError
@@ -20,10 +21,11 @@ from deploy_prune.networks import build
 from deploy_prune.recipe.parts import ModelPart, PrunePart
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.system.shell import write_text
-from deploy_prune.types import Artifact, Latency
+from deploy_prune.types import Artifact, Input, Latency
 
 SHAPE = (3, 32, 32)
-MODEL = ("conv4", "--target", "host", "--input", "3,32,32", "--classes", "10")
+PICTURE = (Input(shape=(1, *SHAPE), type="float32"),)
+MODEL = ("conv4", "--target", "host", "--input", "3x32x32", "--classes", "10")
 
 
 def true_ms(widths) -> float:
@@ -38,12 +40,14 @@ def device(monkeypatch, tmp_path):
     """Artifacts are empty files; a network takes ``true_ms``, times what a test puts in; ``measured`` counts them."""
     monkeypatch.setenv("DEPLOY_PRUNE_CACHE", str(tmp_path / "cache"))
     known: dict[str, float] = {}
-    state = type("Device", (), {"measured": 0, "factor": staticmethod(lambda number: 1.0)})()
+    state = type(
+        "Device", (), {"measured": 0, "factor": staticmethod(lambda number: 1.0), "ms": staticmethod(true_ms)}
+    )()
 
     def artifact(self, target, counts, folder):
         path = folder / "model.onnx"
         write_text(path, "")
-        known[str(path)] = true_ms(candidates.widths_of(self.structure, counts))
+        known[str(path)] = state.ms(candidates.widths_of(self.structure, counts))
         return Artifact(path=path, format="onnx", precision="fp32", sha256="0", input_shape=(1,), versions={})
 
     def measure(target, artifacts, runs, warmup, *, min_s):
@@ -62,7 +66,7 @@ def device(monkeypatch, tmp_path):
 
 
 def test_it_is_made_of_random_aligned_widths_and_judged_by_others(device):
-    found = profile("conv4", "host", SHAPE, classes=10, variants=4)
+    found = profile("conv4", "host", PICTURE, classes=10, variants=4)
     assert (found.granularity, found.ratios[8]) == (8, 0.7)
     assert len(found.tabled.samples) == 2 + 4
     assert len(found.errors) == 4
@@ -76,7 +80,7 @@ def test_it_is_made_of_random_aligned_widths_and_judged_by_others(device):
 
 def test_the_error_is_that_of_the_held_out_networks(device):
     device.factor = lambda number: 2.0 if number >= 6 else 1.0
-    found = profile("conv4", "host", SHAPE, classes=10, variants=4)
+    found = profile("conv4", "host", PICTURE, classes=10, variants=4)
     assert [e.measured_ms for e in found.errors] == [pytest.approx(2 * true_ms(s.widths)) for s in held(found)]
     errors = sorted(1 - e.predicted_ms / e.measured_ms for e in found.errors)
     assert errors[0] > 0.3
@@ -104,7 +108,7 @@ def costs_of(network, example, part, prune, scratch) -> CandidateCosts:
 
 @pytest.mark.parametrize("prune", [{}, {"min_channels": 32}, {"skip": ["features.0"]}], ids=["all", "least", "some"])
 def test_a_recipe_for_the_same_network_uses_it_without_measuring(device, tmp_path, prune):
-    found = profile("conv4", "host", SHAPE, classes=10)
+    found = profile("conv4", "host", PICTURE, classes=10)
     before = device.measured
     costs = bench_of(tmp_path, **prune)
     model = costs.cost(load_target("host"), "latency")
@@ -117,24 +121,24 @@ def test_a_recipe_for_the_same_network_uses_it_without_measuring(device, tmp_pat
 
 @pytest.mark.parametrize("change", [{"precision": "fp16"}, {"threads": 2}, {"runtime": "ncnn", "format": "ncnn"}])
 def test_another_precision_runtime_or_number_of_threads_is_measured(device, tmp_path, change):
-    profile("conv4", "host", SHAPE, classes=10)
+    profile("conv4", "host", PICTURE, classes=10)
     before = device.measured
     bench_of(tmp_path).cost(replace(load_target("host"), **change), "latency")
     assert device.measured == before + 2 + VARIANTS
 
 
 def test_again_it_is_read_and_a_larger_one_is_measured(device):
-    first = profile("conv4", "host", SHAPE, classes=10, variants=3)
-    again = profile("conv4", "host", SHAPE, classes=10, variants=2)
+    first = profile("conv4", "host", PICTURE, classes=10, variants=3)
+    again = profile("conv4", "host", PICTURE, classes=10, variants=2)
     assert again.as_json() == first.as_json()
     assert device.measured == 2 + 3 + 3
-    assert len(profile("conv4", "host", SHAPE, classes=10, variants=4).errors) == 4
+    assert len(profile("conv4", "host", PICTURE, classes=10, variants=4).errors) == 4
 
 
 def test_a_recipes_own_table_is_no_profile_yet(device, tmp_path):
     bench_of(tmp_path).cost(load_target("host"), "latency")
     assert device.measured == 2 + VARIANTS
-    assert len(profile("conv4", "host", SHAPE, classes=10, variants=VARIANTS).errors) == VARIANTS
+    assert len(profile("conv4", "host", PICTURE, classes=10, variants=VARIANTS).errors) == VARIANTS
 
 
 @pytest.mark.parametrize(
@@ -147,7 +151,7 @@ def test_a_recipes_own_table_is_no_profile_yet(device, tmp_path):
 )
 def test_there_must_be_a_device(target, device, words):
     with pytest.raises(TargetError, match=words):
-        profile("conv4", target, SHAPE, device=device)
+        profile("conv4", target, PICTURE, device=device)
 
 
 @pytest.mark.parametrize("name", ["raspberry-pi-4", "raspberry-pi-5", "pixel-6", "jetson-orin-nano"])
@@ -160,7 +164,7 @@ def test_a_network_without_channels_to_cut_has_no_table(monkeypatch):
     whole = find_groups(torch.nn.Sequential(torch.nn.Linear(4, 4)), (torch.zeros(1, 4),), PrunePart())
     monkeypatch.setattr(profile_module.remembered, "cuttable_groups", lambda *args: whole)
     with pytest.raises(SurgeryError, match="No channel of this network can be removed"):
-        profile("conv4", "host", SHAPE)
+        profile("conv4", "host", PICTURE)
 
 
 def test_the_command_prints_lines_or_json_and_writes_a_file(device, tmp_path):
@@ -174,10 +178,24 @@ def test_the_command_prints_lines_or_json_and_writes_a_file(device, tmp_path):
 
 
 def test_tiny_tables_without_other_widths_say_so(device):
-    found = profile("conv4", "host", SHAPE, classes=10, variants=3)
+    found = profile("conv4", "host", PICTURE, classes=10, variants=3)
     alone = replace(found, errors=())
     assert alone.quantile(0.5) is None
     assert "no other widths" in str(alone)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [("input_kinds:audio_network", ["1x400"]), ("input_kinds:two_inputs_network", ["3x8x8", "4"]),
+     ("input_kinds:tokens_network", ["int64:12"]), ("unet", ["3x32x48"])],
+)  # fmt: skip
+def test_a_table_of_any_network(model, inputs, device, monkeypatch):
+    monkeypatch.setattr(profile_module, "load_target", lambda name: replace(load_target("host"), granularity=1))
+    device.ms = lambda widths: 0.1 + 1e-4 * sum(i * o for i, o, _ in widths)
+    found = profile(model, "host", parse_inputs(inputs), classes=4, variants=2, trust=True)
+    assert [list(x.shape[1:]) for x in found.inputs] == [list(map(int, s.split(":")[-1].split("x"))) for s in inputs]
+    assert found.smallest_ms < found.dense_ms
+    assert len(found.errors) == 2
 
 
 @pytest.mark.slow
@@ -185,10 +203,14 @@ def test_the_whole_way_on_an_arithmetic_device(tmp_path, monkeypatch):
     """Exported, timed by arithmetic and profiled node by node; a recipe goes on with it."""
     recipe = tiny_recipe()
     network = build.build_network(recipe.model, 3)
-    monkeypatch.setattr(profile_module, "network_of", lambda *args: (network, (1, 16, 16), recipe.model))
+    monkeypatch.setattr(
+        profile_module,
+        "network_of",
+        lambda *args: (network, (Input(shape=(1, 1, 16, 16), type="float32"),), recipe.model),
+    )
     monkeypatch.setattr(profile_module, "load_target", lambda name: replace(load_target("host"), granularity=4))
     with arithmetic_device(tmp_path / "cache") as device:
-        found = profile("tiny", "host", None, variants=3)
+        found = profile("tiny", "host", variants=3)
         assert found.by_layer
         assert set(found.tabled.samples[0].per_layer_ms) == {"0", "3", "6", "11"}
         assert found.quantile(0.9) < 0.05
@@ -204,6 +226,6 @@ def test_a_real_table_predicts_networks_that_it_has_not_seen(tmp_path, monkeypat
     """Loosely: what else runs on the machine is not known here; benchmarks/latency_table.py has the figures."""
     monkeypatch.setenv("DEPLOY_PRUNE_CACHE", str(tmp_path))
     monkeypatch.setattr(profile_module, "load_target", lambda name: replace(load_target("host"), granularity=16))
-    found = profile("conv4", "host", SHAPE, classes=10, variants=3)
+    found = profile("conv4", "host", PICTURE, classes=10, variants=3)
     assert found.smallest_ms < 0.6 * found.dense_ms
     assert found.quantile(0.5) < 0.35

@@ -73,6 +73,21 @@ def _normal(*shape: int) -> Callable[[], Tensor]:
     return lambda: torch.randn(16, *shape)
 
 
+def audio_network(num_classes: int = 5) -> nn.Module:
+    """As a user's own function builds it, for [B, 1, 400]."""
+    return nn.Sequential(*_audio()[:-1], nn.Linear(8, num_classes))
+
+
+def two_inputs_network() -> nn.Module:
+    """For [B, 3, 8, 8] and [B, 4]; its builder takes no number of classes."""
+    return _two()
+
+
+def tokens_network() -> nn.Module:
+    """For int64 [B, L] below 50."""
+    return _tokens()
+
+
 KINDS: Final[dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]]] = {
     "vector": (lambda: nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 5)), _normal(16)),
     "audio": (_audio, _normal(1, 400)),
