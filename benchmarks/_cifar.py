@@ -27,7 +27,8 @@ from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.surgery.try_groups import keep_cuttable
 from deploy_prune.system.shell import digest
-from deploy_prune.training.loop import Session, accuracy, make_accelerator, train_classifier
+from deploy_prune.tasks.classification import CLASSIFIER
+from deploy_prune.training.loop import Session, make_accelerator, network_score, train_network
 from deploy_prune.types import Keep, Structure, silent
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -67,7 +68,7 @@ class Bench:
         """On the whole test set, in the precision of training."""
         accelerator = make_accelerator(self.device, self.precision)
         with accelerator.autocast():
-            return accuracy(network, self.examples.source_test, accelerator=accelerator)
+            return network_score(network, self.examples.source_test, CLASSIFIER, accelerator=accelerator)
 
 
 def load(arguments: argparse.Namespace, scratch: Path) -> Bench:
@@ -126,7 +127,7 @@ def train(network: nn.Module, examples: splits.TransferData, arguments: argparse
             lr = 0.02
             inherit(network, arguments.weights)
         part = TrainPart(steps=arguments.train_steps, batch_size=arguments.batch, lr=lr)
-        train_classifier(network, examples.source_train, part, session=session, augment="shift_flip")
+        train_network(network, examples.source_train, CLASSIFIER, part, session=session, work="train")
         kept.parent.mkdir(parents=True, exist_ok=True)
         torch.save(network.state_dict(), kept)
     weights.load_weights(network, kept)

@@ -18,7 +18,7 @@ from _texts import Text, table
 from rich.console import Console
 
 from deploy_prune.report.latency import remarks
-from deploy_prune.report.table import accuracy, faster, milliseconds, results_table
+from deploy_prune.report.table import faster, milliseconds, results_table, score
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.system.shell import write_text
 
@@ -88,8 +88,7 @@ def run_table(folder: Path) -> str:
     results = run.read_results()
     slim = [row for row in results if row.budget != "dense"]
     rows = [
-        [row.target, row.budget, in_brackets(*faster(row)), in_brackets(*milliseconds(row)), accuracy(row)]
-        for row in slim
+        [row.target, row.budget, in_brackets(*faster(row)), in_brackets(*milliseconds(row)), score(row)] for row in slim
     ]
     where = f"`{provenance['command']}` on {provenance['cpu']}, one thread, {provenance['finished'][:10]}."
     return "\n\n".join((table(header, rows), " ".join((where, *remarks(results)))))

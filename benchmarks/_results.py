@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from deploy_prune.data.examples import Examples
+from deploy_prune.data.examples import ClassExamples
 from deploy_prune.data.sources import Collection
 from deploy_prune.run.folder import PACKAGES, cpu_name, versions
 from deploy_prune.surgery.remembered import own_code
@@ -97,7 +97,7 @@ def collection_digest(found: Collection) -> list[str]:
     """Of a whole data set: its training and its test part."""
     none = torch.zeros(1)
     parts = [part for part in (found.train, found.test) if part is not None]
-    return [Examples(images=part.images, labels=part.labels, mean=none, std=none).digest for part in parts]
+    return [ClassExamples(images=part.images, labels=part.labels, mean=none, std=none).digest for part in parts]
 
 
 def _sets(path: Path) -> dict[str, Any]:

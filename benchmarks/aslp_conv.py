@@ -27,14 +27,15 @@ from torch.func import functional_call
 from torch.optim import SGD
 
 from deploy_prune.data import splits
-from deploy_prune.data.examples import Examples
+from deploy_prune.data.examples import ClassExamples
 from deploy_prune.data.loaders import batches
 from deploy_prune.networks import build
 from deploy_prune.recipe.parts import DataPart, ModelPart
 from deploy_prune.search.methods.gumbel import gumbel_gate
 from deploy_prune.search.relaxed import Relaxation
 from deploy_prune.search.subnetwork import MOMENTUM, MaskedNetwork
-from deploy_prune.training.loop import accuracy, classification, fit, make_accelerator, set_seed
+from deploy_prune.tasks.classification import CLASSIFIER
+from deploy_prune.training.loop import fit, make_accelerator, network_score, set_seed
 
 BATCH = 256
 
@@ -99,7 +100,7 @@ CONTENDERS = {
 
 
 def learn(
-    network: nn.Module, contender: Contender, train: Examples, test: Examples, epochs: int, precision: str
+    network: nn.Module, contender: Contender, train: ClassExamples, test: ClassExamples, epochs: int, precision: str
 ) -> list[float]:
     """Test accuracy of the extracted subnetwork after each epoch."""
     accelerator = make_accelerator("auto", precision)
@@ -115,13 +116,13 @@ def learn(
     optimizers: list[torch.optim.Optimizer] = [SGD(masked.logits.values(), lr=contender.lr, momentum=MOMENTUM)]
     if contender.rescale is not None:
         optimizers.append(SGD(masked.scales.values(), lr=contender.rescale, momentum=MOMENTUM))
-    stream, curve = batches(train, BATCH, 0, "none"), list[float]()
+    stream, curve = batches(train, BATCH, 0), list[float]()
     for _ in range(epochs):
         fit(
-            lambda batch: classification(masked, batch), stream, optimizers, accelerator=accelerator,
+            lambda batch: CLASSIFIER.batch_loss(masked, batch), stream, optimizers, accelerator=accelerator,
             steps=len(train) // BATCH, work="learn masks",
         )  # fmt: skip
-        curve.append(accuracy(_Extracted(masked, contender.extract), test))
+        curve.append(network_score(_Extracted(masked, contender.extract), test, CLASSIFIER))
     return curve
 
 

@@ -26,8 +26,9 @@ from torch.optim import SGD
 from deploy_prune.data import loaders, splits
 from deploy_prune.networks import build
 from deploy_prune.recipe.file import load_recipe
+from deploy_prune.tasks.classification import CLASSIFIER
 from deploy_prune.training import threads
-from deploy_prune.training.loop import MOMENTUM, channels_last, classification, fit, make_accelerator, sample
+from deploy_prune.training.loop import MOMENTUM, channels_last, fit, make_accelerator, sample
 from deploy_prune.types import Progress, silent
 
 SETTINGS = ("old", "new")
@@ -43,12 +44,12 @@ def worker(name: str) -> None:
     network = build.build_network(recipe.model, examples.num_source).train()
     accelerator = make_accelerator("cpu")
     optimizer = SGD(network.parameters(), lr=1e-4, momentum=MOMENTUM, nesterov=True)
-    stream = loaders.batches(examples.source_train, recipe.train.batch_size, recipe.seed, recipe.data.augment)
+    stream = loaders.batches(examples.source_train, recipe.train.batch_size, recipe.seed)
     most = torch.get_num_threads()
 
     def step(progress: Progress = silent) -> None:
         fit(
-            lambda batch: classification(network, batch), stream, [optimizer], accelerator=accelerator, steps=1,
+            lambda batch: CLASSIFIER.batch_loss(network, batch), stream, [optimizer], accelerator=accelerator, steps=1,
             work="train", progress=progress,
         )  # fmt: skip
 

@@ -37,7 +37,7 @@ from torch import nn
 from deploy_prune import cost
 from deploy_prune.budget.choose import choose
 from deploy_prune.budget.loop import enforce
-from deploy_prune.data.examples import Examples
+from deploy_prune.data.examples import ClassExamples
 from deploy_prune.data.loaders import batches
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError
@@ -48,6 +48,7 @@ from deploy_prune.retrain.fewshot import adapt
 from deploy_prune.search.frame import SearchGoal, SearchJob
 from deploy_prune.search.methods import METHODS, values
 from deploy_prune.surgery.cut import cut
+from deploy_prune.tasks.classification import CLASSIFIER
 from deploy_prune.training.batchnorm import reestimate
 from deploy_prune.types import Keep, SearchResult, silent
 
@@ -88,27 +89,28 @@ def search(bench: Bench, method: str, seed: int, metric: Any, limit: float) -> S
     config = SourceSearchPart(method=method, steps=bench.search_steps, batch_size=bench.batch)
     session = bench.session(seed)
     teacher = copy.deepcopy(bench.network).to(session.accelerator.device).eval()
+    loss = taught(CLASSIFIER, teacher, config.distill, config.temperature)
     job = SearchJob(
-        network=bench.network, structure=bench.structure, loss=taught(teacher, config.distill, config.temperature),
-        batches=batches(bench.examples.source_train, bench.batch, seed, "shift_flip"),
+        network=bench.network, structure=bench.structure, loss=loss,
+        batches=batches(bench.examples.source_train, bench.batch, seed),
         goal=SearchGoal(cost=model, limit=limit * model(bench.structure.dense_counts)), config=config, session=session,
     )  # fmt: skip
     return METHODS[method](job)
 
 
-def tuned(bench: Bench, slim: nn.Module, matched: Match, examples: Examples, steps: int, seed: int) -> float:
+def tuned(bench: Bench, slim: nn.Module, matched: Match, examples: ClassExamples, steps: int, seed: int) -> float:
     """Test accuracy after training with the dense network as teacher, as a recipe does by default."""
     network = copy.deepcopy(slim)
     part = RetrainPart(steps=steps, batch_size=min(bench.batch, len(examples)), hold_out=0.0)
     part = part.model_copy(update=bench.retrain)
     adapt(
-        network, examples, part, teacher=bench.network, session=bench.session(seed), augment="shift_flip",
+        network, examples, CLASSIFIER, part, teacher=bench.network, session=bench.session(seed),
         match=matched,
     )  # fmt: skip
     return bench.accuracy(network)
 
 
-def few(examples: Examples, shots: int | None, seed: int) -> Examples:
+def few(examples: ClassExamples, shots: int | None, seed: int) -> ClassExamples:
     """So many examples of each class, the same for every method; None: all."""
     if shots is None:
         return examples

@@ -38,7 +38,7 @@ def run(recipe: str, method: str, seed: int, out: Path, settings: list[str]) -> 
 
 def summary(rows: Rows) -> dict[str, Any]:
     """Over seeds: mean accuracy and its standard error, worst distance of measured from asked, failed rows."""
-    values = [row["accuracy"] for row in rows if row["accuracy"] is not None]
+    values = [row["score"] for row in rows if row["score"] is not None]
     off = [abs(r["measured_p50_ms"] / r["asked"] - 1) for r in rows if r["measured_p50_ms"] and r["asked"]]
     return {
         "accuracy": statistics.mean(values),
@@ -80,7 +80,7 @@ def main() -> None:
                 known[name] = run(arguments.recipe, method, seed, arguments.out, arguments.settings)
                 write_text(file, json.dumps(known, indent=1) + "\n")
             for row in known[name]:
-                print(name, row["budget"], row["accuracy"], row["status"], row["error"] or "", flush=True)
+                print(name, row["budget"], row["score"], row["status"], row["error"] or "", flush=True)
     figures: dict[str, dict[str, dict[str, Any]]] = {}
     for method in methods:
         rows = [row for seed in range(arguments.seeds) for row in known[f"{method} {seed}"]]

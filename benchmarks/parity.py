@@ -34,7 +34,8 @@ from deploy_prune.export.noise import agreement
 from deploy_prune.export.parity import can_run, check_parity, compare_contents
 from deploy_prune.networks import build
 from deploy_prune.recipe.parts import DataPart, ExportPart, ModelPart, TrainPart
-from deploy_prune.training.loop import Session, accuracy, make_accelerator, train_classifier
+from deploy_prune.tasks.classification import CLASSIFIER
+from deploy_prune.training.loop import Session, make_accelerator, network_score, train_network
 from deploy_prune.types import silent
 
 NETWORKS = (
@@ -106,8 +107,10 @@ def subjects(source: str, size: int, rate: float, arguments: argparse.Namespace)
     calibration = train.take(torch.arange(ExportPart().calibration_examples))[0]
 
     def trained(kind: str, network: nn.Module, steps: int, lr: float) -> Subject:
-        train_classifier(network, train, TrainPart(steps=steps, batch_size=32, lr=lr), session=session, augment="none")
-        found = accuracy(network, examples.source_test)
+        train_network(
+            network, train, CLASSIFIER, TrainPart(steps=steps, batch_size=32, lr=lr), session=session, work="train"
+        )
+        found = network_score(network, examples.source_test, CLASSIFIER)
         return Subject(name=f"{name} {kind}", network=network, images=images, calibration=calibration, accuracy=found)
 
     yield trained(CUTS[0], network, arguments.steps, rate)

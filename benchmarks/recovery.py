@@ -16,6 +16,7 @@ import argparse
 import copy
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -37,6 +38,7 @@ from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt
 from deploy_prune.search.methods import values
 from deploy_prune.surgery.cut import cut
+from deploy_prune.tasks.classification import CLASSIFIER
 from deploy_prune.training.batchnorm import reestimate
 
 IN_NAMES: Final = {"rows", "seeds", "shots", "only", "ablate", "data", "weights"}
@@ -95,7 +97,8 @@ def slimmed(bench: Bench, arguments: argparse.Namespace) -> tuple[nn.Module, Mat
     trained = copy.deepcopy(bench.network)
     trained.load_state_dict(found_again["state"])
     slim = cut(trained, bench.structure, keep).to(memory_format=torch.channels_last)
-    reestimate(slim, batches(bench.examples.source_train, bench.batch, 0, "none"))
+    plain = replace(bench.examples.source_train, augment="none")
+    reestimate(slim, batches(plain, bench.batch, 0))
     return slim, match(bench.structure, keep)
 
 
@@ -125,7 +128,7 @@ def retrained(bench: Bench, slim: nn.Module, matched: Match, shots: int, seed: i
     network = copy.deepcopy(slim)
     examples = few(bench.examples.source_train, shots, seed)
     adapt(
-        network, examples, part, teacher=bench.network, session=bench.session(seed), augment="shift_flip",
+        network, examples, CLASSIFIER, part, teacher=bench.network, session=bench.session(seed),
         match=matched,
     )  # fmt: skip
     return bench.accuracy(network)

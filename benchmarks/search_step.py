@@ -33,7 +33,8 @@ from deploy_prune.search.methods.gate import trainable_gate
 from deploy_prune.search.methods.gumbel import gumbel_gate
 from deploy_prune.search.relaxed import GateSearch, Relaxation, RelaxedOptions
 from deploy_prune.surgery.groups import find_groups
-from deploy_prune.training.loop import Session, classification, make_accelerator
+from deploy_prune.tasks.classification import CLASSIFIER
+from deploy_prune.training.loop import Session, make_accelerator
 
 CASES = [("resnet20", 32, 128), ("torchvision:mobilenet_v2", 64, 64), ("torchvision:resnet18", 32, 64)]
 RELAXATIONS = {
@@ -60,15 +61,15 @@ def steps_of(source: str, size: int, batch: int) -> dict[str, Step]:
     model = cost.macs(structure)
     weights = SGD(network.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
     job = SearchJob(
-        network=network, structure=structure, loss=classification, batches=itertools.repeat((x, y)),
+        network=network, structure=structure, loss=CLASSIFIER.batch_loss, batches=itertools.repeat((x, y)),
         goal=SearchGoal(cost=model, limit=0.5 * model(structure.dense_counts)),
         config=SearchPart(steps=200, batch_size=batch), session=Session(accelerator=make_accelerator("cpu"), seed=0),
     )  # fmt: skip
     first = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     other = SGD(first.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
     steps = {
-        "plain": step_of(network, lambda: classification(network, (x, y)), [weights]),
-        "channels first": step_of(first, lambda: classification(first, (x, y)), [other]),
+        "plain": step_of(network, lambda: CLASSIFIER.batch_loss(network, (x, y)), [weights]),
+        "channels first": step_of(first, lambda: CLASSIFIER.batch_loss(first, (x, y)), [other]),
     }
     for name, relaxation in RELAXATIONS.items():
         search = GateSearch(network, job, RelaxedOptions(), relaxation)

@@ -44,7 +44,8 @@ from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt, for_new_classes
 from deploy_prune.search.methods import values
 from deploy_prune.surgery.cut import cut
-from deploy_prune.training.loop import accuracy, make_accelerator, set_seed
+from deploy_prune.tasks.classification import CLASSIFIER
+from deploy_prune.training.loop import make_accelerator, network_score, set_seed
 from deploy_prune.types import Keep
 
 METHODS: Final = (*LEARNED, "magnitude", "random", "uniform")
@@ -171,9 +172,9 @@ class Task:
     def adapted(self, network: nn.Module, teacher: nn.Module | None, matched: Match | None, init: str) -> nn.Module:
         """Trained on the shots."""
         adapt(
-            network.to(memory_format=torch.channels_last), self.examples.target_train,
+            network.to(memory_format=torch.channels_last), self.examples.target_train, CLASSIFIER,
             for_new_classes(self.part.model_copy(update={"init": init})), teacher=teacher,
-            session=self.bench.session(self.episode), augment="shift_flip", match=matched,
+            session=self.bench.session(self.episode), match=matched,
         )  # fmt: skip
         return network
 
@@ -191,7 +192,7 @@ class Task:
         """On the episode's test images, in the precision of training."""
         accelerator = make_accelerator(self.bench.device, self.bench.precision)
         with accelerator.autocast():
-            return accuracy(network, self.examples.target_test, accelerator=accelerator)
+            return network_score(network, self.examples.target_test, CLASSIFIER, accelerator=accelerator)
 
 
 def summarise(rows: Mapping[str, float]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from deploy_prune.data.examples import Examples
+from deploy_prune.data.examples import ClassExamples
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -44,7 +44,7 @@ def bench(weight=0.0, pixel=0):
     nn.init.constant_(network.weight, weight)
     nn.init.zeros_(network.bias)
     images = torch.full((3, 1, 2, 2), pixel, dtype=torch.uint8)
-    examples = Examples(images=images, labels=torch.arange(3), mean=torch.zeros(1), std=torch.ones(1))
+    examples = ClassExamples(images=images, labels=torch.arange(3), mean=torch.zeros(1), std=torch.ones(1))
     return SimpleNamespace(network=network, examples=SimpleNamespace(source_train=examples, source_test=examples))
 
 

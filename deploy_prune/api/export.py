@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from deploy_prune.api.load import load
 from deploy_prune.architecture import json_file
-from deploy_prune.data import splits
 from deploy_prune.data.examples import spread
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import DeployPruneError, ExportError, RunFolderError, perhaps
@@ -39,6 +38,7 @@ from deploy_prune.run.proof import calibration_inputs
 from deploy_prune.run.trust import found_recipe
 from deploy_prune.system.outputs import require_artifact_place
 from deploy_prune.system.shell import remove
+from deploy_prune.tasks import task_named
 from deploy_prune.types import Artifact
 
 EXAMPLES: Final = 64
@@ -176,11 +176,11 @@ def export_saved(source: Path, target: str, out: Path, trust: bool = False) -> A
     recipe = next((found_recipe(file, trust) for file in files if file.is_file()), None)
     part = Recipe.model_fields["export"].default if recipe is None else recipe.export
     generator = torch.Generator().manual_seed(0)  # the same call gives the same verdict
-    inputs = torch.randn(stages.PROOF_EXAMPLES, *described.input_shape[1:], generator=generator)
+    example = described.example
+    inputs = random_like(example, stages.PROOF_EXAMPLES, generator)
     calibration = None
     if chosen.precision != "fp32" and recipe is not None:
-        inputs = calibration = calibration_inputs(splits.load(recipe.data, recipe.seed), part)
-    example = torch.zeros(described.input_shape)
+        inputs = calibration = calibration_inputs(task_named(recipe.task).load(recipe.data, recipe.seed), part)
     artifact = isolated.write(chosen.format, network, example, out, chosen.precision, part, calibration)
     if _compared(network, artifact, inputs):
         return artifact

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from deploy_prune.architecture import strict
 from deploy_prune.architecture.strict import Shape
 from deploy_prune.errors import ArchitectureError, ModelError, perhaps
+from deploy_prune.families import raw_form
 from deploy_prune.networks import build
 from deploy_prune.networks.weights import load_state
 from deploy_prune.recipe.parts import LIBRARIES, ModelPart, PrunePart
@@ -28,12 +29,14 @@ from deploy_prune.surgery.graph_network import GraphNetwork
 from deploy_prune.surgery.groups import with_blueprint
 from deploy_prune.surgery.remembered import groups_of
 from deploy_prune.system.strict_json import shown
-from deploy_prune.types import Keep, Structure
+from deploy_prune.types import Input, Keep, Structure
 
 FORMAT: Final = "deploy-prune/architecture"
 VERSION: Final = 1
 MAX_INPUT: Final = 2**26
-"""Elements of the example input: 256 MB."""
+"""Elements of an example input: 256 MB."""
+MAX_INPUTS: Final = 16
+_TYPES: Final = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32, "bool": torch.bool}
 SPARE: Final = 4
 """A builder may make some tensors more than once; so many times what the file names is too much."""
 _FLOATS: Final = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -44,30 +47,48 @@ Form = Literal["module", "graph"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Architecture:
-    """A slim network's structure. ``shapes``: tensor name -> (dense shape, slim shape), in the network's order."""
+    """A slim network's structure. ``shapes``: tensor name -> (dense shape, slim shape), in the network's order.
+
+    ``num_classes``: 0 where its builder takes none. ``inputs``: of the example that the groups were found with.
+    """
 
     model: ModelPart
     num_classes: int
-    input_shape: Shape
+    inputs: tuple[Input, ...]
     form: Form
     keep: Keep
     shapes: Mapping[str, tuple[Shape, Shape]]
 
+    @property
+    def input_shape(self) -> Shape:
+        """The first input's."""
+        return self.inputs[0].shape
+
+    @property
+    def example(self) -> tuple[Tensor, ...]:
+        """Zeros of the inputs' shapes and types."""
+        return tuple(torch.zeros(x.shape, dtype=_TYPES[x.type]) for x in self.inputs)
+
 
 def describe(
-    model: ModelPart, num_classes: int, input_shape: Sequence[int], keep: Keep, dense: nn.Module, slim: nn.Module
+    model: ModelPart, num_classes: int, example: Sequence[Tensor], keep: Keep, dense: nn.Module, slim: nn.Module
 ) -> Architecture:
-    """The architecture of a cut network. ``input_shape``: [B, ...] of the example that the groups were found with."""
+    """The architecture of a cut network. ``example``: what the groups were found with, each [B, ...]."""
     form: Form = "graph" if isinstance(slim, GraphNetwork) else "module"
     before, after = dense.state_dict(), slim.state_dict()
     return Architecture(
         model=model.model_copy(update={"weights": None, "weights_key": None, "head": "keep"}),
         num_classes=num_classes,
-        input_shape=tuple(input_shape),
+        inputs=_inputs_of(example),
         form=form,
         keep=keep,
         shapes={name: (tuple(t.shape), tuple(after.get(name, t).shape)) for name, t in before.items()},
     )
+
+
+def _inputs_of(example: Sequence[Tensor]) -> tuple[Input, ...]:
+    names = {dtype: name for name, dtype in _TYPES.items()}
+    return tuple(Input(shape=tuple(x.shape), type=names.get(x.dtype, "float32")) for x in example)
 
 
 def build_slim(
@@ -78,7 +99,7 @@ def build_slim(
 ) -> nn.Module:
     """Cut a dense network (weights and all) to an architecture.
 
-    ``example``: an input to trace with, or several; default: zeros of the architecture's input shape.
+    ``example``: an input to trace with, or several; default: zeros of the architecture's inputs.
 
     Raises:
         ArchitectureError: the network's definition isn't the one the file was made from (the first difference).
@@ -105,7 +126,7 @@ def structure_of(
         ArchitectureError: the network's definition isn't the one the file was made from (the first difference).
     """
     _same_definition(architecture, dense)
-    prune, example = prune or PrunePart(), torch.zeros(architecture.input_shape) if example is None else example
+    prune, example = prune or PrunePart(), architecture.example if example is None else example
     examples = (example,) if isinstance(example, Tensor) else tuple(example)
     if architecture.form == "module":
         structure = groups_of(dense, examples, prune)
@@ -127,25 +148,30 @@ def dense_network(architecture: Architecture, trust: bool = False) -> nn.Module:
     require_trust(architecture.model, trust)
     part, num_classes = architecture.model, architecture.num_classes
     if _users_own(part):
-        return build.build_network(part, num_classes)
+        return _raw(part, num_classes, architecture.example)
     with _bounded(architecture):
         try:
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                trial = build.build_network(part, num_classes)
+                trial = _raw(part, num_classes, architecture.example)
         except ModelError as error:  # some builders compute with their tensors
             if isinstance(error.__cause__, ArchitectureError):
                 raise error.__cause__ from error
         else:
             _same_definition(architecture, trial)
-        return build.build_network(part, num_classes)
+        return _raw(part, num_classes, architecture.example)
+
+
+def _raw(part: ModelPart, num_classes: int, example: Sequence[Tensor]) -> nn.Module:
+    """The network in its raw form: that is what was cut."""
+    return raw_form(build.build_network(part, num_classes), example).network
 
 
 def retarget(
-    architecture: Architecture, num_classes: int, input_shape: Sequence[int], trust: bool = False
+    architecture: Architecture, num_classes: int, example: Sequence[Tensor], trust: bool = False
 ) -> tuple[Architecture, nn.Module]:
     """The same structure for another task, and its dense network with fresh weights from torch's global generator.
 
-    ``input_shape``: [B, ...] of the other task's inputs. Tensors whose shape depends on the number of classes change,
+    ``example``: the other task's inputs, each [B, ...]. Tensors whose shape depends on the number of classes change,
     and nothing else: the channels that stay are the architecture's.
 
     Raises:
@@ -154,14 +180,14 @@ def retarget(
     """
     dense = dense_network(architecture, trust)
     if num_classes != architecture.num_classes:
-        dense = build.build_network(architecture.model, num_classes)
+        dense = _raw(architecture.model, num_classes, example)
     shapes = dict(architecture.shapes)
     for name, tensor in dense.state_dict().items():
         before, slim = shapes[name]
         after = tuple(tensor.shape)
         cut_to = tuple(s if b == a else a for b, s, a in zip(before, slim, after, strict=True))
         shapes[name] = (after, cut_to)
-    told = replace(architecture, num_classes=num_classes, input_shape=tuple(input_shape), shapes=shapes)
+    told = replace(architecture, num_classes=num_classes, inputs=_inputs_of(example), shapes=shapes)
     return told, dense
 
 
@@ -272,7 +298,7 @@ def dumps(architecture: Architecture) -> str:
             "args": architecture.model.args,
             "num_classes": architecture.num_classes,
         },
-        "input": {"shape": list(architecture.input_shape)},
+        "inputs": [{"shape": list(x.shape), "type": x.type} for x in architecture.inputs],
         "form": architecture.form,
     }
     lines = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in head.items()]
@@ -315,17 +341,16 @@ def load(path: Path) -> Architecture:
 def loads(text: str) -> Architecture:
     """The architecture from a file's text. Raises ArchitectureError as ``load`` does."""
     raw = strict.parse(text)
-    strict.keys(raw, {"format", "version", "model", "input", "form", "groups", "layers"}, "the file")
+    strict.keys(raw, {"format", "version", "model", "inputs", "form", "groups", "layers"}, "the file")
     if raw["format"] != FORMAT or type(raw["version"]) is not int or raw["version"] != VERSION:
         told = f"'{shown(raw['format'])}' version {shown(raw['version'])}"
         message = f"it is {told}; this program reads {FORMAT!r} version {VERSION}."
         raise ArchitectureError(message)
     strict.keys(raw["model"], {"source", "args", "num_classes"}, "model")
-    strict.keys(raw["input"], {"shape"}, "input")
     return Architecture(
         model=_model(raw["model"]["source"], raw["model"]["args"]),
-        num_classes=strict.count(raw["model"]["num_classes"], "model.num_classes"),
-        input_shape=_input_shape(raw["input"]["shape"]),
+        num_classes=strict.count(raw["model"]["num_classes"], "model.num_classes", smallest=0),
+        inputs=_inputs(raw["inputs"]),
         form=_form(raw["form"]),
         keep=strict.masks(raw["groups"]),
         shapes=strict.layers(raw["layers"]),
@@ -343,12 +368,22 @@ def _model(source: Any, args: Any) -> ModelPart:
         raise ArchitectureError(shown(message, 300)) from error
 
 
-def _input_shape(raw: Any) -> Shape:
-    shape = strict.shape(raw, "input.shape")
-    if not shape or prod(shape) > MAX_INPUT:
-        message = f"input.shape must be [batch, ...] with at most {MAX_INPUT} elements, not {list(shape)}."
+def _inputs(raw: Any) -> tuple[Input, ...]:
+    if not isinstance(raw, list) or not 0 < len(raw) <= MAX_INPUTS:
+        message = f"inputs must be a list of one to {MAX_INPUTS}."
         raise ArchitectureError(message)
-    return shape
+    found = []
+    for number, each in enumerate(raw):
+        strict.keys(each, {"shape", "type"}, f"inputs[{number}]")
+        shape = strict.shape(each["shape"], f"inputs[{number}].shape")
+        if not shape or prod(shape) > MAX_INPUT:
+            message = f"inputs[{number}].shape must be [batch, ...] with at most {MAX_INPUT} elements, not {[*shape]}."
+            raise ArchitectureError(message)
+        if not isinstance(each["type"], str) or each["type"] not in _TYPES:
+            message = f"inputs[{number}].type must be one of {', '.join(_TYPES)}, not {shown(each['type'])}."
+            raise ArchitectureError(message)
+        found.append(Input(shape=shape, type=each["type"]))
+    return tuple(found)
 
 
 def _form(raw: Any) -> Form:

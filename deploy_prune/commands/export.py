@@ -14,19 +14,21 @@ from deploy_prune.api import load
 from deploy_prune.architecture import json_file
 from deploy_prune.bundle import write
 from deploy_prune.bundle.write import Bundle, Contents
-from deploy_prune.data import splits
-from deploy_prune.data.examples import Examples
+from deploy_prune.data.examples import ClassExamples, spread
 from deploy_prune.data.splits import TransferData
 from deploy_prune.device.targets import load_target
-from deploy_prune.errors import RunFolderError, of_kind, perhaps
+from deploy_prune.errors import ExportError, RunFolderError, of_kind, perhaps
+from deploy_prune.families import raw_form
 from deploy_prune.networks import build, weights
 from deploy_prune.recipe.parts import Recipe, parse_budget
 from deploy_prune.report.latency import sentence
 from deploy_prune.report.row import Row
 from deploy_prune.run import stages, stored_recipe
+from deploy_prune.run.context import example_of
 from deploy_prune.run.folder import RunFolder, read_json, sha256
 from deploy_prune.run.trust import trusted
 from deploy_prune.system.strict_json import shown
+from deploy_prune.tasks import task_named
 
 OUT: Final = Path("bundles")
 """Where bundles go unless told otherwise."""
@@ -72,7 +74,7 @@ def bundles(
     """
     finished = _finished(run, trust)
     rows = _rows(finished, target, budget)
-    examples = splits.load(finished.recipe.data, finished.recipe.seed)
+    examples = task_named(finished.recipe.task).load(finished.recipe.data, finished.recipe.seed)
     written = []
     for row in (row for row in rows if row.status != "failed"):
         name = f"{finished.recipe.name}-{row.target}-{_plain(row.budget)}"
@@ -141,6 +143,9 @@ def _contents(finished: Finished, row: Row, examples: TransferData, trust: bool)
     _refuse_changed(finished, place)
     artifact = stages.artifact_of(folder, place)
     test = examples.target_test
+    if not isinstance(test, ClassExamples):
+        message = f"A bundle is of a classifier of images, so far; this run's task is {recipe.task}."
+        raise ExportError(message)
     images, inputs = _sample(test, NOISE_SAMPLES if artifact.precision == "int8" else SAMPLES)
     names = examples.target_names
     return Contents(
@@ -189,14 +194,14 @@ def _network(finished: Finished, row: Row, place: str, examples: TransferData, t
     if row.budget != "dense":
         return load.load(folder.path / place, trust=trust)
     json_file.require_trust(part, trust)
-    network = build.build_network(part, examples.num_target)
+    network = raw_form(build.build_network(part, examples.num_target), example_of(examples)).network
     weights.load_state(network, folder.read_tensors("dense/adapted.safetensors"))
     return network.eval()
 
 
-def _sample(examples: Examples, count: int) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, C, S, S], spread over the examples' classes, and what the network takes for them."""
-    chosen = examples.spread(count)
+def _sample(examples: ClassExamples, count: int) -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, C, H, W], spread over the examples' classes, and what the network takes for them."""
+    chosen = spread(examples.strata, count)
     images = (examples.pixels(chosen) * 255).round().clamp(0, 255).to(torch.uint8)
     return images, examples.normalise(images.float() / 255)
 

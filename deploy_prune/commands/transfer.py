@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from deploy_prune.architecture import json_file
 from deploy_prune.architecture.json_file import Architecture
-from deploy_prune.data import splits
 from deploy_prune.data.splits import TransferData
 from deploy_prune.errors import DataError, RecipeError, RunFolderError, WeightsError
+from deploy_prune.families import raw_form
 from deploy_prune.networks import build, weights
 from deploy_prune.recipe.data import FEW_SHOTS
 from deploy_prune.recipe.file import dump, resolve
@@ -27,6 +27,7 @@ from deploy_prune.report.results import Episode, Transfer
 from deploy_prune.retrain.episodes import interval
 from deploy_prune.retrain.features import match
 from deploy_prune.retrain.fewshot import adapt, feature_weight, for_new_classes
+from deploy_prune.run.context import example_of
 from deploy_prune.run.folder import load_tensors, read_json, save_tensors
 from deploy_prune.run.trust import found_recipe
 from deploy_prune.surgery.cut import cut
@@ -34,7 +35,8 @@ from deploy_prune.system import strict_json
 from deploy_prune.system.locks import hold
 from deploy_prune.system.outputs import require_outside_runs
 from deploy_prune.system.shell import shown, write_text
-from deploy_prune.training.loop import Session, accuracy, make_accelerator, set_seed
+from deploy_prune.tasks import TASKS, Objective
+from deploy_prune.training.loop import Session, make_accelerator, network_score, set_seed
 from deploy_prune.training.threads import Tell, share_cores
 from deploy_prune.types import Progress, Structure, silent
 
@@ -106,22 +108,29 @@ def _transferred(given: Given, recipe: Recipe, session: Session, out: Path, epis
     task: _Task | None = None
     done: list[Episode] = []
     for seed in range(recipe.seed, recipe.seed + episodes):
-        examples = splits.load(recipe.data, seed)
-        task = task or _Task(given, recipe, examples.num_target, trust)
+        examples = TASKS[recipe.task].load(recipe.data, seed)
+        task = task or _Task(given, recipe, examples, trust)
         slim, episode = task.episode(examples, replace(session, seed=seed))
         if not done:
             write_text(out / RECIPE, dump(recipe))  # first, for it marks the folder as ours
             write_text(out / ARCHITECTURE, json_file.dumps(task.described))
             save_tensors(out / WEIGHTS, slim.state_dict())
         done.append(episode)
-    mean, half = interval([one.accuracy for one in done])
-    norm = examples.target_train
+    mean, half = interval([one.score for one in done])
+    norm, rated = examples.target_train, TASKS[recipe.task].score
     found = Transfer(
-        folder=out, episodes=tuple(done), accuracy=mean, interval=half, init=recipe.retrain.init,
-        params=sum(p.numel() for p in slim.parameters()), mean=tuple(norm.mean.tolist()), std=tuple(norm.std.tolist()),
+        folder=out, episodes=tuple(done), score=mean, interval=half, init=recipe.retrain.init,
+        params=sum(p.numel() for p in slim.parameters()), mean=_values(norm, "mean"), std=_values(norm, "std"),
+        score_name=rated.name, score_unit=rated.unit,
     )  # fmt: skip
     write_text(out / FIGURES, json.dumps(found.as_json(), indent=1) + "\n")
     return found
+
+
+def _values(examples: Any, name: str) -> tuple[float, ...]:
+    """Mean or standard deviation per channel of what inputs are normalised with; () where they aren't."""
+    found = getattr(examples, name, None)
+    return () if found is None else tuple(found.tolist())
 
 
 def as_settings(collection: str | None, shots: int | None = None, init: str | None = None) -> list[str]:
@@ -223,34 +232,39 @@ def transfer_recipe(given: Given, settings: Sequence[str]) -> Recipe:
 class _Task:
     """An architecture for so many classes, and the networks of its episodes."""
 
-    def __init__(self, given: Given, recipe: Recipe, num_classes: int, trust: bool) -> None:
+    def __init__(self, given: Given, recipe: Recipe, examples: TransferData, trust: bool) -> None:
         self.given, self.recipe, self.trust = given, recipe, trust
+        num_classes = examples.num_target
         shape = given.architecture.input_shape
         if len(shape) != 4 or shape[1] != recipe.data.channels:
             message = f"data.channels: {recipe.data.channels} are given, and the architecture reads {shape[1:]}."
             raise DataError(message)
-        example = build.example_input(recipe.data)
-        self.described, dense = json_file.retarget(given.architecture, num_classes, example.shape, trust)
+        example = example_of(examples)
+        self.described, dense = json_file.retarget(given.architecture, num_classes, example, trust)
         self.structure: Structure = json_file.structure_of(self.described, dense, example=example)
-        self.head = build.head_tensors(self.described.model, num_classes)
+        self.head = build.head_tensors(
+            self.described.model, num_classes, lambda network: raw_form(network, example).network
+        )
+        made = raw_form(build.build_network(self.described.model, num_classes), example)
+        self.objective = Objective(task=TASKS[recipe.task], form=made)
 
     def episode(self, examples: TransferData, session: Session) -> tuple[nn.Module, Episode]:
         """Adapt the teacher, adapt the slim network, score."""
-        teacher, score = self._teacher(examples, session)
+        teacher, told = self._teacher(examples, session)
         slim = self._slim(session.seed)
         done = adapt(
-            slim, examples.target_train, for_new_classes(self.recipe.retrain), teacher=teacher, session=session,
-            augment=self.recipe.data.augment, match=match(self.structure, self.described.keep),
+            slim, examples.target_train, self.objective, for_new_classes(self.recipe.retrain), teacher=teacher,
+            session=session, match=match(self.structure, self.described.keep),
             work=f"seed {session.seed}: adapt the slim network",
         )  # fmt: skip
         return slim, Episode(
             seed=session.seed, classes=examples.target_classes, split=examples.digest,
-            accuracy=accuracy(slim, examples.target_test, accelerator=session.accelerator), accuracy_teacher=score,
+            score=self._score(slim, examples, session), score_teacher=told,
             steps=len(done.losses), seconds=round(done.seconds, 1),
         )  # fmt: skip
 
     def _teacher(self, examples: TransferData, session: Session) -> tuple[nn.Module | None, float | None]:
-        """The dense network, adapted to the task with the same examples, and its accuracy."""
+        """The dense network, adapted to the task with the same examples, and its score."""
         asked = self.recipe.retrain
         if self.given.teacher is None or (asked.distill == 0 and feature_weight(asked) == 0):
             return None, None
@@ -258,10 +272,13 @@ class _Task:
         teacher = self._dense(session.seed)
         weights.load_state(teacher, self._body(self.given.teacher, teacher), strict=False)
         adapt(
-            teacher, examples.target_train, part, teacher=None, session=session, augment=self.recipe.data.augment,
+            teacher, examples.target_train, self.objective, part, teacher=None, session=session,
             work=f"seed {session.seed}: adapt the teacher",
         )  # fmt: skip
-        return teacher, accuracy(teacher, examples.target_test, accelerator=session.accelerator)
+        return teacher, self._score(teacher, examples, session)
+
+    def _score(self, network: nn.Module, examples: TransferData, session: Session) -> float:
+        return network_score(network, examples.target_test, self.objective, accelerator=session.accelerator)
 
     def _slim(self, seed: int) -> nn.Module:
         """The slim network: a new classifier, all else inherited or new."""

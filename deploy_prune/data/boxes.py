@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from deploy_prune.data import coco, own_sets, scenes, varying, voc, yolo
 from deploy_prune.data.annotated import BoxedPicture, Findings, Listed, boxed, counted, require, same_file_twice
+from deploy_prune.data.examples import Batch
 from deploy_prune.data.instances import StoredInstances
 from deploy_prune.data.picture_splits import WholeSet, root_of, transfer
 from deploy_prune.data.pictures import NO_FRAME, Frame, Picture, StoredPicture
@@ -32,13 +33,6 @@ from deploy_prune.recipe.data import BoxAugment, BoxesPart, Objects
 Target = dict[str, Tensor]
 MOSAIC_MIDDLE = (0.3, 0.7)
 """Where a mosaic's four pictures meet: shares of its sides, uniform."""
-
-
-class Batch(NamedTuple):
-    """``inputs``: tensors [B, ...]; ``targets``: one a picture."""
-
-    inputs: tuple[Tensor, ...]
-    targets: Any
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

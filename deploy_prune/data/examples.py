@@ -1,88 +1,134 @@
-"""Labelled examples, resized and normalised when they are taken.
+"""Examples, which are read when they are taken: what every task's data is, and images that have a class each.
 
-B batch, N examples, C channels, S the side of the (square) input image.
+B batch, N examples, C channels, H W height and width of the input.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Batch = tuple[Tensor, Tensor]
+from deploy_prune.data.transforms import augmented
+from deploy_prune.recipe.data import Augment
+
 _SPREAD_SEED = 0
 _HASHED = 1024  # images at a time
 
 
+class Batch(NamedTuple):
+    """Some examples. ``inputs``: the network's, each [B, ...]. ``targets``: what the task's loss and score take."""
+
+    inputs: tuple[Tensor, ...]
+    targets: Any
+
+
+class Examples(Protocol):
+    """Examples of a task, which are read when they are taken."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hexadecimal) of all that a stage can see of them: contents, targets, how inputs are made."""
+
+    @property
+    def strata(self) -> Tensor:
+        """int64 [N], 0 or more: what draws are spread over, such as classes; all 0 where there is no such thing."""
+
+    def take(self, indices: Tensor) -> Batch:
+        """These examples, as the network is to be used."""
+
+    def varied(self, indices: Tensor, generator: torch.Generator) -> Batch:
+        """These examples for a training step: augmented, as the recipe says. All that is random is the generator's."""
+
+    def subset(self, indices: Tensor) -> Self:
+        """These examples alone, in this order."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Examples:
-    """Labelled images, resized and normalised when they are taken.
+class ClassExamples:
+    """Images with a class each, resized and normalised when they are taken: `Examples` whose targets are int64 [B].
 
     ``images``: uint8 (0..255) or float (0..1) [N, C, H, W]. ``labels``: int64 [N]. ``mean`` and ``std``: float [C], of
-    values in 0..1. ``size``: the side S of what is taken; None = as stored.
+    values in 0..1. ``size``: height and width of what is taken; None = as stored. ``augment``: what `varied` does.
     """
 
     images: Tensor
     labels: Tensor
     mean: Tensor
     std: Tensor
-    size: int | None = None
+    size: tuple[int, int] | None = None
+    augment: Augment = "none"
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hexadecimal) of all that a stage can see of them: images as decoded, labels, normalisation, size.
+        """SHA-256 (hexadecimal): images as decoded, labels, normalisation, size, augmentation.
 
         Of the content in memory and not of files' names and times: a file that was only touched is the same, one that
         was changed within its time stamp isn't. It costs 0.6 s per GB, a hundredth of what decoding photos takes.
         """
-        told = [tuple(self.images.shape), str(self.images.dtype), self.labels.tolist(), self.size]
+        told = [tuple(self.images.shape), str(self.images.dtype), self.labels.tolist(), self.size, self.augment]
         found = hashlib.sha256(repr([*told, self.mean.tolist(), self.std.tolist()]).encode())
         for images in self.images.split(_HASHED):
             found.update(images.contiguous().numpy())
         return found.hexdigest()
 
+    @property
+    def strata(self) -> Tensor:
+        """The labels."""
+        return self.labels
+
     def take(self, indices: Tensor) -> Batch:
-        """These examples: float32 [B, C, S, S] with (x - mean) / std per channel, and int64 [B]."""
-        return self.normalise(self.pixels(indices)), self.labels[indices]
+        """These examples: float32 [B, C, H, W] with (x - mean) / std per channel, and int64 [B]."""
+        return Batch((self.normalise(self.pixels(indices)),), self.labels[indices])
 
-    def spread(self, num: int) -> Tensor:
-        """Which ``num`` examples (or all) stand for these: as ``spread`` draws them by their labels."""
-        return spread(self.labels, num)
+    def varied(self, indices: Tensor, generator: torch.Generator) -> Batch:
+        """As `take`, augmented before they are normalised."""
+        x = augmented(self.pixels(indices), self.augment, generator)
+        return Batch((self.normalise(x),), self.labels[indices])
 
-    def all(self) -> Batch:
-        """All examples, as `take` gives them."""
-        return self.take(torch.arange(len(self)))
+    def subset(self, indices: Tensor) -> ClassExamples:
+        """These examples alone, in this order."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def pixels(self, indices: Tensor) -> Tensor:
-        """These images, resized (bilinear), not normalised: float32 [B, C, S, S] in 0..1."""
+        """These images, resized (bilinear), not normalised: float32 [B, C, H, W] in 0..1."""
         x = self.images[indices]
         x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
-        if self.size is None or tuple(x.shape[2:]) == (self.size, self.size):
+        if self.size is None or tuple(x.shape[2:]) == self.size:
             return x
-        return F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        return F.interpolate(x, self.size, mode="bilinear", antialias=True)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """(x - mean) / std per channel, [B, C, S, S]."""
+        """(x - mean) / std per channel, [B, C, H, W]."""
         return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
 
 
-def spread(labels: Tensor, num: int) -> Tensor:
-    """int64[num] (or all there are), ascending: a fixed draw with every class (labels [N]) as often as it can be.
+def all_of(examples: Examples) -> Batch:
+    """All examples, as `Examples.take` gives them."""
+    return examples.take(torch.arange(len(examples)))
 
-    Files lie class by class, so the first examples would all be of one class. With fewer draws than classes, each is of
-    another class.
+
+def spread(strata: Tensor, num: int) -> Tensor:
+    """int64[num] (or all there are), ascending: a fixed draw with every stratum as often as it can be.
+
+    ``strata``: `Examples.strata` [N]. Files lie class by class, so the first examples would all be of one class. With
+    fewer draws than classes, each is of another class.
     """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SPREAD_SEED))
+    order = torch.randperm(len(strata), generator=torch.Generator().manual_seed(_SPREAD_SEED))
     drawn: dict[int, int] = {}
     rounds = []  # for each example in this order, how many of its class come before it
-    for label in labels[order].tolist():
+    for label in strata[order].tolist():
         rounds.append(drawn.get(label, 0))
         drawn[label] = rounds[-1] + 1
     chosen = order[torch.tensor(rounds, dtype=torch.int64).argsort(stable=True)[:num]]

@@ -19,14 +19,14 @@ MIN_SIDE_PX = picture.MIN_SIDE_PX
 _LOG = logging.getLogger(__name__)
 
 
-def read_image(path: Path, size: int, channels: int) -> np.ndarray[Any, Any]:
-    """uint8 [S, S, C]: upright, scaled (bilinear) so that the shorter side is S, cut in the middle.
+def read_image(path: Path, size: tuple[int, int], channels: int) -> np.ndarray[Any, Any]:
+    """uint8 [H, W, C]: upright, scaled (bilinear) so that it covers H x W, cut in the middle.
 
     What becomes of transparency, 16 bits and animations: `device.payload.picture`.
 
     Args:
         path: of a file in one of ``picture.FORMATS``, by its content; its name doesn't matter.
-        size: S.
+        size: H and W.
         channels: 1 (grey) or 3 (red, green, blue).
 
     Raises:
@@ -34,7 +34,7 @@ def read_image(path: Path, size: int, channels: int) -> np.ndarray[Any, Any]:
             unpack to more pixels than Pillow takes for harmless (``PIL.Image.MAX_IMAGE_PIXELS``).
     """
     try:
-        return picture.read(path, size, size, channels)
+        return picture.read(path, size[1], size[0], channels)
     except ValueError as error:
         message = f"data.root: {error}"
         raise DataError(message) from error

@@ -7,15 +7,13 @@ from collections.abc import Iterator
 import torch
 
 from deploy_prune.data.examples import Batch, Examples
-from deploy_prune.data.transforms import augmented
-from deploy_prune.recipe.data import Augment
 
 
-def batches(examples: Examples, batch_size: int, seed: int, augment: Augment) -> Iterator[Batch]:
-    """Endless batches, the same for the same seed; every example once per epoch, in a new order.
+def batches(examples: Examples, batch_size: int, seed: int) -> Iterator[Batch]:
+    """Endless batches to train on, the same for the same seed; every example once per epoch, in a new order.
 
     Epochs follow each other without a gap, so every batch is full; a ``batch_size`` above the number of examples is
-    taken as that number. ``augment``: see `transforms.AUGMENTS`.
+    taken as that number.
     """
     generator = torch.Generator().manual_seed(seed)
     size = min(batch_size, len(examples))
@@ -24,5 +22,4 @@ def batches(examples: Examples, batch_size: int, seed: int, augment: Augment) ->
         if len(queue) < size:
             queue = torch.cat([queue, torch.randperm(len(examples), generator=generator)])
         indices, queue = queue[:size], queue[size:]
-        x = augmented(examples.pixels(indices), augment, generator)
-        yield examples.normalise(x), examples.labels[indices]
+        yield examples.varied(indices, generator)

@@ -29,7 +29,8 @@ from deploy_prune.data.annotated import (
     same_file_twice,
     scanned_or_fault,
 )
-from deploy_prune.data.boxes import Batch, rarest
+from deploy_prune.data.boxes import rarest
+from deploy_prune.data.examples import Batch
 from deploy_prune.data.images import read_mask
 from deploy_prune.data.picture_splits import WholeSet, root_of, transfer
 from deploy_prune.data.pictures import NO_FRAME, Array, Frame, Picture, StoredPicture, array_digest, file_digest

@@ -229,22 +229,21 @@ def _read_folder(part: DataPart) -> Collection:
     )
 
 
-def own_size(sizes: Set[tuple[int, int]]) -> int:
-    """The side S of images that are all S x S; ``sizes``: their widths and heights in pixels.
+def own_size(sizes: Set[tuple[int, int]]) -> int | list[int]:
+    """`DataPart.image_size` of images that all have one size; ``sizes``: their widths and heights in pixels.
 
     Raises:
-        DataError: they aren't, or S is no size for an input. The message has the sizes.
+        DataError: they haven't, or it is no size for an input. The message has the sizes.
     """
     sides = {side for size in sizes for side in size}
-    if len(sides) == 1 and MIN_SIZE <= min(sides) <= MAX_SIZE:
-        return min(sides)
+    if len(sizes) == 1 and MIN_SIZE <= min(sides) <= max(sides) <= MAX_SIZE:
+        ((wide, high),) = sizes
+        return high if wide == high else [high, wide]
     listed = ", ".join(f"{wide}x{high}" for wide, high in sorted(sizes)[:3])
     more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
     message = "data.image_size: it isn't given, the network's own configuration doesn't say it, and the images "
-    message += (
-        f"({listed}{more}) aren't of one square size; write the side in pixels, {MIN_SIZE} to {MAX_SIZE}, of the "
-    )
-    message += "input that the network was made for. Images are scaled to it."
+    message += f"({listed}{more}) aren't of one size; write the side in pixels, {MIN_SIZE} to {MAX_SIZE}, of the input "
+    message += "that the network was made for, or [height, width]. Images are scaled to it."
     raise DataError(message)
 
 
@@ -259,10 +258,10 @@ def _sized(part: DataPart, listing: Listing) -> DataPart:
 def _read_images(files: Images, listing: Listing, part: DataPart, faults: dict[Path, DataError]) -> Labelled:
     """The images, and, where these are to be skipped, the files that can't be read added to ``faults``."""
     images, labels = [], []
-    assert part.image_size is not None
+    assert part.size is not None
     for path, label in files:
         try:
-            images.append(read_image(path, part.image_size, part.channels))
+            images.append(read_image(path, part.size, part.channels))
         except DataError as error:
             if part.unreadable == "fail":
                 message = f"{error} (data.unreadable: skip leaves such files out)."

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deploy_prune.data.examples import Examples, measured
+from deploy_prune.data.examples import ClassExamples, Examples, measured
 from deploy_prune.data.folders import listed
 from deploy_prune.data.sources import Labelled, own_size, read
 from deploy_prune.data.transforms import LUMA
@@ -32,21 +32,22 @@ _LOG = logging.getLogger(__name__)
 class TransferData:
     """The source task's examples, K shots of each target class, and what the target task is scored on.
 
-    Labels are renumbered 0..n-1 in the order of ``source_classes`` and ``target_classes``. ``target_names``: what the
-    data set calls the target classes; None where it only numbers them. ``shots``: which examples of the data set's
-    training part (of the 80% that trains, where it has no test set) were drawn for ``target_train``, class by class in
-    the order of ``target_classes``, ascending; () where all are taken. ``shots_a_class``: K; None where all are taken.
-    ``num_available``: the target classes' training examples, drawn or not. ``skipped``: files that were left out for
-    they can't be read (``data.unreadable: skip``), from the data set's root. ``ignored``: how many other files of the
-    data set's folder are not read, by what they are.
+    Of a task without classes, ``source_classes`` and ``target_classes`` are (), and the target's examples may be the
+    source's. Labels are renumbered 0..n-1 in their order. ``target_names``: what the data set calls the target classes;
+    None where it only numbers them. ``shots``: which examples of the data set's training part (of the 80% that trains,
+    where it has no test set) were drawn for ``target_train``, class by class in the order of ``target_classes``,
+    ascending; () where all are taken. ``shots_a_class``: K; None where all are taken. ``num_available``: the target
+    classes' training examples, drawn or not. ``skipped``: files that were left out for they can't be read
+    (``data.unreadable: skip``), from the data set's root. ``ignored``: how many other files of the data set's folder
+    are not read, by what they are.
     """
 
     source_train: Examples
     source_test: Examples
     target_train: Examples
     target_test: Examples
-    source_classes: tuple[int, ...]
-    target_classes: tuple[int, ...]
+    source_classes: tuple[int, ...] = ()
+    target_classes: tuple[int, ...] = ()
     target_names: tuple[str, ...] | None = None
     shots: tuple[int, ...] = ()
     shots_a_class: int | None = None
@@ -65,13 +66,15 @@ class TransferData:
         return len(self.target_classes)
 
     @property
+    def same_task(self) -> bool:
+        """Source and target have the same classes (or none), so that class layers are kept."""
+        return self.source_classes == self.target_classes
+
+    @property
     def digest(self) -> str:
-        """16 hex digits of the SHA-256 of the target task's training examples: classes, labels and stored images."""
-        drawn = self.target_train
-        found = hashlib.sha256(repr((self.target_classes, drawn.labels.tolist(), [*drawn.images.shape])).encode())
-        for images in drawn.images.split(1024):
-            found.update(images.numpy().tobytes())
-        return found.hexdigest()[:_DIGITS]
+        """16 hex digits that tell one draw of the target task's training examples from another: classes and places."""
+        told = repr((self.target_classes, self.shots, self.target_train.strata.tolist()))
+        return hashlib.sha256(told.encode()).hexdigest()[:_DIGITS]
 
 
 def load(part: DataPart, seed: int) -> TransferData:
@@ -228,12 +231,12 @@ def _join(first: Labelled, second: Labelled) -> Labelled:
     return Labelled(images=images, labels=torch.cat([first.labels, second.labels]))
 
 
-def _examples(data: Labelled, name: str, *, part: DataPart, mean: Tensor, std: Tensor) -> Examples:
+def _examples(data: Labelled, name: str, *, part: DataPart, mean: Tensor, std: Tensor) -> ClassExamples:
     if not len(data):
         message = f"data: nothing is left for the {name} examples; change the classes or data.shots."
         raise DataError(message)
     images = _with_channels(data.images, part.channels)
-    return Examples(images=images, labels=data.labels, mean=mean, std=std, size=part.image_size)
+    return ClassExamples(images=images, labels=data.labels, mean=mean, std=std, size=part.size, augment=part.augment)
 
 
 def _with_channels(images: Tensor, channels: int) -> Tensor:

@@ -7,7 +7,7 @@ there they do carry something: only what float16 rounds to 0 is written as 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -48,10 +48,10 @@ def flush_initializers(model: onnx.ModelProto, precision: str) -> onnx.ModelProt
     return model
 
 
-def most_denormal(network: nn.Module, inputs: Tensor) -> tuple[str, float] | None:
+def most_denormal(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[str, float] | None:
     """The module of whose output most numbers are denormal, and their share (0 to 1); None if no module has any.
 
-    ``inputs``: [N, ...]. In the network's own mode.
+    ``inputs``: each [N, ...]. In the network's own mode.
     """
     shares: dict[str, float] = {}
 
@@ -65,7 +65,7 @@ def most_denormal(network: nn.Module, inputs: Tensor) -> tuple[str, float] | Non
     with ExitStack() as stack, torch.no_grad():
         for name, module in network.named_modules():
             stack.callback(module.register_forward_hook(note(name)).remove)
-        network(inputs)
+        network(*inputs)
     return max(shares.items(), key=lambda item: item[1]) if shares else None
 
 

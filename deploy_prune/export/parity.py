@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import inf
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -49,18 +49,6 @@ LOST: Final = 0.15
 """And so much less of the inputs may keep their largest output, ..."""
 LOST_INPUTS: Final = 2
 """... but always so many inputs: of 8, two near ties are 25%, and say nothing."""
-CHUNK: Final = 512
-"""Inputs that an artifact is given at a time."""
-
-
-class Labelled(Protocol):
-    """Examples: ``data.Examples``, or what is like them."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs [B, C, H, W] and labels [B]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,21 +123,13 @@ def _farthest(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     return max((float((a - b).abs().max().nan_to_num(inf)) for a, b in pairs), default=0.0)
 
 
-def artifact_accuracy(artifact: Artifact, examples: Labelled) -> float:
-    """Share of examples (0 to 1) whose highest output is their label, computed by the artifact in its own runtime.
-
-    Examples that don't fill a last batch are left out.
+def artifact_outputs(artifact: Artifact, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What the artifact gives for inputs [N, ...] in its own runtime, in order; N is a multiple of its batch.
 
     Raises:
         MeasurementError: the artifact can't be run.
     """
-    batch, correct, num = artifact.input_shape[0], 0, len(examples)
-    num -= num % batch
-    step = max(batch, CHUNK - CHUNK % batch)
-    for start in range(0, num, step):
-        x, y = examples.take(torch.arange(start, min(start + step, num)))
-        correct += int((device.run(artifact, x, _runtime(artifact))[0].argmax(1) == y).sum())
-    return correct / num
+    return device.run(artifact, as_given(inputs), _runtime(artifact))
 
 
 def _tolerance(network: nn.Module, artifact: Artifact, inputs: Given, expected: Sequence[Tensor]) -> float:

@@ -46,7 +46,7 @@ def build_network(part: ModelPart, num_classes: int) -> nn.Module:
         ModelError: unknown source or name, an argument that isn't allowed, or the builder failed.
         MissingDependencyError: timm is asked for and not installed.
     """
-    if "num_classes" in part.args:
+    if num_classes and "num_classes" in part.args:
         message = "model.args: num_classes follows from the classes in `data`; remove it."
         raise ModelError(message)
     builder = _builder(part)
@@ -72,26 +72,31 @@ def takes_classes(part: ModelPart) -> bool:
     return _takes_classes(_builder(part))
 
 
-def head_tensors(part: ModelPart, num_classes: int) -> frozenset[str]:
+def head_tensors(
+    part: ModelPart, num_classes: int, form: Callable[[nn.Module], nn.Module] | None = None
+) -> frozenset[str]:
     """State-dict names of ``build_network(part, num_classes)`` whose shape depends on the number of classes.
 
-    Leaves torch's global generator as it was. Raises what `build` raises.
+    ``form``: what is made of the network, if the names are that one's. Leaves torch's global generator as it was.
+    Raises what `build` raises.
     """
+    if not num_classes:
+        return frozenset()
     with torch.random.fork_rng(devices=[]):
-        here, there = (_shapes(part, n) for n in (num_classes, num_classes + 1))
+        here, there = (_shapes(part, n, form) for n in (num_classes, num_classes + 1))
     return frozenset(name for name, shape in here.items() if there.get(name) != shape)
 
 
 def example_input(data: DataPart, batch: int = 1) -> Tensor:
-    """Zeros of the network's input shape, float32 [batch, C, S, S].
+    """Zeros of the network's input shape, float32 [batch, C, H, W].
 
     Raises:
         DataError: ``data.image_size`` is not given, nor found yet (see `preprocessing`).
     """
-    if data.image_size is None:
+    if data.size is None:
         message = "data.image_size: it must be given here, as the network's input."
         raise DataError(message)
-    return torch.zeros(batch, data.channels, data.image_size, data.image_size)
+    return torch.zeros(batch, data.channels, *data.size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,8 +250,9 @@ def _nearest(name: str) -> str:
     return perhaps(name, BUILT_IN) or perhaps(f"torchvision:{name}", [f"torchvision:{n}" for n in names])
 
 
-def _shapes(part: ModelPart, num_classes: int) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in _skeleton(part, num_classes).state_dict().items()}
+def _shapes(part: ModelPart, num_classes: int, form: Callable[[nn.Module], nn.Module] | None) -> dict[str, torch.Size]:
+    network = build_network(part, num_classes) if form else _skeleton(part, num_classes)
+    return {name: tensor.shape for name, tensor in (form(network) if form else network).state_dict().items()}
 
 
 def _skeleton(part: ModelPart, num_classes: int) -> nn.Module:

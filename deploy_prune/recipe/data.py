@@ -12,8 +12,8 @@ from deploy_prune.errors import perhaps
 DATA_SETS: Final = ("digits", "cifar10", "cifar100", "npz", "idx", "folder")
 BOX_SETS: Final = ("scenes", "coco", "voc", "yolo")
 MASK_SETS: Final = ("scenes", "folders", "voc")
-MIN_SIZE, MAX_SIZE = 8, 1024
-"""Of the input's side, in pixels."""
+MIN_SIZE, MAX_SIZE = 8, 4096
+"""Of the input's sides, in pixels."""
 FEW_SHOTS: Final = 10
 """Training examples of each new class, where a recipe doesn't say how many."""
 MAX_CLASSES: Final = 4096
@@ -86,8 +86,16 @@ def _checked_size(value: object) -> object:
 
 
 ImageSize = Annotated[int | list[int] | None, BeforeValidator(_checked_size)]
+"""The side of a square, or height and width, in pixels."""
 Classes = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(distinct)]
 Shots = Annotated[int | Literal["auto"] | None, BeforeValidator(_checked_shots)]
+
+
+def as_size(given: int | list[int] | None) -> tuple[int, int] | None:
+    """Height and width of a recipe's image_size."""
+    if given is None:
+        return None
+    return (given, given) if isinstance(given, int) else (given[0], given[1])
 
 
 class DataPart(Part):
@@ -99,10 +107,10 @@ class DataPart(Part):
     root: str | None = Field(
         default=None, description="Where its files are; digits has none. null: the variable DEPLOY_PRUNE_DATA."
     )
-    image_size: Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE)] | None = Field(
+    image_size: ImageSize = Field(
         default=None,
-        description="Side of the network's square input, in pixels. null: from the network's own configuration, or the "
-        "images' size if all have one square size.",
+        description="The network's input in pixels: the side of a square, or [height, width]. null: from the network's "
+        "own configuration, or the images' size if all have one size.",
     )
     channels: Literal[1, 3] = Field(default=3, description="1: images are made grey. 3: they are made colour.")
     mean: list[float] | None = Field(
@@ -138,6 +146,11 @@ class DataPart(Part):
         description="How training images are varied: none, shift, shift_flip, affine "
         "(turned, scaled and moved a little), crop_flip or crop_flip_colour (for photographs).",
     )
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the network's input; None if the recipe doesn't say."""
+        return as_size(self.image_size)
 
     @field_validator("source")
     @classmethod
@@ -227,6 +240,11 @@ class PicturesPart(Part):
     @classmethod
     def _one_per_channel(cls, values: list[float] | None, info: ValidationInfo) -> list[float] | None:
         return one_per_channel(values, info.data.get("channels", 0))
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the network's input; None if the recipe doesn't say."""
+        return as_size(self.image_size)
 
 
 class BoxesPart(PicturesPart):

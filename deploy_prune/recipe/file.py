@@ -18,6 +18,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from deploy_prune.errors import RecipeError, perhaps
 from deploy_prune.recipe.parts import Recipe
+from deploy_prune.recipe.tasks import recipe_for
 from deploy_prune.system import strict_yaml
 
 Key = tuple[int | str, ...]
@@ -176,23 +177,24 @@ def _override(values: dict[Any, Any], text: str, source: _Source) -> None:
 
 
 def _validated(values: dict[Any, Any], source: _Source) -> Recipe:
+    kind = recipe_for(values.get("task", "classification"))
     try:
-        return Recipe.model_validate(values, strict=True)
+        return kind.model_validate(values, strict=True)
     except ValidationError as error:
         faults = sorted(error.errors(), key=lambda fault: (fault["type"] == "missing", source.line(fault["loc"])))
         more = f" ({len(faults) - 1} more error{'s' * (len(faults) > 2)} after this one.)" if len(faults) > 1 else ""
-        raise RecipeError(_sentence(faults[0], source) + more) from error
+        raise RecipeError(_sentence(faults[0], source, kind) + more) from error
 
 
-def _sentence(fault: ErrorDetails, source: _Source) -> str:
+def _sentence(fault: ErrorDetails, source: _Source, kind: type[Recipe]) -> str:
     key = tuple(part for part in fault["loc"] if part != "[key]")
-    return f"{source.where(key)}: {_dotted(key)}: {_cause(fault, key)}"
+    return f"{source.where(key)}: {_dotted(key)}: {_cause(fault, key, kind)}"
 
 
-def _cause(fault: ErrorDetails, key: Key) -> str:
+def _cause(fault: ErrorDetails, key: Key, recipe: type[Recipe]) -> str:
     kind, message, given = fault["type"], fault["msg"], fault["input"]
     if kind in ("extra_forbidden", "invalid_key"):
-        return _unknown_key(key)
+        return _unknown_key(key, recipe)
     if kind == "value_error":
         cause = str(fault["ctx"]["error"])
         return cause if cause.endswith("?") else f"{cause}."
@@ -203,8 +205,8 @@ def _cause(fault: ErrorDetails, key: Key) -> str:
     return f"{cause}, not {_shown(given)}.{perhaps(str(given), known)}"
 
 
-def _unknown_key(key: Key) -> str:
-    part: Any = Recipe
+def _unknown_key(key: Key, recipe: type[Recipe]) -> str:
+    part: Any = recipe
     for name in key[:-1]:
         part = part.model_fields[name].annotation
     known = list(part.model_fields)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from deploy_prune.errors import BudgetError, perhaps
+from deploy_prune.recipe.budgets import parse_budget as parse_budget
 from deploy_prune.recipe.data import DATA_SETS as DATA_SETS
 from deploy_prune.recipe.data import Augment as Augment
 from deploy_prune.recipe.data import DataPart as DataPart
@@ -22,60 +23,11 @@ BUILT_IN_NETWORKS: Final = (
 LIBRARIES: Final = ("torchvision", "timm", "ultralytics")
 """Packages whose networks are built by name, as in timm:NAME; their code is not the user's."""
 SEARCH_METHODS: Final = ("dap", "gate", "gumbel", "uniform", "random", "magnitude", "bn_scale", "taylor")
+TASK_NAMES: Final = ("classification", "detection", "segmentation")
 EXPORT_FORMATS: Final = ("onnx", "ort", "tensorrt", "litert", "executorch", "ncnn", "coreml", "openvino")
 
-_UNITS: Final[dict[str, tuple[Metric, float]]] = {
-    "us": ("latency", 1e-3), "ms": ("latency", 1.0), "s": ("latency", 1e3),
-    "macs": ("macs", 1.0), "kmacs": ("macs", 1e3), "mmacs": ("macs", 1e6), "gmacs": ("macs", 1e9),
-    "params": ("params", 1.0), "kparams": ("params", 1e3), "mparams": ("params", 1e6), "gparams": ("params", 1e9),
-    "b": ("size", 1.0), "kb": ("size", 1e3), "mb": ("size", 1e6), "gb": ("size", 1e9),
-    "kib": ("size", 2.0**10), "mib": ("size", 2.0**20), "gib": ("size", 2.0**30),
-}  # fmt: skip
-_BUDGET: Final = re.compile(
-    r"(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?(?P<unit>%|[A-Za-z]+)(?: (?P<metric>[A-Za-z]+))?"
-)
-_BUDGET_FORMS: Final = "write it like '50%', '50% macs', '4 ms', '120 MMACs', '3 Mparams' or '2.5 MB'"
 _NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _DEVICE: Final = r"^(auto|cpu|cuda(:[0-9]+)?)$"
-
-
-def parse_budget(text: str, default_metric: Metric) -> Budget:
-    """Read a budget such as "50%" (of dense), "50% macs", "4 ms", "120 MMACs", "3 Mparams" or "2.5 MB".
-
-    Units are read in either case: us ms s; MACs and params with k M G (powers of 1000); B kB MB GB, KiB MiB GiB.
-    The limit is in ms, MACs, parameters or bytes; ``default_metric`` is the metric of a percentage that names none.
-
-    Raises:
-        BudgetError: it can't be read, is not above 0, or is above 100%.
-    """
-    words = " ".join(text.split())
-    match = _BUDGET.fullmatch(words)
-    if match is None:
-        raise _unreadable(words)
-    number, unit, metric = float(match["number"]), match["unit"].lower(), (match["metric"] or "").lower()
-    if unit == "%":
-        return _share_of_dense(words, number, metric or default_metric)
-    if unit not in _UNITS or metric not in ("", _UNITS[unit][0]):
-        raise _unreadable(words)
-    limit = number * _UNITS[unit][1]
-    if not 0 < limit < math.inf:
-        message = f"the budget {words!r} must be above 0 and finite"
-        raise BudgetError(message)
-    return Budget(text=words, metric=_UNITS[unit][0], limit=limit, relative=False)
-
-
-def _share_of_dense(words: str, percent: float, metric: str) -> Budget:
-    for known in get_args(Metric):
-        if metric == known:
-            if not 0 < percent <= 100:
-                message = f"the budget {words!r} must be above 0% and at most 100%"
-                raise BudgetError(message)
-            return Budget(text=words, metric=known, limit=percent / 100, relative=True)
-    raise _unreadable(words)
-
-
-def _unreadable(words: str) -> BudgetError:
-    return BudgetError(f"the budget {words!r} can't be read; {_BUDGET_FORMS}")
 
 
 def _checked_budget(text: str) -> str:
@@ -93,10 +45,21 @@ def _one_of(word: str, known: tuple[str, ...], what: str) -> str:
     return word
 
 
+def _checked_drop(value: object) -> object:
+    """One sentence for what would be two kinds' errors."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]*)? ?%", value):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
+        return float(value)
+    message = f"it should be a number of 0 or more, in the score's own unit, or a share like '5%', not {value!r}"
+    raise ValueError(message)
+
+
 Steps = Annotated[int, Field(ge=0, le=10_000_000)]
 Rate = Annotated[float, Field(gt=0, le=1000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 BatchSize = Annotated[int, Field(ge=2)]
+Drop = Annotated[float | str, BeforeValidator(_checked_drop)]
 WeightDecay = Annotated[float, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
 BudgetText = Annotated[str, AfterValidator(_checked_budget)]
@@ -125,10 +88,10 @@ class ModelPart(Part):
         description="keep: the weights file has the class layers too. new: the file is of other classes; its class "
         "layers are left out, and train trains new ones.",
     )
-    accuracy: Annotated[float, Field(gt=0, le=1)] | None = Field(
+    score: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None,
-        description="The accuracy (0 to 1) that the weights are said to have on the source classes. You are warned if "
-        "they score far less here.",
+        description="The accuracy (0 to 1) that a classifier's weights are said to have on the source classes. You are "
+        "warned if they score far less here.",
     )
 
     @field_validator("weights_key", "head")
@@ -269,10 +232,11 @@ class ExportPart(Part):
     calibration_examples: Annotated[int, Field(ge=1)] = Field(
         default=256, description="Training examples that int8 is calibrated on."
     )
-    max_accuracy_drop: Share = Field(
+    max_score_drop: Drop = Field(
         default=0.02,
-        description="How much accuracy an fp16 or int8 artifact may lose against the network that it was made from. "
-        "Absolute: 0.02 is two percentage points.",
+        description="How much worse an fp16 or int8 artifact may score than the network that it was made from. A "
+        "number is in the score's own unit: 0.02 is two percentage points of accuracy, mAP or mIoU. '5%' is a share of "
+        "the network's score.",
     )
     on_refusal: Literal["fail", "fp16"] = Field(
         default="fail",
@@ -282,7 +246,12 @@ class ExportPart(Part):
 
     def content(self) -> dict[str, Any]:
         """What a file's content depends on: all but the limits."""
-        return self.model_dump(exclude={"timeout_s", "max_memory_gb", "max_accuracy_drop"})
+        return self.model_dump(exclude={"timeout_s", "max_memory_gb", "max_score_drop"})
+
+    def allowed_drop(self, score: float) -> float:
+        """How much worse than this score an artifact's may be, in the score's unit."""
+        drop = self.max_score_drop
+        return abs(score) * float(drop.rstrip("% ")) / 100 if isinstance(drop, str) else drop
 
 
 class MeasurePart(Part):
@@ -302,6 +271,10 @@ class Recipe(Part):
     """One run: search, cut, retrain, export and measure, for every target and budget."""
 
     name: str = Field(description="The run folder's name.", json_schema_extra={"pattern": _NAME})
+    task: str = Field(
+        default="classification",
+        description=f"What the network is for: {', '.join(TASK_NAMES)}, or module:callable for a task of your own.",
+    )
     model: ModelPart
     data: DataPart = DataPart()
     train: TrainPart = TrainPart()
@@ -353,6 +326,11 @@ class Recipe(Part):
             message = f"{name!r} must begin with a letter or digit and have only letters, digits, '.', '_' and '-'"
             raise ValueError(message)
         return name
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, task: str) -> str:
+        return known_source(task, TASK_NAMES, (), "task")
 
     @field_validator("device")
     @classmethod

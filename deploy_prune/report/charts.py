@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from deploy_prune.report.units import digits
+from deploy_prune.report.units import digits, in_unit
 
 COLOURS: Final[dict[str, str]] = {
     "#1b2430": "--ink",
@@ -58,14 +58,14 @@ STYLE: Final[dict[str, Any]] = {
 
 
 class Point(NamedTuple):
-    """A network on the latency-accuracy chart; ``measured`` False = its latency is predicted.
+    """A network on the latency-score chart; ``measured`` False = its latency is predicted.
 
     ``low_ms`` and ``high_ms``: the ends of its error bar. ``about``: what is told of it where one points at it.
     """
 
     label: str
     ms: float
-    accuracy: float
+    score: float
     measured: bool
     low_ms: float | None = None
     high_ms: float | None = None
@@ -80,17 +80,19 @@ class Bar(NamedTuple):
     kept: int
 
 
-def latency_accuracy(series: Mapping[str, Sequence[Point]]) -> Markup:
+def latency_score(series: Mapping[str, Sequence[Point]], name: str, unit: str) -> Markup:
     """One line per target; its first point is the dense network. Hollow points are predicted.
 
     Args:
-        series: target -> points, accuracy 0 to 1.
+        series: target -> points.
+        name: the score's.
+        unit: the score's; "%" for scores from 0 to 1.
     """
     with mpl.rc_context({**STYLE, "svg.hashsalt": "latency"}):
         figure = Figure(figsize=(9.6, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for colour, (target, points) in zip(cycle(SERIES), series.items(), strict=False):
-            _line(axes, target, points, colour)
+            _line(axes, target, points, colour, unit)
         latencies = [point.ms for points in series.values() for point in points]
         if max(latencies) > 8 * min(latencies):
             axes.set_xscale("log")
@@ -98,21 +100,21 @@ def latency_accuracy(series: Mapping[str, Sequence[Point]]) -> Markup:
             axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
         axes.margins(x=0.08, y=0.18)
-        axes.set(xlabel="latency, ms: share of dense × the dense row's latency", ylabel="accuracy, %")
+        axes.set(xlabel="latency, ms: share of dense × the dense row's latency", ylabel=f"{name}, {unit}".rstrip(", "))
         figure.legend(loc="outside upper left", ncols=4, handlelength=1.6)
-        drawn = _svg(figure, "Accuracy against latency", _describe(series))
+        drawn = _svg(figure, f"{name[:1].upper()}{name[1:]} against latency", _describe(series, unit))
         return _with_tooltips(drawn, [point.about for points in series.values() for point in points])
 
 
-def _line(axes: Any, target: str, points: Sequence[Point], colour: str) -> None:
-    percents = [100 * point.accuracy for point in points]
+def _line(axes: Any, target: str, points: Sequence[Point], colour: str, unit: str) -> None:
+    heights = [point.score * (100 if unit == "%" else 1) for point in points]
     is_measured = all(point.measured for point in points)
     label = target if is_measured else f"{target} (predicted)"
     order = sorted(range(len(points)), key=lambda index: points[index].ms)
     pattern = "-" if is_measured else (0, (4, 3))
     axes.plot(
         [points[i].ms for i in order],
-        [percents[i] for i in order],
+        [heights[i] for i in order],
         color=colour,
         linestyle=pattern,
         linewidth=1.4,
@@ -120,7 +122,7 @@ def _line(axes: Any, target: str, points: Sequence[Point], colour: str) -> None:
         markersize=0,
         label=label,
     )
-    for point, height in zip(points, percents, strict=True):
+    for point, height in zip(points, heights, strict=True):
         shape, size = ("D", 50) if point.label == "dense" else ("o", 54)
         face = colour if point.measured else CARD
         if point.low_ms is not None and point.high_ms is not None:
@@ -138,10 +140,10 @@ def _line(axes: Any, target: str, points: Sequence[Point], colour: str) -> None:
         )
 
 
-def _describe(series: Mapping[str, Sequence[Point]]) -> str:
+def _describe(series: Mapping[str, Sequence[Point]], unit: str) -> str:
     def one(point: Point) -> str:
         kind = "measured" if point.measured else "predicted"
-        return f"{point.label} at {digits(point.ms)} ms ({kind}), {100 * point.accuracy:.1f}%"
+        return f"{point.label} at {digits(point.ms)} ms ({kind}), {in_unit(point.score, unit)}"
 
     return "; ".join(f"{target}: " + ", ".join(map(one, points)) for target, points in series.items())
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from deploy_prune.errors import RunFolderError, printable
 from deploy_prune.report import charts, latency, table
 from deploy_prune.report.row import Row
-from deploy_prune.report.units import amount, percent, plain
+from deploy_prune.report.units import amount, in_unit, percent, plain
 from deploy_prune.system import strict_json
 from deploy_prune.system.shell import write_text
 from deploy_prune.types import Metric
@@ -89,7 +89,8 @@ def write_page(run: Path) -> Path:
         sentences=headline(found.rows or ()),
         remarks=latency.remarks(found.rows or ()),
         cards=_cards(found.rows or ()),
-        accuracy_chart=_accuracy_chart(found.rows or ()),
+        score_chart=_score_chart(found.rows or ()),
+        score_name=found.rows[0].score_name if found.rows else "score",
         without_dense_row=_enumerate(latency.without_dense_row(found.rows or ())),
         channel_charts={name: _channel_charts([n for n in found.networks if n.target == name]) for name in names},
         trace_chart=charts.search_trace(found.trace) if found.trace else None,
@@ -252,9 +253,10 @@ def _asked(slim: Sequence[Row]) -> str:
 
 def _outcome(row: Row) -> str:
     text = f"The fastest, {row.target} {row.budget}, is {latency.sentence(row)}"
-    if row.accuracy is None:
+    if row.score is None:
         return f"{text}."
-    return f"{text}; its accuracy is {percent(row.accuracy)} (dense {percent(row.accuracy_dense)})."
+    slim, dense = in_unit(row.score, row.score_unit), in_unit(row.score_dense, row.score_unit)
+    return f"{text}; its {row.score_name} is {slim} (dense {dense})."
 
 
 def _targets(rows: Sequence[Row]) -> list[str]:
@@ -271,21 +273,21 @@ def _cards(rows: Sequence[Row]) -> list[Row]:
     return [row for row in good if row.measured_on is not None] or good
 
 
-def _accuracy_chart(rows: Sequence[Row]) -> Markup | None:
+def _score_chart(rows: Sequence[Row]) -> Markup | None:
     found = {target: _points(places) for target, places in latency.placed(rows).items()}
     series = {target: points for target, points in found.items() if points}
-    return charts.latency_accuracy(series) if series else None
+    return charts.latency_score(series, rows[0].score_name, rows[0].score_unit) if series else None
 
 
 def _points(places: Sequence[latency.Placed]) -> list[charts.Point]:
     return [
         charts.Point(
-            place.row.budget, place.ms, place.row.accuracy, measured=place.row.measured_on is not None,
+            place.row.budget, place.ms, place.row.score, measured=place.row.measured_on is not None,
             low_ms=place.low_ms, high_ms=place.high_ms,
             about=f"{place.row.target} {place.row.budget}: {latency.sentence(place.row)}",
         )
         for place in places
-        if place.row.accuracy is not None
+        if place.row.score is not None
     ]  # fmt: skip
 
 
@@ -309,7 +311,8 @@ def _template() -> Any:
     shown: Mapping[str, Callable[..., Any]] = {
         "amount": amount,
         "plain": plain,
-        "accuracy": table.accuracy,
+        "score": table.score,
+        "in_unit": in_unit,
         "faster": table.faster,
         "interval": latency.interval,
         "latency_ms": latency.latency_ms,

@@ -78,32 +78,34 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One draw of classes and shots, and what came of it; accuracies from 0 to 1 on the task's test examples."""
+    """One draw of classes and shots, and what came of it; scores on the task's test examples."""
 
     seed: int
     classes: tuple[int, ...]
     split: str
-    accuracy: float
-    accuracy_teacher: float | None
+    score: float
+    score_teacher: float | None
     steps: int
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """All episodes, their mean accuracy, half its 95% interval (None of one), and where the first one's network is.
+    """All episodes, their mean score, half its 95% interval (None of one), and where the first one's network is.
 
     ``mean`` and ``std``: what that network's inputs are normalised with, per channel, of values in 0..1.
     """
 
     folder: Path
     episodes: tuple[Episode, ...]
-    accuracy: float
+    score: float
     interval: float | None
     init: str
     params: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    score_name: str = "accuracy"
+    score_unit: str = "%"
 
     def as_json(self) -> dict[str, Any]:
         """For transfer.json."""

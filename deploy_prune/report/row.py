@@ -19,14 +19,15 @@ class Row:
     """One row of results.json: one target x budget, or a target's dense row (``budget == "dense"``).
 
     ``asked`` and ``predicted`` are in the metric's unit (ms for latency); a latency budget is held against
-    ``measured_p50_ms``. ``accuracy`` is on the target task's test examples, 0 to 1; ``accuracy_artifact`` is that of
-    the file, in its runtime (None in fp32, where it is the network's). ``measured_*`` and ``measured_on`` are None
+    ``measured_p50_ms``. ``score`` is on the target task's test examples, ``score_artifact`` that of the file in
+    its runtime (None in fp32, where it is the network's): a ``score_name`` in ``score_unit`` ("%": values are 0 to 1,
+    and shown times 100). ``measured_*`` and ``measured_on`` are None
     where no device is attached. ``dense_p50_ms`` is the dense artifact's p50 in the same interleaved run, never in
     another one. ``speedup``: how many times as fast as dense, the median of the paired samples' ratios, in the 95%
     interval from ``speedup_low`` to ``speedup_high`` (latency/paired.py); None in a dense row.
     ``predicted_dense_ms``: the dense network's latency by the model that ``predicted_ms`` is from; None where a device
     is attached. ``disturbed``: as ``Latency`` has it. ``macs`` and ``params`` are None if the network wasn't known yet.
-    ``accuracy_given``: of the network as given (or trained), on the source classes' test examples. ``dense_adapted``:
+    ``score_given``: of the network as given (or trained), on the source classes' test examples. ``dense_adapted``:
     whether the dense network is that one with a new classifier, adapted to other classes; else it is the network as
     given. The slim network is retrained on ``train_examples`` of the ``train_examples_of`` that there are of the target
     classes, and scored on ``test_examples``.
@@ -50,9 +51,9 @@ class Row:
     macs: int | None
     params: int | None
     size_bytes: int | None
-    accuracy: float | None
-    accuracy_dense: float | None
-    accuracy_artifact: float | None
+    score: float | None
+    score_dense: float | None
+    score_artifact: float | None
     parity_max_abs: float | None
     status: Literal["ok", "predicted", "failed"]
     error: str | None
@@ -62,13 +63,16 @@ class Row:
     speedup_low: float | None = None
     speedup_high: float | None = None
     predicted_dense_ms: float | None = None
-    accuracy_given: float | None = None
+    score_given: float | None = None
     dense_adapted: bool = False
     train_examples: int | None = None
     train_examples_of: int | None = None
     test_examples: int | None = None
     error_kind: str | None = None
     refused: str | None = None
+    score_name: str = "accuracy"
+    score_unit: str = "%"
+    higher_is_better: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what no measurement gives: rows are read from files too, and are divided by.

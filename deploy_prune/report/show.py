@@ -82,11 +82,11 @@ def overview_tables(overview: Overview) -> tuple[RenderableType, ...]:
 
 
 def _of_the_run(row: Row) -> Text:
-    """The row's latency and accuracy, on which examples, and what the dense network is."""
+    """The row's latency and score, on which examples, and what the dense network is."""
     found = latency.sentence(row)
     told = [] if found is None or row.status == "failed" else [f"latency on {row.target}: {found}"]
-    accuracy = f"accuracy: {results.accuracy(row)} (dense → slim)"
-    return Text("\n".join([*told, accuracy, *results.data_sentences([row]), *latency.remarks([row])]))
+    scored = f"{row.score_name}: {results.score(row)} (dense → slim)"
+    return Text("\n".join([*told, scored, *results.data_sentences([row]), *latency.remarks([row])]))
 
 
 def _headline(overview: Overview) -> Text:

@@ -12,7 +12,7 @@ from rich.text import Text
 from deploy_prune.report import latency
 from deploy_prune.report.results import BudgetReach, CheckReport, TargetReach
 from deploy_prune.report.row import Row
-from deploy_prune.report.units import NONE, amount, percent, plain
+from deploy_prune.report.units import NONE, amount, in_unit, percent, plain
 from deploy_prune.types import ChannelGroup, Structure
 
 
@@ -20,12 +20,12 @@ def results_table(rows: Sequence[Row]) -> Table:
     """Rows of results.json as a table of at most 80 columns; failed rows are red, their errors stand below it.
 
     The speed-up comes first, then p50 in ms beside dense's in the same rounds: ms of two rows can't be compared.
-    Where the dense network was adapted to other classes, the original one comes first, with the accuracy on its own.
+    Where the dense network was adapted to other classes, the original one comes first, with the score on its own.
     """
     table = _table("target", "budget\nasked")
     for header in ("speed-up\n(95%)", "p50 ms\nslim / dense", "MMACs\nM params\nMB"):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("accuracy\ndense →\nslim", justify="right")
+    table.add_column(f"{rows[0].score_name if rows else 'score'}\ndense →\nslim", justify="right")
     table.add_column("status")
     for index, row in enumerate(rows):
         new_target = index > 0 and rows[index - 1].target != row.target
@@ -33,7 +33,11 @@ def results_table(rows: Sequence[Row]) -> Table:
             table.add_section()
         if row.budget == "dense" and row.dense_adapted:
             table.add_row(
-                Text(row.target), "original", *[""] * 3, f"{percent(row.accuracy_given)}\n(source)", style="dim"
+                Text(row.target),
+                "original",
+                *[""] * 3,
+                f"{in_unit(row.score_given, row.score_unit)}\n(source)",
+                style="dim",
             )
         style = "red" if row.status == "failed" else "dim" if row.budget == "dense" else None
         table.add_row(*_result(row), style=style)
@@ -54,7 +58,7 @@ def data_sentences(rows: Sequence[Row]) -> tuple[str, ...]:
     learned = f"all {there}" if used == there else f"{used} of {there}"
     dense = "the original network, unchanged"
     if row.dense_adapted:
-        given = percent(row.accuracy_given)
+        given = in_unit(row.score_given, row.score_unit)
         dense = (
             f"the original network ({given} on its own classes) with a new classifier, adapted with the same examples"
         )
@@ -71,11 +75,12 @@ def status(row: Row) -> str:
     return "ok" if row.measured_on is not None else "predicted"
 
 
-def accuracy(row: Row) -> str:
-    """Accuracy of the dense and of the slim network; one figure for a dense row."""
-    if row.budget == "dense" or row.accuracy_dense is None:
-        return percent(row.accuracy)
-    return f"{percent(row.accuracy_dense)} → {percent(row.accuracy)}"
+def score(row: Row) -> str:
+    """The score of the dense and of the slim network; one figure for a dense row."""
+    slim = in_unit(row.score, row.score_unit)
+    if row.budget == "dense" or row.score_dense is None:
+        return slim
+    return f"{in_unit(row.score_dense, row.score_unit)} → {slim}"
 
 
 def predicted(row: Row) -> str:
@@ -116,7 +121,7 @@ def _result(row: Row) -> tuple[str | Text, ...]:
         lines(*faster(row)),
         lines(*milliseconds(row)),
         lines(*counted),
-        accuracy(row).replace("→ ", "→\n"),
+        score(row).replace("→ ", "→\n"),
         status(row),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import floor, log10
+from math import floor, isfinite, log10
 from typing import Final, NamedTuple
 
 from deploy_prune.types import Metric
@@ -28,8 +28,8 @@ UNITS: Final[dict[Metric, Unit]] = {
 
 def digits(value: float, significant: int = 3) -> str:
     """A number with so many significant digits, never in scientific notation: 0.0412, 3.14, 27.2, 1280."""
-    if value == 0:
-        return "0"
+    if value == 0 or not isfinite(value):
+        return f"{value:g}"
     decimals = significant - 1 - floor(log10(abs(value)))
     rounded = round(value, decimals)
     decimals = significant - 1 - floor(log10(abs(rounded)))
@@ -44,6 +44,13 @@ def plain(value: float | None, metric: Metric) -> str:
 def amount(value: float | None, metric: Metric) -> str:
     """The same with its symbol: ``amount(59_600_000, "macs") == "59.6 MMACs"``."""
     return NONE if value is None else f"{plain(value, metric)} {UNITS[metric].symbol}"
+
+
+def in_unit(score: float | None, unit: str) -> str:
+    """A task's score: in percent with one decimal if that is its unit, else three digits and the unit."""
+    if score is None or unit == "%":
+        return percent(score)
+    return f"{digits(score)} {unit}".rstrip()
 
 
 def percent(share: float | None, signed: bool = False) -> str:

@@ -13,19 +13,20 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW
 
-from deploy_prune.data.examples import Batch, Examples
+from deploy_prune.data.examples import Batch, ClassExamples, Examples
 from deploy_prune.data.loaders import batches
 from deploy_prune.data.transforms import mixed
-from deploy_prune.recipe.parts import Augment, RetrainPart
+from deploy_prune.errors import RecipeError
+from deploy_prune.recipe.parts import RetrainPart
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match
 from deploy_prune.retrain.stopping import Average, BestSoFar, hold_out
+from deploy_prune.tasks.task import Objective
 from deploy_prune.training.batchnorm import reestimate
 from deploy_prune.training.loop import (
     Session,
     Stepped,
     channels_last,
-    classification,
     decay_groups,
     fit,
     one_cycle,
@@ -56,15 +57,15 @@ class Adapted:
 def adapt(
     network: nn.Module,
     examples: Examples,
+    objective: Objective,
     part: RetrainPart,
     *,
     teacher: nn.Module | None,
     session: Session,
-    augment: Augment,
     match: Match | None = None,
     work: str = "retrain",
 ) -> Adapted:
-    """Train in place on ``examples`` (K shots a class), also towards the teacher's logits and (``match``) features.
+    """Train in place on ``examples``, also towards the teacher's outputs and (``match``) features.
 
     AdamW (Loshchilov and Hutter, arXiv 1711.05101) with one cycle of the learning rate: in the few steps that few
     examples need, it comes much further than SGD. The batch is at most the whole set. Where examples are held out
@@ -80,13 +81,13 @@ def adapt(
     started, device = time.perf_counter(), session.accelerator.device
     examples, held = hold_out(examples, part.hold_out, session.seed)
     steps = num_steps(part, len(examples))
-    stream = batches(examples, part.batch_size, session.seed, augment)
+    stream = batches(examples, part.batch_size, session.seed)
     with ExitStack() as stack:
         stack.enter_context(placed(network, device, training=True))
         if teacher is not None:
             stack.enter_context(placed(teacher, device, training=False))
-        task = taught(teacher, part.distill, part.temperature, features=feature_weight(part), match=match)
-        for asked in [network] if teacher is None or task is classification else [network, teacher]:
+        loss = taught(objective, teacher, part.distill, part.temperature, features=feature_weight(part), match=match)
+        for asked in [network] if teacher is None or loss == objective.batch_loss else [network, teacher]:
             stack.enter_context(channels_last(asked, sample(examples, device), device))
         if part.batchnorm == "freeze":
             freeze_statistics(network)
@@ -94,10 +95,10 @@ def adapt(
         average = Average(network, part.ema) if part.ema is not None else None
         schedulers: list[Stepped] = [*one_cycle(optimizer, steps), *([average] if average else [])]
         candidate = average.network if average else network
-        best = BestSoFar(candidate, held, steps) if held is not None else None
+        best = BestSoFar(candidate, held, objective, steps) if held is not None else None
         schedulers += [best] if best else []
         losses = fit(
-            lambda batch: task(network, batch), mixed_batches(stream, part, examples, session.seed), [optimizer],
+            lambda batch: loss(network, batch), mixed_batches(stream, part, examples, session.seed), [optimizer],
             accelerator=session.accelerator, steps=steps, work=work, progress=session.progress,
             schedulers=schedulers,
         )  # fmt: skip
@@ -144,9 +145,21 @@ def freeze_statistics(network: nn.Module) -> None:
 
 
 def mixed_batches(stream: Iterator[Batch], part: RetrainPart, examples: Examples, seed: int) -> Iterator[Batch]:
-    """The stream, its examples mixed with each other as the recipe says; labels are then shares, float [B, classes]."""
+    """The stream, its examples mixed with each other as the recipe says; targets are then shares, float [B, classes].
+
+    Raises:
+        RecipeError: they are to be mixed, and are no images with a class each.
+    """
     if part.mix == "none":
         return stream
+    if not isinstance(examples, ClassExamples):
+        message = f"retrain.mix: {part.mix} mixes images that have a class each; this task's examples have none."
+        raise RecipeError(message)
     kind, num_classes = part.mix, int(examples.labels.max()) + 1
     generator = torch.Generator().manual_seed(seed)
-    return (mixed(x, y, num_classes, kind, generator) for x, y in stream)
+
+    def mix(batch: Batch) -> Batch:
+        x, shares = mixed(batch.inputs[0], batch.targets, num_classes, kind, generator)
+        return Batch((x,), shares)
+
+    return map(mix, stream)

@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import ceil
 from typing import Final
 
 import torch
-import torch.nn.functional as F
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deploy_prune.data.examples import Examples
 from deploy_prune.errors import DataError
-from deploy_prune.training.loop import device_of, placed
+from deploy_prune.tasks.task import Objective
+from deploy_prune.training.loop import batch_that_fits, device_of, placed
 
 CHECKS: Final = 20
 """How often the held-out examples are asked, in all steps."""
 PATIENCE: Final = 5
 """After so many checks in a row without an improvement, in the second half of the steps, it is enough."""
-BATCH: Final = 256
 
 
 def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples | None]:
-    """(to train on, to stop by), the same for the same seed: ``share`` of every class, rounded down; None of share 0.
+    """(to train on, to stop by), the same for the same seed: ``share`` of every stratum, rounded down; None of share 0.
 
     Raises:
-        DataError: of a class none would be held out.
+        DataError: of a stratum (a class) none would be held out.
     """
     if share == 0:
         return examples, None
-    counts = torch.bincount(examples.labels)
+    counts = torch.bincount(examples.strata)
     require_held(counts.tolist(), share)
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
-    labels = examples.labels[order]
-    held = torch.cat([order[labels == c][: int(share * int(n))] for c, n in enumerate(counts.tolist())])
+    strata = examples.strata[order]
+    held = torch.cat([order[strata == c][: int(share * int(n))] for c, n in enumerate(counts.tolist())])
     is_held = torch.zeros(len(examples), dtype=torch.bool)
     is_held[held] = True
-    return _picked(examples, ~is_held), _picked(examples, is_held)
+    return examples.subset((~is_held).nonzero().flatten()), examples.subset(is_held.nonzero().flatten())
 
 
 def require_held(counts: Sequence[int], share: float) -> None:
@@ -55,10 +54,6 @@ def require_held(counts: Sequence[int], share: float) -> None:
             "share, or none (0)."
         )
         raise DataError(message)
-
-
-def _picked(examples: Examples, mask: Tensor) -> Examples:
-    return replace(examples, images=examples.images[mask], labels=examples.labels[mask])
 
 
 class Average:
@@ -94,8 +89,8 @@ class BestSoFar:
     on its way down.
     """
 
-    def __init__(self, network: nn.Module, held: Examples, steps: int) -> None:
-        self.network, self.held = network, held
+    def __init__(self, network: nn.Module, held: Examples, objective: Objective, steps: int) -> None:
+        self.network, self.held, self.objective = network, held, objective
         self.every, self.half = max(1, steps // CHECKS), steps / 2
         self.loss, self.steps, self.chosen, self.checks_since = float("inf"), 0, 0, 0
         self.state: dict[str, Tensor] = {}
@@ -115,9 +110,10 @@ class BestSoFar:
 
     @torch.no_grad()
     def _held_out_loss(self) -> float:
-        total, device = 0.0, device_of(self.network)
+        total, device, size = 0.0, device_of(self.network), batch_that_fits(self.held)
         with placed(self.network, device, training=False):
-            for start in range(0, len(self.held), BATCH):
-                x, y = self.held.take(torch.arange(start, min(start + BATCH, len(self.held))))
-                total += float(F.cross_entropy(self.network(x.to(device)), y.to(device), reduction="sum"))
+            for start in range(0, len(self.held), size):
+                batch = self.held.take(torch.arange(start, min(start + size, len(self.held))))
+                there = send_to_device(batch, device)
+                total += float(self.objective.batch_loss(self.network, there)) * len(batch.inputs[0])
         return total / len(self.held)

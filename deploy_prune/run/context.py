@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deploy_prune.data.splits import TransferData
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import TargetError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import require
+from deploy_prune.families import raw_form
 from deploy_prune.networks import build
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.retrain.stopping import require_held
@@ -21,6 +22,7 @@ from deploy_prune.run import keys, preprocessing
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.search.methods import check_options
 from deploy_prune.system import cache
+from deploy_prune.tasks import Objective, Task
 from deploy_prune.training.loop import (
     Session,
     make_accelerator,
@@ -38,6 +40,7 @@ class RunContext:
     """
 
     recipe: Recipe
+    task: Task
     folder: RunFolder
     data: TransferData
     session: Session
@@ -50,15 +53,23 @@ class RunContext:
         """What the stages' keys are made of."""
         return keys.Basis(recipe=self.recipe, data=self.data)
 
-    @property
-    def example(self) -> Tensor:
-        """[1, C, H, W]: what artifacts are made for."""
-        return build.example_input(self.recipe.data)
+    @cached_property
+    def example(self) -> tuple[Tensor, ...]:
+        """What artifacts are made for: zeros, each [1, ...]."""
+        return example_of(self.data)
+
+    def build(self, num_classes: int) -> Objective:
+        """The network for so many classes, with new weights, and what it is trained for."""
+        return self.objective(build.build_network(self.recipe.model, num_classes))
+
+    def objective(self, network: nn.Module) -> Objective:
+        """The network in its raw form, which shares its weights, and what it is trained for."""
+        return Objective(task=self.task, form=raw_form(network, self.example))
 
     @property
     def same_task(self) -> bool:
-        """Source and target have the same classes, so that the classifier is kept."""
-        return self.data.source_classes == self.data.target_classes
+        """Source and target have the same classes (or none), so that class layers are kept."""
+        return self.data.same_task
 
 
 def prepare(
@@ -83,11 +94,17 @@ def prepare(
     session = Session(accelerator=accelerator, seed=recipe.seed, progress=progress)
     found = preprocessing.resolve(recipe)
     summary = found.summary + preprocessing.try_weights(found, accelerator.device)
-    require_held(torch.bincount(found.data.target_train.labels).tolist(), recipe.retrain.hold_out)
+    require_held(torch.bincount(found.data.target_train.strata).tolist(), recipe.retrain.hold_out)
     return RunContext(
-        recipe=found.recipe, folder=folder, data=found.data, session=session, targets=targets, summary=summary,
+        recipe=found.recipe, task=found.task, folder=folder, data=found.data, session=session, targets=targets,
+        summary=summary,
         since=time.time() if fresh else cache.still_valid(),
     )  # fmt: skip
+
+
+def example_of(data: TransferData) -> tuple[Tensor, ...]:
+    """Zeros of the inputs' shapes and types, each [1, ...]."""
+    return tuple(torch.zeros_like(x) for x in data.source_train.take(torch.tensor([0])).inputs)
 
 
 def _targets(recipe: Recipe) -> tuple[Target, ...]:

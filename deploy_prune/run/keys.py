@@ -5,19 +5,19 @@ come out the same again keep everything that was made of them.
 
 | stage | what its key has | why |
 |---|---|---|
-| dense | package, torch, model, weights, source_train, source_test, train, augment, seed, precision
+| dense | package, torch, model, weights, source_train, source_test, train, task, seed, precision
   | the recipe's weights, by content, or the training that makes them; scored on the source's test examples |
-| search | package, torch, model, dense, groups, source_train, augment, search, prune, goal, seed, precision
+| search | package, torch, model, dense, groups, source_train, task, search, prune, goal, seed, precision
   | trains from the dense weights, at the price of the strictest budget; neither what was measured for that price nor
   the machine: it would change a little of the price, and the plan measures anyway |
-| adapt | package, torch, model, dense, target_train, target_test, augment, retrain, same_task, seed, precision
+| adapt | package, torch, model, dense, target_train, target_test, task, retrain, same_task, seed, precision
   | trains the dense network on the target's examples (not where the classes stay the same: then it is copied, whatever
   retrain says); without the settings that only matter beside a teacher |
 | plan | package, torch, model, found, method, groups, source_test, prune, budget, loop, target, machine, export,
   formats, classes
   | chooses by scores and by what candidates cost there, and proves the cut on the source's test examples; not the
   latency table, which only leads to the first candidate, nor how many inferences a candidate is timed for |
-| retrain | package, torch, model, architecture, found, teacher, target_train, target_test, augment, retrain, same_task,
+| retrain | package, torch, model, architecture, found, teacher, target_train, target_test, task, retrain, same_task,
   seed, precision
   | the channels that stay, the weights that they start from, and the teacher; not the target or budget that led there |
 | export | package, torch, model, network, target_test, calibration, format, export, formats
@@ -29,7 +29,9 @@ come out the same again keep everything that was made of them.
 What the entries are: ``package`` is this package's version and a digest of its source, for a version stands still
 between releases. ``torch`` and ``formats`` are versions: torch's, and those of the format's converter and runtime.
 ``model`` is its source and arguments, and the library's version or, for ``module:callable``, a digest of the user's
-code (``user_code``). Data counts by content: images as decoded, labels, normalisation and size. A target counts by what
+code (``user_code``). ``task`` is its name and, of
+``module:callable``, a digest of the user's code. Data counts by content: images as decoded, targets, normalisation,
+size and augmentation. A target counts by what
 changes its artifacts and its latency, never by its title, notes or sources. Not in any key: paths, names, trackers,
 limits of time and memory, where and on how many threads training runs (which changes the last digits only).
 """
@@ -76,12 +78,18 @@ class Basis:
         """Of every stage that takes steps."""
         recipe = self.recipe
         precision = {"mixed_precision": recipe.mixed_precision, "accumulate": recipe.accumulate}
-        return {**self.common, "augment": recipe.data.augment, "seed": recipe.seed, "precision": precision}
+        return {**self.common, "task": self.task_code, "seed": recipe.seed, "precision": precision}
+
+    @cached_property
+    def task_code(self) -> list[str | None]:
+        """The task's name and, of a task of the user's own, a digest of its code."""
+        name = self.recipe.task
+        return [name, code_digest(name) if ":" in name else None]
 
     @property
     def task(self) -> Key:
         """Of every stage that trains and scores on the target's examples."""
-        same = self.data.source_classes == self.data.target_classes
+        same = self.data.same_task
         target = {"target_train": self.data.target_train.digest, "target_test": self.data.target_test.digest}
         return {**self.trained, **target, "same_task": same}
 
@@ -144,7 +152,7 @@ def export(basis: Basis, network: str, target: Target) -> Key:
     if not calibrated:
         del part["calibration_examples"], part["on_refusal"]
     elif part["on_refusal"] == "fp16":
-        part["max_accuracy_drop"] = basis.recipe.export.max_accuracy_drop
+        part["max_score_drop"] = basis.recipe.export.max_score_drop
     return {
         **basis.common, "network": network, "target_test": basis.data.target_test.digest,
         "calibration": _inputs(basis) if calibrated else None, "format": [target.format, target.precision],

@@ -128,7 +128,7 @@ def _deliver(
     budget: Budget, dense: Artifact,
 ) -> Row:  # fmt: skip
     """One target and budget; if the finished artifact misses what its candidate met, planned again with that known."""
-    row = empty_row(target, budget.text, budget.metric)
+    row = empty_row(target, budget.text, budget.metric, context.task.score)
     failure: DeployPruneError | None = None
     for _ in range(PLANS):
         try:
@@ -153,7 +153,7 @@ def _steps(
 ) -> Iterator[Row]:  # fmt: skip
     """Plan, cut and prove, retrain, export and check, measure; the row after each, as far as it is known."""
     place = place_of(target, budget)
-    row = empty_row(target, budget.text, budget.metric)
+    row = empty_row(target, budget.text, budget.metric, context.task.score)
     planned = stages.plan(context, costs, found, target, budget)
     yield (row := with_costs(context, costs, row, target, budget))
     trained = stages.retrain(context, costs, found[1], teacher, place, planned)
@@ -163,7 +163,7 @@ def _steps(
     row = replace(row, precision=artifact.precision, refused=stages.refused(context, place))
     yield (row := replace(row, size_bytes=artifact.size_bytes, parity_max_abs=parity(context, place)))
     require_size(row)
-    yield (row := replace(row, accuracy_artifact=stages.require_accuracy(context, place)))
+    yield (row := replace(row, score_artifact=stages.require_score(context, place)))
     if target.runner is not None:
         latency, beside = final_latency.time_slim(context, target, budget, (dense, artifact))
         yield final_latency.with_latency(row, budget, latency, beside)

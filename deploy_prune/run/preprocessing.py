@@ -13,17 +13,20 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from deploy_prune.data import splits
-from deploy_prune.data.examples import Examples, measured
+from deploy_prune.data.examples import ClassExamples, measured
 from deploy_prune.data.splits import TransferData
+from deploy_prune.errors import DataError, DeployPruneError
 from deploy_prune.networks import build, weights
 from deploy_prune.networks.build import OwnInput
-from deploy_prune.recipe.parts import Recipe
+from deploy_prune.recipe.parts import DataPart, Part, Recipe
+from deploy_prune.tasks import task_named
+from deploy_prune.tasks.classification import CLASSIFICATION
+from deploy_prune.tasks.task import Task
 from deploy_prune.training.loop import placed
 
 IMAGENET: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -44,6 +47,7 @@ class Resolved:
     """A recipe whose data part leaves nothing open, its examples, and sentences that tell of both."""
 
     recipe: Recipe
+    task: Task
     data: TransferData
     own: OwnInput
     summary: tuple[str, ...]
@@ -53,9 +57,55 @@ def resolve(recipe: Recipe) -> Resolved:
     """Find what the recipe leaves open, and load the examples.
 
     Raises:
-        DataError: as `splits.load`; or nothing says how large the input is.
+        DataError: as the task's ``load``; or nothing says how large the input is.
         ModelError: the network can't be built.
+        RecipeError: there is no such task.
     """
+    task = task_named(recipe.task)
+    if "image_size" not in type(recipe.data).model_fields:
+        examples = _loaded(recipe.data, recipe, task)
+        shapes = ", ".join("x".join(map(str, x.shape[1:])) or "a number" for x in _first_inputs(examples))
+        told = (f"Input: {shapes}.", *_told_of_examples(examples))
+        return Resolved(recipe=recipe, task=task, data=examples, own=OwnInput(), summary=told)
+    own, part, origin = _with_own_input(recipe)
+    examples = _loaded(part, recipe, task)
+    part = part.model_copy(update=_found_here(part, examples))
+    channels = "the recipe" if "channels" in recipe.data.model_fields_set else "the default"
+    high, wide = part.size or (0, 0)
+    summary = (
+        f"Input: {part.channels} x {high} x {wide} pixels (size: {origin['image_size']}; channels: {channels}).",
+        f"Normalisation: mean {_shown(part.mean)} ({origin['mean']}), std {_shown(part.std)} ({origin['std']}).",
+        *_told_of_examples(examples),
+    )
+    found = recipe.model_copy(update={"data": part})
+    return Resolved(recipe=found, task=task, data=examples, own=own, summary=summary)
+
+
+def _loaded(part: Part, recipe: Recipe, task: Task) -> TransferData:
+    """The task's examples.
+
+    Raises:
+        DataError: a task of the user's own fails, or loads something else.
+    """
+    try:
+        found: object = task.load(part, recipe.seed)
+    except DeployPruneError:
+        raise
+    except Exception as error:
+        message = f"task: the load of {recipe.task!r} failed: {type(error).__name__}: {error}"
+        raise DataError(message) from error
+    if not isinstance(found, TransferData):
+        message = f"task: the load of {recipe.task!r} gave {type(found).__name__}, not a deploy_prune.TransferData."
+        raise DataError(message)
+    return found
+
+
+def _first_inputs(examples: TransferData) -> tuple[Tensor, ...]:
+    return examples.source_train.take(torch.tensor([0])).inputs
+
+
+def _with_own_input(recipe: Recipe) -> tuple[OwnInput, DataPart, dict[str, str]]:
+    """The network's own configuration, the data part with what it says, and where size, mean and std come from."""
     own, part = _own_input(recipe), recipe.data
     origin = dict.fromkeys(("image_size", "mean", "std"), "the recipe")
     if part.image_size is None:
@@ -66,21 +116,17 @@ def resolve(recipe: Recipe) -> Resolved:
             is_own = recipe.model.weights is not None and values is not None and len(values) == part.channels
             origin[key] = own.source if is_own else OWN_UNSURE if recipe.model.weights else "the source data's own"
             part = part.model_copy(update={key: list(values)}) if is_own and values else part
-    examples = splits.load(part, recipe.seed)
-    norm = examples.source_train
-    found_here = {
-        "image_size": norm.size, "shots": examples.shots_a_class, "mean": part.mean or norm.mean.tolist(),
-        "std": part.std or norm.std.tolist(),
+    return own, part, origin
+
+
+def _found_here(part: DataPart, examples: TransferData) -> dict[str, Any]:
+    """What the examples say where the part says nothing."""
+    used: Any = examples.source_train
+    high, wide = _first_inputs(examples)[0].shape[2:]
+    return {
+        "image_size": high if high == wide else [high, wide], "shots": examples.shots_a_class,
+        "mean": part.mean or used.mean.tolist(), "std": part.std or used.std.tolist(),
     }  # fmt: skip
-    part = part.model_copy(update=found_here)
-    channels = "the recipe" if "channels" in recipe.data.model_fields_set else "the default"
-    size = f"{part.channels} x {part.image_size} x {part.image_size}"
-    summary = (
-        f"Input: {size} pixels (size: {origin['image_size']}; channels: {channels}).",
-        f"Normalisation: mean {_shown(part.mean)} ({origin['mean']}), std {_shown(part.std)} ({origin['std']}).",
-        *_told_of_examples(examples),
-    )
-    return Resolved(recipe=recipe.model_copy(update={"data": part}), data=examples, own=own, summary=summary)
 
 
 def _own_input(recipe: Recipe) -> OwnInput:
@@ -96,7 +142,7 @@ def _told_of_examples(examples: TransferData) -> tuple[str, str]:
     used, there, a_class = len(examples.target_train), examples.num_available, examples.shots_a_class
     learned = f"all {there}" if used == there else f"{used} of {there}"
     shots = "" if a_class is None else f", {a_class} a class"
-    same = examples.source_classes == examples.target_classes
+    same = examples.same_task
     dense = "the original network, unchanged: the target's classes are the source's"
     if not same:
         dense = "the original network with a new classifier, adapted with the same examples: the target's classes are "
@@ -119,7 +165,9 @@ def try_weights(resolved: Resolved, device: torch.device) -> tuple[str, ...]:
         return ()
     network = build.build_network(model, resolved.data.num_source)
     weights.load_given(network, model, resolved.data.num_source)
-    return () if model.head == "new" else doubts(network, resolved, device)
+    if model.head == "new" or resolved.task is not CLASSIFICATION:
+        return ()
+    return doubts(network, resolved, device)
 
 
 def doubts(network: nn.Module, resolved: Resolved, device: torch.device) -> tuple[str, ...]:
@@ -128,9 +176,10 @@ def doubts(network: nn.Module, resolved: Resolved, device: torch.device) -> tupl
     The network (with its weights) is asked for ``TRIED`` training examples of the source task under the run's
     normalisation and some others. Two are compared by the examples that only one of them gets right: b and c are
     equally likely if neither is better, so that b - c has the standard error sqrt(b + c) (McNemar 1947).
-    ``model.accuracy`` is compared by the binomial error of a share.
+    ``model.score`` is compared by the binomial error of a share.
     """
     examples, recipe = resolved.data.source_train, resolved.recipe
+    assert isinstance(examples, ClassExamples)
     chosen = torch.linspace(0, len(examples) - 1, min(TRIED, len(examples))).round().long()
     pixels, labels = examples.pixels(chosen), examples.labels[chosen]
     here: Normalisation = (tuple(examples.mean.tolist()), tuple(examples.std.tolist()))
@@ -150,10 +199,10 @@ def doubts(network: nn.Module, resolved: Resolved, device: torch.device) -> tupl
             f"and {_share(theirs)} with {name}, more than {STANDARD_ERRORS:g} standard errors better. If they were "
             f"trained so, write data.mean: [{_shown(norm[0], ', ')}] and data.std: [{_shown(norm[1], ', ')}]."
         )
-    said, score = recipe.model.accuracy, float(ours.float().mean())
+    said, score = recipe.model.score, float(ours.float().mean())
     if said is not None and is_short(said, score, len(ours)):
         found.append(
-            f"model.accuracy: the weights are said to score {said:.1%}, and score {score:.1%} on {len(ours)} training "
+            f"model.score: the weights are said to score {said:.1%}, and score {score:.1%} on {len(ours)} training "
             "examples. Look at the order of the classes, data.image_size, data.mean and data.std."
         )
     for sentence in found:
@@ -166,7 +215,7 @@ def is_short(said: float, score: float, num_examples: int) -> bool:
     return said - score > STANDARD_ERRORS * sqrt(said * (1 - said) / num_examples)
 
 
-def _candidates(examples: Examples, own: OwnInput) -> Mapping[str, Normalisation]:
+def _candidates(examples: ClassExamples, own: OwnInput) -> Mapping[str, Normalisation]:
     """Normalisations that networks are trained with, by name."""
     channels = len(examples.mean)
     mean, std = measured(examples.images)

@@ -12,6 +12,7 @@ from deploy_prune.report.row import Row
 from deploy_prune.run import final_latency, stages
 from deploy_prune.run.context import RunContext
 from deploy_prune.run.stages import place_of
+from deploy_prune.tasks import Score
 from deploy_prune.types import Artifact, Budget, Metric, Target
 
 
@@ -20,7 +21,7 @@ def dense_row(context: RunContext, costs: CandidateCosts, target: Target, artifa
     place = f"dense/{target.name}"
     row = _dense_costs(context, costs, target)
     row = replace(
-        row, size_bytes=artifact.size_bytes, accuracy=row.accuracy_dense, parity_max_abs=parity(context, place),
+        row, size_bytes=artifact.size_bytes, score=row.score_dense, parity_max_abs=parity(context, place),
         precision=artifact.precision, refused=stages.refused(context, place),
     )  # fmt: skip
     try:
@@ -29,7 +30,7 @@ def dense_row(context: RunContext, costs: CandidateCosts, target: Target, artifa
         else:
             latency = final_latency.time_dense(context, target, artifact)
             row = final_latency.with_latency(row, None, latency, latency)
-        return replace(row, accuracy_artifact=stages.require_accuracy(context, place))
+        return replace(row, score_artifact=stages.require_score(context, place))
     except DeployPruneError as error:
         return row.failed(error)
 
@@ -37,18 +38,19 @@ def dense_row(context: RunContext, costs: CandidateCosts, target: Target, artifa
 def failed_rows(context: RunContext, costs: CandidateCosts, target: Target, error: DeployPruneError) -> list[Row]:
     """The rows of a target without a dense artifact, beside which the others would be measured."""
     dense = _dense_costs(context, costs, target)
-    dense = replace(dense, accuracy=dense.accuracy_dense).failed(error)
-    slim = [empty_row(target, budget.text, budget.metric).failed(error) for budget in context.recipe.parsed_budgets]
+    dense = replace(dense, score=dense.score_dense).failed(error)
+    asked = context.recipe.parsed_budgets
+    slim = [empty_row(target, b.text, b.metric, context.task.score).failed(error) for b in asked]
     return [dense, *slim]
 
 
-def empty_row(target: Target, budget: str, metric: Metric) -> Row:
+def empty_row(target: Target, budget: str, metric: Metric, score: Score) -> Row:
     """Of a target and budget of which nothing is known yet."""
     return Row(
         target=target.name, runtime=target.runtime, precision=target.precision, budget=budget, metric=metric,
         asked=None, predicted=None, predicted_ms=None, measured_p50_ms=None, measured_p90_ms=None, dense_p50_ms=None,
-        measured_on=None, macs=None, params=None, size_bytes=None, accuracy=None, accuracy_dense=None,
-        accuracy_artifact=None, parity_max_abs=None,
+        measured_on=None, macs=None, params=None, size_bytes=None, score=None, score_dense=None, score_artifact=None,
+        parity_max_abs=None, score_name=score.name, score_unit=score.unit, higher_is_better=score.higher,
         status="predicted" if target.runner is None else "ok", error=None,
     )  # fmt: skip
 
@@ -72,10 +74,10 @@ def with_costs(context: RunContext, costs: CandidateCosts, row: Row, target: Tar
 
 
 def with_network(context: RunContext, row: Row, slim: nn.Module, place: str) -> Row:
-    """The retrained network's size and accuracy, beside the dense one's."""
+    """The retrained network's size and score, beside the dense one's."""
     return replace(
         _with_dense(context, row), params=sum(p.numel() for p in slim.parameters()),
-        accuracy=context.folder.read_json(f"{place}/retrain.json")["accuracy"],
+        score=context.folder.read_json(f"{place}/retrain.json")["score"],
     )  # fmt: skip
 
 
@@ -102,16 +104,16 @@ def require_size(row: Row) -> None:
 def _dense_costs(context: RunContext, costs: CandidateCosts, target: Target) -> Row:
     """What is counted of the dense network."""
     counts = costs.structure.dense_counts
-    row = _with_dense(context, empty_row(target, "dense", context.recipe.metric))
+    row = _with_dense(context, empty_row(target, "dense", context.recipe.metric, context.task.score))
     return replace(row, macs=round(costs.cost(target, "macs")(counts)), params=costs.num_params(counts))
 
 
 def _with_dense(context: RunContext, row: Row) -> Row:
     """The yardstick, the network as given, and the examples that the slim network learns from."""
     told, used = context.folder.read_json("dense/adapted.json"), context.data
-    given = context.folder.read_json("dense/training.json")["source_accuracy"]
+    given = context.folder.read_json("dense/training.json")["source_score"]
     return replace(
-        row, accuracy_dense=told["accuracy"], accuracy_given=given, dense_adapted=told["adapted"],
+        row, score_dense=told["score"], score_given=given, dense_adapted=told["adapted"],
         train_examples=len(used.target_train), train_examples_of=used.num_available,
         test_examples=len(used.target_test),
     )  # fmt: skip

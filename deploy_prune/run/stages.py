@@ -23,26 +23,22 @@ from deploy_prune.export import FORMATS, isolated
 from deploy_prune.networks import build, weights
 from deploy_prune.networks.copies import copied
 from deploy_prune.recipe.parts import ExportPart
+from deploy_prune.report.units import in_unit
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt, for_new_classes
 from deploy_prune.run import keys
 from deploy_prune.run.context import RunContext
 from deploy_prune.run.folder import RunFolder, thinned
-from deploy_prune.run.proof import calibration_inputs, prove_artifact
+from deploy_prune.run.proof import calibration_inputs, prove_artifact, some_inputs
 from deploy_prune.search.frame import SearchGoal, SearchJob
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.search.methods import METHODS, values
 from deploy_prune.surgery import remembered, verify
 from deploy_prune.surgery.cut import cut
 from deploy_prune.system.shell import remove
-from deploy_prune.training.loop import (
-    accuracy,
-    channels_last,
-    sample,
-    set_seed,
-    train_classifier,
-)
+from deploy_prune.tasks import Objective, Score
+from deploy_prune.training.loop import channels_last, network_score, sample, set_seed, train_network
 from deploy_prune.types import Artifact, Budget, SearchResult, Structure, Target
 
 PROOF_EXAMPLES = 8
@@ -53,14 +49,14 @@ def candidate_costs(context: RunContext, scratch: Path) -> CandidateCosts:
     """The network with initial weights, and its channel groups, each tried for real."""
     set_seed(context.recipe.seed)
     context.session.progress("find the channel groups", 0, 1)
-    network = as_if_trained(build.build_network(context.recipe.model, context.data.num_source))
-    inputs = (context.data.source_test.take(context.data.source_test.spread(PROOF_EXAMPLES // 2))[0],)
-    structure = remembered.cuttable_groups(network, (context.example,), inputs, context.recipe.prune, gates_of)
+    network = as_if_trained(context.build(context.data.num_source).form.network)
+    inputs = some_inputs(context.data.source_test, PROOF_EXAMPLES // 2)
+    structure = remembered.cuttable_groups(network, context.example, inputs, context.recipe.prune, gates_of)
     context.session.progress("find the channel groups", 1, 1, groups=len(structure.groups))
     return CandidateCosts(
-        network=network, structure=structure, inputs=(context.example,), identity=identity_of(context.recipe.model),
+        network=network, structure=structure, inputs=context.example, identity=identity_of(context.recipe.model),
         scratch=scratch, prune=context.recipe.prune, export=context.recipe.export, measure=context.recipe.measure,
-        progress=context.session.progress, calibration=(calibration_inputs(context.data, context.recipe.export),),
+        progress=context.session.progress, calibration=calibration_inputs(context.data, context.recipe.export),
         since=context.since,
     )  # fmt: skip
 
@@ -80,20 +76,22 @@ def train_dense(context: RunContext) -> str:
 
     def compute() -> None:
         set_seed(recipe.seed)
-        network = build.build_network(recipe.model, context.data.num_source)
+        given = build.build_network(recipe.model, context.data.num_source)
         losses: list[float] = []
-        taken = weights.load_given(network, recipe.model, context.data.num_source)
+        taken = weights.load_given(given, recipe.model, context.data.num_source)
+        made = context.objective(given)
+        network = made.form.network
         if taken is None or recipe.model.head == "new":
-            losses = train_classifier(
-                network, context.data.source_train, recipe.train, session=context.session, augment=recipe.data.augment,
+            losses = train_network(
+                network, context.data.source_train, made, recipe.train, session=context.session,
                 work="train the dense network",
             )  # fmt: skip
         folder.write_tensors("dense/weights.safetensors", network.state_dict())
-        score = accuracy(network, context.data.source_test, accelerator=context.session.accelerator)
-        norm = {"mean": context.data.source_train.mean.tolist(), "std": context.data.source_train.std.tolist()}
+        found = network_score(network, context.data.source_test, made, accelerator=context.session.accelerator)
+        norm = {"mean": getattr(recipe.data, "mean", None), "std": getattr(recipe.data, "std", None)}
         folder.write_json(
             "dense/training.json",
-            {"loss": thinned(losses), "source_accuracy": score, **norm, "taken": taken and vars(taken)},
+            {"loss": thinned(losses), "source_score": found, **norm, "taken": taken and vars(taken)},
         )
 
     folder.stage("dense", keys.dense(context.basis), ["dense/weights.safetensors", "dense/training.json"], compute)
@@ -105,14 +103,15 @@ def search(context: RunContext, costs: CandidateCosts, dense: str) -> tuple[str,
     recipe, folder = context.recipe, context.folder
 
     def compute() -> None:
-        network = source_network(context, folder.read_tensors("dense/weights.safetensors"))
-        stream = batches(context.data.source_train, recipe.search.batch_size, recipe.seed, recipe.data.augment)
+        made = source_network(context, folder.read_tensors("dense/weights.safetensors"))
+        network = made.form.network
+        stream = batches(context.data.source_train, recipe.search.batch_size, recipe.seed)
         set_seed(recipe.seed)
         device = context.session.accelerator.device
         teacher = copied(network).to(device).eval()
-        task = taught(teacher, recipe.search.distill, recipe.search.temperature)
+        loss = taught(made, teacher, recipe.search.distill, recipe.search.temperature)
         job = SearchJob(
-            network=network, structure=costs.structure, loss=task, batches=stream, goal=smallest_goal(context, costs),
+            network=network, structure=costs.structure, loss=loss, batches=stream, goal=smallest_goal(context, costs),
             config=recipe.search, session=context.session,
         )  # fmt: skip
         inputs = sample(context.data.source_train, device)
@@ -156,23 +155,28 @@ def strictest(context: RunContext, costs: CandidateCosts) -> tuple[Target, Budge
     return min(((t, b) for t in context.targets for b in context.recipe.parsed_budgets), key=order)
 
 
-def source_network(context: RunContext, state: Mapping[str, Tensor]) -> nn.Module:
+def source_network(context: RunContext, state: Mapping[str, Tensor]) -> Objective:
     """The dense network for the source classes, with these weights."""
-    network = build.build_network(context.recipe.model, context.data.num_source)
-    weights.load_state(network, state)
-    return network
+    made = context.build(context.data.num_source)
+    weights.load_state(made.form.network, state)
+    return made
 
 
-def target_network(context: RunContext, state: Mapping[str, Tensor] | None) -> nn.Module:
-    """The dense network for the target classes: a new classifier, all else as in ``state`` (None: all new)."""
+def target_network(context: RunContext, state: Mapping[str, Tensor] | None) -> Objective:
+    """The dense network for the target classes: new class layers, all else as in ``state`` (None: all new)."""
     set_seed(context.recipe.seed)
-    network = build.build_network(context.recipe.model, context.data.num_target)
+    made = context.build(context.data.num_target)
     if state is not None:
-        head = (
-            frozenset[str]() if context.same_task else build.head_tensors(context.recipe.model, context.data.num_target)
-        )
-        weights.load_state(network, {k: v for k, v in state.items() if k not in head}, strict=False)
-    return network
+        head = frozenset[str]() if context.same_task else _head_tensors(context)
+        weights.load_state(made.form.network, {k: v for k, v in state.items() if k not in head}, strict=False)
+    return made
+
+
+def _head_tensors(context: RunContext) -> frozenset[str]:
+    """The dense network's tensors whose shapes depend on the number of target classes."""
+    return build.head_tensors(
+        context.recipe.model, context.data.num_target, lambda network: context.objective(network).form.network
+    )
 
 
 def adapt_dense(context: RunContext, dense: str) -> str:
@@ -185,11 +189,12 @@ def adapt_dense(context: RunContext, dense: str) -> str:
     def compute() -> None:
         state = folder.read_tensors("dense/weights.safetensors")
         if context.same_task:
-            score = folder.read_json("dense/training.json")["source_accuracy"]
-            told = {"accuracy": score, "steps": 0, "chosen_step": 0, "held_out": 0}
+            found = folder.read_json("dense/training.json")["source_score"]
+            told = {"score": found, "steps": 0, "chosen_step": 0, "held_out": 0}
         else:
-            network = target_network(context, state)
-            told, state = _adapt(context, network, None, None, "adapt the dense network"), network.state_dict()
+            made = target_network(context, state)
+            network = made.form.network
+            told, state = _adapt(context, network, made, None, None, "adapt the dense network"), network.state_dict()
         folder.write_tensors("dense/adapted.safetensors", state)
         folder.write_json("dense/adapted.json", {**told, "adapted": not context.same_task})
 
@@ -200,25 +205,26 @@ def adapt_dense(context: RunContext, dense: str) -> str:
 
 def teacher_of(context: RunContext) -> nn.Module:
     """The dense network on the target task."""
-    network = target_network(context, None)
+    network = target_network(context, None).form.network
     weights.load_state(network, context.folder.read_tensors("dense/adapted.safetensors"))
     return network
 
 
 def _adapt(
-    context: RunContext, network: nn.Module, teacher: nn.Module | None, match: Match | None, work: str
-) -> dict[str, Any]:
+    context: RunContext, network: nn.Module, objective: Objective, teacher: nn.Module | None, match: Match | None,
+    work: str,
+) -> dict[str, Any]:  # fmt: skip
     """Train in place on the target task; what there is to tell of it."""
     part = context.recipe.retrain if teacher else context.recipe.retrain.model_copy(update={"init": "inherit"})
     part = part if context.same_task else for_new_classes(part)
     work = f"{work} with {len(context.data.target_train)} of {context.data.num_available} examples"
     done = adapt(
-        network, context.data.target_train, part, teacher=teacher, session=context.session,
-        augment=context.recipe.data.augment, match=match, work=work,
+        network, context.data.target_train, objective, part, teacher=teacher, session=context.session, match=match,
+        work=work,
     )  # fmt: skip
-    score = accuracy(network, context.data.target_test, accelerator=context.session.accelerator)
+    found = network_score(network, context.data.target_test, objective, accelerator=context.session.accelerator)
     told = {"steps": len(done.losses), "chosen_step": done.chosen_step, "held_out": done.num_held_out}
-    return {"accuracy": score, **told}
+    return {"score": found, **told}
 
 
 def plan(
@@ -232,10 +238,10 @@ def plan(
         planned = enforce(
             costs, target, budget, scores, context.session.progress, f"{target.name} {budget.text}: budget"
         )
-        proof = prove(context, costs.structure, source_network(context, found[1].state), planned)
-        dense = target_network(context, None)
+        proof = prove(context, costs.structure, source_network(context, found[1].state).form.network, planned)
+        dense = target_network(context, None).form.network
         described = json_file.describe(
-            context.recipe.model, context.data.num_target, tuple(context.example.shape), planned.keep, dense,
+            context.recipe.model, context.data.num_target, context.example, planned.keep, dense,
             cut(dense, costs.structure, planned.keep),
         )  # fmt: skip
         folder.write_text(f"{place}/architecture.json", json_file.dumps(described))
@@ -249,7 +255,7 @@ def plan(
 
 def prove(context: RunContext, structure: Structure, network: nn.Module, planned: Plan) -> verify.Verification:
     """Prove masked == cut for the trained network, on real examples."""
-    inputs = (context.data.source_test.take(context.data.source_test.spread(PROOF_EXAMPLES))[0],)
+    inputs = some_inputs(context.data.source_test, PROOF_EXAMPLES)
     return verify.prove(network, structure, planned.keep, inputs, gates_of(structure))
 
 
@@ -261,9 +267,10 @@ def retrain(
 
     def compute() -> None:
         keep = json_file.load(folder.path / place / "architecture.json").keep
-        dense = target_network(context, found.state if recipe.retrain.init == "inherit" else None)
-        slim = cut(dense, costs.structure, keep)
-        told = _adapt(context, slim, teacher, match(costs.structure, keep), f"{place.replace('/', ' ')}: retrain")
+        made = target_network(context, found.state if recipe.retrain.init == "inherit" else None)
+        slim = cut(made.form.network, costs.structure, keep)
+        work = f"{place.replace('/', ' ')}: retrain"
+        told = _adapt(context, slim, made, teacher, match(costs.structure, keep), work)
         folder.write_tensors(f"{place}/weights.safetensors", slim.state_dict())
         folder.write_json(f"{place}/retrain.json", told)
 
@@ -277,7 +284,7 @@ def retrain(
 def slim_network(context: RunContext, costs: CandidateCosts, place: str) -> nn.Module:
     """The retrained slim network of a place."""
     keep = json_file.load(context.folder.path / place / "architecture.json").keep
-    slim = cut(target_network(context, None), costs.structure, keep)
+    slim = cut(target_network(context, None).form.network, costs.structure, keep)
     weights.load_state(slim, context.folder.read_tensors(f"{place}/weights.safetensors"))
     return slim.eval()
 
@@ -313,14 +320,14 @@ def _proven(
     """The artifact in this precision, and what parity.json says of it.
 
     Raises:
-        ParityError: it isn't the network; or, in int8 where fp16 may take its place, it loses too much accuracy.
+        ParityError: it isn't the network; or, in int8 where fp16 may take its place, its score drops too far.
     """
     part = context.recipe.export
     inputs = calibration_inputs(context.data, part) if precision == "int8" else None
     artifact = isolated.write(target.format, network, context.example, path, precision, part, inputs)
-    told = prove_artifact(context.data, network, artifact)
+    told = prove_artifact(context.data, network, artifact, target_network(context, None))
     if precision == "int8" and part.on_refusal == "fp16":
-        _refuse_loss(str(path), told, part)
+        _refuse_loss(str(path), told, part, context.task.score)
     return artifact, told
 
 
@@ -336,25 +343,29 @@ def _offer(target: Target, part: ExportPart) -> str:
     )
 
 
-def require_accuracy(context: RunContext, place: str) -> float | None:
-    """The accuracy of a place's artifact on the target task's test examples; None in fp32, where it is the network's.
+def require_score(context: RunContext, place: str) -> float | None:
+    """The score of a place's artifact on the target task's test examples; None in fp32, where it is the network's.
 
     Raises:
-        ParityError: it is more than ``export.max_accuracy_drop`` below that of the network that it was made from.
+        ParityError: it is further from that of the network that it was made from than ``export.max_score_drop``.
     """
     told = context.folder.read_json(f"{place}/parity.json")
-    _refuse_loss(place, told, context.recipe.export)
-    found: float | None = told.get("accuracy_artifact")
+    _refuse_loss(place, told, context.recipe.export, context.task.score)
+    found: float | None = told.get("score_artifact")
     return found
 
 
-def _refuse_loss(place: str, told: Mapping[str, Any], part: ExportPart) -> None:
-    found, allowed = told.get("accuracy_artifact"), part.max_accuracy_drop
-    if found is not None and told["accuracy"] - found > allowed:
+def _refuse_loss(place: str, told: Mapping[str, Any], part: ExportPart, score: Score) -> None:
+    found, expected = told.get("score_artifact"), told.get("score")
+    if found is None or expected is None:
+        return
+    lost, allowed = (expected - found) * (1 if score.higher else -1), part.allowed_drop(expected)
+    if lost > allowed:
         message = (
-            f"{place}: the artifact's accuracy is {found:.1%}, the network's {told['accuracy']:.1%}; at most "
-            f"{allowed:.1%} less are allowed (export.max_accuracy_drop). Use fp16 (for int8, export.on_refusal: fp16 "
-            "does it), or more export.calibration_examples."
+            f"{place}: the artifact's {score.name} is {in_unit(found, score.unit)}, the network's "
+            f"{in_unit(expected, score.unit)}; it may be worse by {in_unit(allowed, score.unit)} "
+            "(export.max_score_drop). Use fp16 (for int8, export.on_refusal: fp16 does it), or more "
+            "export.calibration_examples."
         )
         raise ParityError(message)
 

@@ -15,7 +15,16 @@ ADDED: Final[set[str]] = set()
 
 
 def import_callable(source: str, key: str, error: type[DeployPruneError]) -> Callable[..., Any]:
-    """The callable that ``package.module:name`` names. The current directory is searched last.
+    """The callable that ``package.module:name`` names; arguments and errors as for `import_object`."""
+    found = import_object(source, key, error)
+    if not callable(found):
+        message = f"{key}: {source!r} is not callable but of type {type(found).__name__}."
+        raise error(message)
+    return found  # type: ignore[no-any-return]
+
+
+def import_object(source: str, key: str, error: type[DeployPruneError]) -> Any:
+    """What ``package.module:name`` names. The current directory is searched last.
 
     Args:
         source: ``module:callable``.
@@ -23,7 +32,7 @@ def import_callable(source: str, key: str, error: type[DeployPruneError]) -> Cal
         error: the class to raise.
 
     Raises:
-        DeployPruneError: (of the class ``error``) no such module, it fails to import, or it has no such callable.
+        DeployPruneError: (of the class ``error``) no such module, it fails to import, or it has nothing of that name.
     """
     module_name, _, name = source.partition(":")
     if (here := str(Path.cwd())) not in sys.path:
@@ -35,7 +44,4 @@ def import_callable(source: str, key: str, error: type[DeployPruneError]) -> Cal
     except Exception as problem:
         message = f"{key}: {source!r} can't be imported: {problem}."
         raise error(message) from problem
-    if not callable(found):
-        message = f"{key}: {source!r} is not callable but of type {type(found).__name__}."
-        raise error(message)
-    return found  # type: ignore[no-any-return]
+    return found

@@ -35,7 +35,7 @@ def detection(score: str = "mAP50-95") -> Task:
         message = f"score: a detector can't be judged by {score!r}; known: {', '.join(SCORES)}.{perhaps(score, SCORES)}"
         raise DataError(message)
     return Task(
-        name="detection", score=Score(name=score), load=load_boxes, loss=loss, judge=partial(judge, score=score),
+        score=Score(name=score), load=load_boxes, loss=loss, judge=partial(judge, score=score),
         distance=relative,
     )  # fmt: skip
 

@@ -101,6 +101,4 @@ def _resized(logits: Tensor, targets: Tensor) -> Tensor:
     return F.interpolate(logits, tuple(targets.shape[1:]), mode="bilinear", align_corners=False)
 
 
-SEGMENTATION: Final = Task(
-    name="segmentation", score=Score(name="mIoU"), load=load_masks, loss=loss, judge=judge, distance=distance
-)
+SEGMENTATION: Final = Task(score=Score(name="mIoU"), load=load_masks, loss=loss, judge=judge, distance=distance)

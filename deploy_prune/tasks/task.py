@@ -5,13 +5,16 @@ B batch. Outputs are what a network's raw form gives: a tensor, or a tuple of te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from deploy_prune.data.examples import Batch
 from deploy_prune.data.splits import TransferData
+from deploy_prune.families.raw_form import RawForm
+from deploy_prune.types import Forward
 
 Outputs = Any
 Targets = Any
@@ -31,7 +34,6 @@ class Task:
     """What a network is for. A task of your own is one of these, or a function of no arguments that makes one.
 
     Attributes:
-        name: as results and pages say it.
         score: what a network is judged by.
         load: (the recipe's ``data``, seed) -> examples to train on and to judge by.
         loss: (outputs, targets) -> scalar. Taken where the network's family has no loss of its own.
@@ -40,9 +42,34 @@ class Task:
         distance: (a student's outputs, its teacher's, temperature) -> scalar; the teacher's need no gradient.
     """
 
-    name: str
     score: Score
     load: Callable[[Any, int], TransferData]
     loss: Callable[[Outputs, Targets], Tensor]
     judge: Callable[[Iterable[tuple[Any, Targets]]], float]
     distance: Callable[[Outputs, Outputs, float], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Objective:
+    """What one network is trained for and judged by: its task, with its family's own loss and decoding."""
+
+    task: Task
+    form: RawForm
+
+    def loss(self, outputs: Outputs, targets: Targets) -> Tensor:
+        """A scalar."""
+        own = self.form.loss
+        return self.task.loss(outputs, targets) if own is None else own(outputs, targets)
+
+    def batch_loss(self, forward: Forward, batch: Batch) -> Tensor:
+        """The loss of a batch: a `types.Loss`."""
+        return self.loss(forward(*batch.inputs), batch.targets)
+
+    def judge(self, pairs: Iterable[tuple[Outputs, Targets]]) -> float:
+        """The score of a network's outputs, or of an artifact's, beside their targets; a batch each."""
+        return self.task.judge(self._decoded(pairs))
+
+    def _decoded(self, pairs: Iterable[tuple[Outputs, Targets]]) -> Iterator[tuple[Any, Targets]]:
+        decode = self.form.decode
+        for outputs, targets in pairs:
+            yield outputs if decode is None else decode(outputs), targets

@@ -35,9 +35,9 @@ def reestimate(network: nn.Module, batches: Iterator[Batch], num_examples: int =
     try:
         seen = 0
         while seen < num_examples:
-            x = next(batches)[0].to(device)
-            network(x)
-            seen += len(x)
+            inputs = next(batches).inputs
+            network(*(x.to(device) for x in inputs))
+            seen += len(inputs[0])
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum

@@ -12,27 +12,28 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from deploy_prune.data.examples import Batch, Examples
+from deploy_prune.data.examples import Examples
 from deploy_prune.data.loaders import batches
 from deploy_prune.errors import TrainingError
 from deploy_prune.networks.compare import relative
 from deploy_prune.networks.copies import copied
-from deploy_prune.recipe.parts import Augment, TrainPart
+from deploy_prune.recipe.parts import TrainPart
+from deploy_prune.tasks.task import Objective
 from deploy_prune.training.accelerator import OwnAccelerator
 from deploy_prune.training.batchnorm import reestimate
-from deploy_prune.types import Forward, Progress, silent
+from deploy_prune.types import Progress, silent
 
 MOMENTUM = 0.9
 PRECISIONS = ("no", "bf16")
 SAMPLE = 4  # examples for a first look at a network
+SCORED, SCORED_NUMBERS = 256, 1 << 23  # examples that are scored at a time, and numbers of their inputs
 SAME = 1e-3  # of the largest output, by which outputs may change where sums are taken in another order
 WARMUP_SHARE = 0.2  # of the steps, in which the learning rate rises
 
@@ -136,9 +137,9 @@ def channels_last(network: nn.Module, inputs: Sequence[Tensor], device: torch.de
         _lay_out(weights, torch.contiguous_format)
 
 
-def sample(examples: Examples, device: torch.device) -> tuple[Tensor]:
-    """A few examples on the device, for a first look at a network: ([B, C, S, S],)."""
-    return (examples.take(torch.arange(min(SAMPLE, len(examples))))[0].to(device),)
+def sample(examples: Examples, device: torch.device) -> tuple[Tensor, ...]:
+    """A few examples' inputs on the device, for a first look at a network."""
+    return tuple(x.to(device) for x in examples.take(torch.arange(min(SAMPLE, len(examples)))).inputs)
 
 
 def _lay_out(weights: Sequence[nn.Parameter], memory_format: torch.memory_format) -> None:
@@ -207,16 +208,10 @@ def fit(
     return losses
 
 
-def train_classifier(
-    network: nn.Module,
-    examples: Examples,
-    part: TrainPart,
-    *,
-    session: Session,
-    augment: Augment,
-    work: str = "train",
+def train_network(
+    network: nn.Module, examples: Examples, objective: Objective, part: TrainPart, *, session: Session, work: str
 ) -> list[float]:
-    """Train in place with cross entropy, SGD with Nesterov momentum and one cycle of the learning rate.
+    """Train in place with the objective's loss, SGD with Nesterov momentum and one cycle of the learning rate.
 
     Batch-norm statistics are taken anew in the end: in a short training, norms with a small momentum (torchvision's
     MobileNetV3 has 0.01) would still have their first ones.
@@ -230,9 +225,9 @@ def train_classifier(
     with placed(network, device, training=True), channels_last(network, sample(examples, device), device):
         groups = decay_groups(network, part.weight_decay, part.lr)
         optimizer = SGD(groups, lr=part.lr, momentum=MOMENTUM, nesterov=True)
-        stream = batches(examples, part.batch_size, session.seed, augment)
+        stream = batches(examples, part.batch_size, session.seed)
         losses = fit(
-            lambda batch: classification(network, batch),
+            lambda batch: objective.batch_loss(network, batch),
             stream,
             [optimizer],
             accelerator=session.accelerator,
@@ -294,28 +289,32 @@ def one_cycle(optimizer: Optimizer, steps: int) -> list[LRScheduler]:
     ]
 
 
-def classification(forward: Forward, batch: Batch) -> Tensor:
-    """Cross entropy of ``forward(x)`` (logits [B, classes]) with y (int64 [B]): a `types.Loss`."""
-    x, y = batch
-    return F.cross_entropy(forward(x), y)
-
-
 @torch.no_grad()
-def accuracy(
-    network: nn.Module, examples: Examples, batch_size: int = 256, *, accelerator: Accelerator | None = None
+def outputs_and_targets(network: nn.Module, examples: Examples, device: torch.device) -> Iterator[tuple[Any, Any]]:
+    """What the network gives for all examples, in order, a batch at a time, and their targets; both on the CPU."""
+    size = batch_that_fits(examples)
+    for start in range(0, len(examples), size):
+        batch = examples.take(torch.arange(start, min(start + size, len(examples))))
+        outputs = network(*(x.to(device) for x in batch.inputs))
+        yield tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, outputs), batch.targets
+
+
+def batch_that_fits(examples: Examples) -> int:
+    """Examples that are asked at a time: at most SCORED, and so many that their inputs have SCORED_NUMBERS numbers."""
+    numbers = sum(x[:1].numel() for x in examples.take(torch.tensor([0])).inputs)
+    return max(1, min(SCORED, SCORED_NUMBERS // max(1, numbers)))
+
+
+def network_score(
+    network: nn.Module, examples: Examples, objective: Objective, *, accelerator: Accelerator | None = None
 ) -> float:
-    """Share of examples (0 to 1) whose highest logit is their label, in evaluation mode; the mode is restored.
+    """The network's score on the examples, in evaluation mode; the mode is restored.
 
     Runs where the network is, or on the accelerator's device if one is given.
     """
     device = accelerator.device if accelerator else device_of(network)
-    correct = 0
     with placed(network, device, training=False):
-        for start in range(0, len(examples), batch_size):
-            indices = torch.arange(start, min(start + batch_size, len(examples)))
-            x, y = send_to_device(examples.take(indices), device)
-            correct += int((network(x).argmax(1) == y).sum())
-    return correct / len(examples)
+        return objective.judge(outputs_and_targets(network, examples, device))
 
 
 def _finite(loss: Tensor, step: int, work: str, optimizers: Sequence[Optimizer]) -> float:

@@ -41,7 +41,7 @@ def written(folder: Path, source: str, form: str) -> Path:
     structure = (find_groups if form == "module" else with_blueprint)(network, (x,), PrunePart())
     keep = half(structure)
     slim = cut(network, structure, keep)
-    described = json_file.describe(ModelPart(source=source), 10, tuple(x.shape), keep, network, slim)
+    described = json_file.describe(ModelPart(source=source), 10, (x,), keep, network, slim)
     (folder / "architecture.json").write_text(json_file.dumps(described))
     save_file({name: t.clone() for name, t in slim.state_dict().items()}, folder / "weights.safetensors")
     return folder

@@ -29,7 +29,7 @@ def resnet20() -> json_file.Architecture:
     structure = groups_of(network, x)
     keep = {name: mask for name, mask in half(structure).items() if name.endswith("conv1") and name != "conv1"}
     slim = cut(network, structure, keep)
-    return json_file.describe(ModelPart(source="resnet20"), 10, (1, 3, 32, 32), keep, network, slim)
+    return json_file.describe(ModelPart(source="resnet20"), 10, (x,), keep, network, slim)
 
 
 def test_text_is_stable_and_rebuilds_the_same_network(resnet20: json_file.Architecture) -> None:
@@ -50,7 +50,7 @@ def test_a_graph_is_rebuilt_as_a_graph() -> None:
     structure = with_blueprint(network, (x,), PrunePart())
     keep = half(structure)
     slim = cut(network, structure, keep)
-    described = json_file.describe(ModelPart(source="resnet20"), 10, tuple(x.shape), keep, network, slim)
+    described = json_file.describe(ModelPart(source="resnet20"), 10, (x,), keep, network, slim)
     again = json_file.loads(json_file.dumps(described))
     assert again.form == "graph"
     rebuilt = json_file.build_slim(again, network).eval()
@@ -67,9 +67,7 @@ def test_a_large_network_takes_less_than_100_kb(source: str, form: str, tmp_path
     network, x = build_network(ModelPart(source=source), 1000), torch.zeros(1, 3, 64, 64)
     structure = (find_groups if form == "module" else with_blueprint)(network, (x,), PrunePart())
     keep = half(structure)
-    described = json_file.describe(
-        ModelPart(source=source), 1000, tuple(x.shape), keep, network, cut(network, structure, keep)
-    )
+    described = json_file.describe(ModelPart(source=source), 1000, (x,), keep, network, cut(network, structure, keep))
     path = tmp_path / "architecture.json"
     path.write_text(json_file.dumps(described))
     assert path.stat().st_size < 100_000
@@ -87,7 +85,7 @@ def test_ranges() -> None:
 def test_a_weights_path_does_not_travel(resnet20: json_file.Architecture) -> None:
     network, _ = build("resnet20", 32)
     model = ModelPart(source="resnet20", weights="/home/me/secret.safetensors")
-    text = json_file.dumps(json_file.describe(model, 10, (1, 3, 32, 32), resnet20.keep, network, network))
+    text = json_file.dumps(json_file.describe(model, 10, (torch.zeros(1, 3, 32, 32),), resnet20.keep, network, network))
     assert "secret" not in text
 
 
@@ -116,9 +114,9 @@ HOSTILE: dict[str, tuple[Callable[[str], str], str]] = {
     "missing key": (changed(lambda r: r.pop("groups")), "'groups'"),
     "NaN": (lambda t: t.replace('"num_classes": 10', '"num_classes": NaN'), "NaN is no number"),
     "huge channels": (changed(lambda r: first_group(r).update(channels=10**12)), "whole number"),
-    "negative size": (changed(lambda r: r["input"].update(shape=[1, -3])), "whole number"),
-    "many dimensions": (changed(lambda r: r["input"].update(shape=[1] * 99)), "at most 8"),
-    "boolean size": (changed(lambda r: r["input"].update(shape=[True])), "whole number"),
+    "negative size": (changed(lambda r: r["inputs"][0].update(shape=[1, -3])), "whole number"),
+    "many dimensions": (changed(lambda r: r["inputs"][0].update(shape=[1] * 99)), "at most 8"),
+    "boolean size": (changed(lambda r: r["inputs"][0].update(shape=[True])), "whole number"),
     "words as ranges": (changed(lambda r: first_group(r).update(keep="all")), "ranges such as"),
     "range backwards": (changed(lambda r: first_group(r).update(keep="5-3")), "out of order"),
     "range beyond": (changed(lambda r: first_group(r).update(keep="0-99")), "beyond the 16 units"),
@@ -142,8 +140,8 @@ HOSTILE: dict[str, tuple[Callable[[str], str], str]] = {
         changed(lambda r: r.update(groups={f"g{i}": {"channels": 2**20, "kept": 1, "keep": "0"} for i in range(9999)})),
         "units together",
     ),
-    "huge input": (changed(lambda r: r["input"].update(shape=[1, 3, 10**4, 10**4])), "input.shape"),
-    "no batch": (changed(lambda r: r["input"].update(shape=[])), "input.shape"),
+    "huge input": (changed(lambda r: r["inputs"][0].update(shape=[1, 3, 10**4, 10**4])), "inputs.0..shape"),
+    "no batch": (changed(lambda r: r["inputs"][0].update(shape=[])), "inputs.0..shape"),
     "huge layer": (changed(lambda r: r["layers"].update(a=[[2**20, 2**20], [1, 1]])), "more than"),
     "huge layers": (changed(lambda r: r["layers"].update({str(i): [[2**29], [1]] for i in range(9)})), "together"),
     "slim wider than dense": (
@@ -242,7 +240,9 @@ def built(source: str, num_classes: int = 10, **args: Any) -> nn.Module:
 def described_by(source: str, **args: Any) -> json_file.Architecture:
     """The architecture of a network that nothing was cut from."""
     network = built(source, **args)
-    return json_file.describe(ModelPart(source=source, args=args), 10, (1, 3, 32, 32), {}, network, network)
+    return json_file.describe(
+        ModelPart(source=source, args=args), 10, (torch.zeros(1, 3, 32, 32),), {}, network, network
+    )
 
 
 def test_another_width_is_named_by_its_first_layer() -> None:

@@ -46,7 +46,7 @@ def test_an_architecture_without_weights_learns_from_scratch(finished, tmp_path)
     file = finished.folder / PLACE / "architecture.json"
     found = move(file, tmp_path / "new")
     assert found.init == "fresh"
-    assert found.episodes[0].accuracy_teacher is None
+    assert found.episodes[0].score_teacher is None
     before, after = json_file.load(file), json_file.load(tmp_path / "new" / "architecture.json")
     assert after.num_classes == 4
     assert all(torch.equal(mask, before.keep[name]) for name, mask in after.keep.items())
@@ -56,7 +56,7 @@ def test_an_architecture_without_weights_learns_from_scratch(finished, tmp_path)
 def test_a_slim_run_hands_on_its_weights_but_not_its_classifier(finished, tmp_path):
     found = move(finished.folder / PLACE, tmp_path / "new", "retrain.steps=0", "retrain.batchnorm=running")
     assert found.init == "inherit"
-    assert found.episodes[0].accuracy_teacher is not None
+    assert found.episodes[0].score_teacher is not None
     old, new = (load_tensors(f / "weights.safetensors") for f in (finished.folder / PLACE, tmp_path / "new"))
     changed = {name for name in old if old[name].shape != new[name].shape or not torch.equal(old[name], new[name])}
     assert changed == {"11.weight", "11.bias"}
@@ -85,7 +85,7 @@ def test_the_teacher_learns_the_new_classes_at_their_rate(finished, tmp_path, mo
     """So does the slim network; a rate of the recipe's own holds for both."""
     asked = []
     adapt = transfer_module.adapt
-    monkeypatch.setattr(transfer_module, "adapt", lambda *args, **how: asked.append(args[2].lr) or adapt(*args, **how))
+    monkeypatch.setattr(transfer_module, "adapt", lambda *args, **how: asked.append(args[3].lr) or adapt(*args, **how))
     move(finished.folder / PLACE, tmp_path / "a")
     move(finished.folder / PLACE, tmp_path / "b", "retrain.lr=0.002")
     assert asked == [RATES["fresh"]] * 2 + [0.002] * 2
@@ -113,12 +113,12 @@ def test_episodes_draw_other_examples_and_have_an_interval(finished, tmp_path):
     found = move(file, tmp_path / "a", episodes=3)
     assert len({one.split for one in found.episodes}) == 3
     assert [one.seed for one in found.episodes] == [0, 1, 2]
-    assert found.accuracy == pytest.approx(sum(one.accuracy for one in found.episodes) / 3)
+    assert found.score == pytest.approx(sum(one.score for one in found.episodes) / 3)
     assert found.interval > 0
     told = json.loads((tmp_path / "a" / "transfer.json").read_text())
     assert [one["split"] for one in told["episodes"]] == [one.split for one in found.episodes]
     again = move(file, tmp_path / "b", episodes=3)
-    assert [one.accuracy for one in again.episodes] == [one.accuracy for one in found.episodes]
+    assert [one.score for one in again.episodes] == [one.score for one in found.episodes]
 
 
 def test_splits_are_the_same_whatever_is_adapted(finished, tmp_path):

@@ -33,7 +33,7 @@ def test_a_decompression_bomb_is_an_error(tmp_path, side, says):
     path = tmp_path / "bomb.png"
     path.write_bytes(png(side, side))
     with pytest.raises(DataError, match=rf"bomb\.png can't be read as an image: Image size \({says}\)"):
-        read_image(path, 8, 3)
+        read_image(path, (8, 8), 3)
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 0), (0, 9), (9, 0)])
@@ -41,28 +41,28 @@ def test_an_empty_image_is_an_error(tmp_path, width, height):
     path = tmp_path / "empty.png"
     path.write_bytes(png(width, height))
     with pytest.raises(DataError, match=r"empty\.png "):
-        read_image(path, 8, 3)
+        read_image(path, (8, 8), 3)
 
 
 @pytest.mark.parametrize(("size", "fits"), [((4, 4), True), ((3, 4), False), ((300, 3), False), ((1, 1), False)])
 def test_each_side_has_some_pixels(tmp_path, size, fits):
     path = saved(tmp_path, Image.new("RGB", size))
     if fits:
-        assert read_image(path, 8, 3).shape == (8, 8, 3)
+        assert read_image(path, (8, 8), 3).shape == (8, 8, 3)
     else:
         with pytest.raises(DataError, match=rf"a\.png is an image of {size[0]}x{size[1]} pixels"):
-            read_image(path, 8, 3)
+            read_image(path, (8, 8), 3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sixteen_bits_become_eight(tmp_path, channels):
     grey = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
-    found = read_image(saved(tmp_path, Image.fromarray(grey)), 16, channels)
+    found = read_image(saved(tmp_path, Image.fromarray(grey)), (16, 16), channels)
     assert np.array_equal(found, np.repeat((grey // 257)[..., None], channels, 2))
 
 
 def read_rgb(path, size=8):
-    return read_image(path, size, 3).astype(int)
+    return read_image(path, (size, size), 3).astype(int)
 
 
 # --- as a viewer shows it ---
@@ -86,7 +86,7 @@ def test_photos_are_upright(tmp_path, orientation, suffix):
     turned = saved(tmp_path, stored, f"turned{suffix}", exif=exif, **options)
     plain = saved(tmp_path, Image.fromarray(CORNER), f"plain{suffix}", **options)
     for channels in (1, 3):
-        difference = read_image(turned, 32, channels).astype(int) - read_image(plain, 32, channels)
+        difference = read_image(turned, (32, 32), channels).astype(int) - read_image(plain, (32, 32), channels)
         assert np.abs(difference).mean() < (2 if options else 0.1)
 
 
@@ -137,20 +137,20 @@ def test_a_colour_that_stands_for_transparent_becomes_white(tmp_path, pixels, cl
 def test_sixteen_bits_are_scaled_by_the_bit_depth_not_by_what_is_used(tmp_path):
     grey = (np.arange(256, dtype=np.uint16) * 16).reshape(16, 16)  # 12 bits in 16
     for name in ("a.png", "a.tif", "a.pgm"):
-        found = read_image(saved(tmp_path, Image.fromarray(grey), name), 16, 1)[..., 0]
+        found = read_image(saved(tmp_path, Image.fromarray(grey), name), (16, 16), 1)[..., 0]
         assert np.array_equal(found, np.rint(grey / 257))
     pgm = b"P5 16 16 4095\n" + grey.astype(">u2").tobytes()  # here the file says so
     (tmp_path / "twelve.pgm").write_bytes(pgm)
-    assert np.abs(read_image(tmp_path / "twelve.pgm", 16, 1)[..., 0] - grey * (255 / 4095)).max() <= 1
+    assert np.abs(read_image(tmp_path / "twelve.pgm", (16, 16), 1)[..., 0] - grey * (255 / 4095)).max() <= 1
     negative = saved(tmp_path, Image.fromarray(65535 - grey), "negative.tif", tiffinfo={262: 0})
-    assert np.array_equal(read_image(negative, 16, 1)[..., 0], np.rint(grey / 257))
+    assert np.array_equal(read_image(negative, (16, 16), 1)[..., 0], np.rint(grey / 257))
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 def test_thirty_two_bits_are_refused(tmp_path, kind):
     path = saved(tmp_path, Image.fromarray(np.ones((8, 8), kind)), "a.tif").rename(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"a\.png can't be read as an image: it has 32 bits a value .*save it with 8"):
-        read_image(path, 8, 3)
+        read_image(path, (8, 8), 3)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".gif", ".tif"])
@@ -197,14 +197,14 @@ def test_other_content_is_named_and_starts_no_program(tmp_path, monkeypatch, con
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(DataError) as caught:
-        read_image(path, 8, 3)
+        read_image(path, (8, 8), 3)
     assert f"{path} can't be read as an image: {says}" in str(caught.value)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(DataError, match="it is no regular file"):
-        read_image(tmp_path / "a.png", 8, 3)
+        read_image(tmp_path / "a.png", (8, 8), 3)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".bmp", ".webp", ".tif", ".ppm", ".avif"])
@@ -213,7 +213,7 @@ def test_what_is_cut_off_is_an_error(tmp_path, suffix):
     path = saved(tmp_path, noise, f"a{suffix}")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DataError, match="can't be read as an image"):
-        read_image(path, 8, 3)
+        read_image(path, (8, 8), 3)
 
 
 def test_a_bundle_reads_every_file_as_training_does(tmp_path):
@@ -233,4 +233,4 @@ def test_a_bundle_reads_every_file_as_training_does(tmp_path):
         saved(tmp_path, Image.fromarray(colours.view(np.uint16)[..., 0]), "e.png"),
     ]  # fmt: skip
     for path in paths:
-        assert np.array_equal(run.picture(path, told), read_image(path, 8, 3))
+        assert np.array_equal(run.picture(path, told), read_image(path, (8, 8), 3))

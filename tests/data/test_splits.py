@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deploy_prune.data import splits as data_module
-from deploy_prune.data.examples import Examples, spread
+from deploy_prune.data.examples import ClassExamples, all_of, spread
 from deploy_prune.data.loaders import batches
 from deploy_prune.data.sources import Collection, Labelled
 from deploy_prune.data.splits import load
@@ -50,12 +50,12 @@ def test_digits_halves_have_the_expected_sizes():
     assert (len(data.target_train), len(data.target_test)) == (50, 846)  # 896 images of 5-9
     assert (data.num_source, data.num_target) == (5, 5)
     assert data.target_train.labels.bincount().tolist() == [10] * 5
-    x, y = data.target_test.take(torch.tensor([0, 3]))
+    (x,), y = data.target_test.take(torch.tensor([0, 3]))
     assert (x.shape, x.dtype, y.dtype) == ((2, 3, 8, 8), torch.float32, torch.int64)
 
 
 def test_source_training_examples_are_normalised():
-    x, _ = load(DataPart(image_size=8, **HALVES), seed=0).source_train.all()
+    (x,), _ = all_of(load(DataPart(image_size=8, **HALVES), seed=0).source_train)
     assert x.mean().abs() < 1e-4
     assert x.std(correction=0) == pytest.approx(1, abs=1e-4)
 
@@ -248,7 +248,7 @@ def test_images_that_are_all_the_same_are_refused(stored):
 def test_given_mean_and_std_are_used(stored):
     stored(labelled({0: 5, 1: 5}))
     data = load(part(mean=[0.5], std=[0.25]), seed=0)
-    x, _ = data.source_train.take(torch.tensor([0]))
+    (x,), _ = data.source_train.take(torch.tensor([0]))
     value = data.source_train.images[0, 0, 0, 0].item()
     assert x == pytest.approx(torch.full((1, 1, 8, 8), (value / 255 - 0.5) / 0.25).numpy(), abs=1e-5)
 
@@ -261,29 +261,32 @@ def test_colour_becomes_grey_and_grey_becomes_colour(stored):
     assert grey.images.shape[1] == 1
     assert values(grey) <= {round(0.299 * v + 11.4) for v in range(10)}
     stored(colour)
-    tinted = load(part(channels=3), seed=0).source_train.all()[0]
+    tinted = all_of(load(part(channels=3), seed=0).source_train).inputs[0]
     assert tinted.shape[1] == 3
     assert torch.equal(tinted[:, 0], tinted[:, 2])
 
 
-def examples(num=6, side=4, size=None):
+def examples(num=6, side=4, size=None, augment="none"):
     torch.manual_seed(0)
     images = torch.randint(256, (num, 1, side, side)).to(torch.uint8)
-    return Examples(images=images, labels=torch.arange(num), mean=torch.zeros(1), std=torch.ones(1), size=size)
+    return ClassExamples(
+        images=images, labels=torch.arange(num), mean=torch.zeros(1), std=torch.ones(1), augment=augment,
+        size=size and (size, size),
+    )  # fmt: skip
 
 
 def test_resizing_is_bilinear_both_ways():
-    x = examples(size=8).all()[0]
-    expected = torch.nn.functional.interpolate(examples().all()[0], (8, 8), mode="bilinear")
+    x = all_of(examples(size=8)).inputs[0]
+    expected = torch.nn.functional.interpolate(all_of(examples()).inputs[0], (8, 8), mode="bilinear")
     assert torch.allclose(x, expected, atol=1e-6)
-    halved = examples(side=8, size=4).all()[0]
-    assert halved.mean() == pytest.approx(examples(side=8).all()[0].mean().item(), abs=0.02)
+    halved = all_of(examples(side=8, size=4)).inputs[0]
+    assert halved.mean() == pytest.approx(all_of(examples(side=8)).inputs[0].mean().item(), abs=0.02)
 
 
 def test_float_images_are_taken_as_they_are():
     images = torch.rand(2, 1, 4, 4)
-    exact = Examples(images=images, labels=torch.arange(2), mean=torch.zeros(1), std=torch.ones(1))
-    assert torch.equal(exact.all()[0], images)
+    exact = ClassExamples(images=images, labels=torch.arange(2), mean=torch.zeros(1), std=torch.ones(1))
+    assert torch.equal(all_of(exact).inputs[0], images)
 
 
 # --- batches ---
@@ -292,7 +295,7 @@ def test_float_images_are_taken_as_they_are():
 @pytest.mark.parametrize("augment", get_args(Augment))
 def test_same_seed_same_batches(augment):
     def first(seed):
-        return [x for x, _ in islice(batches(examples(), 4, seed, augment), 5)]
+        return [x for (x,), _ in islice(batches(examples(augment=augment), 4, seed), 5)]
 
     assert all(torch.equal(a, b) for a, b in zip(first(7), first(7), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first(7), first(8), strict=True))
@@ -300,7 +303,7 @@ def test_same_seed_same_batches(augment):
 
 @pytest.mark.parametrize(("asked", "given"), [(2, 2), (4, 4), (6, 6), (50, 6)])
 def test_batches_are_full_and_epochs_complete(asked, given):
-    labels = [y for _, y in islice(batches(examples(), asked, 0, "none"), 12)]
+    labels = [y for _, y in islice(batches(examples(), asked, 0), 12)]
     assert {len(y) for y in labels} == {given}
     stream = torch.cat(labels)
     for epoch in stream[: len(stream) // 6 * 6].split(6):
@@ -308,14 +311,14 @@ def test_batches_are_full_and_epochs_complete(asked, given):
 
 
 def test_epochs_are_shuffled_anew():
-    orders = [tuple(y.tolist()) for _, y in islice(batches(examples(), 6, 0, "none"), 10)]
+    orders = [tuple(y.tolist()) for _, y in islice(batches(examples(), 6, 0), 10)]
     assert len(set(orders)) > 5
 
 
 def test_numpy_generator_is_left_alone():
     np.random.seed(0)
     before = torch.get_rng_state()
-    next(batches(examples(), 4, 0, "shift_flip"))
+    next(batches(examples(augment="shift_flip"), 4, 0))
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -167,7 +167,7 @@ def small() -> str:
     part, x = ModelPart(source="conv2"), torch.zeros(1, 3, 32, 32)
     network = build.build_network(part, 10)
     keep = {g.name: torch.arange(g.channels) % 3 > 0 for g in find_groups(network, (x,), PrunePart()).groups}
-    return json_file.dumps(json_file.describe(part, 10, tuple(x.shape), keep, network, network))
+    return json_file.dumps(json_file.describe(part, 10, (x,), keep, network, network))
 
 
 def layer() -> torch.nn.Module:
@@ -530,9 +530,9 @@ def run(folder: Path) -> Path:
         macs=1000,
         params=100,
         size_bytes=400,
-        accuracy=0.5,
-        accuracy_dense=0.6,
-        accuracy_artifact=None,
+        score=0.5,
+        score_dense=0.6,
+        score_artifact=None,
         parity_max_abs=1e-7,
         status="ok",
         error=None,
@@ -561,7 +561,7 @@ def run(folder: Path) -> Path:
     told: dict[str, Any] = {
         "results.json": [dense, asdict(row)],
         "search/trace.json": [{"step": 1, "loss": 1.0, "kept": 0.5}, {"step": 2, "loss": 0.5, "kept": 0.25}],
-        "dense/training.json": {"accuracy": 0.5, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        "dense/training.json": {"source_score": 0.5, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
         "pixel-8/50%/artifact.json": artifact,
         "pixel-8/50%/loop.json": {"metric": "latency", "tolerance": 0.03, "steps": [step]},
         "pixel-8/50%/latency.json": {"ms": 0.9, "method": "roofline", "error": None},

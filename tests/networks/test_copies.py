@@ -354,7 +354,7 @@ def test_a_cut_attribute_comes_back_from_the_file() -> None:
     structure = find_groups(dense, (X,), PrunePart())
     keep = {g.name: torch.arange(g.channels) % 3 > 0 for g in structure.groups}
     slim = cut(dense, structure, keep)
-    told = json_file.describe(ModelPart(source="tests:blurred"), 5, X[:1].shape, keep, dense, slim)
+    told = json_file.describe(ModelPart(source="tests:blurred"), 5, (X[:1],), keep, dense, slim)
     again = json_file.build_slim(json_file.loads(json_file.dumps(told)), made(2), example=X[:1])
     json_file.load_weights(again, slim.state_dict(), Path("weights.safetensors"))
     assert torch.equal(again(X), slim(X))

@@ -14,7 +14,8 @@ from deploy_prune.report.show import overview_tables
 from deploy_prune.report.table import results_table
 from deploy_prune.run import pipeline
 from deploy_prune.run.folder import save_tensors
-from deploy_prune.training.loop import Session, accuracy, make_accelerator, train_classifier
+from deploy_prune.tasks.classification import CLASSIFIER
+from deploy_prune.training.loop import Session, make_accelerator, network_score, train_network
 
 SAME = tiny_recipe().data.model_dump() | {"target_classes": [0, 1, 2], "shots": "auto"}
 PLACE = "pixel-8/50% macs"
@@ -36,17 +37,21 @@ def given(tmp_path_factory):
     trained = network(3)
     session = Session(accelerator=make_accelerator("cpu"), seed=0)
     part = recipe.train.model_copy(update={"steps": 12})
-    train_classifier(trained, examples.source_train, part, session=session, augment="none")
+    train_network(trained, examples.source_train, CLASSIFIER, part, session=session, work="train")
     save_tensors(path / "mine.safetensors", trained.state_dict())
     model = {"source": "tiny_run:network", "weights": str(path / "mine.safetensors")}
-    return accuracy(trained, examples.target_test), pipeline.run(tiny_recipe(data=SAME, model=model), path), examples
+    return (
+        network_score(trained, examples.target_test, CLASSIFIER),
+        pipeline.run(tiny_recipe(data=SAME, model=model), path),
+        examples,
+    )
 
 
 def test_the_dense_row_has_the_accuracy_of_the_weights_to_the_last_bit(given):
     score, run, examples = given
     assert 0.4 < score < 1
     dense, slim = json.loads((run.folder / "results.json").read_text())
-    assert dense["accuracy"] == dense["accuracy_dense"] == dense["accuracy_given"] == slim["accuracy_dense"] == score
+    assert dense["score"] == dense["score_dense"] == dense["score_given"] == slim["score_dense"] == score
     assert not dense["dense_adapted"]
     counts = [dense[key] for key in ("train_examples", "train_examples_of", "test_examples")]
     assert counts == [len(examples.target_train)] * 2 + [len(examples.target_test)]
@@ -66,7 +71,7 @@ def test_table_page_and_drawing_have_it_too(given):
 
 def test_a_network_that_was_adapted_is_called_so_and_the_original_comes_first(given):
     rows = [
-        row.__class__(**{**row.__dict__, "dense_adapted": True, "accuracy_given": 0.987, "train_examples": 15})
+        row.__class__(**{**row.__dict__, "dense_adapted": True, "score_given": 0.987, "train_examples": 15})
         for row in given[1].rows
     ]
     table = printed(results_table(rows))

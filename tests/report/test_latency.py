@@ -28,8 +28,8 @@ SLIM = "75%", "50%"
 def row(budget: str, **changes) -> Row:
     values = dict.fromkeys(Row.__dataclass_fields__) | {
         "target": "host", "runtime": "onnxruntime", "precision": "fp32", "budget": budget, "metric": "latency",
-        "macs": 40_000_000, "params": 10_000_000, "accuracy": 0.9, "accuracy_dense": 0.91, "status": "ok",
-        "dense_adapted": False,
+        "macs": 40_000_000, "params": 10_000_000, "score": 0.9, "score_dense": 0.91, "status": "ok",
+        "dense_adapted": False, "score_name": "accuracy", "score_unit": "%", "higher_is_better": True,
     }  # fmt: skip
     return Row(**(values | changes))
 
@@ -41,7 +41,7 @@ def took(ms: float, rounds: tuple[float, ...] = (1.0,) * 20) -> Latency:
 
 
 def dense_row(ms: float, **changes) -> Row:
-    return replace(with_latency(row("dense"), None, took(ms), took(ms)), accuracy=0.91, **changes)
+    return replace(with_latency(row("dense"), None, took(ms), took(ms)), score=0.91, **changes)
 
 
 def slim_row(budget: str, slim: Latency, dense: Latency, **changes) -> Row:

@@ -70,7 +70,7 @@ def test_a_macs_budget_is_in_macs_with_the_latency_beside_it(make_row):
 
 
 def test_what_failed_before_it_was_made_has_no_macs_and_no_latency(make_row):
-    unknown = dict.fromkeys(("macs", "params", "size_bytes", "accuracy", "accuracy_dense", "speedup"))
+    unknown = dict.fromkeys(("macs", "params", "size_bytes", "score", "score_dense", "speedup"))
     unknown |= dict.fromkeys(
         ("measured_on", "measured_p50_ms", "measured_p90_ms", "dense_p50_ms", "speedup_low", "speedup_high")
     )

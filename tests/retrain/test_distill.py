@@ -5,12 +5,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deploy_prune.retrain.distill import distillation, taught
-from deploy_prune.training.loop import classification
+from deploy_prune.data.examples import Batch
+from deploy_prune.retrain.distill import taught
+from deploy_prune.tasks.classification import CLASSIFIER
 
 STUDENT = torch.tensor([[1.0, 0.0, -1.0], [0.5, 2.0, 0.0]])
 TEACHER = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
 LABELS = torch.tensor([0, 1])
+
+
+def distillation(student, teacher, labels, share, temperature):
+    told = lambda x: teacher  # noqa: E731
+    return taught(CLASSIFIER, told, share, temperature)(lambda x: student, Batch((torch.zeros(1),), labels))
 
 
 def literal(share, temperature):
@@ -52,7 +58,7 @@ def test_gradients_keep_their_size_whatever_the_temperature():
 def test_a_taught_task_asks_the_teacher_about_the_same_inputs():
     teacher, student = nn.Linear(4, 3), nn.Linear(4, 3)
     x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
-    loss = taught(teacher, 0.9, 2.0)(student, (x, LABELS))
+    loss = taught(CLASSIFIER, teacher, 0.9, 2.0)(student, Batch((x,), LABELS))
     assert torch.equal(loss, distillation(student(x), teacher(x), LABELS, 0.9, 2.0))
     loss.backward()
     assert student.weight.grad is not None
@@ -60,5 +66,5 @@ def test_a_taught_task_asks_the_teacher_about_the_same_inputs():
 
 
 def test_a_task_without_a_teacher_is_classification():
-    assert taught(None, 0.9, 2.0) is classification
-    assert taught(nn.Linear(4, 3), 0.0, 2.0) is classification
+    assert taught(CLASSIFIER, None, 0.9, 2.0) == CLASSIFIER.batch_loss
+    assert taught(CLASSIFIER, nn.Linear(4, 3), 0.0, 2.0) == CLASSIFIER.batch_loss

@@ -2,12 +2,13 @@ import pytest
 import torch
 from torch import nn
 
+from deploy_prune.data.examples import Batch
 from deploy_prune.recipe.parts import PrunePart
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match, Watch, feature_loss, match
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
-from deploy_prune.training.loop import classification
+from deploy_prune.tasks.classification import CLASSIFIER
 
 
 def network():
@@ -86,9 +87,9 @@ def test_places_that_only_one_network_has_are_left_out():
 def test_features_add_to_the_loss_and_teach():
     dense = network()
     slim, structure, keep = halved(dense, X)
-    batch, found = (X, torch.tensor([0, 1, 2, 3])), match(structure, keep)
-    plain = taught(dense, 0.5, 2.0)(slim, batch)
-    both = taught(dense, 0.5, 2.0, features=3.0, match=found)
+    batch, found = Batch((X,), torch.tensor([0, 1, 2, 3])), match(structure, keep)
+    plain = taught(CLASSIFIER, dense, 0.5, 2.0)(slim, batch)
+    both = taught(CLASSIFIER, dense, 0.5, 2.0, features=3.0, match=found)
     with torch.no_grad(), Watch(dense, found.kept) as told, Watch(slim, found.kept) as seen:
         dense(X), slim(X)
     close = feature_loss(seen.read, told.read, found)
@@ -99,4 +100,4 @@ def test_features_add_to_the_loss_and_teach():
 
 
 def test_without_a_match_there_are_no_features():
-    assert taught(network(), 0.0, 2.0, features=1.0) is classification
+    assert taught(CLASSIFIER, network(), 0.0, 2.0, features=1.0) == CLASSIFIER.batch_loss

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from deploy_prune.data.examples import Examples
+from deploy_prune.data.examples import ClassExamples, all_of
 from deploy_prune.errors import TrainingError
 from deploy_prune.recipe.parts import RetrainPart
 from deploy_prune.retrain.fewshot import adapt, feature_weight, for_new_classes, num_steps, peak_rate
-from deploy_prune.training.loop import Session, accuracy, make_accelerator
+from deploy_prune.tasks.classification import CLASSIFIER
+from deploy_prune.training.loop import Session, make_accelerator, network_score
 
 
 def bars(num, seed):
@@ -18,7 +19,7 @@ def bars(num, seed):
     labels = torch.arange(num) % 2
     for i, place in enumerate(torch.randint(8, (num,), generator=generator).tolist()):
         (images[i, 0, :, place] if labels[i] else images[i, 0, place]).fill_(1.0)
-    return Examples(images=images, labels=labels, mean=torch.tensor([0.4]), std=torch.tensor([0.3]))
+    return ClassExamples(images=images, labels=labels, mean=torch.tensor([0.4]), std=torch.tensor([0.3]))
 
 
 def small(seed=0):
@@ -32,7 +33,7 @@ def small(seed=0):
 def retrain(network, examples=None, teacher=None, **part):
     settings = {"steps": 60, "batch_size": 64, "lr": 0.02, **part}
     return adapt(
-        network, examples or bars(20, 0), RetrainPart(**settings), teacher=teacher, augment="shift",
+        network, examples or bars(20, 0), CLASSIFIER, RetrainPart(**settings), teacher=teacher,
         session=Session(accelerator=make_accelerator("cpu"), seed=0),
     )  # fmt: skip
 
@@ -49,7 +50,7 @@ def test_few_examples_are_enough_for_something(taught):
     network = small()
     losses = retrain(network)
     assert len(losses.losses) == 60
-    assert accuracy(network, bars(200, 9)) > 0.85
+    assert network_score(network, bars(200, 9), CLASSIFIER) > 0.85
 
 
 def test_teacher_helps_and_is_left_alone(taught):
@@ -57,7 +58,7 @@ def test_teacher_helps_and_is_left_alone(taught):
     taught.zero_grad()
     network = small()
     retrain(network, teacher=taught, distill=1.0)
-    x, _ = bars(200, 9).all()
+    (x,), _ = all_of(bars(200, 9))
     alone = small()
     retrain(alone)
     with torch.no_grad():

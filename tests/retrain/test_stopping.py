@@ -4,15 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from deploy_prune.data.examples import Examples
+from deploy_prune.data.examples import ClassExamples
 from deploy_prune.errors import DataError
 from deploy_prune.retrain.stopping import CHECKS, PATIENCE, Average, BestSoFar, hold_out
+from deploy_prune.tasks.classification import CLASSIFIER
 
 
 def examples(*counts):
     labels = torch.cat([torch.full((n,), c) for c, n in enumerate(counts)])
     images = torch.arange(len(labels)).view(-1, 1, 1, 1) / 1000
-    return Examples(images=images, labels=labels, mean=torch.zeros(1), std=torch.ones(1))
+    return ClassExamples(images=images, labels=labels, mean=torch.zeros(1), std=torch.ones(1))
 
 
 def test_all_are_trained_on_where_none_is_to_be_held_out():
@@ -80,7 +81,7 @@ def test_the_best_weights_stay_and_patience_ends(right):
     with torch.no_grad():
         network[1].weight.zero_()
     held = examples(10, 0)
-    best = BestSoFar(network, held, CHECKS)
+    best = BestSoFar(network, held, CLASSIFIER, CHECKS)
     ended = None
     for step in range(1, CHECKS + 1):
         with torch.no_grad():

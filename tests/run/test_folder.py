@@ -18,7 +18,7 @@ from deploy_prune.run.folder import MOST_ROWS, RunFolder, load_tensors, read_jso
 ROW = Row(
     target="host", runtime="onnxruntime", precision="fp32", budget="50%", metric="latency", asked=1.0, predicted=1.01,
     predicted_ms=1.01, measured_p50_ms=0.99, measured_p90_ms=1.2, dense_p50_ms=2.0, measured_on="host", macs=10,
-    params=5, size_bytes=100, accuracy=0.5, accuracy_dense=0.75, accuracy_artifact=None, parity_max_abs=1e-7,
+    params=5, size_bytes=100, score=0.5, score_dense=0.75, score_artifact=None, parity_max_abs=1e-7,
     status="ok", error=None,
 )  # fmt: skip
 

@@ -270,6 +270,6 @@ def test_a_digest_of_examples_is_of_all_of_them():
     many = torch.zeros(3000, 1, 2, 2, dtype=torch.uint8)
     other = many.clone()
     other[-1] = 1
-    one = examples.Examples(images=many, labels=torch.zeros(3000).long(), mean=torch.zeros(1), std=torch.ones(1))
+    one = examples.ClassExamples(images=many, labels=torch.zeros(3000).long(), mean=torch.zeros(1), std=torch.ones(1))
     assert one.digest != replace(one, images=other).digest
     assert one.digest == replace(one, images=many[:1].expand(3000, -1, -1, -1)).digest, "however it is stored"

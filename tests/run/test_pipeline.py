@@ -13,6 +13,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_run
@@ -44,7 +45,8 @@ from deploy_prune.report.row import Row
 from deploy_prune.run import final_latency, pipeline, preprocessing, stages
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.run.rows import empty_row, require_size
-from deploy_prune.training.loop import accuracy
+from deploy_prune.tasks.classification import CLASSIFICATION, CLASSIFIER
+from deploy_prune.training.loop import network_score
 from deploy_prune.types import Latency
 
 RECIPE = tiny_recipe()
@@ -141,8 +143,8 @@ def test_every_row_is_ok_and_within_its_budget(finished):
     assert 0 < slim.params < dense.params
     assert 0 < slim.size_bytes < dense.size_bytes
     assert 0 <= slim.parity_max_abs < 1e-4
-    assert 0 < slim.accuracy <= 1
-    assert dense.accuracy == dense.accuracy_dense == slim.accuracy_dense
+    assert 0 < slim.score <= 1
+    assert dense.score == dense.score_dense == slim.score_dense
 
 
 def test_where_nothing_is_attached_latency_is_predicted_and_said_to_be(finished):
@@ -203,7 +205,7 @@ def test_the_artifact_in_the_results_is_the_file(finished):
 
 
 def real_inputs():
-    return splits.load(RECIPE.data, RECIPE.seed).target_test.take(torch.arange(32))[0]
+    return splits.load(RECIPE.data, RECIPE.seed).target_test.take(torch.arange(32)).inputs[0]
 
 
 def test_the_loaded_network_is_the_artifact(finished):
@@ -221,7 +223,7 @@ def test_the_loaded_network_is_the_artifact(finished):
 def test_the_loaded_network_is_as_accurate_and_as_small_as_the_results_say(finished):
     network = load.load(finished.folder / PLACE, trust=True)
     examples = splits.load(RECIPE.data, RECIPE.seed).target_test
-    assert accuracy(network, examples) == finished.rows[1].accuracy
+    assert network_score(network, examples, CLASSIFIER) == finished.rows[1].score
     assert sum(p.numel() for p in network.parameters()) == finished.rows[1].params
 
 
@@ -277,7 +279,7 @@ def test_weights_of_another_architecture_are_refused(again):
 
 
 def test_what_is_finished_is_not_done_again(again, finished, monkeypatch):
-    for name in ("train_classifier", "adapt", "enforce", "prove_artifact"):
+    for name in ("train_network", "adapt", "enforce", "prove_artifact"):
         monkeypatch.setattr(stages, name, forbidden)
     monkeypatch.setattr(final_latency, "measure_steadily", forbidden)
     before = stamps(again)
@@ -394,7 +396,7 @@ def test_a_dense_artifact_that_can_not_be_timed_fails_its_row_only(tmp_path, mon
 @pytest.mark.parametrize(("size_bytes", "fits"), [(999, True), (1000, True), (1001, False)])
 def test_a_finished_file_is_held_to_its_budget(size_bytes, fits):
     target = load_target("pixel-8")
-    row = replace(empty_row(target, "1 kB", "size"), asked=1000.0, size_bytes=size_bytes)
+    row = replace(empty_row(target, "1 kB", "size", CLASSIFICATION.score), asked=1000.0, size_bytes=size_bytes)
     with nullcontext() if fits else pytest.raises(BudgetError, match="1001 bytes; the budget is 1000"):
         require_size(row)
 
@@ -687,18 +689,18 @@ def delivered(monkeypatch, misses):
     target, budget = load_target("host"), parse_budget("50%", "latency")
 
     def steps(*args):
-        yield replace(empty_row(target, "50%", "latency"), macs=7)
+        yield replace(empty_row(target, "50%", "latency", CLASSIFICATION.score), macs=7)
         if len(learned) < misses:
             message = "too slow"
             raise final_latency.BudgetMissedError(message, took(1.2), took(2.0))
-        yield replace(empty_row(target, "50%", "latency"), macs=5, measured_p50_ms=1.0)
+        yield replace(empty_row(target, "50%", "latency", CLASSIFICATION.score), macs=5, measured_p50_ms=1.0)
 
     monkeypatch.setattr(pipeline, "_steps", steps)
     monkeypatch.setattr(final_latency, "explained", lambda context, costs, target, budget, missed: missed)
     monkeypatch.setattr(
         final_latency, "replan_after_miss", lambda context, bench, target, budget, missed: learned.append(missed.slim)
     )
-    return pipeline._deliver(None, None, None, None, target, budget, None), learned
+    return pipeline._deliver(SimpleNamespace(task=CLASSIFICATION), None, None, None, target, budget, None), learned
 
 
 def test_a_budget_that_the_finished_artifact_misses_is_planned_once_more(monkeypatch):

@@ -10,6 +10,7 @@ from tiny_run import network as tiny_network
 from tiny_run import tiny_recipe
 
 from deploy_prune.data import splits
+from deploy_prune.data.examples import all_of
 from deploy_prune.errors import DataError
 from deploy_prune.networks import build
 from deploy_prune.networks.build import OwnInput, own_input
@@ -17,7 +18,8 @@ from deploy_prune.recipe.file import dump, load_recipe
 from deploy_prune.recipe.parts import DataPart, ModelPart
 from deploy_prune.run import preprocessing
 from deploy_prune.run.folder import save_tensors
-from deploy_prune.training.loop import Session, make_accelerator, train_classifier
+from deploy_prune.tasks.classification import CLASSIFIER
+from deploy_prune.training.loop import Session, make_accelerator, train_network
 
 CPU = torch.device("cpu")
 CLASSES = {"channels": 1, "source_classes": [0, 1, 2], "target_classes": [0, 1, 2], "augment": "none"}
@@ -82,7 +84,7 @@ def test_a_network_of_timm_says_so_too(source, args, size):
 )
 def test_the_recipe_comes_first_then_the_network_then_the_images(source, given, size, origin):
     found = preprocessing.resolve(recipe(source, **given))
-    assert found.recipe.data.image_size == size == found.data.source_train.take(torch.tensor([0]))[0].shape[-1]
+    assert found.recipe.data.image_size == size == found.data.source_train.take(torch.tensor([0])).inputs[0].shape[-1]
     assert build.example_input(found.recipe.data).shape == (1, 3, size, size)
     assert origin in sentences(found)
     assert f"3 x {size} x {size} pixels" in sentences(found)
@@ -103,16 +105,16 @@ def array(path, wide, high):
     return {"source": "npz", "root": str(path)}
 
 
-@pytest.mark.parametrize("sizes", [[(160, 96)], [(40, 40), (48, 48)], [(4, 4)]])
+@pytest.mark.parametrize("sizes", [[(40, 40), (48, 48)], [(4, 4)]])
 def test_where_nothing_says_the_size_it_must_be_given(tmp_path, sizes):
     shown = ", ".join(f"{wide}x{high}" for wide, high in sizes)
     stored = [folder(tmp_path / "photos", *sizes)]
     stored += [array(tmp_path / "arrays.npz", *sizes[0])] if len(sizes) == 1 else []
     for part in stored:
-        with pytest.raises(DataError, match=rf"^data\.image_size: .*\({shown}\).* 8 to 1024"):
+        with pytest.raises(DataError, match=rf"^data\.image_size: .*\({shown}\).* 8 to 4096"):
             preprocessing.resolve(recipe("tiny_run:network", **part))
         found = preprocessing.resolve(recipe("tiny_run:network", **part, image_size=24))
-        assert found.data.source_train.take(torch.tensor([0]))[0].shape == (1, 3, 24, 24)
+        assert found.data.source_train.take(torch.tensor([0])).inputs[0].shape == (1, 3, 24, 24)
 
 
 def test_images_of_one_square_size_keep_it(tmp_path):
@@ -148,7 +150,7 @@ def test_what_was_resolved_is_the_same_when_it_is_read_again(tmp_path):
     again = preprocessing.resolve(load_recipe(str(path)))
     assert again.recipe == found.recipe
     assert (again.recipe.data.shots, again.recipe.data.image_size) == (10, 8)
-    assert torch.equal(again.data.source_train.all()[0], found.data.source_train.all()[0])
+    assert torch.equal(all_of(again.data.source_train).inputs[0], all_of(found.data.source_train).inputs[0])
 
 
 # --- doubts -----------------------------------------------------------------------------------------------------------
@@ -162,19 +164,20 @@ def weights(tmp_path_factory):
     examples = splits.load(DataPart(image_size=16, mean=[0.0], std=[1.0], **CLASSES), 0)
     torch.manual_seed(0)
     trained = tiny_network(3)
-    train_classifier(
+    train_network(
         trained,
         examples.source_train,
+        CLASSIFIER,
         part,
         session=Session(accelerator=make_accelerator("cpu"), seed=0),
-        augment="none",
+        work="train",
     )
     save_tensors(path, trained.state_dict())
     return str(path)
 
 
-def tried(weights, accuracy=None, **changes):
-    model = {"source": "tiny_run:network", "weights": weights, "accuracy": accuracy}
+def tried(weights, score=None, **changes):
+    model = {"source": "tiny_run:network", "weights": weights, "score": score}
     found = preprocessing.resolve(tiny_recipe(model=model, data={"image_size": 16, **CLASSES, **changes}))
     return found, preprocessing.try_weights(found, CPU)
 
@@ -190,12 +193,12 @@ def test_a_normalisation_that_fits_far_better_is_told_and_not_taken(weights, cap
 
 
 def test_weights_in_their_own_normalisation_raise_no_doubt(weights):
-    assert tried(weights, mean=[0.0], std=[1.0], accuracy=0.9)[1] == ()
+    assert tried(weights, mean=[0.0], std=[1.0], score=0.9)[1] == ()
 
 
 def test_a_score_far_below_what_was_said_is_told(weights):
-    _, told = tried(weights, accuracy=1.0, mean=[0.9], std=[0.05])
-    assert "model.accuracy: the weights are said to score 100.0%" in told[-1]
+    _, told = tried(weights, score=1.0, mean=[0.9], std=[0.05])
+    assert "model.score: the weights are said to score 100.0%" in told[-1]
     assert not preprocessing.is_short(0.708, 0.69, 256)
     assert preprocessing.is_short(0.708, 0.611, 256)  # nearly ten points
 

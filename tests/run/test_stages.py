@@ -27,7 +27,8 @@ from deploy_prune.run.context import prepare
 from deploy_prune.run.folder import RunFolder, save_tensors
 from deploy_prune.run.reach import require_reach
 from deploy_prune.surgery.cut import cut
-from deploy_prune.training.loop import accuracy
+from deploy_prune.tasks.classification import CLASSIFIER
+from deploy_prune.training.loop import network_score
 from deploy_prune.types import Artifact, Latency
 
 HOST = replace(load_target("host"), granularity=4)
@@ -65,7 +66,7 @@ def test_the_dense_network_is_trained_and_scored(context):
     told = context.folder.read_json("dense/training.json")
     assert len(told["loss"]) == 10
     assert told["loss"][-1] < told["loss"][0]
-    assert 0 < told["source_accuracy"] <= 1
+    assert 0 < told["source_score"] <= 1
     torch.manual_seed(0)
     untrained = build.build_network(context.recipe.model, 3).state_dict()
     trained = context.folder.read_tensors("dense/weights.safetensors")
@@ -74,7 +75,7 @@ def test_the_dense_network_is_trained_and_scored(context):
 
 
 def test_weights_of_the_recipe_are_taken_as_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "train_classifier", no_training)
+    monkeypatch.setattr(stages, "train_network", no_training)
     network = build.build_network(tiny_recipe().model, 3)
     save_tensors(tmp_path / "given.safetensors", network.state_dict())
     model = {"source": "tiny_run:network", "weights": str(tmp_path / "given.safetensors")}
@@ -96,7 +97,7 @@ def test_a_new_head_is_trained_on_top_of_the_files_other_layers(tmp_path, monkey
         seen.update({name: tensor.clone() for name, tensor in network.state_dict().items()})
         return [1.0]
 
-    monkeypatch.setattr(stages, "train_classifier", train)
+    monkeypatch.setattr(stages, "train_network", train)
     torch.save({"state_dict": given}, tmp_path / "given.pt")
     model = {"source": "tiny_run:network", "weights": str(tmp_path / "given.pt")}
     with pytest.raises(WeightsError, match=r"model\.head: new"):
@@ -123,7 +124,7 @@ def test_a_new_task_gets_a_new_classifier_and_keeps_all_else(context):
     state = {
         name: torch.full_like(t, 7) for name, t in build.build_network(context.recipe.model, 3).state_dict().items()
     }
-    network = stages.target_network(context, state)
+    network = stages.target_network(context, state).form.network
     head = set(network[-1].parameters())
     for name, tensor in network.state_dict(keep_vars=True).items():
         assert bool((tensor == 7).all()) == (tensor not in head), name
@@ -135,12 +136,13 @@ def test_the_same_task_keeps_its_classifier(tmp_path):
     state = {
         name: torch.full_like(t, 7) for name, t in build.build_network(context.recipe.model, 3).state_dict().items()
     }
-    assert all(bool((tensor == 7).all()) for tensor in stages.target_network(context, state).state_dict().values())
+    again = stages.target_network(context, state).form.network
+    assert all(bool((tensor == 7).all()) for tensor in again.state_dict().values())
 
 
 def test_a_new_classifier_takes_a_higher_rate(context, monkeypatch):
     asked = []
-    monkeypatch.setattr(stages, "adapt", lambda *args, **kwargs: asked.append(args[2].lr) or adapt(*args, **kwargs))
+    monkeypatch.setattr(stages, "adapt", lambda *args, **kwargs: asked.append(args[3].lr) or adapt(*args, **kwargs))
     stages.adapt_dense(context, stages.train_dense(context))
     assert asked == [RATES["fresh"]]
     assert context.folder.read_json("dense/adapted.json")["adapted"]
@@ -155,11 +157,11 @@ def test_where_the_classes_stay_the_dense_network_is_the_one_given(tmp_path, mon
     given, dense = (context.folder.read_tensors(f"dense/{name}.safetensors") for name in ("weights", "adapted"))
     assert dense.keys() == given.keys()
     assert all(torch.equal(dense[name], tensor) for name, tensor in given.items())
-    told, score = (
+    told, found = (
         context.folder.read_json("dense/adapted.json"),
-        accuracy(stages.teacher_of(context), context.data.target_test),
+        network_score(stages.teacher_of(context), context.data.target_test, CLASSIFIER),
     )
-    assert (told["adapted"], told["accuracy"]) == (False, score)
+    assert (told["adapted"], told["score"]) == (False, found)
 
 
 def retrained(path, **part):
@@ -226,7 +228,7 @@ def planned(costs):
 
 def trained(context):
     stages.train_dense(context)
-    return stages.source_network(context, context.folder.read_tensors("dense/weights.safetensors"))
+    return stages.source_network(context, context.folder.read_tensors("dense/weights.safetensors")).form.network
 
 
 def test_a_cut_is_proven_on_the_trained_network(context, costs):
@@ -270,11 +272,11 @@ def refusing_int8(monkeypatch, told=None):
     """int8 is refused; or, if there is something to tell, told so of it."""
     working = stages.prove_artifact
 
-    def refused(data, network, artifact):
+    def refused(data, network, artifact, objective):
         if artifact.precision == "int8" and told is None:
             message = "too much noise."
             raise ParityError(message)
-        return {**working(data, network, artifact), **(told if artifact.precision == "int8" else {})}
+        return {**working(data, network, artifact, objective), **(told if artifact.precision == "int8" else {})}
 
     monkeypatch.setattr(stages, "prove_artifact", refused)
 
@@ -284,7 +286,7 @@ def asking(context, **export):
     return replace(context, recipe=context.recipe.model_copy(update={"export": part}))
 
 
-@pytest.mark.parametrize("told", [None, {"accuracy": 0.9, "accuracy_artifact": 0.5}])
+@pytest.mark.parametrize("told", [None, {"score": 0.9, "score_artifact": 0.5}])
 def test_a_refused_int8_artifact_becomes_fp16_where_the_recipe_says_so(context, monkeypatch, told):
     refusing_int8(monkeypatch, told)
     int8, place = replace(PIXEL, precision="int8"), "pixel-8/50%"

@@ -28,9 +28,9 @@ def make(num_classes):
 def trained(monkeypatch):
     """The names of what was trained, searched and scored anew."""
     calls = []
-    adapt, classify = stages.adapt, stages.train_classifier
+    adapt, classify = stages.adapt, stages.train_network
     monkeypatch.setattr(stages, "adapt", lambda n, *a, **k: calls.append(k["work"]) or adapt(n, *a, **k))
-    monkeypatch.setattr(stages, "train_classifier", lambda n, *a, **k: calls.append(k["work"]) or classify(n, *a, **k))
+    monkeypatch.setattr(stages, "train_network", lambda n, *a, **k: calls.append(k["work"]) or classify(n, *a, **k))
     methods = {name: counted(method, calls) for name, method in stages.METHODS.items()}
     monkeypatch.setattr(stages, "METHODS", methods)
     return calls

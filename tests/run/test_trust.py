@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     part, x = ModelPart(source="conv2"), torch.zeros(1, 3, 32, 32)
     network = build.build_network(part, 10)
     keep = {g.name: torch.ones(g.channels, dtype=torch.bool) for g in find_groups(network, (x,), PrunePart()).groups}
-    described = json_file.describe(part, 10, tuple(x.shape), keep, network, network)
+    described = json_file.describe(part, 10, (x,), keep, network, network)
     (place / "architecture.json").write_text(json_file.dumps(described))
     save_file(network.state_dict(), place / "weights.safetensors")
     return place.parent.parent

@@ -51,7 +51,7 @@ def test_equals_the_network_with_multiplied_weights(example, hard, batch):
     network = example.network.eval()
     randomise_norms(network)
     gates = random_gates(example.structure, hard=hard)
-    x, _ = next(example.batches())
+    (x,), _ = next(example.batches())
     expected = by_hand(network, example.structure, gates)(x)
     gating = gated(network, example.structure, batch)
     assert bool(gating.inputs) == (batch == 1), "few examples: the head's input is smaller than its weight"
@@ -84,7 +84,7 @@ def test_a_small_input_is_gated_where_the_layer_is_called(called):
 
 def test_open_gates_change_nothing(example):
     network = example.network.eval()
-    x, _ = next(example.batches())
+    (x,), _ = next(example.batches())
     gates = {g.name: torch.ones(g.channels) for g in example.structure.groups}
     assert torch.equal(gated(network, example.structure).forward(gates)(x), network(x))
 
@@ -94,7 +94,7 @@ def test_a_closed_channel_is_not_there_whatever_it_holds(example):
     network = example.network.eval()
     randomise_norms(network)
     gates = random_gates(example.structure, hard=True)
-    x, _ = next(example.batches())
+    (x,), _ = next(example.batches())
     before = gated(network, example.structure).forward(gates)(x)
     tensors = network.state_dict()
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_a_closed_channel_is_not_there_whatever_it_holds(example):
 def test_bool_masks_and_other_precisions(example):
     network = example.network.eval().double()
     gates = random_gates(example.structure, hard=True)
-    x = next(example.batches())[0].double()
+    x = next(example.batches()).inputs[0].double()
     masks = {name: gate.bool() for name, gate in gates.items()}
     result = gated(network, example.structure).forward(masks)(x)
     assert result.dtype == torch.float64
@@ -119,7 +119,7 @@ def test_bool_masks_and_other_precisions(example):
 def test_train_mode_updates_the_networks_own_statistics(example):
     network, other = example.network.train(), copy.deepcopy(example.network).train()
     gates = {g.name: torch.ones(g.channels) for g in example.structure.groups}
-    x, _ = next(example.batches())
+    (x,), _ = next(example.batches())
     gated(network, example.structure).forward(gates)(x)
     other(x)
     for name, buffer in other.named_buffers():
@@ -129,7 +129,7 @@ def test_train_mode_updates_the_networks_own_statistics(example):
 def test_gradients_reach_gates_and_weights(example):
     network = example.network.train()
     gates = {n: g.requires_grad_() for n, g in random_gates(example.structure, hard=False).items()}
-    x, y = next(example.batches())
+    (x,), y = next(example.batches())
     F.cross_entropy(gated(network, example.structure).forward(gates)(x), y).backward()
     for name, gate in gates.items():
         assert gate.grad is not None, name
@@ -140,7 +140,7 @@ def test_gradients_reach_gates_and_weights(example):
 def test_the_gates_gradient_is_the_sum_of_gradient_times_weight(chained):
     network = chained.network.eval()
     gates = {g.name: torch.ones(g.channels, requires_grad=True) for g in chained.structure.groups}
-    x, y = next(chained.batches())
+    (x,), y = next(chained.batches())
     F.cross_entropy(gated(network, chained.structure).forward(gates)(x), y).backward()
     weight = network.get_parameter("3.weight")
     assert torch.allclose(gates["0"].grad, (weight.grad * weight).sum((0, 2, 3)), atol=1e-6)
@@ -150,7 +150,7 @@ def test_it_follows_the_networks_weights(chained):
     network = chained.network.eval()
     gating = gated(network, chained.structure)
     gates = random_gates(chained.structure, hard=True)
-    x, _ = next(chained.batches())
+    (x,), _ = next(chained.batches())
     with torch.no_grad():
         network.get_parameter("6.weight").mul_(2)
     assert torch.equal(gating.forward(gates)(x), by_hand(network, chained.structure, gates)(x))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from deploy_prune.data.examples import Batch
 from deploy_prune.training.loop import make_accelerator
 from deploy_prune.types import Axis, ChannelGroup, Layer, LayerKind, Structure, Width
 
@@ -24,12 +25,12 @@ class Example:
     classes: int = 4
     size: int = 8
 
-    def batches(self, seed: int = 0, batch: int = 16) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, seed: int = 0, batch: int = 16) -> Iterator[Batch]:
         lot = torch.Generator().manual_seed(seed)
         while True:
             y = torch.randint(0, self.classes, (batch,), generator=lot)
             x = torch.randn(batch, 3, self.size, self.size, generator=lot) + y.view(-1, 1, 1, 1) * 0.5
-            yield x, y
+            yield Batch((x,), y)
 
 
 def block(conv: nn.Module, channels: int) -> list[nn.Module]:

@@ -10,7 +10,8 @@ from deploy_prune.cost import CostModel, macs
 from deploy_prune.recipe.parts import SearchPart
 from deploy_prune.search.frame import SearchGoal, SearchJob
 from deploy_prune.search.methods import METHODS
-from deploy_prune.training.loop import Session, classification
+from deploy_prune.tasks.classification import CLASSIFIER
+from deploy_prune.training.loop import Session
 from deploy_prune.types import Loss, Progress, SearchResult, silent
 
 
@@ -22,7 +23,7 @@ def run_search(
     steps: int = 20,
     *,
     seed: int = 0,
-    loss: Loss = classification,
+    loss: Loss = CLASSIFIER.batch_loss,
     cost: CostModel | None = None,
     progress: Progress = silent,
     lr: float = 0.01,

@@ -196,7 +196,7 @@ def test_the_file_of_any_cut_is_enough_to_build_it(kinds: tuple[str, ...], width
     network, x = made(kinds, width, seed)
     keep = some(structure, seed)
     slim = cut(network, structure, keep)
-    told = json_file.describe(ModelPart(source="tests:chain"), 3, x[:1].shape, keep, network, slim)
+    told = json_file.describe(ModelPart(source="tests:chain"), 3, (x[:1],), keep, network, slim)
     fresh, _ = made(kinds, width, seed + 1)
     again = json_file.build_slim(json_file.loads(json_file.dumps(told)), fresh, example=x[:1])
     json_file.load_weights(again, slim.state_dict(), Path("weights.safetensors"))

@@ -6,22 +6,22 @@ import pytest
 import torch
 from torch import nn
 
-from deploy_prune.data.examples import Examples
+from deploy_prune.data.examples import Batch, ClassExamples, all_of
 from deploy_prune.errors import TrainingError
 from deploy_prune.recipe.parts import TrainPart
+from deploy_prune.tasks.classification import CLASSIFIER
 from deploy_prune.training import loop
 from deploy_prune.training.loop import (
     Session,
-    accuracy,
     channels_last,
-    classification,
     decay_groups,
     fit,
     make_accelerator,
+    network_score,
     one_cycle,
     placed,
     set_seed,
-    train_classifier,
+    train_network,
 )
 
 CPU = make_accelerator("cpu")
@@ -33,7 +33,7 @@ def two_kinds(num=40):
     labels = torch.arange(num) % 2
     images[labels == 0, :, :, :2] += 0.5
     images[labels == 1, :, :, 2:] += 0.5
-    return Examples(images=images, labels=labels, mean=torch.tensor([0.5]), std=torch.tensor([0.3]))
+    return ClassExamples(images=images, labels=labels, mean=torch.tensor([0.5]), std=torch.tensor([0.3]))
 
 
 def small():
@@ -43,8 +43,8 @@ def small():
 
 def train(network=None, **part):
     network = network or small()
-    losses = train_classifier(
-        network, two_kinds(), TrainPart(**{"steps": 20, "batch_size": 8, **part}), augment="none",
+    losses = train_network(
+        network, two_kinds(), CLASSIFIER, TrainPart(**{"steps": 20, "batch_size": 8, **part}), work="train",
         session=Session(accelerator=CPU, seed=0),
     )  # fmt: skip
     return network, losses
@@ -55,9 +55,9 @@ def train(network=None, **part):
 
 def test_training_learns():
     network = small()
-    before = accuracy(network, two_kinds())
+    before = network_score(network, two_kinds(), CLASSIFIER)
     _, losses = train(network)
-    assert accuracy(network, two_kinds()) == 1.0 > before
+    assert network_score(network, two_kinds(), CLASSIFIER) == 1.0 > before
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     assert len(losses) == 20
 
@@ -170,8 +170,8 @@ def test_a_short_training_leaves_no_first_statistics_behind():
     network[1].momentum = 0.01
     train(network)
     assert network[1].momentum == 0.01
-    assert accuracy(network, two_kinds()) == 1.0
-    x = two_kinds().all()[0]
+    assert network_score(network, two_kinds(), CLASSIFIER) == 1.0
+    x = all_of(two_kinds()).inputs[0]
     assert torch.allclose(network[1].running_mean, network[0](x).mean((0, 2, 3)), atol=0.05)
 
 
@@ -307,12 +307,13 @@ class Constant(nn.Module):
         return torch.tensor([[1.0, 0.0], [0.0, 1.0]])[int(not self.training)].expand(len(x), 2)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 100])
-def test_accuracy_is_the_share_of_hits_in_evaluation_mode(batch_size):
+@pytest.mark.parametrize("at_a_time", [1, 7, 100])
+def test_accuracy_is_the_share_of_hits_in_evaluation_mode(at_a_time, monkeypatch):
+    monkeypatch.setattr(loop, "SCORED", at_a_time)
     examples = two_kinds(10)
     examples.labels[:4] = 1
     network = Constant().train()
-    assert accuracy(network, examples, batch_size) == pytest.approx(7 / 10)
+    assert network_score(network, examples, CLASSIFIER) == pytest.approx(7 / 10)
     assert network.training
 
 
@@ -327,7 +328,7 @@ def test_placed_restores_every_mode():
 
 def test_classification_is_cross_entropy():
     logits = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
-    loss = classification(lambda x: logits, (torch.zeros(2), torch.tensor([0, 1])))
+    loss = CLASSIFIER.batch_loss(lambda x: logits, Batch((torch.zeros(2),), torch.tensor([0, 1])))
     assert loss.item() == pytest.approx(np.log(2))
 
 

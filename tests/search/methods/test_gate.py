@@ -8,7 +8,7 @@ import torch
 from search_run import run_search
 
 from deploy_prune.search.methods.gate import derivative, trainable_gate
-from deploy_prune.training.loop import classification
+from deploy_prune.tasks.classification import CLASSIFIER
 
 search = partial(run_search, "gate", share=0.4, steps=80)
 
@@ -56,7 +56,7 @@ def test_nothing_has_a_price_while_the_cost_is_within_the_limit(chained, acceler
 @pytest.mark.parametrize("scale", [2.0**-10, 2.0**10])
 def test_the_price_does_not_depend_on_the_losss_unit(chained, accelerator, scale):
     def scaled(forward, batch):
-        return scale * classification(forward, batch)
+        return scale * CLASSIFIER.batch_loss(forward, batch)
 
     plain = search(chained, accelerator, steps=25, weight_decay=0)
     other = search(chained, accelerator, steps=25, weight_decay=0, loss=scaled, lr=0.01 / scale)

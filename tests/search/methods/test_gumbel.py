@@ -58,7 +58,7 @@ def test_the_expected_cost_comes_down_to_the_budget(chained, accelerator, weight
 
 
 def test_a_scale_is_a_factor_of_its_weight_and_its_gradient_follows(chained):
-    network, x = chained.network.eval(), next(chained.batches())[0]
+    network, x = chained.network.eval(), next(chained.batches()).inputs[0]
     gates = {g.name: torch.ones(g.channels) for g in chained.structure.groups}
     scales = {n: torch.tensor(2.0, requires_grad=True) for n in ("3.weight", "11.weight")}
     found = gated(network, chained.structure).forward(gates, scales)(x)

@@ -18,7 +18,7 @@ from deploy_prune.recipe.parts import SEARCH_METHODS, ModelPart, PrunePart, Sear
 from deploy_prune.search.methods import METHODS, check_options, values
 from deploy_prune.search.threshold import threshold_values
 from deploy_prune.surgery.groups import find_groups
-from deploy_prune.training.loop import classification
+from deploy_prune.tasks.classification import CLASSIFIER
 
 FINDS_DEAD = {"dap": {}, "gate": {}, "gumbel": {}, "magnitude": {"over": "consumers"}, "taylor": {}}
 
@@ -92,7 +92,7 @@ def train(example, steps):
     optimizer, batches = torch.optim.SGD(example.network.parameters(), lr=0.05, momentum=0.9), example.batches(7)
     for _ in range(steps):
         optimizer.zero_grad()
-        classification(example.network, next(batches)).backward()
+        CLASSIFIER.batch_loss(example.network, next(batches)).backward()
         optimizer.step()
 
 
@@ -225,7 +225,7 @@ def test_taylor_is_the_mean_of_absolute_gradients(chained, accelerator):
     batches = chained.batches(0)
     for _ in range(3):
         network.zero_grad()
-        classification(network, next(batches)).backward()
+        CLASSIFIER.batch_loss(network, next(batches)).backward()
         weight = network.get_parameter("3.weight")
         expected += (weight.grad * weight).sum((0, 2, 3)).abs().detach() / 3
     assert torch.allclose(search("taylor", chained, accelerator, num_batches=3).scores["0"], expected, atol=1e-7)
