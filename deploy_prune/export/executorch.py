@@ -11,8 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.errors import ExportError
-from deploy_prune.export.artifact import Extra, describe, eval_mode, first_line, flatten, quiet, require_fixed
+from deploy_prune.export.artifact import (
+    Extra,
+    describe,
+    eval_mode,
+    export_program,
+    first_line,
+    flatten,
+    quiet,
+    require_fixed,
+)
 from deploy_prune.export.inputs import Given, batches, float32, several
+from deploy_prune.export.transposed import Runtime, rewrite_transposed
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system.shell import atomic
 from deploy_prune.types import Artifact
@@ -29,6 +39,8 @@ _MEANS: Final = frozenset({_ATEN.adaptive_avg_pool2d.default, _ATEN.avg_pool2d.d
 _NORMS: Final = frozenset({_ATEN.layer_norm.default, _ATEN.group_norm.default, _ATEN.rms_norm.default})
 _REARRANGED: Final = frozenset({_ATEN.dropout.default, _ATEN.permute.default, _ATEN.transpose.int, _ATEN.view.default})
 """Passes values on as they are."""
+_TRANSPOSED: Final = Runtime(has=lambda given: given.groups == 1, groups=True)
+"""With groups XNNPACK's quantizer leaves transposed convolutions in float, and with a batch norm ExecuTorch fails."""
 
 
 class _Wrapped(nn.Module):
@@ -79,7 +91,8 @@ def write(
     inputs = tuple(x.detach().contiguous() for x in float32(example))
     with eval_mode(network), quiet(), torch.no_grad():
         try:
-            program = _export(network, inputs, precision)
+            traced = export_program(network, example, part).module(check_guards=False)
+            program = _export(rewrite_transposed(traced, _TRANSPOSED), inputs, precision)
             if precision == "int8":
                 assert calibration is not None
                 program = _quantize(program, inputs, calibration)

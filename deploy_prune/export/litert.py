@@ -18,8 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.errors import ExportError
-from deploy_prune.export.artifact import Extra, describe, eval_mode, first_line, flatten, quiet, require_fixed
+from deploy_prune.export.artifact import (
+    Extra,
+    describe,
+    eval_mode,
+    export_program,
+    first_line,
+    flatten,
+    quiet,
+    require_fixed,
+)
 from deploy_prune.export.inputs import Given, batches, float32, several
+from deploy_prune.export.transposed import Runtime, Transposed, rewrite_transposed
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system.shell import atomic
 from deploy_prune.types import Artifact
@@ -85,7 +95,9 @@ def write(
     extra.require()
     require_fixed("A LiteRT file", precisions, precision, part, example, calibration)
     with eval_mode(network), _silent():
-        content = _convert(network, example)
+        program = export_program(network, example, part)
+        plain = rewrite_transposed(program.module(check_guards=False), Runtime(has=_transposes, groups=False))
+        content = _convert(plain, example)
         if precision == "fp16":
             content = _halve(content)
         elif precision == "int8":
@@ -101,6 +113,17 @@ def write(
         versions={package: version(package) for package in packages},
         layout="NHWC" if any(map(_is_image, several(example))) else "NCHW",
     )
+
+
+def _transposes(given: Transposed) -> bool:
+    """Whether TRANSPOSE_CONV computes it: it pads nothing, or so that an input gives stride outputs, and has no groups.
+
+    Of others the converter makes none or wrong ones, or one for each group and a sum with the bias, rounded once more.
+    Ordinary convolutions with groups run in LiteRT's slow reference kernels in int8.
+    """
+    each = zip(given.kernel, given.stride, given.padding, strict=True)
+    padded = all(p == 0 or k - s == 2 * p for k, s, p in each)
+    return given.groups == 1 and padded and not any(given.output_padding) and set(given.dilation) == {1}
 
 
 def _convert(network: nn.Module, example: Given) -> bytes:
