@@ -16,9 +16,9 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from deploy_prune.errors import ExportError, MissingDependencyError, SurgeryError
-from deploy_prune.export.attention import four_dimensional
 from deploy_prune.export.inputs import Flat, Given, count, several
 from deploy_prune.export.inputs import flatten as flatten
+from deploy_prune.export.rewrite import rewritten
 from deploy_prune.networks.copies import require_plain
 from deploy_prune.networks.tracing import tracing, why_not_traced
 from deploy_prune.recipe.parts import ExportPart
@@ -215,7 +215,7 @@ def export_program(network: nn.Module, example: Given, part: ExportPart) -> Expo
     try:
         with tracing(network), torch.no_grad():  # with gradients, attention with a learned bias is traced another way
             program = torch.export.export(network, inputs, dynamic_shapes=shapes, strict=False)
-            return four_dimensional(program)
+            return rewritten(program)
     except Exception as error:  # torch passes on whatever the network's own code raises
         raise ExportError(why_not_traced(network, inputs, error)) from error
 

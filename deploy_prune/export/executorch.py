@@ -90,8 +90,8 @@ def write(
     require_fixed("An ExecuTorch file", precisions, precision, part, example, calibration)
     inputs = tuple(x.detach().contiguous() for x in float32(example))
     with eval_mode(network), quiet(), torch.no_grad():
+        traced = export_program(network, example, part).module(check_guards=False)
         try:
-            traced = export_program(network, example, part).module(check_guards=False)
             program = _export(rewrite_transposed(traced, _TRANSPOSED), inputs, precision)
             if precision == "int8":
                 assert calibration is not None

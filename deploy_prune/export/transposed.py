@@ -15,6 +15,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx
 
+from deploy_prune.export.calls import arguments
+
 aten: Final = torch.ops.aten
 _TRANSPOSED: Final[dict[Any, int]] = {aten.conv_transpose1d.default: 1, aten.conv_transpose2d.input: 2}
 """Operator -> its number of spatial dimensions."""
@@ -88,7 +90,7 @@ def _read(module: fx.GraphModule, node: fx.Node) -> Transposed | None:
     rank = _TRANSPOSED.get(node.target)
     if rank is None or not node.users:
         return None
-    given = _arguments(node)
+    given = arguments(node)
     weight, bias = _known(module, given["weight"]), _known(module, given["bias"])
     sizes = given["input"].meta["val"].shape[-rank:]
     if weight is None or (bias is None) != (given["bias"] is None) or not all(isinstance(s, int) for s in sizes):
@@ -103,13 +105,6 @@ def _each(given: Any, rank: int) -> tuple[int, ...]:
     """An argument of a convolution: one number for all dimensions, or one each."""
     numbers = [given] if isinstance(given, int) else list(given)
     return tuple(numbers * rank if len(numbers) == 1 else numbers)
-
-
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    """A call's arguments by name, defaults included."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
-    return {a.name: given.get(a.name, a.default_value) for a in schema.arguments}
 
 
 def _known(module: fx.GraphModule, node: Any) -> Tensor | None:
@@ -133,7 +128,7 @@ def _folded(module: fx.GraphModule, given: Transposed, norm: fx.Node) -> Transpo
     """With the batch norm of what it gives; None: ``norm`` is none, or one of the batch's own statistics."""
     if norm.target is not aten.batch_norm.default:
         return None
-    found = _arguments(norm)
+    found = arguments(norm)
     weight, bias, mean, var = (_known(module, found[n]) for n in ("weight", "bias", "running_mean", "running_var"))
     if found["training"] or mean is None or var is None:
         return None

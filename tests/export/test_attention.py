@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import export_program
-from deploy_prune.export.attention import four_dimensional
 from deploy_prune.export.parity import TOLERANCE, check_parity
+from deploy_prune.export.rewrite import rewritten
 from deploy_prune.recipe.parts import ExportPart, PrunePart
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.cut import cut
@@ -84,7 +84,7 @@ def test_4d_attention_is_left_alone() -> None:
 
     program = torch.export.export(Plain(), (torch.randn(1, 2, 4, 8),), strict=False)
     before = program.graph_module.code
-    assert four_dimensional(program).graph_module.code == before
+    assert rewritten(program).graph_module.code == before
 
 
 def test_attention_in_an_autocast_region_is_found() -> None:
