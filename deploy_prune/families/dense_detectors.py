@@ -16,9 +16,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from deploy_prune.families.anchors import grid_levels, one_based
+from deploy_prune.families.anchors import Grid, box_code, grid_of, levels_of, one_based
 from deploy_prune.families.raw_form import Decode, Family, Inputs, RawForm, is_a
-from deploy_prune.networks.unchanged import unchanged
 
 Targets = list[dict[str, Tensor]]
 
@@ -34,51 +33,6 @@ class Maps(nn.Module):
         """Class logits [B, A, 1 + C], box codes [B, A, 4] and what else ``outputs`` names, [B, A, ...]."""
         maps = self.head(levels_of(self.backbone(image)))
         return tuple(maps[name] for name in self.outputs)
-
-
-def levels_of(features: Tensor | Mapping[str, Tensor]) -> list[Tensor]:
-    """A backbone's feature maps, one a level."""
-    return [features] if isinstance(features, Tensor) else list(features.values())
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Grid:
-    """What a detector makes of the shape of its input, once: anchors [A, 4] and the maps' sizes (H, W)."""
-
-    anchors: Tensor
-    sizes: tuple[tuple[int, int], ...]
-    per_place: tuple[int, ...]
-    size: tuple[int, int]
-
-    @property
-    def levels(self) -> list[dict[str, Any]]:
-        """As a program on a device reads them."""
-        return grid_levels(self.anchors, self.sizes, self.per_place)
-
-    def of_batch(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """The anchors for every picture of outputs [B, A, ...].
-
-        Raises:
-            ValueError: the outputs are of another input's shape.
-        """
-        if outputs[0].shape[1] != len(self.anchors):
-            message = f"the loss is for inputs of {self.size[0]} x {self.size[1]} pixels, which have "
-            message += f"{len(self.anchors)} anchors; these outputs have {outputs[0].shape[1]}"
-            raise ValueError(message)
-        return [self.anchors.to(outputs[0].device)] * len(outputs[0])
-
-
-def grid_of(detector: nn.Module, backbone: nn.Module, generator: Any, image: Tensor) -> Grid:
-    """The anchors that a detector's generator makes for this input [B, 3, H, W]; both are left as they were."""
-    image_list = import_module("torchvision.models.detection.image_list").ImageList
-    image = image[:1].to(next(detector.parameters()).device)
-    size = (image.shape[-2], image.shape[-1])
-    with unchanged(detector), torch.no_grad():
-        maps = levels_of(backbone.eval()(image))
-        (anchors,) = generator(image_list(image, [size]), maps)
-    sizes = tuple((x.shape[-2], x.shape[-1]) for x in maps)
-    per_place = tuple(generator.num_anchors_per_location())
-    return Grid(anchors=anchors.cpu(), sizes=sizes, per_place=per_place, size=size)
 
 
 Loss = Callable[[Any, Grid, Mapping[str, Tensor], Targets, list[Tensor]], Mapping[str, Tensor]]
@@ -139,12 +93,6 @@ class _Kind:
         anchors, by_name = grid.of_batch(outputs), dict(zip(self.outputs, outputs, strict=True))
         losses = self.loss(detector, grid, by_name, one_based(targets, outputs[0].device), anchors)
         return torch.stack(list(losses.values())).sum()
-
-
-def box_code(detector: Any) -> dict[str, Any]:
-    """How a detector's coder writes boxes, as a program on a device reads it; distances have no weights."""
-    coder = detector.box_coder
-    return {"weights": getattr(coder, "weights", None), "most": getattr(coder, "bbox_xform_clip", None)}
 
 
 _KINDS: Final = (

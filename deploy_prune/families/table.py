@@ -7,12 +7,13 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from deploy_prune.families import dense_detectors, grid, segmenters, transformers, ultralytics
+from deploy_prune.families import dense_detectors, grid, segmenters, transformers, two_stage, ultralytics
 from deploy_prune.families.raw_form import Family, RawForm
 
 FAMILIES: Final[tuple[Family, ...]] = (
     *grid.FAMILIES,
     *dense_detectors.FAMILIES,
+    *two_stage.FAMILIES,
     *segmenters.FAMILIES,
     *transformers.FAMILIES,
     *ultralytics.FAMILIES,

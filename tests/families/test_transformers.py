@@ -28,7 +28,8 @@ def rtdetr(**others) -> nn.Module:
     body = transformers.RTDetrResNetConfig(**RESNET, out_features=["stage2", "stage3", "stage4"])
     config = transformers.RTDetrConfig(
         backbone_config=body, encoder_in_channels=[32, 48, 64], encoder_hidden_dim=32, num_queries=12,
-        decoder_in_channels=[32, 32, 32], **DECODER, **ENCODER, **others,
+        decoder_in_channels=[32, 32, 32], initializer_range=0.2,
+        freeze_backbone_batch_norms=False, **DECODER, **ENCODER, **others,
     )  # fmt: skip
     return transformers.RTDetrForObjectDetection(config)
 
