@@ -160,7 +160,7 @@ def _annotated(file: _File, root: Path, numbers: Mapping[str, int], findings: Fi
         if fault is not None:
             findings.faults.append(Fault(f"{file.path}, {where}", *fault))
             continue
-        ids.add(one.get("id"))
+        ids.add(_hashed(one.get("id")))
         boxes[number].append(_box(one, numbers[file.names[one["category_id"]]], where, len(file.points)))
     only = {number for number in crowds if not said[number]}
     findings.notes["pictures left out, for they show crowds only"] += len(only)

@@ -18,6 +18,7 @@ from unittest import mock
 
 import numpy
 import onnx
+import picture_sets
 import pytest
 import torch
 from fuzzing import Watch, damaged, files, watching
@@ -29,6 +30,8 @@ from safetensors.torch import save
 from deploy_prune import device as devices
 from deploy_prune.architecture import json_file
 from deploy_prune.commands import bench, export, transfer
+from deploy_prune.data.boxes import load_boxes
+from deploy_prune.data.masks import load_masks
 from deploy_prune.device import host, new_target
 from deploy_prune.device.address import Address
 from deploy_prune.device.payload import verify as verifying
@@ -54,6 +57,7 @@ from deploy_prune.errors import (
 from deploy_prune.latency import measure as measure_module
 from deploy_prune.networks import build, weights
 from deploy_prune.recipe import file
+from deploy_prune.recipe.data import BoxesPart, MasksPart
 from deploy_prune.recipe.parts import ModelPart, PrunePart
 from deploy_prune.report.page import write_page
 from deploy_prune.report.row import Row
@@ -67,8 +71,9 @@ from deploy_prune.system.strict_yaml import plain
 from deploy_prune.types import Artifact, Latency
 
 COUNTS: Final = {
-    "recipe": 2500,
-    "target": 2500,
+    "recipe": 2000,
+    "target": 2000,
+    "annotations": 1000,
     "architecture": 3000,
     "weights": 3000,
     "bundle": 2000,
@@ -217,6 +222,44 @@ def test_weights(watch: Watch, place: Path) -> None:
     def check(name: str, data: st.DataObject) -> None:
         content = data.draw(damaged(pickled, 3) if name == "w.pt" else tensors(honest))
         watch(lambda: reads[name](written(place / name, content)), (RunFolderError, WeightsError))
+
+    check()
+
+
+# --- pictures and their annotations -----------------------------------------------------------------------------------
+
+
+def test_annotations(watch: Watch, place: Path) -> None:
+    """One file of a data set is hostile; what is broken in it is left out, or the error says what can't be read."""
+    sets = {
+        name: write(place / name, train=3, test=1)
+        for name, write in (("coco", picture_sets.coco), ("voc", picture_sets.voc), ("yolo", picture_sets.yolo))
+    }
+    sets["folders"] = picture_sets.masks(place / "folders", train=3, test=1)
+    honest = {path: path.read_bytes() for root in sets.values() for path in sorted(root.rglob("*")) if path.is_file()}
+    keys = {"broken": "skip", "image_size": 16, "classes": ["red", "green", "blue", "pink"]}
+    parts = {name: BoxesPart(source=name, root=str(sets[name]), **keys) for name in ("coco", "voc", "yolo")}
+    parts["folders"] = MasksPart(source="folders", root=str(sets["folders"]), **keys)
+
+    def read(name: str) -> None:
+        part = parts[name]
+        data = load_masks(part, 0) if isinstance(part, MasksPart) else load_boxes(part, 0)
+        data.source_train.take(torch.arange(len(data.source_train)))
+
+    for name in parts:  # what is imported late is imported now
+        read(name)
+
+    @inputs("annotations")
+    @given(st.sampled_from(sorted(honest)), st.data())
+    def check(path: Path, data: st.DataObject) -> None:
+        told = json.loads(honest[path]) if path.suffix == ".json" else None
+        content = data.draw(damaged(honest[path], 3) if told is None else files(told))
+        name = path.relative_to(place).parts[0]
+        try:
+            written(path, content)
+            watch(lambda: read(name), (DataError,))
+        finally:
+            path.write_bytes(honest[path])
 
     check()
 
