@@ -14,6 +14,7 @@ import click
 
 from deploy_prune import cli, errors
 from deploy_prune.recipe.parts import Recipe
+from deploy_prune.recipe.tasks import DetectionRecipe, SegmentationRecipe
 from deploy_prune.search.methods import METHODS
 
 MARKER: Final = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
@@ -50,6 +51,23 @@ def recipe_keys() -> str:
         blocks += [f"### {part}", found[part]["description"]]
         blocks += [_key(key, of) for key, of in found.items() if key.startswith(f"{part}.")]
     return "\n\n".join(blocks)
+
+
+def boxes_keys() -> str:
+    """The keys of ``data`` for a detector."""
+    return _data_keys(DetectionRecipe)
+
+
+def masks_keys() -> str:
+    """The keys of ``data`` for a network that segments."""
+    return _data_keys(SegmentationRecipe)
+
+
+def _data_keys(recipe: type[Recipe]) -> str:
+    """A list, as a page's entries of their own would be there twice: some keys are also a classifier's."""
+    schema = recipe.model_json_schema()
+    found = {key: of for key, of in keys(schema, schema["$defs"]) if key.startswith("data.")}
+    return "\n".join(f"- `{key}`: {_kind(of)}. {of['description']}" for key, of in found.items())
 
 
 def options() -> str:
@@ -102,8 +120,13 @@ def help_of(name: str, command: click.Command) -> str:
 
 
 def _key(name: str, of: Schema) -> str:
+    return f"```{{confval}} {name}\n\n{_kind(of)}\n\n{of['description']}\n```"
+
+
+def _kind(of: Schema) -> str:
+    """A key's type and default."""
     default = "required" if "default" not in of else f"default `{json.dumps(of['default'])}`"
-    return f"```{{confval}} {name}\n\n{type_of(of)}; {default}\n\n{of['description']}\n```"
+    return f"{type_of(of)}; {default}"
 
 
 def type_of(of: Schema) -> str:
@@ -122,6 +145,8 @@ def type_of(of: Schema) -> str:
 
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "recipe-keys": recipe_keys,
+    "boxes-keys": boxes_keys,
+    "masks-keys": masks_keys,
     "options": options,
     "errors": error_table,
     "commands": commands,

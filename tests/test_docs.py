@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 import deploy_prune
 from deploy_prune import cli, errors
 from deploy_prune.recipe.parts import Recipe
+from deploy_prune.recipe.tasks import DetectionRecipe, SegmentationRecipe, recipe_for
 from deploy_prune.search.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -136,7 +137,8 @@ def test_python_blocks_compile_and_use_names_that_exist(code):
 
 @pytest.mark.parametrize("text", fenced("yaml"))
 def test_yaml_blocks_are_recipes(text):
-    Recipe.model_validate(YAML(typ="safe").load(text))
+    values = YAML(typ="safe").load(text)
+    recipe_for(values.get("task", "classification")).model_validate(values)
 
 
 def described(schema: dict, definitions: dict, above: str = "") -> dict[str, str | None]:
@@ -149,7 +151,7 @@ def described(schema: dict, definitions: dict, above: str = "") -> dict[str, str
     return found
 
 
-MODELS = [Recipe, *{method.options: None for method in METHODS.values()}]
+MODELS = [Recipe, DetectionRecipe, SegmentationRecipe, *{method.options: None for method in METHODS.values()}]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
@@ -170,6 +172,8 @@ def test_the_references_have_everything(reference):
     schema = Recipe.model_json_schema()
     for key in described(schema, schema["$defs"]):
         assert f"```{{confval}} {key}\n" in keys or f"### {key}\n" in keys
+    for kind, text in ((DetectionRecipe, reference.boxes_keys()), (SegmentationRecipe, reference.masks_keys())):
+        assert all(f"- `data.{name}`: " in text for name in kind.model_fields["data"].annotation.model_fields)
     for method, found in METHODS.items():
         for name in found.options.model_fields:
             assert f"{{confval}} {method}: {name}\n" in options or f"{{confval}} search.options.{name}\n" in options

@@ -24,7 +24,7 @@ from deploy_prune.data.annotated import BoxedPicture, Findings, Listed, boxed, c
 from deploy_prune.data.examples import Batch
 from deploy_prune.data.instances import StoredInstances
 from deploy_prune.data.picture_splits import WholeSet, root_of, transfer
-from deploy_prune.data.pictures import NO_FRAME, Frame, Picture, StoredPicture
+from deploy_prune.data.pictures import NO_FRAME, Frame, Framed, Picture, StoredPicture
 from deploy_prune.data.splits import TransferData
 from deploy_prune.device.payload import picture
 from deploy_prune.errors import DataError
@@ -36,7 +36,7 @@ MOSAIC_MIDDLE = (0.3, 0.7)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class BoxExamples(Dataset[tuple[Tensor, Target]]):
+class BoxExamples(Framed, Dataset[tuple[Tensor, Target]]):
     """Pictures with boxes, read when they are taken.
 
     ``items``: with labels 0 to ``num_classes`` - 1. ``frame``: how a picture becomes an input. ``augment``: how

@@ -132,6 +132,9 @@ def _categories(listed: list[Any], annotations: list[Any]) -> tuple[dict[int, st
         ValueError, KeyError, TypeError: it is no such list.
     """
     names = {int(one["id"]): str(one["name"]) for one in sorted(listed, key=lambda one: int(one["id"]))}
+    if not names:
+        message = "there are no categories"
+        raise ValueError(message)
     if len(names) < len(listed) or len({*names.values()}) < len(names):
         message = "an id or a name of categories appears twice"
         raise ValueError(message)

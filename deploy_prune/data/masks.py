@@ -33,7 +33,7 @@ from deploy_prune.data.boxes import rarest
 from deploy_prune.data.examples import Batch
 from deploy_prune.data.images import read_mask
 from deploy_prune.data.picture_splits import WholeSet, root_of, transfer
-from deploy_prune.data.pictures import NO_FRAME, Array, Frame, Picture, StoredPicture, array_digest, file_digest
+from deploy_prune.data.pictures import NO_FRAME, Array, Frame, Framed, Picture, StoredPicture, array_digest, file_digest
 from deploy_prune.data.splits import TransferData
 from deploy_prune.device.payload import picture
 from deploy_prune.errors import DataError
@@ -113,7 +113,7 @@ class MaskedPicture:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MaskExamples(Dataset[tuple[Tensor, Tensor]]):
+class MaskExamples(Framed, Dataset[tuple[Tensor, Tensor]]):
     """Pictures with masks, read when they are taken.
 
     ``numbers``: uint8 [256], a mask's class -> its number here, 0 to ``num_classes`` - 1, or VOID. ``frame``: how a
@@ -224,7 +224,11 @@ def load_masks(part: MasksPart, seed: int) -> TransferData:
     """
     findings = Findings()
     names, train, test = _read(part, findings)
-    num = len(names) if names else 1 + max((c for item in train for c in item.present), default=0)
+    num = len(names or part.values or ()) or 1 + max((c for item in train for c in item.present), default=0)
+    if num < 2:
+        message = "data: the masks have one class only, which is nothing to learn; if other values are classes, too, "
+        message += "say so, as in data.values: [0, 255] with data.void: null."
+        raise DataError(message)
     if test is not None:
         test = [item for item in test if _is_known(item, num, findings)]
     skipped = require(findings, part.broken, Path(part.root or "."))

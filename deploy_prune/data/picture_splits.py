@@ -5,6 +5,7 @@ What is said here of objects are boxes where there are boxes; with masks, a clas
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +16,14 @@ from typing import Any, Final, Generic, Protocol, Self, TypeVar, cast
 import torch
 from torch import Tensor
 
+from deploy_prune.data.annotated import NAMED
+from deploy_prune.data.folders import listed
 from deploy_prune.data.pictures import Frame, Picture, Size, measured
 from deploy_prune.data.splits import TransferData
 from deploy_prune.errors import DataError
 from deploy_prune.recipe.data import MAX_SIZE, MIN_SIZE, PicturesPart
 
+_LOG: Final = logging.getLogger(__name__)
 ROOT_VARIABLE: Final = "DEPLOY_PRUNE_DATA"
 TEST_SHARE: Final = 0.2
 """Of the pictures, where a data set has no part to score on."""
@@ -96,6 +100,7 @@ def transfer(whole: WholeSet[E], part: PicturesPart, augment: Any, seed: int) ->
     known = {one.digest for one in train.pictures}
     again = sum(one.digest in known for one in test.pictures)
     counted = Counter(whole.counted) + Counter({"pictures to score on that are also among those to train on": again})
+    _warn_of(whole.skipped, counted)
     made = [cast(Any, examples.framed(frame, augment)) for examples in found.values()]
     names = None if whole.names is None else tuple(whole.names[c] for c in target)
     return TransferData(
@@ -106,11 +111,13 @@ def transfer(whole: WholeSet[E], part: PicturesPart, augment: Any, seed: int) ->
     )  # fmt: skip
 
 
-def sides(image_size: int | list[int] | None) -> tuple[int, int] | None:
-    """Height and width of what a recipe says."""
-    if image_size is None:
-        return None
-    return (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+def _warn_of(skipped: Sequence[str], counted: Mapping[str, int]) -> None:
+    """One line of what is left out, and one of what was counted."""
+    if skipped:
+        more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+        _LOG.warning("data.broken: left out: %s%s", "; ".join(skipped[:NAMED]), more)
+    if counted:
+        _LOG.warning("data: %s", listed(counted))
 
 
 def own_size(sizes: Iterable[Size]) -> tuple[int, int]:
@@ -213,7 +220,7 @@ def _draw(counts: Tensor, part: PicturesPart, titles: Sequence[str], seed: int) 
 
 def _frame(part: PicturesPart, train: E, test: E, source: Tensor) -> Frame:
     """How pictures become inputs: as the recipe says, else of their own size and with the source's statistics."""
-    size = sides(part.image_size) or own_size(one.size for one in (*train.pictures, *test.pictures))
+    size = part.size or own_size(one.size for one in (*train.pictures, *test.pictures))
     own_mean, own_std = torch.empty(0), torch.empty(0)
     if part.mean is None or part.std is None:
         own_mean, own_std = measured([train.pictures[i] for i in source.tolist()], part.channels)

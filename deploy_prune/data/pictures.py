@@ -184,6 +184,31 @@ class Frame:
         return (x.float() / 255 - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
 
 
+class Framed:
+    """What examples that are pictures have in common."""
+
+    frame: Frame
+
+    @property
+    def mean(self) -> Tensor:
+        """Float32 [C], of values in 0..1."""
+        return self.frame.mean
+
+    @property
+    def std(self) -> Tensor:
+        """Float32 [C], of values in 0..1."""
+        return self.frame.std
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what is taken."""
+        return self.frame.size
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """(x - mean) / std per channel, of values in 0..1 [B, C, H, W]."""
+        return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+
+
 NO_FRAME: Final = Frame(size=(0, 0), fit="cut", channels=3, mean=torch.empty(0), std=torch.empty(0))
 """Of examples that nothing is taken of yet."""
 

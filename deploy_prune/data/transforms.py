@@ -2,6 +2,9 @@
 
 B batch, C channels, H W height and width. Images are float [B, C, H, W] in 0..1 and stay so. All that is random comes
 from the generator (of the CPU) and is drawn for each image on its own: the same generator, the same images.
+
+These are of whole batches: torchvision's transforms, which vary pictures with boxes and masks (`data.varying`), take an
+image at a time, and for 64 images of 8 x 8 pixels 3 to 14 ms instead of 0.1 to 0.6, half of a small network's step.
 """
 
 from __future__ import annotations

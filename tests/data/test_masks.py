@@ -93,8 +93,8 @@ def test_values_and_void_say_what_a_mask_means(tmp_path):
     data = load(root, values=[0, 255], void=None)
     assert data.source_train.num_classes == 2
     assert data.source_train[0][1].unique().tolist() == [0, 1]
-    only = load(root)  # 255 is void: one class is left
-    assert only.source_train.num_classes == 1
+    with pytest.raises(DataError, match=r"one class only, .* as in data\.values: \[0, 255\] with data\.void: null"):
+        load(root)  # 255 is void
     other = load(root, values=[255, 7], void=0)
     assert other.source_train[0][1].unique().tolist() == [0, VOID]
 
