@@ -32,7 +32,7 @@ from typing import Any, Final
 
 import _results
 import torch
-from _scores import magnitude
+from _scores import first, magnitude, uniform
 from latency_table import NETWORKS
 
 from deploy_prune import cost
@@ -50,12 +50,10 @@ from deploy_prune.recipe.parts import parse_budget
 from deploy_prune.run.pipeline import PLANS
 from deploy_prune.run.reach import reaches
 from deploy_prune.surgery.cut import cut
-from deploy_prune.types import Artifact, Budget, Counts, Keep, Scores, Target, silent
+from deploy_prune.types import Artifact, Budget, Keep, Scores, Target, silent
 
 BUDGETS: Final = "80%,65%,50%,35%"
 AIMS: Final = {"within_3_percent": 0.95, "worst": 0.06}
-SHARES: Final = 10_001
-"""Shares of every group, from none to all, of which uniform pruning takes the one with the nearest MACs."""
 
 Row = dict[str, Any]
 
@@ -79,7 +77,9 @@ def network_rows(network: str, budgets: Sequence[Budget]) -> Iterator[tuple[str,
     with TemporaryDirectory() as folder:
         os.environ["DEPLOY_PRUNE_CACHE"] = str(Path(folder) / "cache")
         costs = costs_of(module, sizes, part, Path(folder))
-        dense = written(costs, target, first(costs, costs.structure.dense_counts), Path(folder) / "dense.onnx")
+        dense = written(
+            costs, target, first(costs.structure, costs.structure.dense_counts), Path(folder) / "dense.onnx"
+        )
         scores = magnitude(costs)
         for budget in budgets:
             started = time.perf_counter()
@@ -122,8 +122,8 @@ def looked_at(costs: CandidateCosts, target: Target, budget: Budget, dense: Arti
     """Measured once more beside the dense artifact, as `deploy-prune bench` does; then beside uniform pruning."""
     part, macs = costs.measure, cost.macs(costs.structure)
     counts = made.plan.chosen.counts
-    even = uniform(costs, macs(counts))
-    plain = written(costs, target, first(costs, even), dense.path.with_stem("uniform"))
+    even = uniform(costs.structure, macs(counts))
+    plain = written(costs, target, first(costs.structure, even), dense.path.with_stem("uniform"))
     whole, slim = measure_steadily(target, [dense, made.artifact], part.runs, part.warmup)
     ratio = paired_ratio(*reversed(measure_steadily(target, [made.artifact, plain], part.runs, part.warmup)))
     all_macs, share = macs(costs.structure.dense_counts), slim.p50_ms / whole.p50_ms
@@ -134,25 +134,6 @@ def looked_at(costs: CandidateCosts, target: Target, budget: Budget, dense: Arti
         "in_the_loop": made.plan.chosen.observed / made.plan.chosen.dense, "reported": made.share,
         "looks": len(made.plan.candidates), "plans": made.plans,
     }  # fmt: skip
-
-
-def uniform(costs: CandidateCosts, limit: float) -> Counts:
-    """The same share of every group, at least one unit, such that the MACs are nearest to the limit.
-
-    Groups of one size aren't all rounded at the same share, so that the MACs rise in small steps.
-    """
-    model, dense = cost.macs(costs.structure), costs.structure.dense_counts
-    channels_G = torch.tensor([dense[name] for name in model.groups], dtype=torch.float64)
-    shares_N1 = torch.linspace(0, 1, SHARES, dtype=torch.float64)[:, None]
-    rounding_G = (torch.arange(len(channels_G)) + 0.5) / len(channels_G)
-    counts_NG = (shares_N1 * channels_G + rounding_G).floor().clamp(min=1).minimum(channels_G)
-    nearest = int((model.batched(counts_NG) - limit).abs().argmin())
-    return dict(zip(model.groups, counts_NG[nearest].long().tolist(), strict=True))
-
-
-def first(costs: CandidateCosts, counts: Counts) -> Keep:
-    """The first so many units of each group."""
-    return {group.name: torch.arange(group.channels) < counts[group.name] for group in costs.structure.groups}
 
 
 def written(costs: CandidateCosts, target: Target, keep: Keep, path: Path) -> Artifact:

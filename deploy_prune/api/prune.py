@@ -20,7 +20,7 @@ from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError, DataError, RecipeError, perhaps
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import require
-from deploy_prune.export.inputs import require_inputs, several
+from deploy_prune.export.inputs import as_float32, float32, require_inputs, several
 from deploy_prune.families.raw_form import RawForm
 from deploy_prune.families.table import raw_form
 from deploy_prune.networks.copies import copied
@@ -276,17 +276,17 @@ def _form_and_loss(
 
 
 def _costs(asked: _Asked, dense: nn.Module, folder: Path) -> CandidateCosts:
-    """What cuts of the network cost; weights that a network begins with are told apart, as training does."""
+    """What cuts of the network cost: of artifacts with weights in float32, told apart as training does."""
     config, one = asked.config, tuple(x[:1] for x in asked.examples)
     structure = keep_cuttable(dense, find_groups(dense, asked.examples, config), asked.examples, gates_of, config)
     is_written = any(budget.metric not in COUNTED for budget in asked.budgets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = as_if_trained(copied(dense)) if is_written else dense
+        network = as_if_trained(as_float32(copied(dense))[0]) if is_written else dense
     return CandidateCosts(
-        network=network, structure=structure, inputs=one, scratch=folder, prune=config, measure=config,
+        network=network, structure=structure, inputs=float32(one), scratch=folder, prune=config, measure=config,
         identity=identity_by_graph(dense, one, config.trace_timeout_s) if is_written else {},
-        progress=asked.session.progress, calibration=asked.examples,
+        progress=asked.session.progress, calibration=float32(asked.examples),
     )  # fmt: skip
 
 

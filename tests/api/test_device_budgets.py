@@ -116,6 +116,13 @@ def test_milliseconds_a_share_a_size_and_macs_of_one_search(device):
     assert {p.target.name for p in (asked, half, small, few)} == {"host"}
 
 
+def test_a_network_in_half_precision_is_measured_as_it_is_exported(device):
+    network, inputs = audio()
+    (found,) = prune(network.bfloat16(), (inputs[0].bfloat16(),), lambda f, b: f(*b).float().mean(), budget="60% size")
+    assert found.plan.chosen.observed <= 0.6 * found.plan.chosen.dense
+    assert next(found.network.parameters()).dtype is torch.bfloat16
+
+
 def test_a_granule_is_the_callers(device):
     network, inputs = audio()
     (found,) = prune(network, inputs, lambda f, b: f(*b).mean(), budget="60%", granule=8)
