@@ -20,6 +20,10 @@ from deploy_prune.export.calls import arguments
 aten: Final = torch.ops.aten
 _TRANSPOSED: Final[dict[Any, int]] = {aten.conv_transpose1d.default: 1, aten.conv_transpose2d.input: 2}
 """Operator -> its number of spatial dimensions."""
+_ACTIVATIONS: Final = frozenset({
+    aten.relu.default, aten.relu_.default, aten.relu6.default, aten.hardtanh.default, aten.hardtanh_.default,
+})  # fmt: skip
+"""Runtimes compute them with the convolution whose result they take, if nothing is between."""
 _CONVOLUTIONS: Final = {1: aten.conv1d.default, 2: aten.conv2d.default}
 
 
@@ -28,7 +32,7 @@ class Transposed:
     """A transposed convolution with known weights.
 
     ``weight``: [I, O / groups, k, ...]; ``bias``: [O]; ``stride``, ``padding``, ``output_padding``, ``dilation``: one
-    number a spatial dimension, of which ``sizes`` are the input's.
+    number a spatial dimension, of which ``sizes`` are the input's. ``activation``: of the outputs, with its arguments.
     """
 
     sizes: tuple[int, ...]
@@ -39,6 +43,7 @@ class Transposed:
     output_padding: tuple[int, ...]
     groups: int
     dilation: tuple[int, ...]
+    activation: tuple[Any, tuple[Any, ...]] | None = None
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -75,10 +80,15 @@ def rewrite_transposed(module: fx.GraphModule, runtime: Runtime) -> fx.GraphModu
         if folded is None and runtime.has(given):
             continue
         replaced, given = (node, given) if folded is None else (norm, folded)
+        following = next(iter(replaced.users)) if len(replaced.users) == 1 else replaced
+        if following.target in _ACTIVATIONS:
+            given = replace(given, activation=(following.target, following.args[1:]))
+            replaced = following
         with module.graph.inserting_before(replaced):
             made = _form(module, node.args[0], given, runtime)
         made.meta["val"] = replaced.meta["val"]
         replaced.replace_all_uses_with(made)
+        module.graph.erase_node(replaced)  # one in place wouldn't count as dead
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
@@ -97,7 +107,7 @@ def _read(module: fx.GraphModule, node: fx.Node) -> Transposed | None:
         return None
     if given["input"].meta["val"].dim() != rank + 2:
         return None
-    each = {key: _each(given[key], rank) for key in ("stride", "padding", "output_padding", "dilation")}
+    each: dict[str, Any] = {key: _each(given[key], rank) for key in ("stride", "padding", "output_padding", "dilation")}
     return Transposed(sizes=tuple(sizes), weight=weight, bias=bias, groups=given["groups"], **each)
 
 
@@ -177,7 +187,15 @@ def _unpadded(given: Transposed) -> Transposed:
 def _transposed(module: fx.GraphModule, source: fx.Node, given: Transposed) -> fx.Node:
     operator = next(op for op, rank in _TRANSPOSED.items() if rank == len(given.sizes))
     numbers = (list(given.stride), list(given.padding), list(given.output_padding), given.groups, list(given.dilation))
-    return module.graph.call_function(operator, (source, *_weights(module, given.weight, given.bias), *numbers))
+    weights = _weights(module, given.weight, given.bias)
+    return _activated(module, module.graph.call_function(operator, (source, *weights, *numbers)), given)
+
+
+def _activated(module: fx.GraphModule, y: fx.Node, given: Transposed) -> fx.Node:
+    if given.activation is None:
+        return y
+    operator, options = given.activation
+    return module.graph.call_function(operator, (y, *options))
 
 
 def _interleaved(module: fx.GraphModule, source: fx.Node, given: Transposed) -> fx.Node:
@@ -192,6 +210,7 @@ def _interleaved(module: fx.GraphModule, source: fx.Node, given: Transposed) -> 
     bias = None if given.bias is None else given.bias.repeat_interleave(phases)
     weights = _weights(module, _phases(given, taps), bias)
     y = call(_CONVOLUTIONS[rank], (source, *weights, [1] * rank, padding, [1] * rank, given.groups))
+    y = _activated(module, y, given)
     if phases > 1:
         outputs = given.groups * given.weight.shape[1]
         y = call(aten.view.default, (y, [-1, outputs, *given.stride, *sizes]))

@@ -63,6 +63,19 @@ def test_dimensions_may_differ() -> None:
         assert torch.allclose(rewritten(network, x, runtime)(x), network(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.Hardtanh(-0.2, 0.3)])
+def test_an_activation_stays_beside_the_convolution(activation: nn.Module) -> None:
+    """Runtimes compute both at once; after the outputs are interleaved it would be a pass of its own."""
+    x = torch.randn(1, 4, 5, 3)
+    network = nn.Sequential(transposed(2, 4, 6, 3, 2, 1, 1, groups=2, norm=True), activation).eval()
+    for runtime in (NONE, SPLIT, LITERT):
+        module = rewritten(network, x, runtime)
+        assert torch.allclose(module(x), network(x), atol=1e-6)
+        convolutions = [n for n in module.graph.nodes if "conv" in n.name]
+        assert convolutions
+        assert all("relu" in user.name or "hardtanh" in user.name for n in convolutions for user in n.users)
+
+
 def test_what_the_runtime_has_is_left_alone() -> None:
     network, x = nn.Sequential(transposed(2, 4, 6, 4, 2, 1), nn.ReLU()), torch.randn(1, 4, 5, 3)
     before = torch.export.export(network, (x,)).module(check_guards=False).code
