@@ -46,6 +46,41 @@ def _conv(a: Arguments) -> Tensor:
     return conv(x, a["weight"], a["bias"], a["strides"], 0, a["dilations"], a["groups"])
 
 
+def _conv_transpose(a: Arguments) -> Tensor:
+    x, bias = a["x"], None if a["bias"] is None else torch.as_tensor(a["bias"], dtype=torch.float32)
+    conv = {3: torch.conv_transpose1d, 4: torch.conv_transpose2d, 5: torch.conv_transpose3d}[x.dim()]
+    made: Tensor = conv(x, a["weight"], bias, a["strides"], 0, 0, a["groups"], a["dilations"])
+    if a["pad_type"] == "custom":
+        made = functional.pad(made, [-width for width in _padding(a, a["weight"].shape[2:], a["dilations"])])
+    if a["pad_type"] not in {"valid", "custom"} or [*made.shape] != list(a["output_shape"] or made.shape):
+        message = "a transposed convolution with padding on one side"
+        raise NotImplementedError(message)
+    return made
+
+
+def _larger(a: Arguments) -> list[int]:
+    scales = (a["scale_factor_height"], a["scale_factor_width"])
+    return [int(size * scale) for size, scale in zip(a["x"].shape[-2:], scales, strict=True)]
+
+
+def _nearest(a: Arguments) -> Tensor:
+    """Defined for whole factors alone."""
+    size = _larger(a)
+    if any(large % small for large, small in zip(size, a["x"].shape[-2:], strict=True)):
+        message = "the nearest neighbour at a scale that is no whole number"
+        raise NotImplementedError(message)
+    return functional.interpolate(a["x"], size, mode="nearest")
+
+
+def _bilinear(a: Arguments) -> Tensor:
+    return functional.interpolate(a["x"], _larger(a), mode="bilinear", align_corners=bool(a["align_corners"]))
+
+
+def _crop(a: Arguments) -> Tensor:
+    (top, bottom), (left, right) = a["crop_height"], a["crop_width"]
+    return functional.pad(a["x"], [-left, -right, -top, -bottom])
+
+
 def _gather(a: Arguments) -> Tensor:
     if a["batch_dims"]:
         message = "The package gathers along a batch, so its outputs can't be checked."
@@ -174,6 +209,10 @@ OPERATORS: Final[dict[str, Callable[[Arguments], Any]]] = {
     "matmul": _matmul,
     "linear": lambda a: functional.linear(a["x"], a["weight"], torch.as_tensor(a["bias"], dtype=torch.float32)),
     "conv": _conv,
+    "conv_transpose": _conv_transpose,
+    "crop": _crop,
+    "upsample_nearest_neighbor": _nearest,
+    "upsample_bilinear": _bilinear,
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
     "batch_norm": _batch_norm,

@@ -217,6 +217,31 @@ def test_operators_with_arithmetic_of_their_own(form, tmp_path):
     assert form.compare(net, artifact, images(1)).output < 1e-5
 
 
+class Larger(nn.Module):
+    """Every way to more pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = nn.ConvTranspose2d(3, 6, 2, 2)
+        self.uneven = nn.ConvTranspose2d(6, 4, 3, 2, 1, output_padding=1, groups=2, bias=False)
+
+    def forward(self, x):
+        large = self.uneven(self.twice(nn.functional.interpolate(x, scale_factor=2, mode="nearest")))
+        height, width = x.shape[2:]
+        sizes = [(height * 3, width * 2), (height + 3, width + 5), (height // 2, width)]
+        return large, *(
+            nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=corners)
+            for size in sizes
+            for corners in (False, True)
+        )
+
+
+def test_larger_and_smaller_maps_are_compared(form, tmp_path):
+    net = network(Larger)
+    artifact = form.write(net, EXAMPLE, tmp_path / "l.mlpackage", "fp32", ExportPart())
+    assert form.compare(net, artifact, images(1)).output < 1e-5
+
+
 def test_nothing_is_said(form, tmp_path, capfd):
     form.write(network(), EXAMPLE, tmp_path / "q.mlpackage", "fp32", ExportPart())
     assert capfd.readouterr() == ("", "")
