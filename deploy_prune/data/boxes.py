@@ -100,7 +100,7 @@ class BoxExamples(Framed, Dataset[tuple[Tensor, Target]]):
             image, target = self._mosaic(index) if is_mosaic else self._changed(index, self.frame)
             if self.augment != "none" and not ("keypoints" in target and self.mirror is None):
                 image, target = varying.mirrored(image, target, self.mirror)
-            if self.augment != "none":
+            if self.augment in varying.CROPS:
                 target = varying.whole_boxes(target, (image.shape[1], image.shape[2]))
         return self.frame.normalised(image), target
 

@@ -60,7 +60,7 @@ def list_boxes(root: Path, part: BoxesPart, findings: Findings) -> Listed:
     train = files["train"]
     scored = next((name for name in ("test", "validation") if name in files and files[name].annotations), None)
     for name in files.keys() - {"train", scored}:
-        findings.notes["pictures of parts that are not read, for train and test are"] += len(files[name].images)
+        findings.notes["pictures of other parts, which are not read"] += len(files[name].images)
     names = part.classes or list(train.names.values())
     numbers = {name: number for number, name in enumerate(names)}
     beside = root.parent.parent if root.parent.name == "annotations" else root.parent

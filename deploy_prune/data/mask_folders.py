@@ -41,7 +41,7 @@ def list_masks(root: Path, findings: Findings) -> Listed:
     listed = {name: _pairs(folders, findings) for name, folders in parts.items()}
     scored = next((name for name in ("test", "validation") if listed.get(name)), None)
     for name in listed.keys() - {"train", scored}:
-        findings.notes["pictures of parts that are not read, for train and test are"] += len(listed[name])
+        findings.notes["pictures of other parts, which are not read"] += len(listed[name])
     return Listed(names=None, train=listed["train"], test=None if scored is None else listed[scored])
 
 

@@ -140,7 +140,7 @@ def _scored(pairs: dict[str, list[Pair]], findings: Findings) -> tuple[list[Pair
     scored = next((part for part in ("test", "val") if part in pairs), None)
     used = {image for part in ("train", scored) if part for image, _ in pairs[part]}
     left = {image for of_part in pairs.values() for image, _ in of_part} - used
-    findings.notes["pictures of parts that are not read, for train and test are"] += len(left)
+    findings.notes["pictures of other parts, which are not read"] += len(left)
     return pairs["train"], None if scored is None else pairs[scored]
 
 

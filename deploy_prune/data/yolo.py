@@ -60,7 +60,7 @@ def list_boxes(root: Path, part: BoxesPart, findings: Findings) -> Listed:
     }
     scored = next((name for name in ("test", "validation") if name in said), None)
     for name in listed.keys() - {"train", scored}:
-        findings.notes["pictures of parts that are not read, for train and test are"] += len(listed[name])
+        findings.notes["pictures of other parts, which are not read"] += len(listed[name])
     return Listed(
         names=told.names, train=said["train"], test=None if scored is None else said[scored],
         num_points=told.num_points, mirror=told.mirror,

@@ -9,7 +9,7 @@ import torch
 from picture_sets import coloured_box, everything, load, seeded
 from PIL import Image
 
-from deploy_prune.data import pictures, scenes
+from deploy_prune.data import pictures, scenes, varying
 from deploy_prune.data.boxes import load_boxes
 from deploy_prune.errors import DataError
 from deploy_prune.recipe.data import BoxAugment, BoxesPart, Fit
@@ -167,6 +167,30 @@ def test_flip_mirrors_about_half_and_nothing_else(tmp_path):
     for target, is_mirrored in zip(targets, mirrored.tolist(), strict=True):
         expected = [96 - right, top, 96 - left, bottom] if is_mirrored else [left, top, right, bottom]
         assert target["boxes"][0].tolist() == expected
+
+
+def test_crops_overlap_an_object_as_torchvisions_do(tmp_path, monkeypatch):
+    """Crops are drawn by other code than torchvision's, and from the same distribution."""
+    size, boxes = (64, 96), torch.tensor([[10.0, 8, 60, 50], [70, 30, 90, 60]])
+    wrapped = varying._wrapped({"boxes": boxes, "labels": torch.zeros(2)}, size)
+    shares = []
+    for crop in (varying._iou_crop(), varying.v2().RandomIoUCrop()):
+        with varying.seeded(1):
+            found = [crop.make_params([wrapped["boxes"]]) for _ in range(400)]
+        drawn = [one for one in found if one]
+        for one in drawn:
+            assert 0.5 <= one["width"] / one["height"] <= 2
+            assert 0 <= one["left"] <= one["left"] + one["width"] <= 96
+            assert 0 <= one["top"] <= one["top"] + one["height"] <= 64
+            x, y = (boxes[:, :2] + boxes[:, 2:]).T / 2
+            inside = (one["left"] < x) & (x < one["left"] + one["width"])
+            inside &= (one["top"] < y) & (y < one["top"] + one["height"])
+            assert torch.equal(one["is_within_crop_area"], inside)
+            assert inside.any()
+        both = sum(bool(one["is_within_crop_area"].all()) for one in drawn) / len(drawn)
+        area = sum(one["width"] * one["height"] for one in drawn) / len(drawn) / (64 * 96)
+        shares.append((len(drawn) / len(found), both, area))
+    assert shares[0] == pytest.approx(shares[1], abs=0.08)
 
 
 def test_half_of_the_pictures_become_mosaics(tmp_path):

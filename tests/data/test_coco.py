@@ -91,7 +91,7 @@ def test_which_part_is_scored(tmp_path):
     moved(root, f"more/{VAL}", "annotations/instances_test2017.json")
     data = read(root, broken="skip")
     assert len(data.source_test) == 2
-    assert data.ignored["pictures of parts that are not read, for train and test are"] == 3
+    assert data.ignored["pictures of other parts, which are not read"] == 3
 
 
 def test_two_files_for_a_part_are_an_error(tmp_path):

@@ -145,7 +145,7 @@ def test_test_is_scored_and_validation_counted(tmp_path):
     (tmp_path / "more/train").rename(root / "val")
     data = load(root)
     assert len(data.source_test) == 3
-    assert data.ignored == {"pictures of parts that are not read, for train and test are": 2}
+    assert data.ignored == {"pictures of other parts, which are not read": 2}
 
 
 def test_no_folders_and_two_of_a_name_are_errors(tmp_path):

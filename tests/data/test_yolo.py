@@ -88,7 +88,7 @@ def test_which_part_is_scored(tmp_path):
     picture_sets.write(root / "labels/test/9.txt", "0 0.5 0.5 0.2 0.2\n")
     data = read(root)
     assert len(data.source_test) == 1
-    assert data.ignored == {"pictures of parts that are not read, for train and test are": 3}
+    assert data.ignored == {"pictures of other parts, which are not read": 3}
 
 
 def test_a_picture_without_labels_shows_nothing(tmp_path):
