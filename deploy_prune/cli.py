@@ -134,7 +134,8 @@ def bench(run: Path, runs: int, device: str | None, trust: bool, json_file: Path
 @click.option(
     "--trust", is_flag=True, help="Allow code of your own (module:callable) that the architecture names to run."
 )
-def export(source: Path, target: str, budget: str | None, out: Path | None, trust: bool) -> None:
+@network_inputs
+def export(source: Path, target: str, budget: str | None, out: Path | None, trust: bool, inputs: Sequence[str]) -> None:
     """Write a run's bundles: what is needed to use a network on a device.
 
     A bundle is a folder and a zip with the artifact (the file that the device loads), its preprocessing, a sample with
@@ -142,17 +143,20 @@ def export(source: Path, target: str, budget: str | None, out: Path | None, trus
     bundles/RUN-TARGET-BUDGET or into the folder --out. With --budget, only one is written, and --out is its folder.
 
     With an architecture.json or a run's TARGET/BUDGET folder in place of the run, one artifact is written to --out, for
-    any target, and compared with the network.
+    any target, and compared with the network; with --input for inputs of another size.
     """
     from deploy_prune.run.folder import is_run
 
+    if is_run(source) and inputs:
+        message = f"{source} is a run folder, whose bundles are of its own inputs; --input is for an architecture"
+        raise click.UsageError(message)
     if is_run(source):
         write_bundles(source, target, budget, out, trust)
     elif budget is not None or out is None:
         message = f"{source} is no run folder; the artifact of an architecture takes --out and no --budget"
         raise click.UsageError(message)
     else:
-        write_artifact(source, target, out, trust)
+        write_artifact(source, target, out, trust, inputs)
 
 
 @main.command(epilog=examples("verify"))
@@ -218,19 +222,21 @@ def transfer(source: Path, settings: Sequence[str], quiet: bool, **how: Any) -> 
 @click.option(
     "--trust", is_flag=True, help="Allow code of your own (module:callable) that the architecture names to run."
 )
+@network_inputs
 @click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
-def show(source: Path, target: str | None, trust: bool, as_json: bool) -> None:
+def show(source: Path, target: str | None, trust: bool, inputs: Sequence[str], as_json: bool) -> None:
     """Draw an architecture layer by layer: channels, MACs, latency.
 
     Reads an architecture.json, or that of a run's TARGET/BUDGET folder. Weights are not needed. MACs are
     multiply-accumulates. With --target, each layer's latency is predicted: on an attached device by a latency table,
     which is measured if there is none yet, else by the rates in the target's file.
     """
+    from deploy_prune.commands.given_inputs import parse_inputs
     from deploy_prune.commands.show import overview
     from deploy_prune.report.show import overview_tables
     from deploy_prune.report.terminal import output
 
-    found = overview(source, target, trust)
+    found = overview(source, target, trust, parse_inputs(inputs))
     if as_json:
         say(json.dumps(found.as_json(), indent=1))
     else:

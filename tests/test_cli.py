@@ -250,7 +250,7 @@ def test_export_names_the_artifact(pipeline, tmp_path):
     made = Artifact(path=path, format="onnx", precision="fp32", sha256="abc", input_shape=(1, 3, 8, 8), versions={})
     pipeline.answer("export_saved", made)
     result = call("export", "runs/a/host/50%", "--target", "pixel-8", "--out", str(path))
-    assert pipeline.calls == [("export_saved", Path("runs/a/host/50%"), "pixel-8", path, False)]
+    assert pipeline.calls == [("export_saved", Path("runs/a/host/50%"), "pixel-8", path, False, ())]
     assert result.stdout == f"{path} onnx fp32 5 bytes abc\n"
 
 

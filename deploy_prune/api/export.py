@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ from deploy_prune.device.targets import load_target
 from deploy_prune.errors import DeployPruneError, ExportError, RunFolderError, perhaps
 from deploy_prune.export import FORMATS, isolated
 from deploy_prune.export.artifact import require
+from deploy_prune.export.examples import drawn, zeros
 from deploy_prune.export.inputs import (
     Given,
     as_float32,
@@ -39,7 +40,7 @@ from deploy_prune.run.trust import found_recipe
 from deploy_prune.system.outputs import require_artifact_place
 from deploy_prune.system.shell import remove
 from deploy_prune.tasks import task_named
-from deploy_prune.types import Artifact
+from deploy_prune.types import Artifact, Input
 
 EXAMPLES: Final = 64
 """At most so many inputs are compared."""
@@ -154,12 +155,13 @@ def _inputs(example: Given, calibration: Given | None) -> tuple[Tensor, ...]:
     return tuple(x[: runs * s[0]].unflatten(0, (runs, s[0]))[chosen].flatten(0, 1) if runs else x for x, s in every)
 
 
-def export_saved(source: Path, target: str, out: Path, trust: bool = False) -> Artifact:
+def export_saved(source: Path, target: str, out: Path, trust: bool = False, inputs: Sequence[Input] = ()) -> Artifact:
     """Write the artifact of a slim network (source and trust as for ``load``) for a target, checked on random inputs.
 
     ``unchecked`` says why, where it can't be run here.
 
-    Below fp32 the run's own data is needed: the artifact is calibrated and checked on that.
+    Below fp32 the run's own data is needed: the artifact is calibrated and checked on that. ``inputs``: an example of
+    each of the network's inputs, for a file of another size; default: as the architecture was made for.
 
     Raises:
         DeployPruneError: as ``load``; the target is unknown; the artifact can't be written or isn't equal.
@@ -175,13 +177,14 @@ def export_saved(source: Path, target: str, out: Path, trust: bool = False) -> A
     files = [place.parent.parent / "recipe.yaml", place / "transfer.yaml"]
     recipe = next((found_recipe(file, trust) for file in files if file.is_file()), None)
     part = Recipe.model_fields["export"].default if recipe is None else recipe.export
-    generator = torch.Generator().manual_seed(0)  # the same call gives the same verdict
-    example = described.example
-    inputs = random_like(example, stages.PROOF_EXAMPLES, generator)
-    calibration = None
-    if chosen.precision != "fp32" and recipe is not None:
-        inputs = calibration = calibration_inputs(task_named(recipe.task).load(recipe.data, recipe.seed), part)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        real = drawn(inputs or described.inputs, network, stages.PROOF_EXAMPLES)
+    example = as_given(zeros(inputs or described.inputs))
+    network, calibration = called_in_order(network, example), None
+    if chosen.precision != "fp32" and recipe is not None and not inputs:
+        real = calibration = calibration_inputs(task_named(recipe.task).load(recipe.data, recipe.seed), part)
     artifact = isolated.write(chosen.format, network, example, out, chosen.precision, part, calibration)
-    if _compared(network, artifact, inputs):
+    if _compared(network, artifact, real):
         return artifact
     return replace(artifact, unchecked=unchecked(artifact))

@@ -20,6 +20,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "deploy-prune export runs/mobilenet --target host",
         "deploy-prune export runs/mobilenet --target host --budget 50% --out handover/mobilenet",
         "deploy-prune export runs/mobilenet/host/50% --target pixel-6 --out slim.tflite",
+        "deploy-prune export architecture.json --target host --input 3x384x640 --out wide.onnx",
     ),
     "verify": ("deploy-prune verify bundles/mobilenet-pixel-8-50pct.zip",),
     "transfer": (
@@ -32,6 +33,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "deploy-prune show architecture.json",
         "deploy-prune show runs/mobilenet/host/50% --target pixel-8",
         "deploy-prune show my/architecture.json --trust --json",
+        "deploy-prune show architecture.json --input 3x384x640 --target jetson-nano",
     ),
     "predict": (
         "deploy-prune predict torchvision:resnet18 --target jetson-nano --input 3x224x224",

@@ -1,19 +1,18 @@
-"""What ``--input`` says of a network's inputs, and examples of them."""
+"""What ``--input`` says of a network's inputs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
 from typing import Final
 
-import torch
-from torch import Tensor, nn
-
+from deploy_prune.architecture.json_file import Architecture
 from deploy_prune.errors import ModelError, perhaps
-from deploy_prune.export.inputs import TYPES
+from deploy_prune.export.examples import DTYPES
 from deploy_prune.types import Input
 
-_DTYPES: Final = {name: dtype for dtype, name in TYPES.items()}
 _FORM: Final = re.compile(r"(?:(?P<type>\w+):)?(?P<sizes>\d+(?:[,x]\d+)*)")
 MOST: Final = 2**28
 """Elements of an input."""
@@ -32,10 +31,10 @@ def _parse(text: str) -> Input:
     found = _FORM.fullmatch(text.replace(" ", ""))
     sizes = tuple(map(int, re.split("[,x]", found["sizes"]))) if found else ()
     kind = (found and found["type"]) or "float32"
-    if kind not in _DTYPES:
-        message = f"--input {text!r}: there is no type {kind!r}; known: {', '.join(_DTYPES)}.{perhaps(kind, _DTYPES)}"
+    if kind not in DTYPES:
+        message = f"--input {text!r}: there is no type {kind!r}; known: {', '.join(DTYPES)}.{perhaps(kind, DTYPES)}"
         raise ModelError(message)
-    if not sizes or not all(sizes) or torch.Size(sizes).numel() > MOST:
+    if not sizes or not 0 < prod(sizes) <= MOST:
         message = (
             f"--input {text!r} is not the size of one example: write channels, height and width, as in 3x224x224, "
             "or 1x16000 for sound and int64:77 for tokens. Repeat --input for each input of the network."
@@ -44,27 +43,20 @@ def _parse(text: str) -> Input:
     return Input(shape=(1, *sizes), type=kind)
 
 
-def in_words(inputs: Sequence[Input]) -> str:
-    """As ``--input`` takes them."""
-    return ", ".join(("" if x.type == "float32" else f"{x.type}:") + "x".join(map(str, x.shape[1:])) for x in inputs)
+def or_own(inputs: Sequence[Input], described: Architecture) -> tuple[Input, ...]:
+    """The given inputs, [1, ...]; without any, those that an architecture was made for.
 
-
-def zeros(inputs: Sequence[Input]) -> tuple[Tensor, ...]:
-    """An example of each, all zeros."""
-    return tuple(torch.zeros(x.shape, dtype=_DTYPES[x.type]) for x in inputs)
-
-
-def drawn(inputs: Sequence[Input], network: nn.Module, num: int) -> tuple[Tensor, ...]:
-    """``num`` random examples of each, from torch's global generator.
-
-    Whole numbers are below the length of the network's shortest table of embeddings (2 without any): they are tokens.
+    Raises:
+        ModelError: they are more or fewer than the architecture's, or of other ranks or types.
     """
-    tables = [module.num_embeddings for module in network.modules() if isinstance(module, nn.Embedding)]
+    own = tuple(replace(x, shape=(1, *x.shape[1:])) for x in described.inputs)
+    if inputs and [(len(x.shape), x.type) for x in inputs] != [(len(x.shape), x.type) for x in own]:
+        asked, there = (" ".join(f"--input {as_given(x)}" for x in each) for each in (inputs, own))
+        message = f"This architecture's inputs are of another kind than {asked}: they are as in {there}."
+        raise ModelError(message)
+    return tuple(inputs) or own
 
-    def one(x: Input) -> Tensor:
-        shape, dtype = (num, *x.shape[1:]), _DTYPES[x.type]
-        if dtype.is_floating_point:
-            return torch.randn(shape)
-        return torch.randint(2 if dtype is torch.bool else min(tables, default=2), shape).to(dtype)
 
-    return tuple(map(one, inputs))
+def as_given(one: Input) -> str:
+    """As ``--input`` takes it."""
+    return ("" if one.type == "float32" else f"{one.type}:") + "x".join(map(str, one.shape[1:]))

@@ -27,11 +27,17 @@ def write_bundles(run: Path, target: str, budget: str | None, out: Path | None, 
         say(f"left out: {row.target} {row.budget} failed: {row.error}", err=True)
 
 
-def write_artifact(source: Path, target: str, out: Path, trust: bool) -> None:
+def write_artifact(source: Path, target: str, out: Path, trust: bool, inputs: Sequence[str] = ()) -> None:
     """Write an architecture's artifact, and say what it is."""
     from deploy_prune.api import export
+    from deploy_prune.architecture import json_file
+    from deploy_prune.commands.given_inputs import or_own, parse_inputs
+    from deploy_prune.commands.show import architecture_file
 
-    made = export.export_saved(source, target, out, trust)
+    given = parse_inputs(inputs)
+    if given:
+        or_own(given, json_file.load(architecture_file(source)))
+    made = export.export_saved(source, target, out, trust, given)
     say(f"{made.path} {made.format} {made.precision} {made.size_bytes} bytes {made.sha256}")
     if made.unchecked:
         say(f"not compared with the network: {made.unchecked}", err=True)

@@ -13,10 +13,11 @@ from torch import nn
 
 from deploy_prune.api import load
 from deploy_prune.architecture import json_file
-from deploy_prune.commands.given_inputs import zeros
+from deploy_prune.commands.given_inputs import or_own
 from deploy_prune.commands.show import architecture_file
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import ModelError, perhaps
+from deploy_prune.export.examples import zeros
 from deploy_prune.families import raw_form
 from deploy_prune.latency.ops import list_ops
 from deploy_prune.latency.predict import predict
@@ -94,8 +95,7 @@ def network_of(
     with torch.random.fork_rng(devices=[]):
         if path.exists():
             described = json_file.load(architecture_file(path))
-            own = (Input(shape=(1, *described.input_shape[1:]), type="float32"),)
-            return load.load(path, trust=trust), tuple(inputs) or own, described.model
+            return load.load(path, trust=trust), or_own(inputs, described), described.model
         if "/" in model or path.suffix == ".json":
             message = f"There is no {model}; give {_FORMS}, an architecture.json or a run's folder."
             raise ModelError(message)

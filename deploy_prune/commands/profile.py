@@ -11,13 +11,13 @@ import numpy
 import torch
 
 from deploy_prune.budget.candidates import CandidateCosts, Tabled, identity_of, profilable, writer
-from deploy_prune.commands.given_inputs import drawn, zeros
 from deploy_prune.commands.predict import CLASSES, network_of
 from deploy_prune.cost import CostModel, at_widths
 from deploy_prune.device import RUNTIMES
 from deploy_prune.device.address import parse
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import SurgeryError, TargetError
+from deploy_prune.export.examples import drawn, zeros
 from deploy_prune.latency.granularity import kept_ratios
 from deploy_prune.latency.table import fit_table
 from deploy_prune.recipe.parts import ModelPart, PrunePart

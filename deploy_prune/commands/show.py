@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -13,19 +14,21 @@ from deploy_prune import cost
 from deploy_prune.architecture import json_file
 from deploy_prune.architecture.json_file import Architecture
 from deploy_prune.budget.candidates import CandidateCosts, identity_of
+from deploy_prune.commands.given_inputs import or_own
 from deploy_prune.cost import CostModel
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import RunFolderError
+from deploy_prune.export.examples import zeros
 from deploy_prune.report.row import Row
 from deploy_prune.report.show import Cost, GroupLine, LayerLine, Overview
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.run.stages import as_if_trained
 from deploy_prune.surgery.try_groups import without
 from deploy_prune.system.guard import scratch
-from deploy_prune.types import Counts, Layer, Structure
+from deploy_prune.types import Counts, Input, Layer, Structure
 
 
-def overview(path: Path, target: str | None = None, trust: bool = False) -> Overview:
+def overview(path: Path, target: str | None = None, trust: bool = False, inputs: Sequence[Input] = ()) -> Overview:
     """Channels and costs of an architecture, dense and slim.
 
     Args:
@@ -33,6 +36,7 @@ def overview(path: Path, target: str | None = None, trust: bool = False) -> Over
         target: a target whose latency is predicted: by its roofline, or, where it is attached, by a latency table that
             is measured now unless it was before.
         trust: build networks whose source is ``module:callable`` too. That imports and calls what the file names.
+        inputs: an example of each of the network's inputs, [1, ...]; without any, as the file has them.
 
     Raises:
         ArchitectureError: the file is damaged, needs ``trust``, or doesn't fit the network's definition.
@@ -43,7 +47,8 @@ def overview(path: Path, target: str | None = None, trust: bool = False) -> Over
     described = json_file.load(architecture_file(path))
     with torch.random.fork_rng(devices=[]):
         dense = as_if_trained(json_file.dense_network(described, trust))
-    structure = json_file.structure_of(described, dense)
+    inputs = or_own(inputs, described)
+    structure = json_file.structure_of(described, dense, example=zeros(inputs))
     others = [g.name for g in structure.groups if g.name not in described.keep]
     structure = without(structure, dict.fromkeys(others, "the architecture keeps it whole"))
     counts = _kept(described, structure)
@@ -51,15 +56,15 @@ def overview(path: Path, target: str | None = None, trust: bool = False) -> Over
     if device is not None:
         with scratch() as folder:
             costs = CandidateCosts(
-                network=dense, structure=structure, inputs=(torch.zeros(1, *described.input_shape[1:]),),
-                identity=identity_of(described.model), scratch=folder,
+                network=dense, structure=structure, inputs=zeros(inputs), identity=identity_of(described.model),
+                scratch=folder,
             )  # fmt: skip
             latency = costs.cost(device, "latency")
     macs = cost.macs(structure)
     return Overview(
         source=described.model.source,
         num_classes=described.num_classes,
-        input_shape=described.input_shape,
+        inputs=tuple(inputs),
         form=described.form,
         target=None if device is None else device.name,
         layers=tuple(_line(layer, macs, latency, structure.dense_counts, counts) for layer in priced(structure)),

@@ -15,7 +15,7 @@ from deploy_prune.report import latency
 from deploy_prune.report import table as results
 from deploy_prune.report.row import Row
 from deploy_prune.report.units import NONE, amount, percent
-from deploy_prune.types import LayerKind, Metric
+from deploy_prune.types import Input, LayerKind, Metric
 
 BAR: Final = 10
 """Characters of a bar that stands for everything."""
@@ -60,7 +60,7 @@ class Overview:
 
     source: str
     num_classes: int
-    input_shape: tuple[int, ...]
+    inputs: tuple[Input, ...]
     form: str
     target: str | None
     layers: tuple[LayerLine, ...]
@@ -90,9 +90,10 @@ def _of_the_run(row: Row) -> Text:
 
 
 def _headline(overview: Overview) -> Text:
-    shape = "x".join(map(str, overview.input_shape))
+    shapes = ", ".join("x".join(map(str, x.shape)) + f" {x.type}" * (x.type != "float32") for x in overview.inputs)
+    classes = f", {overview.num_classes} classes" if overview.num_classes else ""
     form = "its own modules" if overview.form == "module" else "its exported graph"
-    words = f"{overview.source}, {overview.num_classes} classes, input {shape}; cut: {form}"
+    words = f"{overview.source}{classes}, input {shapes}; cut: {form}"
     return Text(words, style="bold")
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from input_kinds import tokens_network
 
-from deploy_prune.commands.given_inputs import drawn, in_words, parse_inputs, zeros
+from deploy_prune.commands.given_inputs import as_given, parse_inputs
 from deploy_prune.errors import ModelError
+from deploy_prune.export.examples import drawn, zeros
 from deploy_prune.types import Input
 
 
@@ -26,7 +27,7 @@ def test_one_input(text, shape, kind):
 
 def test_several_in_order_and_back_in_words():
     found = parse_inputs(["3x8x6", "int64:77"])
-    assert in_words(found) == "3x8x6, int64:77"
+    assert [as_given(x) for x in found] == ["3x8x6", "int64:77"]
     assert [(x.shape, x.dtype) for x in zeros(found)] == [((1, 3, 8, 6), torch.float32), ((1, 77), torch.int64)]
 
 

@@ -37,7 +37,7 @@ def slim_conv4(folder: Path) -> Path:
     keep = {g.name: torch.arange(g.channels) < g.channels // 2 for g in structure.groups}
     slim = cut(dense, structure, keep)
     path = folder / "architecture.json"
-    path.write_text(json_file.dumps(json_file.describe(part, 10, x.shape, keep, dense, slim)))
+    path.write_text(json_file.dumps(json_file.describe(part, 10, (x,), keep, dense, slim)))
     return path
 
 

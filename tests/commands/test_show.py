@@ -14,16 +14,21 @@ from surgery_networks import half
 from tiny_run import arithmetic_device
 from torch import nn
 
+from deploy_prune.api.export import export_saved
 from deploy_prune.architecture import json_file
 from deploy_prune.cli import main
+from deploy_prune.commands.given_inputs import parse_inputs
 from deploy_prune.commands.show import overview
 from deploy_prune.errors import ArchitectureError, RunFolderError, TargetError
 from deploy_prune.networks import build
 from deploy_prune.recipe.parts import ModelPart, PrunePart
+from deploy_prune.run.folder import save_tensors
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups, with_blueprint
+from deploy_prune.types import Input
 
 SHAPE = (1, 3, 32, 32)
+PICTURE = (Input(shape=SHAPE, type="float32"),)
 SOURCES = [
     ("resnet20", "module"),
     ("torchvision:mobilenet_v3_small", "module"),
@@ -38,7 +43,7 @@ def written(folder: Path, source: str, form: str = "module", shape: tuple[int, .
     keep = half(structure)
     if source == "resnet20":  # its shortcuts have sizes written in them
         keep = {name: mask for name, mask in keep.items() if name.endswith("conv1") and name != "conv1"}
-    described = json_file.describe(ModelPart(source=source), 10, shape, keep, network, cut(network, structure, keep))
+    described = json_file.describe(ModelPart(source=source), 10, (x,), keep, network, cut(network, structure, keep))
     path = folder / "architecture.json"
     path.write_text(json_file.dumps(described))
     return path
@@ -60,7 +65,7 @@ def test_totals_are_those_of_the_networks(source: str, form: str, tmp_path: Path
     described = json_file.load(path)
     dense = build.build_network(described.model, 10)
     slim = json_file.build_slim(described, dense)
-    assert (found.source, found.form, found.num_classes, found.input_shape) == (source, form, 10, SHAPE)
+    assert (found.source, found.form, found.num_classes, found.inputs) == (source, form, 10, PICTURE)
     assert (found.macs.dense, found.macs.slim) == (counted_macs(dense), counted_macs(slim))
     assert found.params.dense == sum(p.numel() for p in dense.parameters())
     assert found.params.slim == sum(p.numel() for p in slim.parameters())
@@ -163,7 +168,9 @@ def test_an_unknown_target_and_a_damaged_file_are_one_sentence(place: Path, tmp_
 
 def test_code_of_the_users_own_is_run_only_with_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = tiny_run.network(3)
-    described = json_file.describe(ModelPart(source="tiny_run:network"), 3, (1, 1, 16, 16), {}, network, network)
+    described = json_file.describe(
+        ModelPart(source="tiny_run:network"), 3, (torch.zeros(1, 1, 16, 16),), {}, network, network
+    )
     path = tmp_path / "architecture.json"
     path.write_text(json_file.dumps(described))
     built = tiny_run.network
@@ -183,3 +190,58 @@ def test_the_global_generator_is_left_as_it_was(place: Path) -> None:
     torch.manual_seed(5)
     overview(place)
     assert torch.equal(torch.rand(3), wanted)
+
+
+# --- inputs of any number, rank and type ------------------------------------------------------------------------------
+
+
+def of_kind(folder: Path, source: str, *example: torch.Tensor) -> Path:
+    """An architecture.json, and weights, with half of every group."""
+    part = ModelPart(source=source)
+    network = build.build_network(part, 4 if build.takes_classes(part) else 0).eval()
+    structure = find_groups(network, example, PrunePart())
+    keep = {g.name: torch.arange(g.channels) < g.channels // 2 for g in structure.groups}
+    slim = cut(network, structure, keep)
+    described = json_file.describe(part, 4 if build.takes_classes(part) else 0, example, keep, network, slim)
+    (folder / "architecture.json").write_text(json_file.dumps(described))
+    save_tensors(folder / "weights.safetensors", slim.state_dict())
+    return folder
+
+
+TWO = ("input_kinds:two_inputs_network", torch.zeros(1, 3, 8, 8), torch.zeros(1, 4))
+TOKENS = ("input_kinds:tokens_network", torch.zeros(1, 12, dtype=torch.int64))
+WIDE = ("unet", torch.zeros(1, 3, 16, 32))
+
+
+def test_a_network_of_several_inputs_is_drawn(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["show", str(of_kind(tmp_path, *TWO)), "--trust", "--target", "pixel-8"])
+    assert result.exit_code == 0, result.stderr
+    assert "input_kinds:two_inputs_network, input 1x3x8x8, 1x4; cut: its own modules" in result.stdout
+
+
+def test_another_size_has_other_macs(tmp_path: Path) -> None:
+    folder = str(of_kind(tmp_path, *WIDE))
+    small, wide = (
+        json.loads(CliRunner().invoke(main, ["show", folder, "--json", *words]).stdout)
+        for words in ((), ("--input", "3x32x32"))
+    )
+    assert [x["inputs"][0]["shape"] for x in (small, wide)] == [[1, 3, 16, 32], [1, 3, 32, 32]]
+    assert wide["macs"]["slim"] == 2 * small["macs"]["slim"]
+
+
+@pytest.mark.parametrize("command", ["show", "predict", "export"])
+def test_inputs_of_another_kind_are_refused(command: str, tmp_path: Path) -> None:
+    more = {"show": [], "predict": ["--target", "pixel-8"], "export": ["--target", "host", "--out", "never.onnx"]}
+    place = str(of_kind(tmp_path, *TWO))
+    result = CliRunner().invoke(main, [command, place, "--trust", "--input", "3x8x8", *more[command]])
+    assert result.exit_code > 1
+    assert "of another kind than --input 3x8x8: they are as in --input 3x8x8 --input 4." in result.stderr
+
+
+@pytest.mark.parametrize(("kind", "inputs", "shapes"), [(TOKENS, [], [(1, 12)]), (WIDE, ["3x32x48"], [(1, 3, 32, 48)])])
+def test_an_artifact_is_written_for_its_own_inputs_or_others(
+    kind: Any, inputs: Any, shapes: Any, tmp_path: Path
+) -> None:
+    made = export_saved(of_kind(tmp_path, *kind), "host", tmp_path / "a.onnx", True, parse_inputs(inputs))
+    assert list(made.shapes) == shapes
+    assert made.unchecked is None

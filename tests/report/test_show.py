@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from deploy_prune.report.show import Cost, GroupLine, LayerLine, Overview, overview_tables
+from deploy_prune.types import Input
 
 
 def line(name: str, share: float, **changes: object) -> LayerLine:
@@ -20,7 +21,8 @@ def line(name: str, share: float, **changes: object) -> LayerLine:
 
 
 OVERVIEW = Overview(
-    source="resnet20", num_classes=10, input_shape=(1, 3, 32, 32), form="graph", target="pixel-8",
+    source="resnet20", num_classes=10, inputs=(Input(shape=(1, 3, 32, 32), type="float32"),), form="graph",
+    target="pixel-8",
     layers=(line("first", 0.25), line("second", 0.5, outputs=(64, 64))),
     groups=(GroupLine(name="first", channels=16, kept=4, period=4),),
     macs=Cost(dense=200, slim=75), params=Cost(dense=2e6, slim=1e6), latency=Cost(dense=4.0, slim=1.0),
