@@ -70,8 +70,11 @@ def zoo(figures: dict[str, Any]) -> str:
         f"a step, reloaded from its file and run in ONNX Runtime: {len(passed)} of {len(rows)} pass, {wide} of them "
         f"with 90% of their MACs in groups. Finding the groups takes {median(r['find_s'] for r in passed):.1f} s "
         f"(median), {slowest[1]['find_s']:.1f} s at most ({slowest[0].partition(':')[2]}) (`benchmarks/zoo.py`)."
-        f"{elsewhere(figures)}"
     )
+    if counted := [row for row in rows.values() if "macs" in row]:
+        text += f" The MACs of {len(counted)} of them, dense and slim, are what torch counts, and the network given is "
+        text += "unchanged to the bit."
+    text += elsewhere(figures)
     if plain := [row for row in rows.values() if "plain" in row]:
         cut = sum(row["plain"].startswith("passed") for row in plain)
         text += f" Plain torch-pruning, 30 s for each, leaves {cut} of {len(plain)} running with the same outputs."
@@ -215,9 +218,12 @@ def reductions(figures: dict[str, Any]) -> str:
 
 
 def elsewhere(figures: dict[str, Any]) -> str:
-    """Which cells were made on another machine than the rest, in a sentence."""
+    """Which cells were made on another machine or at an earlier commit than the rest, in a sentence."""
     also = figures.get("also")
-    return "" if also is None else f" Made on another machine ({also['device']}): {also['cells']}."
+    if also is None:
+        return ""
+    where = f"on another machine ({also['device']})" if "device" in also else f"at commit {also['commit'][:7]}"
+    return f" Made {where}: {also['cells']}."
 
 
 def recovery(figures: dict[str, Any]) -> str:

@@ -115,3 +115,13 @@ def test_all_that_a_script_takes_from_the_package_is_there(path):
     for module, name in imported(path):
         if not hasattr(importlib.import_module(module), name):
             importlib.import_module(f"{module}.{name}")
+
+
+def test_a_row_of_other_formats_is_made_anew(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(FOLDER)
+    zoo = importlib.import_module("zoo")
+    monkeypatch.setattr(zoo, "alone", lambda name, mode, timeout, formats: dict.fromkeys(formats, 1e-7))
+    options = {"json": tmp_path / "zoo.json", "timeout": 1.0, "plain": None}
+    for formats in (["onnx"], ["onnx", "litert"], ["onnx"]):
+        rows = zoo.run(["tv:resnet18"], argparse.Namespace(**options, formats=formats))
+        assert rows["tv:resnet18"].keys() == set(formats)
