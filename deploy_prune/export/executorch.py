@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +40,8 @@ _MEANS: Final = frozenset({_ATEN.adaptive_avg_pool2d.default, _ATEN.avg_pool2d.d
 _NORMS: Final = frozenset({_ATEN.layer_norm.default, _ATEN.group_norm.default, _ATEN.rms_norm.default})
 _REARRANGED: Final = frozenset({_ATEN.dropout.default, _ATEN.permute.default, _ATEN.transpose.int, _ATEN.view.default})
 """Passes values on as they are."""
+_STEP: Final = torch.finfo(torch.float32).eps
+"""The smallest step of 8 bits."""
 _TRANSPOSED: Final = Runtime(has=lambda given: given.groups == 1, groups=True)
 """With groups XNNPACK's quantizer leaves transposed convolutions in float, and with a batch norm ExecuTorch fails."""
 
@@ -162,8 +165,8 @@ def _quantize(program: Any, example: tuple[Tensor, ...], calibration: Given) -> 
     from torchao.quantization.pt2e.quantizer import ComposableQuantizer, QuantizationAnnotation
     from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-    each = get_symmetric_quantization_config(is_per_channel=True)
-    last = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    each = _fine(get_symmetric_quantization_config(is_per_channel=True))
+    last = _fine(get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True))
     quantizer = ComposableQuantizer([
         XNNPACKQuantizer().set_global(last).set_filter_function(_is_last_product),
         XNNPACKQuantizer().set_global(each).set_filter_function(lambda node: not _is_kept(node)),
@@ -176,6 +179,17 @@ def _quantize(program: Any, example: tuple[Tensor, ...], calibration: Given) -> 
     for batch in batches(float32(calibration), [x.shape for x in example]):
         prepared(*(x.detach().to(example[0].device).contiguous() for x in batch))
     return torch.export.export(convert_pt2e(prepared), example)
+
+
+def _fine(config: Any) -> Any:
+    """The quantizer's configuration with steps as small as the values need: it has none below 2**-12."""
+    kinds = {}
+    for name in ("input_activation", "output_activation", "weight"):
+        if (kind := getattr(config, name)) is not None:
+            made = kind.observer_or_fake_quant_ctr.p  # a functools.partial
+            observer = made.func.with_args(**{**made.keywords, "eps": _STEP})
+            kinds[name] = replace(kind, observer_or_fake_quant_ctr=observer)
+    return replace(config, **kinds)
 
 
 def _is_last_product(node: torch.fx.Node) -> bool:

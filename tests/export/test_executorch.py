@@ -91,3 +91,25 @@ def test_sums_with_a_factor_means_and_outputs_keep_their_precision_in_int8(runti
     artifact = executorch.write(net, x[:1], tmp_path / "w.pte", "int8", ExportPart(), x)
     (found,) = found_in("executorch", artifact, x)
     assert noise_db(net(x).detach().numpy(), found) > 20
+
+
+class Small(nn.Module):
+    """Values of about 1e-3, and weights of 1e-4, that a norm makes large again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, eps=1e-16), nn.Linear(8, 4)
+        with torch.no_grad():
+            self.a.weight.mul_(1e-3)
+            self.a.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.a(x * 1e-3)).relu().mean((2, 3)))
+
+
+def test_small_values_and_weights_have_all_steps_of_8_bits(runtime, tmp_path):
+    net, x = Small().eval(), images(32)
+    artifact = executorch.write(net, x[:1], tmp_path / "s.pte", "int8", ExportPart(), x)
+    (found,) = found_in("executorch", artifact, x)
+    assert noise_db(net(x).detach().numpy(), found) > 25
