@@ -78,23 +78,22 @@ def _files(root: Path, objects: str) -> dict[str, Path]:
     if root.is_file():
         return {"all": root}
     folders = [root, root / "annotations", *(sub for sub in sorted(root.iterdir()) if sub.is_dir() and _part(sub.name))]
-    found: dict[str, list[Path]] = {}
+    order = [*(["person_keypoints"] if objects == "keypoints" else []), "instances", ""]
+    found: dict[str, list[tuple[int, Path]]] = {}
     for path in (path for folder in folders for path in sorted(folder.glob("*.json"))):
-        kind = next((kind for kind in _KINDS if path.stem.startswith(kind)), "instances")
-        wanted = kind == ("person_keypoints" if objects == "keypoints" else "instances")
-        plain = not any(path.stem.startswith(kind) for kind in _KINDS)
-        if wanted or plain:
-            found.setdefault(_part(path.stem) or _part(path.parent.name) or "all", []).append(path)
-    for name, paths in found.items():
-        special = [path for path in paths if path.stem.startswith(_KINDS)]
-        found[name] = special or paths
-        if len(found[name]) > 1:
-            message = f"data.root: there are {found[name][0]} and {found[name][1]} for the same part; set data.root to "
-            message += "one of them, or take one away."
+        kind = next((kind for kind in _KINDS if path.stem.startswith(kind)), "")
+        if kind in order:
+            name = _part(path.stem) or _part(path.parent.name) or "all"
+            found.setdefault(name, []).append((order.index(kind), path))
+    for of_part in found.values():
+        best = sorted(path for rank, path in of_part if rank == min(of_part)[0])
+        if len(best) > 1:
+            message = f"data.root: there are {best[0]} and {best[1]} for the same part; set data.root to one of them, "
+            message += "or take one away."
             raise DataError(message)
     if len(found) > 1:
         found.pop("all", None)
-    return {name: paths[0] for name, paths in found.items()}
+    return {name: min(of_part)[1] for name, of_part in found.items()}
 
 
 def _part(name: str) -> str | None:

@@ -236,15 +236,27 @@ def test_annotations(watch: Watch, place: Path) -> None:
         for name, write in (("coco", picture_sets.coco), ("voc", picture_sets.voc), ("yolo", picture_sets.yolo))
     }
     sets["folders"] = picture_sets.masks(place / "folders", train=3, test=1)
+    for path in sets["coco"].glob("annotations/*.json"):
+        told = json.loads(path.read_text())
+        for one in told["annotations"]:
+            left, top, wide, high = one["bbox"]
+            one["segmentation"] = [[left, top, left + wide, top, left, top + high]]
+            one["keypoints"] = [left, top, 2, left + wide, top, 1]
+        told["categories"] = [one | {"keypoints": ["left_eye", "right_eye"]} for one in told["categories"]]
+        path.write_text(json.dumps(told))
     honest = {path: path.read_bytes() for root in sets.values() for path in sorted(root.rglob("*")) if path.is_file()}
     keys = {"broken": "skip", "image_size": 16, "classes": ["red", "green", "blue", "pink"]}
     parts = {name: BoxesPart(source=name, root=str(sets[name]), **keys) for name in ("coco", "voc", "yolo")}
+    parts["points"] = BoxesPart(source="coco", root=str(sets["coco"]), objects="keypoints", **keys)
+    parts["outlines"] = BoxesPart(source="coco", root=str(sets["coco"]), objects="masks", augment="mosaic", **keys)
     parts["folders"] = MasksPart(source="folders", root=str(sets["folders"]), **keys)
 
     def read(name: str) -> None:
         part = parts[name]
         data = load_masks(part, 0) if isinstance(part, MasksPart) else load_boxes(part, 0)
-        data.source_train.take(torch.arange(len(data.source_train)))
+        for examples in (data.source_train, data.source_test):
+            examples.take(torch.arange(len(examples)))
+            examples.varied(torch.arange(len(examples)), torch.Generator().manual_seed(0))
 
     for name in parts:  # what is imported late is imported now
         read(name)
@@ -255,6 +267,7 @@ def test_annotations(watch: Watch, place: Path) -> None:
         told = json.loads(honest[path]) if path.suffix == ".json" else None
         content = data.draw(damaged(honest[path], 3) if told is None else files(told))
         name = path.relative_to(place).parts[0]
+        name = data.draw(st.sampled_from(("coco", "points", "outlines"))) if name == "coco" else name
         try:
             written(path, content)
             watch(lambda: read(name), (DataError,))
