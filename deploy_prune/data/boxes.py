@@ -40,14 +40,15 @@ class BoxExamples(Framed, Dataset[tuple[Tensor, Target]]):
     """Pictures with boxes, read when they are taken.
 
     ``items``: with labels 0 to ``num_classes`` - 1. ``frame``: how a picture becomes an input. ``augment``: how
-    `varied` varies them. ``mirror``: for each key point, which one it is in a mirror; where that isn't known, nothing
-    with key points is mirrored.
+    `varied` varies them; ``workers``: how many processes do so when batches are read ahead. ``mirror``: for each key
+    point, which one it is in a mirror; where that isn't known, nothing with key points is mirrored.
     """
 
     items: tuple[BoxedPicture, ...]
     num_classes: int
     frame: Frame
     augment: BoxAugment = "none"
+    workers: int = 0
     mirror: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
@@ -86,12 +87,12 @@ class BoxExamples(Framed, Dataset[tuple[Tensor, Target]]):
 
     def take(self, indices: Tensor) -> Batch:
         """These examples: inputs float32 [B, C, H, W], normalised, and a target each, as `__getitem__` has it."""
-        return _batch([self[i] for i in indices.tolist()])
+        return self.batch([self[i] for i in indices.tolist()])
 
     def varied(self, indices: Tensor, generator: torch.Generator) -> Batch:
         """As `take`, varied as ``augment`` says; all that is random comes from the generator, a seed an example."""
-        seeds = torch.randint(2**62, (len(indices),), generator=generator)
-        return _batch([self.varied_one(i, s) for i, s in zip(indices.tolist(), seeds.tolist(), strict=True)])
+        asked = zip(indices.tolist(), varying.seeds(len(indices), generator), strict=True)
+        return self.batch([self.varied_one(index, seed) for index, seed in asked])
 
     def varied_one(self, index: int, seed: int) -> tuple[Tensor, Target]:
         """One example, varied as the seed has it."""
@@ -109,9 +110,13 @@ class BoxExamples(Framed, Dataset[tuple[Tensor, Target]]):
         """The pictures alone."""
         return [item.picture for item in self.items]
 
-    def framed(self, frame: Frame, augment: BoxAugment) -> BoxExamples:
-        """The same, made inputs and varied in this way."""
-        return replace(self, frame=frame, augment=augment)
+    def framed(self, frame: Frame, augment: BoxAugment, workers: int = 0) -> BoxExamples:
+        """The same, made inputs and varied in this way, by so many processes."""
+        return replace(self, frame=frame, augment=augment, workers=workers)
+
+    def batch(self, ones: Sequence[tuple[Tensor, Target]]) -> Batch:
+        """Some examples together."""
+        return Batch((torch.stack([image for image, _ in ones]),), [target for _, target in ones])
 
     def subset(self, indices: Tensor) -> BoxExamples:
         """These examples alone."""
@@ -198,10 +203,6 @@ def rarest(counts: Tensor) -> Tensor:
     rows_with = (counts > 0).sum(0)
     order = torch.where(counts > 0, rows_with, len(counts) + 1)
     return torch.where((counts > 0).any(1), order.argmin(1) + 1, 0)
-
-
-def _batch(found: Sequence[tuple[Tensor, Target]]) -> Batch:
-    return Batch((torch.stack([image for image, _ in found]),), [target for _, target in found])
 
 
 def load_boxes(part: BoxesPart, seed: int) -> TransferData:

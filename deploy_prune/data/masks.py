@@ -117,7 +117,8 @@ class MaskExamples(Framed, Dataset[tuple[Tensor, Tensor]]):
     """Pictures with masks, read when they are taken.
 
     ``numbers``: uint8 [256], a mask's class -> its number here, 0 to ``num_classes`` - 1, or VOID. ``frame``: how a
-    picture becomes an input. ``augment``: how `varied` varies them.
+    picture becomes an input. ``augment``: how `varied` varies them; ``workers``: how many processes do so when batches
+    are read ahead.
     """
 
     items: tuple[MaskedPicture, ...]
@@ -125,6 +126,7 @@ class MaskExamples(Framed, Dataset[tuple[Tensor, Tensor]]):
     numbers: Array
     frame: Frame
     augment: MaskAugment = "none"
+    workers: int = 0
 
     def __len__(self) -> int:
         return len(self.items)
@@ -167,12 +169,12 @@ class MaskExamples(Framed, Dataset[tuple[Tensor, Tensor]]):
 
     def take(self, indices: Tensor) -> Batch:
         """These examples: inputs float32 [B, C, H, W], normalised; targets int64 [B, H, W]."""
-        return _batch([self[i] for i in indices.tolist()])
+        return self.batch([self[i] for i in indices.tolist()])
 
     def varied(self, indices: Tensor, generator: torch.Generator) -> Batch:
         """As `take`, varied as ``augment`` says; all that is random comes from the generator, a seed an example."""
-        seeds = torch.randint(2**62, (len(indices),), generator=generator)
-        return _batch([self.varied_one(i, s) for i, s in zip(indices.tolist(), seeds.tolist(), strict=True)])
+        asked = zip(indices.tolist(), varying.seeds(len(indices), generator), strict=True)
+        return self.batch([self.varied_one(index, seed) for index, seed in asked])
 
     def varied_one(self, index: int, seed: int) -> tuple[Tensor, Tensor]:
         """One example, varied as the seed has it."""
@@ -188,6 +190,10 @@ class MaskExamples(Framed, Dataset[tuple[Tensor, Tensor]]):
                 x, y = varying.mirrored_mask(x, y)
         return self.frame.normalised(x), y
 
+    def batch(self, ones: Sequence[tuple[Tensor, Tensor]]) -> Batch:
+        """Some examples together."""
+        return Batch((torch.stack([image for image, _ in ones]),), torch.stack([mask for _, mask in ones]))
+
     def subset(self, indices: Tensor) -> MaskExamples:
         """These examples alone."""
         return replace(self, items=tuple(self.items[i] for i in indices.tolist()))
@@ -198,9 +204,9 @@ class MaskExamples(Framed, Dataset[tuple[Tensor, Tensor]]):
         table[list(classes)] = np.arange(len(classes))
         return replace(self, numbers=table[self.numbers], num_classes=len(classes))
 
-    def framed(self, frame: Frame, augment: MaskAugment) -> MaskExamples:
-        """The same, made inputs and varied in this way."""
-        return replace(self, frame=frame, augment=augment)
+    def framed(self, frame: Frame, augment: MaskAugment, workers: int = 0) -> MaskExamples:
+        """The same, made inputs and varied in this way, by so many processes."""
+        return replace(self, frame=frame, augment=augment, workers=workers)
 
     def pixels(self, indices: Tensor) -> Tensor:
         """These pictures as inputs that are not normalised: float32 [B, C, H, W] in 0..1."""
@@ -359,10 +365,6 @@ def _examples(items: Sequence[MaskedPicture], num: int) -> MaskExamples:
     numbers = np.full(256, VOID, np.uint8)
     numbers[:num] = np.arange(num)
     return MaskExamples(items=tuple(items), num_classes=num, numbers=numbers, frame=NO_FRAME)
-
-
-def _batch(found: Sequence[tuple[Tensor, Tensor]]) -> Batch:
-    return Batch((torch.stack([image for image, _ in found]),), torch.stack([mask for _, mask in found]))
 
 
 READERS: Final[dict[str, Callable[[Path, Findings], Listed]]] = {

@@ -53,8 +53,8 @@ class Splittable(Protocol):
     def of_classes(self, classes: Sequence[int]) -> Self:
         """With these classes alone, renumbered."""
 
-    def framed(self, frame: Frame, augment: Any) -> Self:
-        """The same, made inputs and varied in this way."""
+    def framed(self, frame: Frame, augment: Any, workers: int) -> Self:
+        """The same, made inputs and varied in this way, by so many processes."""
 
 
 E = TypeVar("E", bound=Splittable)
@@ -101,7 +101,7 @@ def transfer(whole: WholeSet[E], part: PicturesPart, augment: Any, seed: int) ->
     again = sum(one.digest in known for one in test.pictures)
     counted = Counter(whole.counted) + Counter({"pictures to score on that are also among those to train on": again})
     _warn_of(whole.skipped, counted)
-    made = [cast(Any, examples.framed(frame, augment)) for examples in found.values()]
+    made = [cast(Any, examples.framed(frame, augment, part.workers)) for examples in found.values()]
     names = None if whole.names is None else tuple(whole.names[c] for c in target)
     return TransferData(
         source_train=made[0], source_test=made[1], target_train=made[2], target_test=made[3], source_classes=source,

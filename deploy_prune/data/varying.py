@@ -31,6 +31,12 @@ CROP_ASPECT: Final = (3 / 4, 4 / 3)
 Target = dict[str, Any]
 
 
+def seeds(num: int, generator: torch.Generator) -> list[int]:
+    """A seed for each of so many examples."""
+    found: list[int] = torch.randint(2**62, (num,), generator=generator).tolist()
+    return found
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Torch's global random numbers on the CPU start from this seed, and are afterwards as before."""

@@ -235,6 +235,11 @@ class PicturesPart(Part):
     target_classes: Classes | None = Field(
         default=None, description="The classes that the slim network learns. null: all."
     )
+    workers: Annotated[int, Field(ge=0, le=128)] = Field(
+        default=0,
+        description="Processes that read and vary training pictures while others are trained on; batches stay the "
+        "same. 0: none.",
+    )
 
     @field_validator("mean", "std")
     @classmethod
