@@ -202,13 +202,15 @@ def scanned_or_fault(one: Annotated, findings: Findings) -> Scan | None:
     return found
 
 
-def require(findings: Findings, how: str, root: Path) -> tuple[str, ...]:
-    """What is left out, in words; files as from ``root``.
+def require(findings: Findings, how: str, root: Path | None) -> tuple[str, ...]:
+    """What is left out, in words; files as from the data set's ``root``.
 
     Raises:
         DataError: anything is broken, and ``how`` (the recipe's ``data.broken``) is "fail".
     """
-    told = [shown(f"{where}: {what}").replace(f"{root}{os.sep}", "") for where, what, _ in findings.faults]
+    told = [shown(f"{where}: {what}") for where, what, _ in findings.faults]
+    if root is not None:
+        told = [text.replace(f"{shown(root)}{os.sep}", "") for text in told]
     if told and how == "fail":
         more = f" (and {len(told) - NAMED} more)" if len(told) > NAMED else ""
         kinds = Counter(fault.kind for fault in findings.faults)

@@ -23,7 +23,7 @@ from deploy_prune.data import coco, own_sets, scenes, varying, voc, yolo
 from deploy_prune.data.annotated import BoxedPicture, Findings, Listed, boxed, counted, require, same_file_twice
 from deploy_prune.data.examples import Batch
 from deploy_prune.data.instances import StoredInstances
-from deploy_prune.data.picture_splits import WholeSet, root_of, transfer
+from deploy_prune.data.picture_splits import WholeSet, base_of, readable, root_of, transfer
 from deploy_prune.data.pictures import NO_FRAME, Frame, Framed, Picture, StoredPicture
 from deploy_prune.data.splits import TransferData
 from deploy_prune.device.payload import picture
@@ -213,7 +213,7 @@ def load_boxes(part: BoxesPart, seed: int) -> TransferData:
     """
     findings = Findings()
     read = _read(part, findings)
-    skipped = require(findings, part.broken, Path(part.root or "."))
+    skipped = require(findings, part.broken, base_of(part))
     whole = WholeSet(
         train=_examples(read, read.train), test=None if read.test is None else _examples(read, read.test),
         names=read.names, skipped=skipped, counted=counted(findings),
@@ -236,7 +236,8 @@ def _read(part: BoxesPart, findings: Findings) -> BoxSet:
         return _read_scenes(part)
     if ":" in part.source:
         return _read_own(part, findings)
-    listed = READERS[part.source](root_of(part), part, findings)
+    with readable(root := root_of(part)):
+        listed = READERS[part.source](root, part, findings)
     same_file_twice(listed.train, listed.test or ())
     train, test = (
         None if said is None else boxed(said, part.objects, listed.num_points, findings)

@@ -32,7 +32,7 @@ from deploy_prune.data.annotated import (
 from deploy_prune.data.boxes import rarest
 from deploy_prune.data.examples import Batch
 from deploy_prune.data.images import read_mask
-from deploy_prune.data.picture_splits import WholeSet, root_of, transfer
+from deploy_prune.data.picture_splits import WholeSet, base_of, readable, root_of, transfer
 from deploy_prune.data.pictures import NO_FRAME, Array, Frame, Framed, Picture, StoredPicture, array_digest, file_digest
 from deploy_prune.data.splits import TransferData
 from deploy_prune.device.payload import picture
@@ -237,7 +237,7 @@ def load_masks(part: MasksPart, seed: int) -> TransferData:
         raise DataError(message)
     if test is not None:
         test = [item for item in test if _is_known(item, num, findings)]
-    skipped = require(findings, part.broken, Path(part.root or "."))
+    skipped = require(findings, part.broken, base_of(part))
     whole = WholeSet(
         train=_examples(train, num), test=None if test is None else _examples(test, num), names=names,
         skipped=skipped, counted=counted(findings),
@@ -255,7 +255,8 @@ def _read(part: MasksPart, findings: Findings) -> MaskSet:
         return ("field", *scenes.NAMES), train, test
     if ":" in part.source:
         return _read_own(part, findings)
-    listed = READERS[part.source](root_of(part), findings)
+    with readable(root := root_of(part)):
+        listed = READERS[part.source](root, findings)
     same_file_twice(listed.train, listed.test or ())
     table = _table(part)
     train = masked(listed.train, table, findings)

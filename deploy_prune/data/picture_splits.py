@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Generic, Protocol, Self, TypeVar, cast
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from deploy_prune.data.annotated import NAMED
-from deploy_prune.data.folders import listed
+from deploy_prune.data.folders import listed, shown
 from deploy_prune.data.pictures import Frame, Picture, Size, measured
 from deploy_prune.data.splits import TransferData
 from deploy_prune.errors import DataError
@@ -143,16 +144,35 @@ def root_of(part: PicturesPart) -> Path:
     Raises:
         DataError: neither does, or there is nothing there.
     """
-    text = part.root or os.environ.get(ROOT_VARIABLE)
-    if not text:
+    root = base_of(part)
+    if root is None:
         message = f"data.root: {part.source} needs the folder of its files; set data.root or the variable "
         message += f"{ROOT_VARIABLE}."
         raise DataError(message)
-    root = Path(text).expanduser()
     if not root.exists():
         message = f"data.root: there is no folder {root} (set data.root or the variable {ROOT_VARIABLE})."
         raise DataError(message)
     return root
+
+
+def base_of(part: PicturesPart) -> Path | None:
+    """The absolute path that the recipe or the variable names, if one does."""
+    text = part.root or os.environ.get(ROOT_VARIABLE)
+    return Path(text).expanduser().absolute() if text else None
+
+
+@contextmanager
+def readable(root: Path) -> Iterator[None]:
+    """A folder or list that can't be read.
+
+    Raises:
+        DataError: it says so, instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        message = f"data.root: {shown(error.filename or root)} can't be read: {error.strerror or error}."
+        raise DataError(message) from error
 
 
 def title(number: int, names: Sequence[str] | None) -> str:

@@ -148,6 +148,12 @@ def test_test_is_scored_and_validation_counted(tmp_path):
     assert data.ignored == {"pictures of other parts, which are not read": 2}
 
 
+def test_a_file_is_no_folder(tmp_path):
+    path = picture_sets.write(tmp_path / "a.txt", "x")
+    with pytest.raises(DataError, match=r"data\.root: .*a\.txt can't be read: Not a directory"):
+        load(path)
+
+
 def test_no_folders_and_two_of_a_name_are_errors(tmp_path):
     with pytest.raises(DataError, match="has no folders of pictures"):
         load(tmp_path)

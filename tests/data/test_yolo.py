@@ -1,5 +1,7 @@
 """YOLO's text files: where they and their pictures lie, and what is broken in them."""
 
+import os
+
 import picture_sets
 import pytest
 import torch
@@ -176,6 +178,35 @@ def test_labels_that_are_no_text_and_pictures_that_arent_there_are_broken(tmp_pa
     ):
         read(root)
     assert len(read(root, broken="skip").source_train) == 1
+
+
+def test_files_are_named_from_the_root_on_however_that_is_written(tmp_path, monkeypatch):
+    root = picture_sets.yolo(tmp_path / "set")
+    path = root / "labels/train/0.txt"
+    path.write_text(path.read_text() + "9 0.5 0.5 0.1 0.1")
+    odd = os.fsdecode(os.fsencode(path.parent) + b"/caf\xe9.txt")
+    path.rename(odd)
+    os.rename(root / "images/train/0.png", odd.replace("labels", "images").replace(".txt", ".png"))  # noqa: PTH104
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given in ("set", "./set", "~/set", str(root)):
+        assert read(given, broken="skip").skipped == (
+            "labels/train/caf\\xe9.txt, line 2: there is no class 9, only 0 to 2",
+        )
+    monkeypatch.setenv("DEPLOY_PRUNE_DATA", "~/set")
+    assert read("", broken="skip").skipped[0].startswith("labels/train/caf")
+
+
+@pytest.mark.parametrize("source", ["coco", "voc", "yolo"])
+def test_what_is_no_data_set_is_an_error(tmp_path, monkeypatch, source):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for root in ("none", "a.txt", "empty"):
+        with pytest.raises(DataError, match=r"data\.root: "):
+            load(tmp_path / root, source)
+    monkeypatch.delenv("DEPLOY_PRUNE_DATA", raising=False)
+    with pytest.raises(DataError, match=rf"data\.root: {source} needs the folder of its files"):
+        load("", source)
 
 
 def test_outlines_are_boxes_or_masks(tmp_path):
