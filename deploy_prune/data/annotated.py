@@ -11,7 +11,7 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,14 +20,15 @@ import numpy as np
 
 from deploy_prune.data.folders import listed, shown
 from deploy_prune.data.instances import Instances, Outlines, fault_of_shape
-from deploy_prune.data.pictures import Array, Picture, Scan, Size, array_digest, scan
+from deploy_prune.data.pictures import Array, Picture, Scan, Size, array_digest, scans
 from deploy_prune.errors import DataError
-from deploy_prune.recipe.data import Objects
+from deploy_prune.recipe.data import BoxesPart, Objects
 
 NAMED: Final = 10
 """Faults that an error names."""
 EDGE_PX: Final = 1.0
 """A box may reach so far beyond its picture without being counted: annotations are rounded."""
+_OTHER_SIZE: Final = "pictures of another size than is said"
 Corners = tuple[float, float, float, float]
 
 
@@ -124,23 +125,20 @@ class BoxedPicture:
         )  # fmt: skip
 
 
-def boxed(said: Iterable[Annotated], objects: Objects, num_points: int, findings: Findings) -> list[BoxedPicture]:
+def boxed(said: Sequence[Annotated], part: BoxesPart, num_points: int, findings: Findings) -> list[BoxedPicture]:
     """The pictures that can be read, with the boxes that are whole. A picture with broken boxes only is left out.
 
-    ``objects``: what is wanted of each object; ``num_points``: K.
+    ``part``: says what is wanted of each object; ``num_points``: K.
     """
     found = []
-    for one in said:
-        scanned = scanned_or_fault(one, findings)
-        if scanned is None:
-            continue
-        placed = ((box, _placed(one, box, scanned, objects, findings)) for box in one.boxes)
+    for one, scan in scanned(said, part.workers, findings):
+        placed = ((box, _placed(one, box, scan, part.objects, findings)) for box in one.boxes)
         kept = [(box, corners) for box, corners in placed if corners is not None]
         if one.num_said and not kept:
             findings.notes["pictures left out, for all their boxes are broken"] += 1
             continue
         findings.notes["pictures without a box"] += not one.num_said
-        found.append(_boxed(one, kept, scanned, objects, num_points))
+        found.append(_boxed(one, kept, scan, part.objects, num_points))
     return found
 
 
@@ -184,22 +182,24 @@ def _points(one: Annotated, box: SaidBox, scanned: Scan) -> list[tuple[float, fl
     return found
 
 
-def scanned_or_fault(one: Annotated, findings: Findings) -> Scan | None:
-    """The picture, or None with a fault: it isn't there, can't be read, or has another size than is said."""
-    if not one.image.is_file():
-        findings.faults.append(Fault(one.annotation, f"there is no picture {one.image}", "missing pictures"))
-        return None
-    try:
-        found = scan(one.image)
-    except ValueError as error:
-        findings.faults.append(Fault(one.annotation, str(error), "unreadable pictures"))
-        return None
-    if one.said_size is not None and one.said_size not in {found.picture.size, found.stored}:
-        wide, high = found.picture.size
-        what = f"{one.image.name} is said to have {one.said_size[0]}x{one.said_size[1]} pixels and has {wide}x{high}"
-        findings.faults.append(Fault(one.annotation, what, "pictures of another size than is said"))
-        return None
-    return found
+def scanned(said: Sequence[Annotated], workers: int, findings: Findings) -> Iterator[tuple[Annotated, Scan]]:
+    """Each picture that can be read; a fault of each that isn't there, can't be, or has another size than is said.
+
+    ``workers``: processes that read them.
+    """
+    for one, found in zip(said, scans([one.image for one in said], workers), strict=True):
+        if found is None:
+            fault = f"there is no picture {one.image}", "missing pictures"
+        elif isinstance(found, ValueError):
+            fault = str(found), "unreadable pictures"
+        elif one.said_size not in {None, found.picture.size, found.stored}:
+            wide, high = found.picture.size
+            size = "{}x{}".format(*one.said_size)
+            fault = f"{one.image.name} is said to have {size} pixels and has {wide}x{high}", _OTHER_SIZE
+        else:
+            yield one, found
+            continue
+        findings.faults.append(Fault(one.annotation, *fault))
 
 
 def require(findings: Findings, how: str, root: Path | None) -> tuple[str, ...]:

@@ -240,8 +240,7 @@ def _read(part: BoxesPart, findings: Findings) -> BoxSet:
         listed = READERS[part.source](root, part, findings)
     same_file_twice(listed.train, listed.test or ())
     train, test = (
-        None if said is None else boxed(said, part.objects, listed.num_points, findings)
-        for said in (listed.train, listed.test)
+        None if said is None else boxed(said, part, listed.num_points, findings) for said in (listed.train, listed.test)
     )
     return BoxSet(names=listed.names, train=train or (), test=test, mirror=listed.mirror)
 

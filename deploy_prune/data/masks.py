@@ -27,7 +27,7 @@ from deploy_prune.data.annotated import (
     counted,
     require,
     same_file_twice,
-    scanned_or_fault,
+    scanned,
 )
 from deploy_prune.data.boxes import rarest
 from deploy_prune.data.examples import Batch
@@ -259,8 +259,8 @@ def _read(part: MasksPart, findings: Findings) -> MaskSet:
         listed = READERS[part.source](root, findings)
     same_file_twice(listed.train, listed.test or ())
     table = _table(part)
-    train = masked(listed.train, table, findings)
-    test_masks = None if listed.test is None else masked(listed.test, table, findings)
+    train = masked(listed.train, table, part.workers, findings)
+    test_masks = None if listed.test is None else masked(listed.test, table, part.workers, findings)
     return None if part.classes is None else tuple(part.classes), train, test_masks
 
 
@@ -284,19 +284,17 @@ def _present(one: Picture, mask: Mask, classes: Array, findings: Findings) -> Ma
     return MaskedPicture(picture=one, mask=mask, present=present)
 
 
-def masked(said: Sequence[Annotated], table: Array, findings: Findings) -> list[MaskedPicture]:
+def masked(said: Sequence[Annotated], table: Array, workers: int, findings: Findings) -> list[MaskedPicture]:
     """The pictures that can be read and whose masks are whole. One without any class is left out, and counted."""
     found: list[MaskedPicture | None] = []
     meaning = array_digest(table)
-    for one in said:
-        scanned = scanned_or_fault(one, findings)
-        if scanned is None or one.mask is None:
-            continue
-        upright = scanned.picture.size
+    for one, scan in scanned(said, workers, findings):
+        assert one.mask is not None
+        upright = scan.picture.size
         try:
             values = read_mask(one.mask)
-            is_turned = (values.shape[1], values.shape[0]) == scanned.stored != upright
-            orientation = scanned.orientation if is_turned else 1
+            is_turned = (values.shape[1], values.shape[0]) == scan.stored != upright
+            orientation = scan.orientation if is_turned else 1
             classes = _known(read_mask(one.mask, orientation) if is_turned else values, table)
             _require_size(classes, upright)
         except ValueError as error:
@@ -304,7 +302,7 @@ def masked(said: Sequence[Annotated], table: Array, findings: Findings) -> list[
             continue
         digest = hashlib.sha256(file_digest(one.mask) + meaning + bytes([orientation])).digest()
         mask = FileMask(path=one.mask, orientation=orientation, table=table, digest=digest)
-        found.append(_present(scanned.picture, mask, classes, findings))
+        found.append(_present(scan.picture, mask, classes, findings))
     return [one for one in found if one is not None]
 
 

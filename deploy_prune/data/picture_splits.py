@@ -229,13 +229,15 @@ def _draw(counts: Tensor, part: PicturesPart, titles: Sequence[str], seed: int) 
         message += "training pictures (data.short_classes: use_all takes what a class has)."
         raise DataError(message)
     order = torch.randperm(len(counts), generator=torch.Generator().manual_seed(seed))
-    is_drawn = torch.zeros(len(counts), dtype=torch.bool)
+    drawn, have = set[int](), torch.zeros(counts.shape[1], dtype=torch.int64)
     for number in there.argsort(stable=True).tolist():
         for i in order[counts[order, number] > 0].tolist():
-            if int(counts[is_drawn, number].sum()) >= shots:
+            if have[number] >= shots:
                 break
-            is_drawn[i] = True
-    return is_drawn.nonzero().flatten()
+            if i not in drawn:
+                drawn.add(i)
+                have += counts[i]
+    return torch.tensor(sorted(drawn), dtype=torch.int64)
 
 
 def _frame(part: PicturesPart, train: E, test: E, source: Tensor) -> Frame:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from deploy_prune.data.folders import shown
 from deploy_prune.device.payload import picture
@@ -24,6 +26,7 @@ Array = np.ndarray[Any, Any]
 Size = tuple[int, int]
 KEPT_BYTES: Final = 2**28
 """Decoded pictures that a process keeps: reading a JPEG again takes as long as all else that is done with it."""
+_A_TIME: Final = 16  # files that a process reads before it says what it found
 MEASURED: Final = 256
 """Pictures that mean and standard deviation are taken from, where a recipe doesn't give them."""
 
@@ -147,6 +150,41 @@ def scan(path: Path) -> Scan:
         stored, orientation = image.size, picture.orientation(image)
     size = (pixels.shape[1], pixels.shape[0])
     return Scan(FilePicture(path=path, size=size, digest=file_digest(path)), stored, orientation)
+
+
+def scans(paths: Sequence[Path], workers: int) -> Iterator[Scan | ValueError | None]:
+    """What `scan` says of each file, in their order: an error where it raises one, None where there is no file.
+
+    ``workers``: processes that read them; 0: this one does.
+    """
+    if not workers:
+        yield from map(_scanned, paths)
+        return
+    loader = DataLoader(
+        _Files(paths), batch_size=_A_TIME, num_workers=workers, collate_fn=list, generator=torch.Generator()
+    )
+    for found in loader:
+        yield from found
+
+
+class _Files(Dataset[Any]):
+    """Files, and what `scan` says of them."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Scan | ValueError | None:
+        return _scanned(self.paths[index])
+
+
+def _scanned(path: Path) -> Scan | ValueError | None:
+    try:
+        return scan(path) if path.is_file() else None
+    except ValueError as error:
+        return error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -237,8 +237,8 @@ class PicturesPart(Part):
     )
     workers: Annotated[int, Field(ge=0, le=128)] = Field(
         default=0,
-        description="Processes that read and vary training pictures while others are trained on; batches stay the "
-        "same. 0: none.",
+        description="Processes that read all pictures once before, and then read and vary training pictures while "
+        "others are trained on; batches stay the same. 0: none.",
     )
 
     @field_validator("mean", "std")

@@ -176,7 +176,7 @@ def test_crops_overlap_an_object_as_torchvisions_do(tmp_path, monkeypatch):
     shares = []
     for crop in (varying._iou_crop(), varying.v2().RandomIoUCrop()):
         with varying.seeded(1):
-            found = [crop.make_params([wrapped["boxes"]]) for _ in range(400)]
+            found = [crop.make_params([wrapped["boxes"]]) for _ in range(200)]
         drawn = [one for one in found if one]
         for one in drawn:
             assert 0.5 <= one["width"] / one["height"] <= 2
@@ -190,7 +190,7 @@ def test_crops_overlap_an_object_as_torchvisions_do(tmp_path, monkeypatch):
         both = sum(bool(one["is_within_crop_area"].all()) for one in drawn) / len(drawn)
         area = sum(one["width"] * one["height"] for one in drawn) / len(drawn) / (64 * 96)
         shares.append((len(drawn) / len(found), both, area))
-    assert shares[0] == pytest.approx(shares[1], abs=0.08)
+    assert shares[0] == pytest.approx(shares[1], abs=0.1)
 
 
 def test_half_of_the_pictures_become_mosaics(tmp_path):

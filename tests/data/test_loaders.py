@@ -38,6 +38,17 @@ def test_masks_too(tmp_path):
     assert all(torch.equal(a.targets, b.targets) for a, b in zip(alone, ahead, strict=True))
 
 
+def test_what_is_broken_is_the_same_whoever_reads_it(tmp_path):
+    root = picture_sets.voc(tmp_path, train=40)
+    (root / "JPEGImages/p0.png").write_bytes(b"GIF89a")
+    (root / "JPEGImages/p20.png").unlink()
+    (root / "Annotations/p30.xml").write_text(picture_sets.xml((640, 480), []))
+    alone, ahead = (picture_sets.load(root, broken="skip", workers=n) for n in (0, 2))
+    assert len(alone.skipped) == 3
+    assert alone.skipped == ahead.skipped
+    assert alone.source_train.digest == ahead.source_train.digest
+
+
 def test_processes_read_them(tmp_path, monkeypatch):
     examples = picture_sets.load(picture_sets.voc(tmp_path)).source_train
     monkeypatch.setattr(BoxExamples, "varied", lambda *_: pytest.fail("read here"))
