@@ -11,14 +11,15 @@ if TYPE_CHECKING:
     from deploy_prune.api.export import export_network
     from deploy_prune.api.load import load
     from deploy_prune.api.prune import prune
-    from deploy_prune.api.run import run_recipe
+    from deploy_prune.api.run import run_network, run_recipe
 
-__all__ = ["__version__", "export_network", "load", "prune", "run_recipe"]
+__all__ = ["__version__", "export_network", "load", "prune", "run_network", "run_recipe"]
 
 _OFFERED: Final = {
     "export_network": "deploy_prune.api.export",
     "load": "deploy_prune.api.load",
     "prune": "deploy_prune.api.prune",
+    "run_network": "deploy_prune.api.run",
     "run_recipe": "deploy_prune.api.run",
 }
 """Each public function's module, which is imported when the function is first asked for: torch takes seconds."""

@@ -24,7 +24,7 @@ from deploy_prune.system.shell import write_text
 
 NAME: Final = "recipe.yaml"
 TARGETS: Final = "targets"
-EXPERIMENT: Final = ("model.source", "data.source", "search.method")
+EXPERIMENT: Final = ("task", "model.source", "data.source", "search.method")
 """What a run folder's results are of."""
 _NO_RESULT: Final = frozenset({"name", "targets", "budgets", "metric", "device", "threads", "track"})
 """Keys that no finished result depends on."""
@@ -46,11 +46,11 @@ def require_same_experiment(recipe: Recipe, folder: Path) -> None:
         raise RunFolderError(message) from error
     now = dict(_flat(recipe.model_dump()))
     for key in EXPERIMENT:
-        if before.get(key) != now[key]:
+        if before.get(key) != now.get(key):
             message = (
                 f"The run folder {folder} has the results of another experiment, which these would replace: {key} is "
-                f"{before.get(key)!r} there and {now[key]!r} here. Give this one a name of its own (--set name=...), "
-                "or start again with --fresh."
+                f"{before.get(key)!r} there and {now.get(key)!r} here. Give this one a name of its own (--set "
+                "name=...), or start again with --fresh."
             )
             raise RunFolderError(message)
     changed = [key for key in now if key.partition(".")[0] not in _NO_RESULT and before.get(key) != now[key]]

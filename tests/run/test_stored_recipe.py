@@ -10,7 +10,7 @@ from tiny_run import tiny_recipe
 from deploy_prune.commands import bench
 from deploy_prune.device.targets import load_target, targets_folder
 from deploy_prune.errors import DataError, RunFolderError
-from deploy_prune.recipe.file import load_recipe
+from deploy_prune.recipe.file import load_recipe, resolve
 from deploy_prune.run import pipeline, stages, stored_recipe
 from deploy_prune.run.folder import RunFolder
 
@@ -43,6 +43,15 @@ def test_another_experiment_is_refused_and_told_apart(folder, changes, key):
     with pytest.raises(RunFolderError, match=rf"{key}\. .*--set name=.*--fresh") as raised:
         stored_recipe.require_same_experiment(tiny_recipe(**changes), folder)
     assert str(folder) in str(raised.value)
+
+
+def test_a_task_of_ones_own_is_resumed_and_not_taken_for_another(folder):
+    """Its data part has no source."""
+    own = resolve({"name": "tiny", "task": "tones:TASK", "model": {"source": "tones:network"}})
+    stored_recipe.write(own, folder)
+    stored_recipe.require_same_experiment(own, folder)
+    with pytest.raises(RunFolderError, match="task is 'tones:TASK' there and 'classification' here"):
+        stored_recipe.require_same_experiment(tiny_recipe(), folder)
 
 
 @pytest.mark.parametrize(
