@@ -8,7 +8,8 @@ suppressed at the end, with the boxes. The alternative, proposals as a second in
 each picture: its measured time would not be what a user waits for.
 
 Masks and keypoints are made for the ``box_detections_per_img`` proposals with the highest scores, in the box of the
-best class, as torchvision does it; one proposal gives one box there.
+best class, as torchvision does it; one proposal gives one box there. (Their logits are given again, not their numbers:
+of two equal proposals, as edges make them, runtimes take either.)
 
 Both stages are trained by their own losses. The second samples from the proposals of the graph; torchvision adds the
 true boxes to them, which a network that sees only the image can't. So a detector whose proposals don't meet any object
@@ -33,10 +34,12 @@ from deploy_prune.families.two_stage_loss import TwoStageLoss
 
 
 class TwoStages(nn.Module):
-    """Image [B, 3, H, W] -> objectness [B, A], its box codes [B, A, 4], proposals [B, K, 4], their class logits
-    [B, K, 1 + C] and box codes [B, K, 1 + C, 4]; then, where there are any, which proposals go on [B, M], their boxes
-    [B, M, 4] and masks [B, M, 1 + C, S, S] or keypoints' maps [B, M, P, S, S].
-    """  # noqa: D205, D212
+    """From an image to what its proposals say.
+
+    Image [B, 3, H, W] -> objectness [B, A], its box codes [B, A, 4], proposals [B, K, 4], their class logits
+    [B, K, 1 + C] and box codes [B, K, 1 + C, 4]; then, where there are any, of the M that go on class logits
+    [B, M, 1 + C], boxes [B, M, 4] and masks [B, M, 1 + C, S, S] or keypoints' maps [B, M, P, S, S].
+    """
 
     anchors: Tensor
 
@@ -87,7 +90,7 @@ class TwoStages(nn.Module):
         code = of_rows.gather(2, of_class[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
         boxes = boxes_of(code, chosen(proposals, rows), self.box_coder, self.size)
         parts = self.part_predictor(self.part_head(self.part_pooling(dict(features), boxes)))
-        return rows, boxes, parts.unflatten(0, rows.shape)
+        return chosen(logits, rows), boxes, parts.unflatten(0, rows.shape)
 
 
 def _raw(detector: Any, inputs: Inputs) -> RawForm:

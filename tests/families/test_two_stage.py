@@ -159,8 +159,12 @@ def test_boxes_are_torchvisions_own(monkeypatch):
 @pytest.mark.parametrize("kind", ["masks", "keypoints"])
 def test_masks_and_keypoints_are_torchvisions_own(kind):
     _, raw, _, made = given(kind)
-    rows, boxes, parts = made[5:]
-    assert rows.shape == (2, 20)
+    logits, boxes, parts = made[5:]
+    assert logits.shape == (2, 20, CLASSES + 1)
+    every = made[3].softmax(-1)[..., 1:].amax(2)
+    torch.testing.assert_close(
+        logits.softmax(-1)[..., 1:].amax(2).sort(1).values, every.topk(20, 1, sorted=True).values.sort(1).values
+    )
     found = raw.decode(made)
     assert sum(len(one["boxes"]) for one in found) >= 5
     for number, one in enumerate(found):

@@ -34,16 +34,16 @@ def decode(outputs: Sequence[numpy.ndarray], settings: Mapping[str, Any]) -> lis
 
 
 def _picture(outputs: Sequence[numpy.ndarray], settings: Mapping[str, Any]) -> Prediction:
-    proposals, logits, codes = outputs[:3]
-    scores = _boxes.softmax(logits)[:, 1:]
-    boxes = _boxes.from_deltas(codes[:, 1:], proposals[:, None], settings["weights"], settings["most"])
-    boxes = _boxes.clipped(boxes, settings["size"])
     if settings["parts"] is None:
+        proposals, logits, codes = outputs
+        scores = _boxes.softmax(logits)[:, 1:]
+        boxes = _boxes.from_deltas(codes[:, 1:], proposals[:, None], settings["weights"], settings["most"])
+        boxes = _boxes.clipped(boxes, settings["size"])
         row, label = numpy.divmod(numpy.arange(scores.size), scores.shape[1])
+        box, score = boxes[row, label], scores[row, label]
     else:
-        row = outputs[3].astype(numpy.int64)
-        label = scores[row].argmax(1)
-    box, score = boxes[row, label], scores[row, label]
+        scores, box = _boxes.softmax(outputs[3])[:, 1:], outputs[4]
+        label, score = scores.argmax(1), scores.max(1)
     real = (score > settings["least_score"]) & ((box[:, 2:] - box[:, :2]) >= _LEAST_SIDE).all(1)
     places = numpy.flatnonzero(real)
     stay = _boxes.suppressed(box[places], score[places], label[places], settings["overlap"], settings["most_boxes"])
