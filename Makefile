@@ -22,7 +22,7 @@ INSTALLED_TEST := $(VENV)/.installed-test
 INSTALLED_EXTRAS := $(VENV)/.installed-extras
 INSTALLED_MUTANTS := $(VENV)/.installed-mutants
 INSTALLED_DOCS := $(VENV)/.installed-docs
-EXTRAS := litert executorch ncnn coreml openvino ultralytics
+EXTRAS := litert executorch ncnn coreml openvino ultralytics transformers
 OR := $(subst $() $(), or ,$(EXTRAS))
 
 .PHONY: run test test-extras check docs picture fuzz bench clean

@@ -6,41 +6,14 @@ import numpy as np
 import pytest
 import torch
 from detectors import targets
-from torch import nn
+from hf_networks import detr, rtdetr, segformer
 
 from deploy_prune.families import raw_form
 from deploy_prune.families.transformers import as_shares
 
+pytestmark = pytest.mark.transformers
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 SIZE = (96, 128)
-RESNET = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 48, 64], "embedding_size": 16, "layer_type": "basic"}
-DECODER = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64, "num_labels": 3}
-ENCODER = {"encoder_layers": 1, "encoder_attention_heads": 4, "encoder_ffn_dim": 64}
-
-
-def detr(**others) -> nn.Module:
-    body = transformers.ResNetConfig(**RESNET, out_features=["stage4"])
-    config = transformers.DetrConfig(backbone_config=body, num_queries=10, **DECODER, **ENCODER, **others)
-    return transformers.DetrForObjectDetection(config)
-
-
-def rtdetr(**others) -> nn.Module:
-    body = transformers.RTDetrResNetConfig(**RESNET, out_features=["stage2", "stage3", "stage4"])
-    config = transformers.RTDetrConfig(
-        backbone_config=body, encoder_in_channels=[32, 48, 64], encoder_hidden_dim=32, num_queries=12,
-        decoder_in_channels=[32, 32, 32], initializer_range=0.2,
-        freeze_backbone_batch_norms=False, **DECODER, **ENCODER, **others,
-    )  # fmt: skip
-    return transformers.RTDetrForObjectDetection(config)
-
-
-def segformer(**others) -> nn.Module:
-    config = transformers.SegformerConfig(
-        num_labels=5, depths=[1, 1, 1, 1], hidden_sizes=[16, 16, 32, 32], decoder_hidden_size=32, **others
-    )
-    return transformers.SegformerForSemanticSegmentation(config)
-
-
 DETECTORS = pytest.mark.parametrize(("build", "outputs"), [(detr, 2), (rtdetr, 6)])
 
 

@@ -1,0 +1,204 @@
+"""Networks of every task as people use them, small: cut to half of their MACs by a learned search, proven, trained on
+by their own loss, exported to ONNX, compared in ONNX Runtime, and their outputs decoded there.
+
+Ultralytics' YOLOs are in test_ultralytics.py. Letters: B batch, H W height and width, T time, V words.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import hf_networks
+import numpy as np
+import pytest
+import task_networks
+import torch
+import torch.nn.functional as F
+from _zoo_own import SuperResolution, UNet
+from _zoo_sequences import M5, TextReader
+from detectors import targets, with_statistics
+from torch import Tensor, nn
+from torchvision.models import detection, get_model
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+import deploy_prune
+from deploy_prune import device
+from deploy_prune.families import RawForm, raw_form
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+SIZE = (96, 128)
+CLASSES = 3
+OF_TRANSFORMERS = ("segformer", "detr", "rtdetr")
+
+
+def pictures(num: int) -> tuple[Tensor, ...]:
+    return (torch.randn(num, 3, *SIZE),)
+
+
+def boxes(num: int) -> list[dict[str, Tensor]]:
+    return targets(num, SIZE, CLASSES)
+
+
+def pixels(num: int) -> Tensor:
+    return torch.randint(0, CLASSES, (num, *SIZE))
+
+
+def per_pixel(logits: Tensor, wanted: Tensor) -> Tensor:
+    return F.cross_entropy(F.interpolate(logits, wanted.shape[-2:], mode="bilinear"), wanted, ignore_index=255)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A network, inputs and targets for so many examples, and a loss where the family has none."""
+
+    build: Callable[[], nn.Module]
+    inputs: Callable[[int], tuple[Tensor, ...]] = pictures
+    targets: Callable[[int], Any] = boxes
+    loss: Callable[[Any, Any], Tensor] | None = None
+    parts: str | None = None
+
+
+def detector(name: str, **args: Any) -> Callable[[], nn.Module]:
+    return lambda: get_model(name, weights=None, weights_backbone=None, num_classes=CLASSES + 1, **args)
+
+
+def segmenter(name: str) -> Case:
+    build = lambda: get_model(name, weights=None, weights_backbone=None, num_classes=CLASSES)  # noqa: E731
+    return Case(build=build, targets=pixels, loss=per_pixel)
+
+
+def two_stages(kind: type[nn.Module], **args: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        body = resnet_fpn_backbone(
+            backbone_name="resnet18", weights=None, trainable_layers=5, norm_layer=nn.BatchNorm2d
+        )
+        return kind(body, CLASSES + 1, rpn_post_nms_top_n_test=12, box_detections_per_img=4, **args)
+
+    return build
+
+
+class Pose(nn.Module):
+    """HRNet's finest map, and a map for each of 17 joints."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        timm = pytest.importorskip("timm", reason="timm is not installed")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.body = timm.create_model("hrnet_w18_small", features_only=True, pretrained=False)
+        self.head = nn.Conv2d(self.body.feature_info.channels()[0], 17, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x)[0])
+
+
+def read(logits: Tensor, text: Tensor) -> Tensor:
+    lengths = torch.full((len(text),), logits.shape[1])
+    return F.ctc_loss(logits.log_softmax(-1).transpose(0, 1), text, lengths, torch.full((len(text),), text.shape[1]))
+
+
+def flow_loss(flows: tuple[Tensor, Tensor], truth: Tensor) -> Tensor:
+    half, full = flows
+    return (full - truth).norm(dim=1).mean() + 0.5 * (half - truth / 2).norm(dim=1).mean()
+
+
+CASES = {
+    "ssdlite320": Case(build=detector("ssdlite320_mobilenet_v3_large")),
+    "ssd300": Case(build=detector("ssd300_vgg16"), inputs=lambda n: (torch.randn(n, 3, 300, 300),)),
+    "retinanet": Case(build=detector("retinanet_resnet50_fpn")),
+    "fcos": Case(build=detector("fcos_resnet50_fpn")),
+    "faster_rcnn": Case(build=detector("fasterrcnn_mobilenet_v3_large_320_fpn", rpn_post_nms_top_n_test=20)),
+    "mask_rcnn": Case(build=two_stages(detection.MaskRCNN), parts="masks"),
+    "keypoint_rcnn": Case(build=two_stages(detection.KeypointRCNN, num_keypoints=5), parts="keypoints"),
+    "lraspp": segmenter("lraspp_mobilenet_v3_large"),
+    "deeplabv3": segmenter("deeplabv3_mobilenet_v3_large"),
+    "unet": Case(build=lambda: UNet(CLASSES), targets=pixels, loss=per_pixel),
+    "segformer": Case(build=hf_networks.segformer, targets=pixels, loss=per_pixel),
+    "detr": Case(build=hf_networks.detr),
+    "rtdetr": Case(build=lambda: hf_networks.rtdetr(num_denoising=0)),
+    "hrnet_pose": Case(build=Pose, targets=lambda n: torch.rand(n, 17, 48, 64), loss=F.mse_loss),
+    "crnn": Case(
+        build=TextReader, inputs=lambda n: (torch.randn(n, 1, 32, 96),),
+        targets=lambda n: torch.randint(1, 37, (n, 6)), loss=read,
+    ),
+    "m5_audio": Case(
+        build=M5, inputs=lambda n: (torch.randn(n, 1, 8000),), targets=lambda n: torch.randint(0, 10, (n,)),
+        loss=F.cross_entropy,
+    ),
+    "super_resolution": Case(
+        build=SuperResolution, inputs=lambda n: (torch.randn(n, 3, 24, 32),),
+        targets=lambda n: torch.randn(n, 3, 96, 128), loss=F.l1_loss,
+    ),
+    "flow": Case(
+        build=task_networks.Flow, inputs=lambda n: (torch.randn(n, 1, 16, 16), torch.randn(n, 1, 16, 16)),
+        targets=lambda n: torch.randn(n, 2, 1, 1), loss=flow_loss,
+    ),
+    "translation": Case(
+        build=task_networks.Translator,
+        inputs=lambda n: (torch.randint(1, 12, (n, 8)), torch.randint(1, 12, (n, 8))),
+        targets=lambda n: torch.randint(1, 12, (n, 8)),
+        loss=lambda logits, words: F.cross_entropy(logits.flatten(0, 1), words.flatten()),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.transformers if name in OF_TRANSFORMERS else ()) for name in CASES
+])  # fmt: skip
+def test_cut_to_half_trained_exported_and_run(name, tmp_path):
+    torch.manual_seed(0)
+    case = CASES[name]
+    inputs, wanted = case.inputs(4), case.targets(4)
+    raw = raw_form(case.build(), inputs)
+    with_statistics(raw.network, *inputs)
+    loss = raw.loss or case.loss
+    assert (raw.loss is None) == (case.loss is not None)
+    form = RawForm(network=raw.network, loss=loss, decode=raw.decode)
+    (found,) = deploy_prune.prune(
+        form, inputs, batches=[(inputs, wanted)], budget="50% macs", steps=2, lr=1e-3, min_channels=8
+    )
+    assert found.macs <= 0.5 * found.dense_macs
+    assert found.proof.difference <= found.proof.tolerance
+    slim = found.network
+    train(slim, inputs, wanted, loss)
+    with_statistics(slim, *inputs)
+    one = tuple(x[:1] for x in inputs)
+    artifact = deploy_prune.export_network(slim, one, "onnx", path=tmp_path / "slim.onnx", calibration=inputs)
+    assert artifact.unchecked is None
+    if raw.decode is not None:
+        made = device.run(artifact, inputs if len(inputs) > 1 else inputs[0], "onnxruntime")
+        well_formed(raw.decode(made), case.parts, len(inputs[0]))
+
+
+def train(slim: nn.Module, inputs: tuple[Tensor, ...], wanted: Any, loss: Callable[[Any, Any], Tensor]) -> None:
+    """One step, whose gradients reach every weight."""
+    before = [p.detach().clone() for p in slim.parameters()]
+    optimizer = torch.optim.SGD(slim.train().parameters(), lr=1e-3)
+    slim.zero_grad()
+    value = loss(slim(*inputs), wanted)
+    value.backward()
+    assert torch.isfinite(value)
+    missed = [n for n, p in slim.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missed
+    assert all(torch.isfinite(p.grad).all() for p in slim.parameters() if p.grad is not None)
+    optimizer.step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, slim.parameters(), strict=True))
+
+
+def well_formed(found: list[dict[str, np.ndarray]], parts: str | None, num: int) -> None:
+    """Boxes with scores that fall, labels of the data's classes, and the parts that the network has."""
+    assert len(found) == num
+    for one in found:
+        count = len(one["scores"])
+        assert one["boxes"].shape == (count, 4)
+        assert np.isfinite(one["boxes"]).all()
+        assert ((one["labels"] >= 0) & (one["labels"] < CLASSES)).all()
+        assert (np.diff(one["scores"]) <= 0).all()
+        assert ((one["scores"] >= 0) & (one["scores"] <= 1)).all()
+        if parts == "masks":
+            assert one["masks"].shape == (count, *SIZE)
+        if parts == "keypoints":
+            assert one["keypoints"].shape == (count, 5, 3)
