@@ -156,6 +156,13 @@ def test_without_augment_varied_is_taken(tmp_path):
     assert same(examples.varied(everything(examples), seeded()), examples.take(everything(examples)))
 
 
+def test_what_is_around_a_picture_keeps_its_grey(tmp_path):
+    examples = load(picture_sets.voc(tmp_path), image_size=[200, 40], augment="flip_crop_colour").source_train
+    inputs, _ = examples.varied(everything(examples).repeat(2), seeded())
+    assert (inputs[0][:, :, [0, -1]] * 255 - 114).abs().max() < 1e-3
+    assert inputs[0][:, :, 100].std() > 0.05
+
+
 def test_flip_mirrors_about_half_and_nothing_else(tmp_path):
     examples = load(picture_sets.voc(tmp_path), augment="flip").source_train
     x, _ = examples[0]
