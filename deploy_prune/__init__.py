@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from deploy_prune.api.load import load
     from deploy_prune.api.prune import prune
     from deploy_prune.api.run import run_network, run_recipe
+    from deploy_prune.data.dataset_examples import task_data
+    from deploy_prune.families.raw_form import RawForm
+    from deploy_prune.tasks.task import Score, Task
 
-__all__ = ["__version__", "export_network", "load", "prune", "run_network", "run_recipe"]
+__all__ = ["RawForm", "Score", "Task", "__version__", "export_network", "load", "prune", "run_network", "run_recipe", "task_data"]
 
 _OFFERED: Final = {
     "export_network": "deploy_prune.api.export",
@@ -21,12 +24,16 @@ _OFFERED: Final = {
     "prune": "deploy_prune.api.prune",
     "run_network": "deploy_prune.api.run",
     "run_recipe": "deploy_prune.api.run",
+    "RawForm": "deploy_prune.families.raw_form",
+    "Score": "deploy_prune.tasks.task",
+    "Task": "deploy_prune.tasks.task",
+    "task_data": "deploy_prune.data.dataset_examples",
 }
-"""Each public function's module, which is imported when the function is first asked for: torch takes seconds."""
+"""Each public name's module, which is imported when the name is first asked for: torch takes seconds."""
 
 
 def __getattr__(name: str) -> Any:
-    """A public function, from its module."""
+    """A public function or class, from its module."""
     if name not in _OFFERED:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)

@@ -106,6 +106,16 @@ class BoxExamples(Framed, Dataset[tuple[Tensor, Target]]):
         return self.frame.normalised(image), target
 
     @property
+    def mean(self) -> Tensor:
+        """What is subtracted per channel, of values in 0..1: float32 [C]."""
+        return self.frame.mean
+
+    @property
+    def std(self) -> Tensor:
+        """What is divided by per channel: float32 [C]."""
+        return self.frame.std
+
+    @property
     def pictures(self) -> list[Picture]:
         """The pictures alone."""
         return [item.picture for item in self.items]

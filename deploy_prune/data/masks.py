@@ -163,6 +163,16 @@ class MaskExamples(Framed, Dataset[tuple[Tensor, Tensor]]):
         return rarest(self.counts)
 
     @property
+    def mean(self) -> Tensor:
+        """What is subtracted per channel, of values in 0..1: float32 [C]."""
+        return self.frame.mean
+
+    @property
+    def std(self) -> Tensor:
+        """What is divided by per channel: float32 [C]."""
+        return self.frame.std
+
+    @property
     def pictures(self) -> list[Picture]:
         """The pictures alone."""
         return [item.picture for item in self.items]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from deploy_prune.data import splits
 from deploy_prune.families import RawForm
+from deploy_prune.tasks.distance import divergence
 from deploy_prune.tasks.task import Objective, Score, Task
 
 
@@ -26,22 +27,8 @@ def accuracy(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     return right / num
 
 
-def softened(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over B: Hinton, Vinyals, Dean, arXiv 1503.02531.
-
-    T^2 keeps the gradients' size apart from T (section 2 of the paper).
-    """
-    soft = F.kl_div(
-        F.log_softmax(student_BC / temperature, dim=1),
-        F.log_softmax(teacher_BC / temperature, dim=1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    return temperature**2 * soft
-
-
 CLASSIFICATION: Final = Task(
-    score=Score(name="accuracy"), load=splits.load, loss=F.cross_entropy, judge=accuracy, distance=softened
+    score=Score(name="accuracy"), load=splits.load, loss=F.cross_entropy, judge=accuracy, distance=divergence
 )
 CLASSIFIER: Final = Objective(task=CLASSIFICATION, form=RawForm(network=nn.Identity()))
 """What a classifier of no particular family is trained for, whatever its layers are."""

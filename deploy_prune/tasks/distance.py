@@ -5,19 +5,20 @@ B batch, C channels; S student, T teacher.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from deploy_prune.errors import ModelError
-from deploy_prune.tasks.task import Outputs
 
 _LEAST_SHARE = 1e-3
 """Of the output's mean variance: what a channel's is at least, so that one that hardly varies doesn't drown others."""
 
 
-def relative(student: Outputs, teacher: Outputs, temperature: float = 1.0) -> Tensor:
+def relative(student: Any, teacher: Any, temperature: float = 1.0) -> Tensor:
     """Squared distance over the teacher's variance, per output channel: a scalar, the mean over channels and outputs.
 
     0 where both agree, and about 1 for a student that gives the teacher's mean everywhere, whatever the outputs' units.
@@ -51,7 +52,7 @@ def divergence(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> Te
     return temperature**2 * apart.sum(1).mean()
 
 
-def floating(outputs: Outputs) -> list[Tensor]:
+def floating(outputs: Any) -> list[Tensor]:
     """The floating-point tensors among a network's outputs, in their order."""
     return [x for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.is_floating_point()]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from deploy_prune.data.examples import Batch
 from deploy_prune.data.splits import TransferData
 from deploy_prune.families.raw_form import RawForm
+from deploy_prune.tasks.distance import relative
 from deploy_prune.types import Forward
 
 Outputs = Any
@@ -39,14 +40,15 @@ class Task:
         loss: (outputs, targets) -> scalar. Taken where the network's family has no loss of its own.
         judge: pairs of (what the network gives, targets), a batch each -> the score. What the network gives are its
             outputs or, where its family decodes them, its predictions. An artifact's go through the same decoding.
-        distance: (a student's outputs, its teacher's, temperature) -> scalar; the teacher's need no gradient.
+        distance: (a student's outputs, its teacher's, temperature) -> scalar; the teacher's need no gradient. Default:
+            squared, over the teacher's variance in each channel.
     """
 
     score: Score
     load: Callable[[Any, int], TransferData]
     loss: Callable[[Outputs, Targets], Tensor]
     judge: Callable[[Iterable[tuple[Any, Targets]]], float]
-    distance: Callable[[Outputs, Outputs, float], Tensor]
+    distance: Callable[[Outputs, Outputs, float], Tensor] = relative
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
