@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ PRECISIONS = ("no", "bf16")
 SAMPLE = 4  # examples for a first look at a network
 SCORED, SCORED_NUMBERS = 256, 1 << 23  # examples that are scored at a time, and numbers of their inputs
 SAME = 1e-3  # of the largest output, by which outputs may change where sums are taken in another order
+DIVERGED = 1e12  # a loss from here on is one of a training that has gone astray, as one that is not finite
 WARMUP_SHARE = 0.2  # of the steps, in which the learning rate rises
 
 
@@ -185,7 +185,8 @@ def fit(
     accelerator accumulates gradients over, and their mean loss.
 
     Raises:
-        TrainingError: the loss is not finite; with the work, the step and the learning rate. Nothing is updated then.
+        TrainingError: the loss is not finite, or beyond all measure; with the work, the step and the learning rate.
+            Nothing is updated then.
     """
     losses: list[float] = []
     parts = accelerator.gradient_accumulation_steps
@@ -319,7 +320,7 @@ def network_score(
 
 def _finite(loss: Tensor, step: int, work: str, optimizers: Sequence[Optimizer]) -> float:
     value = float(loss.detach())
-    if not math.isfinite(value):
+    if not abs(value) < DIVERGED:
         rate = optimizers[0].param_groups[0]["lr"] if optimizers else 0.0
         message = f"{work}: the loss is {value} at step {step}, learning rate {rate:g}; lower the learning rate."
         raise TrainingError(message)
