@@ -20,9 +20,8 @@ from deploy_prune.data.splits import TransferData
 from deploy_prune.errors import DataError, RecipeError, RunFolderError, WeightsError
 from deploy_prune.families import raw_form
 from deploy_prune.networks import build, weights
-from deploy_prune.recipe.data import FEW_SHOTS
 from deploy_prune.recipe.file import dump, resolve
-from deploy_prune.recipe.parts import DataPart, Recipe
+from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.results import Episode, Transfer
 from deploy_prune.retrain.episodes import interval
 from deploy_prune.retrain.features import match
@@ -44,6 +43,8 @@ ARCHITECTURE: Final = "architecture.json"
 WEIGHTS: Final = "weights.safetensors"
 RECIPE: Final = "transfer.yaml"
 FIGURES: Final = "transfer.json"
+FEW_SHOTS: Final = 10
+"""Training examples of each new class, where neither the settings nor a run say how many."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -203,20 +204,23 @@ def transfer_recipe(given: Given, settings: Sequence[str]) -> Recipe:
     """
     made_by, described = given.recipe, given.architecture
     shape = described.input_shape
-    examples = {"image_size": shape[-1], "channels": shape[1]} if len(shape) == 4 else {}
+    examples = {"image_size": _side(shape), "channels": shape[1]} if len(shape) == 4 else {}
     values: dict[str, Any] = {"name": "transfer", "model": described.model.model_dump(), "data": examples}
+    if made_by is not None:
+        values["task"] = made_by.task
     named = "source" in resolve(values, settings, "transfer").data.model_fields_set
     if made_by is None and not named:
         message = "data.source: there is no run to take the data from; name it with --data or data.source."
         raise RecipeError(message)
     if made_by is not None:
-        kept = ("image_size", "channels", "augment") if named else tuple(DataPart.model_fields)
+        there = type(made_by.data).model_fields
+        kept = [key for key in there if not named or key in {"image_size", "channels", "augment", "fit"}]
         values["data"] = {key: getattr(made_by.data, key) for key in kept}
         values["retrain"] = made_by.retrain.model_dump()
     if given.weights is None:
         values["retrain"] = {"init": "fresh"}
     recipe = resolve(values, settings, "transfer")
-    if recipe.data.shots == "auto":  # the classifier is always new
+    if "shots" not in recipe.data.model_fields_set:  # the classifier is always new
         values["data"] = {**values["data"], "shots": FEW_SHOTS}
         recipe = resolve(values, settings, "transfer")
     unset = recipe.data.mean is None and recipe.data.channels == examples.get("channels")
@@ -227,6 +231,11 @@ def transfer_recipe(given: Given, settings: Sequence[str]) -> Recipe:
         message += "has them, or leave init out."
         raise RecipeError(message)
     return recipe
+
+
+def _side(shape: Sequence[int]) -> int | list[int]:
+    """A recipe's image_size, of an input [B, C, H, W]."""
+    return shape[2] if shape[2] == shape[3] else [*shape[2:]]
 
 
 class _Task:

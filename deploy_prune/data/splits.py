@@ -19,7 +19,7 @@ from deploy_prune.data.folders import listed
 from deploy_prune.data.sources import Labelled, own_size, read
 from deploy_prune.data.transforms import LUMA
 from deploy_prune.errors import DataError
-from deploy_prune.recipe.data import FEW_SHOTS, DataPart
+from deploy_prune.recipe.data import DataPart
 
 _TEST_SHARE = 0.2  # of each class, where a data set has no test set of its own
 _SPLIT_SEED = 0
@@ -96,8 +96,7 @@ def load(part: DataPart, seed: int) -> TransferData:
     source = _classes(part.source_classes, known, "data.source_classes")
     target = _draw_ways(_classes(part.target_classes, known, "data.target_classes"), part.ways, seed)
     source_train, pool, target_test = _select(train, source), _select(train, target), _select(test, target)
-    shots = _shots_a_class(part, source, target)
-    is_shot = _draw_shots(pool, [_title(c, collection.names) for c in target], shots, part, seed)
+    is_shot = _draw_shots(pool, [_title(c, collection.names) for c in target], part, seed)
     if collection.test is None:
         is_new = torch.tensor([c not in source for c in target])[pool.labels]
         target_test = _join(target_test, _pick(pool, is_new & ~is_shot))
@@ -111,8 +110,8 @@ def load(part: DataPart, seed: int) -> TransferData:
         source_classes=source,
         target_classes=target,
         target_names=_names(collection.names, target),
-        shots=() if shots is None else _places(train, target, is_shot),
-        shots_a_class=shots,
+        shots=() if part.shots is None else _places(train, target, is_shot),
+        shots_a_class=part.shots,
         num_available=len(pool),
         skipped=collection.skipped,
         ignored=collection.ignored,
@@ -142,15 +141,9 @@ def _draw_ways(classes: tuple[int, ...], ways: int | None, seed: int) -> tuple[i
     return tuple(classes[i] for i in sorted(drawn.tolist()))
 
 
-def _shots_a_class(part: DataPart, source: Sequence[int], target: Sequence[int]) -> int | None:
-    """K, or None for all: as the recipe says, or by whether there is anything new to learn."""
-    if part.shots != "auto":
-        return part.shots
-    return None if set(source) == set(target) else FEW_SHOTS
-
-
-def _draw_shots(pool: Labelled, titles: Sequence[str], shots: int | None, part: DataPart, seed: int) -> Tensor:
+def _draw_shots(pool: Labelled, titles: Sequence[str], part: DataPart, seed: int) -> Tensor:
     """bool[N]: K examples of each class (of a class with fewer, all, if it may be so), or all."""
+    shots = part.shots
     if shots is None:
         return torch.ones(len(pool), dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)

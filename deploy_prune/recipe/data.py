@@ -14,8 +14,6 @@ BOX_SETS: Final = ("scenes", "coco", "voc", "yolo")
 MASK_SETS: Final = ("scenes", "folders", "voc")
 MIN_SIZE, MAX_SIZE = 8, 4096
 """Of the input's sides, in pixels."""
-FEW_SHOTS: Final = 10
-"""Training examples of each new class, where a recipe doesn't say how many."""
 MAX_CLASSES: Final = 4096
 """Of boxes; of masks there are 255, as 255 is what has no class."""
 
@@ -69,10 +67,10 @@ def one_per_channel(values: list[float] | None, channels: int) -> list[float] | 
 
 
 def _checked_shots(value: object) -> object:
-    """One sentence for what would be three kinds' errors."""
-    if value is None or value == "auto" or (type(value) is int and value >= 1):
+    """One sentence for what would be two kinds' errors."""
+    if value is None or (type(value) is int and value >= 1):
         return value
-    message = f"it should be a number of examples above 0, auto, or null (all), not {value!r}"
+    message = f"it should be a number of examples above 0, or null (all), not {value!r}"
     raise ValueError(message)
 
 
@@ -88,7 +86,7 @@ def _checked_size(value: object) -> object:
 ImageSize = Annotated[int | list[int] | None, BeforeValidator(_checked_size)]
 """The side of a square, or height and width, in pixels."""
 Classes = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(distinct)]
-Shots = Annotated[int | Literal["auto"] | None, BeforeValidator(_checked_shots)]
+Shots = Annotated[int | None, BeforeValidator(_checked_shots)]
 
 
 def as_size(given: int | list[int] | None) -> tuple[int, int] | None:
@@ -122,9 +120,7 @@ class DataPart(Part):
         default=None, description="Standard deviation of each channel, which is divided by. null: as for mean."
     )
     shots: Shots = Field(
-        default="auto",
-        description="Training examples of each target class, drawn with the seed. null: all. auto: all if the target "
-        f"classes are the source classes, else {FEW_SHOTS}.",
+        default=None, description="Training examples of each target class, drawn with the seed. null: all."
     )
     short_classes: Literal["fail", "use_all"] = Field(
         default="fail", description="What to do if a class has fewer than shots: fail, or use_all that it has."

@@ -148,7 +148,7 @@ def test_a_new_classifier_takes_a_higher_rate(context, monkeypatch):
     assert context.folder.read_json("dense/adapted.json")["adapted"]
 
 
-@pytest.mark.parametrize("shots", [5, None, "auto"])
+@pytest.mark.parametrize("shots", [5, None])
 def test_where_the_classes_stay_the_dense_network_is_the_one_given(tmp_path, monkeypatch, shots):
     monkeypatch.setattr(stages, "adapt", no_training)
     changes = {"target_classes": [0, 1, 2], "shots": shots}
