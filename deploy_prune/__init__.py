@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from deploy_prune.families.raw_form import RawForm
     from deploy_prune.tasks.task import Score, Task
 
-__all__ = ["RawForm", "Score", "Task", "__version__", "export_network", "load", "prune", "run_network", "run_recipe", "task_data"]
+__all__ = [
+    "RawForm", "Score", "Task", "__version__", "export_network", "load", "prune", "run_network", "run_recipe", "task_data",
+]  # fmt: skip
 
 _OFFERED: Final = {
     "export_network": "deploy_prune.api.export",

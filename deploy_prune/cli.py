@@ -351,7 +351,7 @@ def new(name: str, host: str | None, serial: str | None, program: Path | None, o
 @click.option("--out", type=result_file, help="Write it to this file instead of standard output.")
 def schema(out: Path | None) -> None:
     """Print the recipe's JSON schema, for editors."""
-    from deploy_prune.recipe.parts import schema as recipe_schema
+    from deploy_prune.recipe.tasks import schema as recipe_schema
 
     text = json.dumps(recipe_schema(), indent=2)
     write_text(out, text + "\n") if out else say(text)

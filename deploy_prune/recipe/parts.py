@@ -352,10 +352,3 @@ class Recipe(Part):
                 raise ValueError(message)
             seen[key] = budget.text
         return budgets
-
-
-def schema() -> dict[str, Any]:
-    """The recipe's JSON schema (draft 2020-12), for editors that complete and check YAML."""
-    body = Recipe.model_json_schema()
-    title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "deploy-prune recipe"}
-    return title | {key: value for key, value in body.items() if key != "title"}

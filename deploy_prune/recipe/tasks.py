@@ -49,3 +49,25 @@ def recipe_for(task: object) -> type[Recipe]:
     if isinstance(task, str) and ":" in task:
         return OwnRecipe
     return RECIPES.get(str(task), Recipe)
+
+
+def schema() -> dict[str, Any]:
+    """The recipe's JSON schema (draft 2020-12), for editors that check YAML; ``data`` has the task's keys."""
+    body = Recipe.model_json_schema()
+    body["properties"]["data"] = {"description": "Which examples; its keys are the task's.", "type": "object"}
+    cases = []
+    kinds: list[type[Recipe]] = [*RECIPES.values(), OwnRecipe]
+    for kind in kinds:
+        own = kind.model_json_schema()
+        body["$defs"] |= own["$defs"]
+        cases.append({"if": _is_of(kind), "then": {"properties": {"data": own["properties"]["data"]}}})
+    title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "deploy-prune recipe"}
+    return title | {key: value for key, value in body.items() if key != "title"} | {"allOf": cases}
+
+
+def _is_of(kind: type[Recipe]) -> dict[str, Any]:
+    """The condition that a recipe is of this kind; one that names no task is a classifier's."""
+    names = [name for name, of in RECIPES.items() if of is kind]
+    if kind is Recipe:
+        return {"properties": {"task": {"enum": names}}}
+    return {"required": ["task"], "properties": {"task": {"enum": names} if names else {"pattern": ":"}}}

@@ -11,7 +11,8 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from deploy_prune.errors import BudgetError
-from deploy_prune.recipe.parts import DataPart, ModelPart, Recipe, SearchPart, parse_budget, schema
+from deploy_prune.recipe.parts import DataPart, ModelPart, Recipe, SearchPart, parse_budget
+from deploy_prune.recipe.tasks import schema
 
 MINIMAL = {"name": "a", "model": {"source": "resnet20"}}
 
@@ -166,6 +167,15 @@ def test_the_schema_is_one_and_agrees_with_the_parser():
     validator = Draft202012Validator(document)
     assert document["title"] == "deploy-prune recipe"
     assert validator.is_valid(MINIMAL)
+    detector, own = MINIMAL | {"task": "detection"}, MINIMAL | {"task": "my_module:my_task"}
+    for right in (detector | {"data": {"fit": "cut"}}, own | {"data": {"args": {"rate": 8000}}}):
+        assert validator.is_valid(right)
+    for other in (
+        MINIMAL | {"data": {"fit": "cut"}},
+        detector | {"data": {"ways": 5}},
+        own | {"data": {"source": "coco"}},
+    ):
+        assert not validator.is_valid(other), "those are another task's keys"
     for wrong in ({"name": "a"}, MINIMAL | {"sed": 1}, MINIMAL | {"seed": "1"}, MINIMAL | {"device": "gpu"}):
         assert not validator.is_valid(wrong)
 

@@ -12,7 +12,7 @@ from deploy_prune.cli import main
 from deploy_prune.device.targets import load_target
 from deploy_prune.export import FORMATS
 from deploy_prune.recipe.file import load_recipe, shipped
-from deploy_prune.recipe.parts import schema
+from deploy_prune.recipe.tasks import schema
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def test_what_the_system_does_to_a_command_has_an_exit_code(monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("deploy_prune.recipe.parts.schema", fail)
+    monkeypatch.setattr("deploy_prune.recipe.tasks.schema", fail)
     result = CliRunner().invoke(main, ["schema"])
     assert result.exit_code == RunFolderError.exit_code
     assert "unexpected" not in result.stderr
