@@ -34,7 +34,7 @@ PRECISIONS = ("no", "bf16")
 SAMPLE = 4  # examples for a first look at a network
 SCORED, SCORED_NUMBERS = 256, 1 << 23  # examples that are scored at a time, and numbers of their inputs
 SAME = 1e-3  # of the largest output, by which outputs may change where sums are taken in another order
-DIVERGED = 1e12  # a loss from here on is one of a training that has gone astray, as one that is not finite
+DIVERGED = 1e15  # a loss from here on is one of a training that has gone astray, as one that is not finite
 WARMUP_SHARE = 0.2  # of the steps, in which the learning rate rises
 
 

@@ -45,7 +45,7 @@ def values(examples):
 
 
 def test_digits_halves_have_the_expected_sizes():
-    data = load(DataPart(**HALVES), seed=0)
+    data = load(DataPart(shots=10, **HALVES), seed=0)
     assert (len(data.source_train), len(data.source_test)) == (721, 180)  # 901 images of 0-4
     assert (len(data.target_train), len(data.target_test)) == (50, 846)  # 896 images of 5-9
     assert (data.num_source, data.num_target) == (5, 5)
@@ -61,7 +61,7 @@ def test_source_training_examples_are_normalised():
 
 
 def test_seed_draws_the_shots_and_nothing_else():
-    first, again, other = (load(DataPart(**HALVES), seed=seed) for seed in (1, 1, 2))
+    first, again, other = (load(DataPart(shots=10, **HALVES), seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.target_train.images, again.target_train.images)
     assert not torch.equal(first.target_train.images, other.target_train.images)
     assert torch.equal(first.source_train.images, other.source_train.images)
@@ -332,13 +332,14 @@ def test_target_classes_have_their_names_if_all_of_them_do():
 @pytest.mark.parametrize(
     ("classes", "shots", "used"),
     [
-        ({"source_classes": [0, 1], "target_classes": [2, 3]}, 10, 20),
+        ({"source_classes": [0, 1], "target_classes": [2, 3]}, None, 288),
+        ({"source_classes": [0, 1], "target_classes": [2, 3], "shots": 10}, 10, 20),
         ({"source_classes": [0, 1], "target_classes": [0, 1]}, None, 288),
         ({"target_classes": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}, None, 1438),  # all of them, by name
         ({}, None, 1438),
     ],
 )
-def test_by_default_new_classes_have_few_examples_and_the_same_classes_all(classes, shots, used):
+def test_all_training_examples_are_taken_unless_the_recipe_says_how_many(classes, shots, used):
     data = load(DataPart(image_size=8, **classes), seed=0)
     assert (data.shots_a_class, len(data.target_train)) == (shots, used)
     assert data.num_available == (1438 if used == 1438 else 288)

@@ -11,24 +11,24 @@ from deploy_prune.recipe.file import resolve
 from deploy_prune.run import pipeline
 
 SHORT = {
-    "train": {"steps": 30, "batch_size": 16, "lr": 0.02}, "search": {"steps": 6, "batch_size": 16},
-    "retrain": {"steps": 10, "batch_size": 16}, "measure": {"runs": 20, "warmup": 2}, "budgets": ["60% macs"],
+    "train": {"steps": 20, "batch_size": 16, "lr": 0.02}, "search": {"steps": 4, "batch_size": 16},
+    "retrain": {"steps": 4, "batch_size": 16}, "measure": {"runs": 20, "warmup": 2}, "budgets": ["60% macs"],
     "device": "cpu", "threads": 1,
 }  # fmt: skip
 
 
 def run(path, **values):
-    """On this machine, and in fp16 on a device that isn't attached."""
+    """On a device that isn't attached, in fp16."""
     known = (targets.targets_folder() / "pixel-8.yaml").read_text()
     (path / "half.yaml").write_text(known.replace("name: pixel-8", "name: half").replace("fp32", "fp16", 1))
-    recipe = resolve({"name": "own", "targets": ["host", str(path / "half.yaml")], **SHORT, **values})
+    recipe = resolve({"name": "own", "targets": [str(path / "half.yaml")], **SHORT, **values})
     with arithmetic_device(path / "cache"):
         return pipeline.run(recipe, path)
 
 
 def test_a_task_of_ones_own_goes_from_training_to_checked_artifacts(tmp_path):
     done = run(tmp_path, task="own_tasks:tones", model={"source": "own_tasks:sound"}, data={"args": {"examples": 45}})
-    assert [row.error for row in done.rows] == [None] * 4
+    assert [row.error for row in done.rows] == [None] * 2
     assert {(row.score_name, row.score_unit, row.higher_is_better) for row in done.rows} == {("tones right", "%", True)}
     assert {row.train_examples for row in done.rows} == {45}
     assert all(row.score is not None and 0 <= row.score <= 1 for row in done.rows)
@@ -36,16 +36,16 @@ def test_a_task_of_ones_own_goes_from_training_to_checked_artifacts(tmp_path):
     half = next(row for row in done.rows if row.precision == "fp16")
     assert half.score_artifact is not None
     assert "Input: 1x128." in done.summary
-    assert load(done.folder / "host" / "60% macs", trust=True)(torch.zeros(1, 1, 128)).shape == (1, 3)
+    assert load(done.folder / "half" / "60% macs", trust=True)(torch.zeros(1, 1, 128)).shape == (1, 3)
     assert "tones right" in (done.folder / "report.html").read_text()
 
 
 def test_two_inputs_and_a_score_that_should_be_low(tmp_path):
     done = run(
         tmp_path, task="own_tasks:SHIFTS", model={"source": "own_tasks:Shift"}, budgets=["60% macs", "50% params"],
-        search={"steps": 6, "batch_size": 16, "lr": 0.001},
+        search={"steps": 4, "batch_size": 16, "lr": 0.001},
     )  # fmt: skip
-    assert [row.error for row in done.rows] == [None] * 6
+    assert [row.error for row in done.rows] == [None] * 3
     assert {(row.score_name, row.score_unit, row.higher_is_better) for row in done.rows} == {
         ("end-point error", "px", False)
     }
@@ -58,7 +58,7 @@ def test_two_inputs_and_a_score_that_should_be_low(tmp_path):
 )
 def test_detectors_and_segmenters_by_recipe(tmp_path, task, model, name):
     done = run(tmp_path, task=task, model={"source": model}, data={"source": "scenes"})
-    assert [row.error for row in done.rows] == [None] * 4
+    assert [row.error for row in done.rows] == [None] * 2
     assert {row.score_name for row in done.rows} == {name}
     assert all(row.score is not None and 0 <= row.score <= 1 for row in done.rows)
     halves = [row for row in done.rows if row.precision == "fp16"]
