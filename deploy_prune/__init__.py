@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from deploy_prune.tasks.task import Score, Task
 
 __all__ = [
-    "RawForm", "Score", "Task", "__version__", "export_network", "load", "prune", "run_network", "run_recipe", "task_data",
+    "RawForm", "Score", "Task", "__version__", "export_network", "load", "prune", "run_network", "run_recipe",
+    "task_data",
 ]  # fmt: skip
 
 _OFFERED: Final = {

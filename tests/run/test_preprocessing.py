@@ -144,7 +144,9 @@ def test_normalisation_is_the_networks_own_only_for_weights():
 
 
 def test_what_was_resolved_is_the_same_when_it_is_read_again(tmp_path):
-    found = preprocessing.resolve(recipe("tiny_run:network", channels=1, target_classes=[3, 4], source_classes=[1, 2], shots=10))
+    found = preprocessing.resolve(
+        recipe("tiny_run:network", channels=1, target_classes=[3, 4], source_classes=[1, 2], shots=10)
+    )
     path = tmp_path / "recipe.yaml"
     path.write_text(dump(found.recipe))
     again = preprocessing.resolve(load_recipe(str(path)))

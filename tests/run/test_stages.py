@@ -114,7 +114,9 @@ def test_a_new_head_is_trained_on_top_of_the_files_other_layers(tmp_path, monkey
 def test_a_loss_that_is_not_finite_names_work_step_and_rate_and_leaves_nothing(tmp_path, monkeypatch):
     context = make_context(tmp_path, train={"steps": 10, "lr": 1000.0})
     monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda self, x: x * 1e6)
-    with pytest.raises(TrainingError, match=r"^train the dense network: the loss is (nan|inf|[\d.e+]+) at step \d+, .*rate \d+"):
+    with pytest.raises(
+        TrainingError, match=r"^train the dense network: the loss is (nan|inf|[\d.e+]+) at step \d+, .*rate \d+"
+    ):
         stages.train_dense(context)
     assert not (context.folder.path / "dense").exists()
     assert not list((context.folder.path / ".stages").glob("*.json"))
