@@ -219,5 +219,13 @@ def _lower(program: Any) -> bytes:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
+    _spell_out_steps(program.graph)
     lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     return bytes(lowered.to_executorch().buffer)
+
+
+def _spell_out_steps(graph: torch.fx.Graph) -> None:
+    """Maxima over windows with their step, which is the window's size where a call leaves it out: XNNPACK reads it."""
+    for node in graph.nodes:
+        if node.target is torch.ops.aten.max_pool2d.default and (len(node.args) < 3 or not node.args[2]):
+            node.args = (*node.args[:2], node.args[1], *node.args[3:])

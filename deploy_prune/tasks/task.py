@@ -53,7 +53,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Objective:
-    """What one network is trained for and judged by: its task, with its family's own loss and decoding."""
+    """What one network is trained for and judged by: its task, with its family's own loss, distance and decoding."""
 
     task: Task
     form: RawForm
@@ -66,6 +66,11 @@ class Objective:
     def batch_loss(self, forward: Forward, batch: Batch) -> Tensor:
         """The loss of a batch: a `types.Loss`."""
         return self.loss(forward(*batch.inputs), batch.targets)
+
+    def distance(self, student: Outputs, teacher: Outputs, temperature: float) -> Tensor:
+        """How far a student's outputs are from its teacher's: a scalar."""
+        own = self.form.distance
+        return (self.task.distance if own is None else own)(student, teacher, temperature)
 
     def judge(self, pairs: Iterable[tuple[Outputs, Targets]]) -> float:
         """The score of a network's outputs, or of an artifact's, beside their targets; a batch each."""

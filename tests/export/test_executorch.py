@@ -40,6 +40,20 @@ def test_modules_named_by_numbers(runtime, tmp_path, precision):
     assert next(net.parameters()).dtype == torch.float32
 
 
+class Windows(nn.Module):
+    """Maxima over windows, whose step the calls leave out."""
+
+    def forward(self, x):
+        return nn.functional.max_pool2d(x, 2), nn.functional.max_pool2d(x.relu(), (3, 2))
+
+
+def test_a_pool_without_a_step_is_lowered(runtime, tmp_path):
+    x = images(1)
+    artifact = executorch.write(Windows(), EXAMPLE, tmp_path / "w.pte", "fp32", ExportPart())
+    for ours, theirs in zip(Windows()(x), found_in("executorch", artifact, x), strict=True):
+        assert torch.equal(ours, torch.as_tensor(theirs))
+
+
 def test_threads_are_set(runtime, tmp_path):
     from executorch.extension.pybindings import portable_lib
 
