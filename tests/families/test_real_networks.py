@@ -59,6 +59,7 @@ class Case:
     targets: Callable[[int], Any] = boxes
     loss: Callable[[Any, Any], Tensor] | None = None
     parts: str | None = None
+    min_channels: int = 8
 
 
 def detector(name: str, **args: Any) -> Callable[[], nn.Module]:
@@ -81,18 +82,21 @@ def two_stages(kind: type[nn.Module], **args: Any) -> Callable[[], nn.Module]:
 
 
 class Pose(nn.Module):
-    """HRNet's finest map, and a map for each of 17 joints."""
+    """HRNet's maps of all scales at the finest one's size (arXiv 1904.04514), and a map for each of 17 joints."""
 
     def __init__(self) -> None:
         super().__init__()
         timm = pytest.importorskip("timm", reason="timm is not installed")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.body = timm.create_model("hrnet_w18_small", features_only=True, pretrained=False)
-        self.head = nn.Conv2d(self.body.feature_info.channels()[0], 17, 1)
+            self.body = timm.create_model(
+                "hrnet_w18_small", features_only=True, pretrained=False, out_indices=(1, 2, 3, 4)
+            )
+        self.head = nn.Conv2d(sum(self.body.feature_info.channels()), 17, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x)[0])
+        maps = self.body(x)
+        return self.head(torch.cat([F.interpolate(y, maps[0].shape[-2:], mode="bilinear") for y in maps], 1))
 
 
 def read(logits: Tensor, text: Tensor) -> Tensor:
@@ -119,7 +123,10 @@ CASES = {
     "segformer": Case(build=hf_networks.segformer, targets=pixels, loss=per_pixel),
     "detr": Case(build=hf_networks.detr),
     "rtdetr": Case(build=lambda: hf_networks.rtdetr(num_denoising=0)),
-    "hrnet_pose": Case(build=Pose, targets=lambda n: torch.rand(n, 17, 48, 64), loss=F.mse_loss),
+    "hrnet_pose": Case(
+        build=Pose, inputs=lambda n: (torch.randn(n, 3, 64, 96),), targets=lambda n: torch.rand(n, 17, 16, 24),
+        loss=F.mse_loss, min_channels=2,
+    ),
     "crnn": Case(
         build=TextReader, inputs=lambda n: (torch.randn(n, 1, 32, 96),),
         targets=lambda n: torch.randint(1, 37, (n, 6)), loss=read,
@@ -158,7 +165,13 @@ def test_cut_to_half_trained_exported_and_run(name, tmp_path):
     assert (raw.loss is None) == (case.loss is not None)
     form = RawForm(network=raw.network, loss=loss, decode=raw.decode)
     (found,) = deploy_prune.prune(
-        form, inputs, batches=[(inputs, wanted)], budget="50% macs", steps=2, lr=1e-3, min_channels=8
+        form,
+        inputs,
+        batches=[(inputs, wanted)],
+        budget="50% macs",
+        steps=2,
+        lr=1e-3,
+        min_channels=case.min_channels,
     )
     assert found.macs <= 0.5 * found.dense_macs
     assert found.proof.difference <= found.proof.tolerance
