@@ -20,7 +20,7 @@ come out the same again keep everything that was made of them.
 | retrain | package, torch, model, architecture, found, teacher, target_train, target_test, task, retrain, same_task,
   seed, precision
   | the channels that stay, the weights that they start from, and the teacher; not the target or budget that led there |
-| export | package, torch, model, network, target_test, calibration, format, export, formats
+| export | package, torch, model, task, network, target_test, calibration, format, export, formats
   | the network, how it is written, and the examples that it is checked on; calibration examples in int8 only |
 | latency | package, artifacts, target, machine, measure, budget
   | measured: on this machine (its name, processor, cores, and the runtime's version) or that device; with the budget
@@ -29,9 +29,8 @@ come out the same again keep everything that was made of them.
 What the entries are: ``package`` is this package's version and a digest of its source, for a version stands still
 between releases. ``torch`` and ``formats`` are versions: torch's, and those of the format's converter and runtime.
 ``model`` is its source and arguments, and the library's version or, for ``module:callable``, a digest of the user's
-code (``user_code``). ``task`` is its name and, of
-``module:callable``, a digest of the user's code. Data counts by content: images as decoded, targets, normalisation,
-size and augmentation. A target counts by what
+code (``user_code``). ``task`` is its name and, of ``module:callable``, a digest of the user's code. Data counts by
+content: images as decoded, targets, normalisation, size and augmentation. A target counts by what
 changes its artifacts and its latency, never by its title, notes or sources. Not in any key: paths, names, trackers,
 limits of time and memory, where and on how many threads training runs (which changes the last digits only).
 """
@@ -154,7 +153,7 @@ def export(basis: Basis, network: str, target: Target) -> Key:
     elif part["on_refusal"] == "fp16":
         part["max_score_drop"] = basis.recipe.export.max_score_drop
     return {
-        **basis.common, "network": network, "target_test": basis.data.target_test.digest,
+        **basis.common, "task": basis.task_code, "network": network, "target_test": basis.data.target_test.digest,
         "calibration": _inputs(basis) if calibrated else None, "format": [target.format, target.precision],
         "export": part, "formats": _versions(target),
     }  # fmt: skip
