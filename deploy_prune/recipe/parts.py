@@ -65,6 +65,12 @@ Seconds = Annotated[float, Field(gt=0)]
 BudgetText = Annotated[str, AfterValidator(_checked_budget)]
 
 
+SEARCH_LR: Final = (
+    "Learning rate of the weights, which are trained together with the gates. Default by task: 0.02 for "
+    "classification, 0.005 for detection and segmentation, 0.002 for one of your own."
+)
+
+
 class ModelPart(Part):
     """Which network, and its weights."""
 
@@ -127,9 +133,7 @@ class SearchPart(Part):
     )
     steps: Steps = Field(default=200, description="Training steps of the search.")
     batch_size: BatchSize = Field(default=64, description="Examples of a batch.")
-    lr: Rate = Field(
-        default=0.02, description="Learning rate of the weights, which are trained together with the gates."
-    )
+    lr: Rate = Field(default=0.02, description=SEARCH_LR)
     lr_gates: Rate | None = Field(
         default=None,
         description="Learning rate of the gates. null: chosen so that a gate's logit can move by 30 in all steps.",

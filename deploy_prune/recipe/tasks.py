@@ -7,7 +7,7 @@ from typing import Any, Final
 from pydantic import Field
 
 from deploy_prune.recipe.data import BoxesPart, MasksPart, Part, Shots
-from deploy_prune.recipe.parts import Recipe
+from deploy_prune.recipe.parts import SEARCH_LR, Rate, Recipe, SourceSearchPart
 
 
 class OwnDataPart(Part):
@@ -20,22 +20,37 @@ class OwnDataPart(Part):
     args: dict[str, Any] = Field(default={}, description="Whatever else the task's load wants to know.")
 
 
+class MapsSearchPart(SourceSearchPart):
+    """As a classifier's; a loss over boxes or pixels bears less."""
+
+    lr: Rate = Field(default=0.005, description=SEARCH_LR)
+
+
+class OwnSearchPart(SourceSearchPart):
+    """As a classifier's; of a loss of your own nothing is known."""
+
+    lr: Rate = Field(default=0.002, description=SEARCH_LR)
+
+
 class DetectionRecipe(Recipe):
     """One run for a detector."""
 
     data: BoxesPart = BoxesPart()  # type: ignore[assignment]
+    search: MapsSearchPart = MapsSearchPart()
 
 
 class SegmentationRecipe(Recipe):
     """One run for a network that gives every pixel a class."""
 
     data: MasksPart = MasksPart()  # type: ignore[assignment]
+    search: MapsSearchPart = MapsSearchPart()
 
 
 class OwnRecipe(Recipe):
     """One run for a task of your own."""
 
     data: OwnDataPart = OwnDataPart()  # type: ignore[assignment]
+    search: OwnSearchPart = OwnSearchPart()
 
 
 RECIPES: Final[dict[str, type[Recipe]]] = {
@@ -54,13 +69,15 @@ def recipe_for(task: object) -> type[Recipe]:
 def schema() -> dict[str, Any]:
     """The recipe's JSON schema (draft 2020-12), for editors that check YAML; ``data`` has the task's keys."""
     body = Recipe.model_json_schema()
-    body["properties"]["data"] = {"description": "Which examples; its keys are the task's.", "type": "object"}
+    for name, what in (("data", "Which examples"), ("search", "Which method scores the channels")):
+        body["properties"][name] = {"description": f"{what}; keys and defaults are the task's.", "type": "object"}
     cases = []
     kinds: list[type[Recipe]] = [*RECIPES.values(), OwnRecipe]
     for kind in kinds:
         own = kind.model_json_schema()
         body["$defs"] |= own["$defs"]
-        cases.append({"if": _is_of(kind), "then": {"properties": {"data": own["properties"]["data"]}}})
+        parts = {name: own["properties"][name] for name in ("data", "search")}
+        cases.append({"if": _is_of(kind), "then": {"properties": parts}})
     title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "deploy-prune recipe"}
     return title | {key: value for key, value in body.items() if key != "title"} | {"allOf": cases}
 

@@ -85,8 +85,8 @@ UNREADABLE = {
     "negative class": (HEAD + "data: {target_classes: [0, -1]}\n", "r.yaml:4: data.target_classes[1]: ", "not -1"),
     "no class": (HEAD + "data: {target_classes: []}\n", "r.yaml:4: data.target_classes: ", "at least 1 item"),
     "few-shot class seen before": (
-        HEAD + "data:\n  source_classes: [0, 1]\n  target_classes: [1, 2]\n",
-        "r.yaml:6: data.target_classes: class 1 is a source class too",
+        HEAD + "data:\n  shots: 5\n  source_classes: [0, 1]\n  target_classes: [1, 2]\n",
+        "r.yaml:7: data.target_classes: class 1 is a source class too",
     ),
     # budgets and targets
     "no budget": (HEAD + "budgets: []\n", "r.yaml:4: budgets: ", "at least 1 item"),

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from deploy_prune.errors import BudgetError
 from deploy_prune.recipe.parts import DataPart, ModelPart, Recipe, SearchPart, parse_budget
-from deploy_prune.recipe.tasks import schema
+from deploy_prune.recipe.tasks import recipe_for, schema
 
 MINIMAL = {"name": "a", "model": {"source": "resnet20"}}
 
@@ -190,3 +190,8 @@ def test_how_weights_are_read_needs_weights(given):
     with pytest.raises(ValidationError, match="it needs model.weights, which is not given"):
         ModelPart(source="resnet20", **given)
     ModelPart(source="resnet20", weights="w.pt", **given)
+
+
+def test_the_searchs_learning_rate_is_the_tasks():
+    rates = {task: recipe_for(task)(**MINIMAL, task=task).search.lr for task in ("classification", "detection", "a:b")}
+    assert rates == {"classification": 0.02, "detection": 0.005, "a:b": 0.002}
