@@ -3,10 +3,12 @@
     README.md            ten lines to begin with
     model.*              the artifact, a file or a folder
     bundle.json          which runtime loads which file; the sample's files
-    preprocessing.json   from bytes to the network's input;  labels.json  the outputs' names
+    preprocessing.json   from bytes to the network's input;  labels.json  the classes' names
+    postprocessing.json  from the network's outputs to boxes or classes of pixels
     parity.json          how near the artifact's outputs must be to the network's, and what the run found
     sample/              images.npy uint8 [N, H, W, C], input.npy float32 [N, C, H, W], expected_0.npy ...
-    python/              run.py, picture.py and verify.py, which need numpy and the runtime only
+                         expected_boxes.json or expected_classes.npy, what is made of these outputs
+    python/              run.py, verify.py and what they load (a decode_*.py, too); need numpy and the runtime only
     cpp/ kotlin/ swift/  the same in the runtime's other languages
     provenance.json      the sha256 of every other file, versions, and what the caller adds
 
@@ -28,9 +30,12 @@ import numpy
 from torch import Tensor, nn
 
 from deploy_prune import device
+from deploy_prune.bundle import meaning
+from deploy_prune.bundle.meaning import NO_DECODING, Meaning
 from deploy_prune.bundle.verify import verify
 from deploy_prune.device import PAYLOAD
-from deploy_prune.device.payload.run import PACKAGES
+from deploy_prune.device.payload.picture import PAD
+from deploy_prune.device.payload.run import PACKAGES, POSTPROCESSING
 from deploy_prune.errors import ExportError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.parity import Reference, compare_contents, reference
@@ -58,6 +63,14 @@ SNIPPETS: Final[dict[str, tuple[str, ...]]] = {
     "openvino": ("openvino.cpp",),
 }
 """Format -> templates of what a program needs, the most usual first."""
+RESIZES: Final = {
+    "cut": "bilinear, so that the image covers the size; what is too much is cut off evenly on both sides",
+    "letterbox": "bilinear, so that the whole image fits in; around it, evenly on both sides, is the byte pad",
+    "stretch": "bilinear, height and width on their own",
+}
+"""How an image is brought to the network's size -> in words."""
+SCRIPTS: Final = ("about", "answers", "boxes", "device", "picture", "run", "verify")
+"""In every bundle's python/."""
 PLACES: Final = {".cpp": "cpp/main.cpp", ".kt": "kotlin/Network.kt", ".swift": "swift/Network.swift"}
 NOTES: Final = {
     "tensorrt": "\n- An engine belongs to the device that builds it: `python3 model.tensorrt/build_engine.py` there. "
@@ -75,6 +88,7 @@ class Contents:
     ``about``: "run", "target" and "budget", in words. ``network``: what the artifact was made of. ``images``: uint8
     [N, C, H, W]; ``inputs``: float32 [N, C, H, W], what the network is trained on for those images. ``mean`` and
     ``std``: of values in 0..1, per channel. ``labels``: the outputs' names; ``are_names``: not just numbers.
+    ``fit``: how an image is brought to the size (device/payload/picture.py). ``meaning``: what the outputs say.
     ``parity``, ``latency``, ``provenance``: what the files of these names say beside what is found here; the latency's
     ``in_words`` stands in the README too.
     """
@@ -91,6 +105,8 @@ class Contents:
     parity: Mapping[str, Any]
     latency: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    fit: str = "cut"
+    meaning: Meaning = NO_DECODING
 
     @property
     def runtime(self) -> str:
@@ -177,15 +193,21 @@ def _fill(folder: Path, contents: Contents) -> None:
     held_to = reference(contents.network, artifact, contents.inputs)
     _copy_artifact(artifact.path, folder)
     expected = _write_sample(folder / "sample", contents, held_to)
+    answers = meaning.write_expected(folder / "sample", contents.meaning, held_to.outputs)
     _json(folder / ABOUT, {
         "bundle": VERSION, "name": folder.name, **contents.about, "format": artifact.format,
         "precision": artifact.precision, "runtime": contents.runtime, "artifact": artifact.path.name,
         "images": "sample/images.npy", "input": "sample/input.npy", "expected": expected,
+        "answers": answers,
     })  # fmt: skip
     _json(folder / "preprocessing.json", _preprocessing(contents))
+    _json(folder / POSTPROCESSING, meaning.postprocessing(contents.meaning))
     note = "the data set's names" if contents.are_names else "the data set has no names: these are its class numbers"
     _json(folder / "labels.json", {"labels": contents.labels, "about": note})
-    allowed = {"tolerance": held_to.tolerance, "least_db": held_to.least_db}
+    allowed = {
+        "tolerance": held_to.tolerance, "least_db": held_to.least_db,
+        "answers": meaning.allowed(contents.meaning, artifact.precision, held_to),
+    }  # fmt: skip
     _json(folder / "parity.json", {"allowed": allowed, "run": contents.parity, **_compared(contents)})
     _json(folder / "latency.json", contents.latency)
     _write_code(folder, contents, _words(folder.name, contents, held_to))
@@ -219,7 +241,7 @@ def _preprocessing(contents: Contents) -> dict[str, Any]:
         "divide_by": 255, "mean": contents.mean, "std": contents.std, "colour": _colour(contents),
         "height": height, "width": width,
         "decode": "turned upright as its EXIF orientation says; transparency laid on white; the first frame",
-        "resize": "bilinear, so that the image covers the size; what is too much is cut off evenly on both sides",
+        "fit": contents.fit, "pad": PAD if contents.fit == "letterbox" else None, "resize": RESIZES[contents.fit],
         "input_type": "float32", "layout": contents.artifact.layout, "input_shape": contents.artifact.input_shape,
         "about_input_shape": "[batch, channels, height, width]; a file whose layout is NHWC has the channels last",
     }  # fmt: skip
@@ -236,7 +258,7 @@ def _write_code(folder: Path, contents: Contents, words: Mapping[str, Any]) -> N
     """python/, the same files that run here, and the templates, filled in."""
     runtimes = {contents.runtime, "onnxruntime"} if contents.runtime == "tensorrt" else {contents.runtime}
     (folder / "python").mkdir()
-    for name in sorted({"about", "device", "picture", "run", "verify"} | runtimes):
+    for name in sorted({*SCRIPTS, *meaning.programs(contents.meaning)} | runtimes):
         shutil.copyfile(PAYLOAD / f"{name}.py", folder / "python" / f"{name}.py")
     for template, place in {"README.md": "README.md", **places(contents.artifact.format)}.items():
         text = Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(words)
@@ -253,8 +275,6 @@ def places(format: str) -> dict[str, str]:
 def _words(name: str, contents: Contents, held_to: Reference) -> dict[str, Any]:
     """What the templates ask for."""
     artifact, (_, channels, height, width) = contents.artifact, contents.images.shape
-    scores, labels = held_to.outputs[0][0], contents.labels
-    named = scores.shape == (len(labels),)
     axes = ("channels", "height", "width") if artifact.layout == "NCHW" else ("height", "width", "channels")
     return {
         **contents.about, "name": name, "artifact": artifact.path.name, "format": artifact.format,
@@ -263,8 +283,8 @@ def _words(name: str, contents: Contents, held_to: Reference) -> dict[str, Any]:
         "colour": _colour(contents), "half": str(artifact.precision == "fp16").lower(),
         "mean": _numbers(contents.mean), "std": _numbers(contents.std),
         "mean_f": _numbers(contents.mean, "f"), "std_f": _numbers(contents.std, "f"),
-        "num_scores": scores.numel(), "first_label": labels[int(scores.argmax())] if named else "of expected_0.npy",
-        "labels_note": "" if contents.are_names else " (the data set has only numbers)",
+        "resize": RESIZES[contents.fit],
+        **meaning.words(contents.meaning, held_to.outputs, contents.labels, contents.are_names),
         "snippets": ", ".join(f"`{place}`" for place in places(artifact.format).values()),
         "latency": contents.latency["in_words"] or "not known",
         "note": NOTES.get(artifact.format, ""), "output": _first_output(artifact),

@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from deploy_prune.api import load
 from deploy_prune.architecture import json_file
 from deploy_prune.bundle import write
+from deploy_prune.bundle.meaning import NO_DECODING, Meaning
 from deploy_prune.bundle.write import Bundle, Contents
+from deploy_prune.data.boxes import BoxExamples
 from deploy_prune.data.examples import ClassExamples, spread
+from deploy_prune.data.masks import MaskExamples
 from deploy_prune.data.splits import TransferData
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import ExportError, RunFolderError, of_kind, perhaps
-from deploy_prune.families import raw_form
+from deploy_prune.export.artifact import flatten
+from deploy_prune.families import Decode, RawForm, raw_form
 from deploy_prune.networks import build, weights
 from deploy_prune.recipe.parts import Recipe, parse_budget
 from deploy_prune.report.latency import sentence
@@ -35,6 +39,10 @@ OUT: Final = Path("bundles")
 SAMPLES: Final = 8
 NOISE_SAMPLES: Final = 16
 """In int8, where there is noise to tell from faults."""
+LEAST_SAMPLES: Final = 2
+MAX_VALUES: Final = 2**25
+"""Of an array of the sample: fewer images are taken where they or the outputs are large."""
+Pictures = ClassExamples | BoxExamples | MaskExamples
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,15 +151,17 @@ def _contents(finished: Finished, row: Row, examples: TransferData, trust: bool)
     _refuse_changed(finished, place)
     artifact = stages.artifact_of(folder, place)
     test = examples.target_test
-    if not isinstance(test, ClassExamples):
-        message = f"A bundle is of a classifier of images, so far; this run's task is {recipe.task}."
+    if not isinstance(test, Pictures):
+        message = f"A bundle is of a network whose inputs are images; this run's task is {recipe.task}."
         raise ExportError(message)
-    images, inputs = _sample(test, NOISE_SAMPLES if artifact.precision == "int8" else SAMPLES)
+    network = _network(finished, row, place, examples, trust)
+    count = NOISE_SAMPLES if artifact.precision == "int8" else SAMPLES
+    images, inputs = _sample(test, min(count, _affordable(network, test)))
     names = examples.target_names
     return Contents(
         about={"run": recipe.name, "target": row.target, "budget": row.budget},
         artifact=artifact,
-        network=_network(finished, row, place, examples, trust),
+        network=network,
         images=images,
         inputs=inputs,
         mean=tuple(test.mean.tolist()),
@@ -161,6 +171,8 @@ def _contents(finished: Finished, row: Row, examples: TransferData, trust: bool)
         parity=folder.read_json(f"{place}/parity.json"),
         latency={"in_words": sentence(row), "row": asdict(row), "latency": _latency(folder, place)},
         provenance={"seed": recipe.seed, "recipe": recipe.model_dump(mode="json"), "run": _of_the_run(finished)},
+        fit="cut" if isinstance(test, ClassExamples) else test.frame.fit,
+        meaning=_meaning(finished, examples),
     )
 
 
@@ -194,12 +206,38 @@ def _network(finished: Finished, row: Row, place: str, examples: TransferData, t
     if row.budget != "dense":
         return load.load(folder.path / place, trust=trust)
     json_file.require_trust(part, trust)
-    network = raw_form(build.build_network(part, examples.num_target), example_of(examples)).network
+    network = _form(finished, examples).network
     weights.load_state(network, folder.read_tensors("dense/adapted.safetensors"))
     return network.eval()
 
 
-def _sample(examples: ClassExamples, count: int) -> tuple[Tensor, Tensor]:
+def _form(finished: Finished, examples: TransferData) -> RawForm:
+    """The dense network, with new weights, and what stands around it."""
+    return raw_form(build.build_network(finished.recipe.model, examples.num_target), example_of(examples))
+
+
+def _meaning(finished: Finished, examples: TransferData) -> Meaning:
+    """What the outputs say. Code of the user's own is run: it was trusted, for the network was built of it, too."""
+    test = examples.target_test
+    if isinstance(test, ClassExamples):
+        return NO_DECODING
+    decode = _form(finished, examples).decode
+    if isinstance(test, MaskExamples) and decode is None:
+        return Meaning(kind="pixels", decode=Decode(program="decode_pixels", settings={"size": list(test.size)}))
+    if isinstance(test, BoxExamples) and isinstance(decode, Decode):
+        return Meaning(kind="boxes", decode=decode)
+    return Meaning(kind="outputs")
+
+
+def _affordable(network: nn.Module, examples: Pictures) -> int:
+    """How many images a sample can have."""
+    (x,) = examples.take(torch.tensor([0])).inputs
+    with torch.no_grad():
+        largest = max(y.numel() for y in (x, *flatten(network(x))))
+    return max(LEAST_SAMPLES, MAX_VALUES // largest)
+
+
+def _sample(examples: Pictures, count: int) -> tuple[Tensor, Tensor]:
     """Images uint8 [N, C, H, W], spread over the examples' classes, and what the network takes for them."""
     chosen = spread(examples.strata, count)
     images = (examples.pixels(chosen) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -27,8 +27,8 @@ PAYLOAD: Final = Path(__file__).parent / "payload"
 SCRIPT: Final = PAYLOAD / "device.py"
 ABOUT: Final = PAYLOAD / "about.py"
 DECODERS: Final = tuple(sorted(p.stem for p in PAYLOAD.glob("decode_*.py")))
-"""What makes boxes, masks and keypoints of a network's raw outputs."""
-SCRIPTS: Final = ("about", "boxes", "build_engine", "device", "picture", "run", "verify")
+"""What makes boxes, masks, keypoints and classes of pixels of a network's raw outputs."""
+SCRIPTS: Final = ("about", "answers", "boxes", "build_engine", "device", "picture", "run", "verify")
 RUNTIMES: Final = tuple(sorted(p.stem for p in PAYLOAD.glob("*.py") if p.stem not in {*SCRIPTS, *DECODERS, "__init__"}))
 """Every runtime that artifacts can be run in: the payload's files that are none of these."""
 TIMEOUT_S: Final = 600.0

@@ -195,12 +195,13 @@ class Reference:
     """What an artifact is held to wherever it goes: the network's outputs [N, ...] for some inputs, and how near to be.
 
     ``tolerance``: max|a - b| / max|a|; None in int8. ``least_db``: there, signal over noise per output, None for an
-    output that doesn't depend on the input.
+    output that doesn't depend on the input. ``rounded``: there, the network's outputs in 8 bits.
     """
 
     outputs: tuple[Tensor, ...]
     tolerance: float | None
     least_db: tuple[float | None, ...] | None
+    rounded: tuple[Tensor, ...] | None = None
 
 
 def reference(network: nn.Module, artifact: Artifact, inputs: Given) -> Reference:
@@ -217,9 +218,10 @@ def reference(network: nn.Module, artifact: Artifact, inputs: Given) -> Referenc
     _refuse_vacuous(expected, tolerance or 0.0)
     if tolerance is not None:
         return Reference(outputs=expected, tolerance=tolerance, least_db=None)
-    pairs = zip(expected, _in_eight_bits(network, inputs), strict=True)
+    rounded = _in_eight_bits(network, inputs)
+    pairs = zip(expected, rounded, strict=True)
     least = tuple(None if _is_constant(a) else _least_db(snr_db(a, c)) for a, c in pairs)
-    return Reference(outputs=expected, tolerance=None, least_db=least)
+    return Reference(outputs=expected, tolerance=None, least_db=least, rounded=rounded)
 
 
 def _in_eight_bits(network: nn.Module, inputs: Given) -> tuple[Tensor, ...]:

@@ -24,6 +24,13 @@ def sigmoid(logits: numpy.ndarray) -> numpy.ndarray:
     return found
 
 
+def scaling(small: int, large: int) -> numpy.ndarray:
+    """Shares [large, small] of linear interpolation between the pixels' centres; the edges' values reach outwards."""
+    at = ((numpy.arange(large) + 0.5) * small / large - 0.5).clip(0, small - 1)
+    shares: numpy.ndarray = (1 - abs(at[:, None] - numpy.arange(small))).clip(0)
+    return shares.astype(numpy.float32)
+
+
 def anchors(levels: Sequence[Mapping[str, Any]]) -> numpy.ndarray:
     """All anchors [A, 4], float32, level after level, in a level row after row, at a place in their order.
 

@@ -96,7 +96,7 @@ def _masks(
 
     (Bolya et al., arXiv 1904.02689, section 3.)
     """
-    down, across = (_scaling(a, b) for a, b in zip(prototypes.shape[1:], size, strict=True))
+    down, across = (_boxes.scaling(a, b) for a, b in zip(prototypes.shape[1:], size, strict=True))
     y, x = (numpy.arange(n) for n in size)
     masks = numpy.zeros((len(factors), *size), bool)
     for number, (factor, (left, top, right, bottom)) in enumerate(zip(factors, boxes, strict=True)):
@@ -104,13 +104,6 @@ def _masks(
         small = numpy.tensordot(factor, prototypes, 1)
         masks[number][numpy.ix_(rows, columns)] = down[rows] @ small @ across[columns].T > 0
     return masks
-
-
-def _scaling(small: int, large: int) -> numpy.ndarray:
-    """Shares [large, small] of linear interpolation between the pixels' centres; the edges' values reach outwards."""
-    at = ((numpy.arange(large) + 0.5) * small / large - 0.5).clip(0, small - 1)
-    shares: numpy.ndarray = (1 - abs(at[:, None] - numpy.arange(small))).clip(0)
-    return shares.astype(numpy.float32)
 
 
 def _keypoints(

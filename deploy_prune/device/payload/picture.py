@@ -155,6 +155,24 @@ def to_picture(boxes: numpy.ndarray, size: tuple[int, int], width: int, height: 
     return found
 
 
+def mask_to_picture(mask: numpy.ndarray, size: tuple[int, int], fit: str, outside: int) -> numpy.ndarray:
+    """A mask uint8 [H, W] of the network's input, for each pixel of the picture: that of the nearest one.
+
+    ``size``: the picture's width and height. ``outside``: the value of pixels that the input doesn't show.
+    """
+    import numpy
+
+    height, width = mask.shape
+    scale, shift = _map(numpy.zeros(2), placement(size, width, height, fit))
+    x, y = (
+        numpy.floor((numpy.arange(n) + 0.5) * k + d).astype(int) for n, k, d in zip(size, scale, shift, strict=True)
+    )
+    found: numpy.ndarray = mask[y.clip(0, height - 1)][:, x.clip(0, width - 1)]
+    found[(y < 0) | (y >= height)] = outside
+    found[:, (x < 0) | (x >= width)] = outside
+    return found
+
+
 def _map(boxes: numpy.ndarray, placed: Placement) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Scale and shift of x, y, x, y ... from the picture to the input."""
     import numpy

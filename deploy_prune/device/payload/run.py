@@ -2,10 +2,16 @@
 
     python python/run.py                  the sample that comes with the bundle
     python python/run.py cat.png          an image file (reading it takes Pillow)
-    python python/run.py cat.npy          or its bytes, uint8 [H, W, C]
+    python python/run.py cat.npy          or its bytes, uint8 [H, W, C], of the network's size
+
+A classifier's highest scores are printed. A detector's boxes are a line each: name, score, left, top, right, bottom, in
+pixels of the image (of the sample, of the network's input). A segmenter's answer is the share of each class; for an
+image it is also written as cat-classes.png: for each pixel its class's place in labels.json, from 0 on, or 255 where
+the network doesn't see it.
 
 Needs Python 3.10, numpy and the artifact's runtime only. What goes into the network is told by preprocessing.json, what
-comes out by labels.json; both are read here, each time. B batch, C channels, H W height and width.
+comes out by postprocessing.json and labels.json; they are read here, each time. B batch, C channels, H W height and
+width.
 """
 
 from __future__ import annotations
@@ -32,7 +38,9 @@ PACKAGES = {
     "tensorrt": "tensorrt",
 }
 """What pip calls each runtime. A bundle may name no other."""
-BEST = 3
+POSTPROCESSING = "postprocessing.json"
+DECODED = ("boxes", "pixels")
+"""Kinds of answers that a program makes of the outputs."""
 MAX_JSON_BYTES = 4 * 2**20
 MAX_ELEMENTS = 2**26
 """Of an array of the sample: 16 colour images of 1182 x 1182."""
@@ -49,34 +57,81 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run the bundle's network on its sample, or on an image.")
     parser.add_argument("image", nargs="?", type=Path, help="an image file, or .npy with uint8 [H, W, C]")
     parser.add_argument("--bundle", type=Path, default=HERE.parent, help="the bundle's folder (default: this one)")
+    parser.add_argument("--out", type=Path, help="a segmenter's PNG for the image (default: IMAGE-classes.png)")
     options = parser.parse_args()
+    out = options.out or (options.image and options.image.with_name(f"{options.image.stem}-classes.png"))
     try:
-        found = run(options.bundle, options.image)
+        for line in answers(options.bundle, options.image, out):
+            print(line)
     except Exception as error:  # runtimes' exceptions have no common base but Exception
         sys.exit(f"run.py: {' '.join(str(error).split())}")
-    labels = read_json(options.bundle, "labels.json")["labels"]
-    for number, scores in enumerate(found[0]):
-        print(f"{options.image or f'sample {number}'}: {best(scores, labels)}")
 
 
-def run(folder: Path, image: Path | None) -> list[numpy.ndarray]:
-    """Every output [B, ...] of the bundle's network, for the sample (B images) or one image."""
+def answers(folder: Path, image: Path | None, out: Path | None) -> list[str]:
+    """What the network says, line by line, about the sample or one image. ``out``: for the classes of its pixels."""
+    made, told, post = beside("answers"), read_json(folder, "preprocessing.json"), read_json(folder, POSTPROCESSING)
+    labels = read_json(folder, "labels.json")["labels"]
+    found, size = run(folder, image)
+    names = [str(image)] if image else [f"sample {number}" for number in range(len(found[0]))]
+    if post["kind"] not in DECODED:
+        return [f"{name}: {made.best(scores, labels)}" for name, scores in zip(names, found[0], strict=True)]
+    decoded = made.decode(post, found, (told["height"], told["width"]))
+    pairs = [(name, in_picture(one, size, told)) for name, one in zip(names, decoded, strict=True)]
+    if post["kind"] == "boxes":
+        return [line for name, one in pairs for line in of_boxes(name, made.box_lines(one, labels))]
+    if image and out:
+        write_png(out, pairs[0][1]["classes"])
+    written = f"; {out} has the class of each pixel" if image else ""
+    return [f"{name}: {made.pixel_shares(one['classes'], labels)}{written}" for name, one in pairs]
+
+
+def of_boxes(name: str, lines: list[str]) -> list[str]:
+    """The lines about one picture."""
+    return [f"{name}: {len(lines)} boxes", *(f"  {line}" for line in lines)]
+
+
+def in_picture(answer: dict[str, Any], size: tuple[int, int] | None, told: dict[str, Any]) -> dict[str, Any]:
+    """Boxes or classes of pixels where they are in the picture (``size``: its width and height; None: as they are)."""
+    if size is None:
+        return answer
+    picture = beside("picture")
+    if "classes" in answer:
+        return {"classes": picture.mask_to_picture(answer["classes"], size, told["fit"], beside("answers").VOID)}
+    boxes = picture.to_picture(answer["boxes"], size, told["width"], told["height"], told["fit"])
+    return {**answer, "boxes": boxes}
+
+
+def write_png(path: Path, classes: numpy.ndarray) -> None:
+    """Bytes [H, W] as a grey image.
+
+    Raises:
+        ValueError: Pillow isn't installed, or something is in the way.
+    """
+    if path.exists():
+        message = f"{path} exists already; give another --out"
+        raise ValueError(message)
+    try:
+        from PIL import Image
+    except ModuleNotFoundError:
+        message = "writing a PNG takes Pillow (pip install pillow)"
+        raise ValueError(message) from None
+    Image.fromarray(classes).save(path, format="PNG")
+
+
+def run(folder: Path, image: Path | None) -> tuple[list[numpy.ndarray], tuple[int, int] | None]:
+    """Every output [B, ...] of the bundle's network, for the sample (B images) or one image; and its width and height.
+
+    The sample's are None: its images have the network's size.
+    """
     import numpy
 
     told = read_json(folder, "preprocessing.json")
     if image is None:
-        return outputs(folder, array(folder, read_json(folder, "bundle.json")["input"]))
-    x = preprocess(picture(image, told)[None], told)
+        return outputs(folder, array(folder, read_json(folder, "bundle.json")["input"])), None
+    pixels, size = picture(image, told)
+    x = preprocess(pixels[None], told)
     batch = told["input_shape"][0]  # a file with a fixed batch takes no less: the same image so many times
-    return [y[:1] for y in outputs(folder, numpy.repeat(x, batch, 0))]
-
-
-def best(scores: numpy.ndarray, labels: list[str]) -> str:
-    """The names of the highest outputs, the highest first; what else is computed as its shape."""
-    if scores.shape != (len(labels),):
-        return f"an output of shape {list(scores.shape)}"
-    order = scores.argsort()[::-1][:BEST]
-    return ", ".join(f"{labels[i]} ({scores[i]:.4g})" for i in order)
+    return [y[:1] for y in outputs(folder, numpy.repeat(x, batch, 0))], size
 
 
 def preprocess(images: numpy.ndarray, told: dict[str, Any]) -> numpy.ndarray:
@@ -94,8 +149,8 @@ def preprocess(images: numpy.ndarray, told: dict[str, Any]) -> numpy.ndarray:
     return numpy.ascontiguousarray(x.transpose(0, 3, 1, 2))
 
 
-def picture(path: Path, told: dict[str, Any]) -> numpy.ndarray:
-    """An image's bytes, uint8 [H, W, C], of the network's size: upright, its shorter side scaled, cut in the middle.
+def picture(path: Path, told: dict[str, Any]) -> tuple[numpy.ndarray, tuple[int, int]]:
+    """An image's bytes, uint8 [H, W, C], upright and fitted to the network's size; and its own width and height.
 
     Raises:
         ValueError: an .npy file of another shape or type; no image that can be read; or Pillow isn't installed.
@@ -109,13 +164,15 @@ def picture(path: Path, told: dict[str, Any]) -> numpy.ndarray:
             wanted = [height, width, channels]
             message = f"{path} has {found.dtype} {list(found.shape)}; the network takes uint8 {wanted}"
             raise ValueError(message)
-        return numpy.asarray(found)
+        return numpy.asarray(found), (width, height)
+    reader = beside("picture")
     try:
-        found = beside("picture").read(path, width, height, channels)
+        found = reader.load(path, channels)
+        fitted = reader.fitted(found, width, height, told["fit"], told["pad"])
     except ModuleNotFoundError:
         message = f"{path} can't be read without Pillow (pip install pillow); or give its bytes as .npy"
         raise ValueError(message) from None
-    return numpy.asarray(found)
+    return fitted, (found.shape[1], found.shape[0])
 
 
 def outputs(folder: Path, x: numpy.ndarray, engine: bool = True) -> list[numpy.ndarray]:

@@ -11,6 +11,7 @@ ends it with one sentence:
     files           those that provenance.json lists, no other, no links, each with the sha256 that is told there
     preprocessing   preprocessing.json turns the sample's images into the sample's inputs
     parity          the artifact, in its own runtime, turns those into what the network made of them
+    answers         boxes, or the classes of pixels, that are made of the outputs are those of the network
 
 Exit codes: 0 all is well, 21 the outputs differ, 22 the artifact can't be run, 23 its runtime isn't installed, 26 the
 bundle is damaged, edited or unsafe. Nothing of the bundle's own code is run: what is run lies beside this file. What a
@@ -92,8 +93,7 @@ def main() -> None:
     except FailureError as error:
         failure = error
     if options.json:
-        error_told = None if failure is None else failure.kind
-        json.dump({"told": told, "error": error_told, "message": str(failure or "")}, out)
+        json.dump({"told": told, "error": failure and failure.kind, "message": str(failure or "")}, out)
     out.close()
     if failure is not None and not options.json:
         print(f"verify.py: {failure}", file=sys.stderr)
@@ -133,7 +133,7 @@ def checked(bundle: Path, hashes_only: bool = False, engine: bool = False) -> It
             yield one_line(check_files(folder, run, built_here=bundle.is_dir()))
             if not hashes_only:
                 yield one_line(check_preprocessing(folder, run))
-                yield one_line(check_parity(folder, run, engine))
+                yield from map(one_line, check_parity(folder, run, engine))
     except FailureError:
         raise
     except (ModuleNotFoundError, run.MissingError) as error:
@@ -302,8 +302,8 @@ def worst(off: float) -> float:
     return off if off == off else float("inf")
 
 
-def check_parity(folder: Path, run: Any, engine: bool = False) -> str:
-    """The artifact's outputs for the sample against the network's, within what parity.json allows."""
+def check_parity(folder: Path, run: Any, engine: bool = False) -> Iterator[str]:
+    """The artifact's outputs for the sample, and what they say, against the network's; parity.json has the limits."""
     bundle, allowed = run.read_json(folder, "bundle.json"), run.read_json(folder, "parity.json")["allowed"]
     x, wanted = run.array(folder, bundle["input"]), [run.array(folder, name) for name in bundle["expected"]]
     model = run.model_of(folder, engine)
@@ -319,7 +319,10 @@ def check_parity(folder: Path, run: Any, engine: bool = False) -> str:
         message = f"{name} has outputs {[list(b.shape) for b in found]}, the network {[list(a.shape) for a in wanted]}."
         fail("ParityError", message)
     told = [compare(name, *each) for each in zip(wanted, found, limits(allowed, len(wanted)), strict=True)]
-    return f"parity: {name} in {model['runtime']}, {len(x)} inputs: {', '.join(told)}"
+    yield f"parity: {name} in {model['runtime']}, {len(x)} inputs: {', '.join(told)}"
+    if (post := run.read_json(folder, run.POSTPROCESSING))["kind"] in run.DECODED:
+        words, agrees = beside("answers").checked(folder, run, post, (wanted, found))
+        yield words if agrees else fail("ParityError", words)
 
 
 def limits(allowed: dict[str, Any], count: int) -> list[tuple[float | None, float | None]]:
