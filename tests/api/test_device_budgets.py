@@ -135,7 +135,8 @@ def test_a_real_latency_on_this_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("DEPLOY_PRUNE_CACHE", str(tmp_path))
     network, inputs = UNet(32), torch.randn(2, 3, 96, 160)
     (found,) = prune(network, inputs, lambda f, b: f(b).mean(), budget="60%", target=replace(HOST, granularity=8))
-    assert found.slim_ms == pytest.approx(0.6 * found.dense_ms, rel=0.06)
+    assert found.is_measured
+    assert 0.4 * found.dense_ms < found.slim_ms < 0.75 * found.dense_ms
 
 
 # --- devices that aren't here ---

@@ -55,5 +55,6 @@ def test_its_artifacts_need_no_extra(name):
 @pytest.mark.parametrize("name", shipped())
 def test_check_accepts_it(name, cifar10, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(main, ["check", name])
+    quickly = ["--set", "measure.runs=20", "--set", "measure.warmup=2"]
+    result = CliRunner().invoke(main, ["check", name, *quickly])
     assert result.exit_code == 0, result.output
