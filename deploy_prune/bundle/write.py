@@ -283,7 +283,7 @@ def _words(name: str, contents: Contents, held_to: Reference) -> dict[str, Any]:
         "colour": _colour(contents), "half": str(artifact.precision == "fp16").lower(),
         "mean": _numbers(contents.mean), "std": _numbers(contents.std),
         "mean_f": _numbers(contents.mean, "f"), "std_f": _numbers(contents.std, "f"),
-        "resize": RESIZES[contents.fit],
+        "resize": RESIZES[contents.fit], "num_scores": held_to.outputs[0][0].numel(),
         **meaning.words(contents.meaning, held_to.outputs, contents.labels, contents.are_names),
         "snippets": ", ".join(f"`{place}`" for place in places(artifact.format).values()),
         "latency": contents.latency["in_words"] or "not known",

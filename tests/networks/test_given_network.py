@@ -17,7 +17,7 @@ from deploy_prune.run.folder import save_tensors
 from deploy_prune.tasks.classification import CLASSIFIER
 from deploy_prune.training.loop import Session, make_accelerator, network_score, train_network
 
-SAME = tiny_recipe().data.model_dump() | {"target_classes": [0, 1, 2], "shots": "auto"}
+SAME = tiny_recipe().data.model_dump() | {"target_classes": [0, 1, 2], "shots": None}
 PLACE = "pixel-8/50% macs"
 
 

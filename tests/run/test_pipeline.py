@@ -405,11 +405,11 @@ def test_one_row_that_fails_does_not_stop_the_others(again, monkeypatch):
     """The slim artifact is not what the network computes; the dense one is."""
     working = stages.prove_artifact
 
-    def check(examples, network, artifact):
+    def check(examples, network, artifact, objective):
         if artifact.path.parent.parent.name == "pixel-8":
             message = "it differs by 0.3"
             raise ParityError(message)
-        return working(examples, network, artifact)
+        return working(examples, network, artifact, objective)
 
     monkeypatch.setattr(stages, "prove_artifact", check)
     for part in (PLACE, "dense/pixel-8"):
