@@ -67,7 +67,7 @@ BudgetText = Annotated[str, AfterValidator(_checked_budget)]
 
 SEARCH_LR: Final = (
     "Learning rate of the weights, which are trained together with the gates. Default by task: 0.02 for "
-    "classification, 0.005 for detection and segmentation, 0.002 for one of your own."
+    "classification, 0.001 for detection, 0.005 for segmentation, 0.002 for one of your own."
 )
 
 

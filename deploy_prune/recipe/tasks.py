@@ -20,8 +20,14 @@ class OwnDataPart(Part):
     args: dict[str, Any] = Field(default={}, description="Whatever else the task's load wants to know.")
 
 
-class MapsSearchPart(SourceSearchPart):
-    """As a classifier's; a loss over boxes or pixels bears less."""
+class DetectionSearchPart(SourceSearchPart):
+    """As a classifier's; a detector's few objects make for large gradients, and at 0.005 its loss went up 80 times."""
+
+    lr: Rate = Field(default=0.001, description=SEARCH_LR)
+
+
+class SegmentationSearchPart(SourceSearchPart):
+    """As a classifier's; a loss over pixels bears less."""
 
     lr: Rate = Field(default=0.005, description=SEARCH_LR)
 
@@ -36,14 +42,14 @@ class DetectionRecipe(Recipe):
     """One run for a detector."""
 
     data: BoxesPart = BoxesPart()  # type: ignore[assignment]
-    search: MapsSearchPart = MapsSearchPart()
+    search: DetectionSearchPart = DetectionSearchPart()
 
 
 class SegmentationRecipe(Recipe):
     """One run for a network that gives every pixel a class."""
 
     data: MasksPart = MasksPart()  # type: ignore[assignment]
-    search: MapsSearchPart = MapsSearchPart()
+    search: SegmentationSearchPart = SegmentationSearchPart()
 
 
 class OwnRecipe(Recipe):

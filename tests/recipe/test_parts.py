@@ -194,4 +194,4 @@ def test_how_weights_are_read_needs_weights(given):
 
 def test_the_searchs_learning_rate_is_the_tasks():
     rates = {task: recipe_for(task)(**MINIMAL, task=task).search.lr for task in ("classification", "detection", "a:b")}
-    assert rates == {"classification": 0.02, "detection": 0.005, "a:b": 0.002}
+    assert rates == {"classification": 0.02, "detection": 0.001, "a:b": 0.002}
