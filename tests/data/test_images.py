@@ -226,7 +226,7 @@ def test_a_bundle_reads_every_file_as_training_does(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     colours = np.random.default_rng(0).integers(0, 256, (12, 20, 4), np.uint8)
-    rgb, told = Image.fromarray(colours[..., :3]), {"input_shape": [1, 3, 8, 8]}
+    rgb, told = Image.fromarray(colours[..., :3]), {"input_shape": [1, 3, 8, 8], "fit": "cut", "pad": None}
     paths = [
         saved(tmp_path, rgb, "a.jpg", exif=exif), saved(tmp_path, Image.fromarray(colours), "b.png"),
         saved(tmp_path, rgb.convert("CMYK"), "c.jpg"), saved(tmp_path, rgb.quantize(8), "d.gif", transparency=1),
