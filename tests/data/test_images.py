@@ -233,4 +233,4 @@ def test_a_bundle_reads_every_file_as_training_does(tmp_path):
         saved(tmp_path, Image.fromarray(colours.view(np.uint16)[..., 0]), "e.png"),
     ]  # fmt: skip
     for path in paths:
-        assert np.array_equal(run.picture(path, told), read_image(path, (8, 8), 3))
+        assert np.array_equal(run.picture(path, told)[0], read_image(path, (8, 8), 3))
