@@ -161,7 +161,7 @@ class Task:
         self.dense = self.adapted(self.network(bench.network.state_dict()), None, None, "inherit")
 
     def network(self, state: Mapping[str, Tensor] | None) -> nn.Module:
-        """The dense network for the episode's classes: a new classifier, all else as in ``state``, or new, too."""
+        """The dense network for the episode's classes: new class layers, all else as in ``state``, or new, too."""
         set_seed(self.episode)
         network = build.build_network(self.model, self.examples.num_target)
         if state is not None:

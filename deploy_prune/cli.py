@@ -200,9 +200,9 @@ def transfer(source: Path, settings: Sequence[str], quiet: bool, **how: Any) -> 
     """Train a slim architecture on new data, with a few examples of each class.
 
     From an architecture.json alone, the network learns from scratch. From a run's TARGET/BUDGET folder, it begins with
-    that network's weights, except the classifier, and the run's dense network teaches it.
+    that network's weights, except the class layers, and the run's dense network teaches it.
 
-    Each episode draws examples anew. Several episodes give the mean accuracy and its 95% interval; the folder --out has
+    Each episode draws examples anew. Several episodes give the mean score and its 95% interval; the folder --out has
     the network of the first one. --set takes these keys of a recipe: data, retrain, seed, device, threads.
     """
     from deploy_prune.commands import transfer

@@ -34,7 +34,7 @@ from deploy_prune.system import strict_json
 from deploy_prune.system.locks import hold
 from deploy_prune.system.outputs import require_outside_runs
 from deploy_prune.system.shell import shown, write_text
-from deploy_prune.tasks import TASKS, Objective
+from deploy_prune.tasks import Objective, task_named
 from deploy_prune.training.loop import Session, make_accelerator, network_score, set_seed
 from deploy_prune.training.threads import Tell, share_cores
 from deploy_prune.types import Progress, Structure, silent
@@ -73,7 +73,7 @@ def transfer(
 
     Args:
         source: an architecture.json (fresh weights), or a folder that has one, as a run's TARGET/BUDGET (its weights,
-            but for the classifier, unless retrain.init is fresh).
+            but for the class layers, unless retrain.init is fresh).
         settings: a recipe's, as in "data.source=cifar10" or "retrain.steps=400"; later ones win. See `as_settings`.
         out: the folder to write.
         episodes: draws of classes and shots.
@@ -106,10 +106,11 @@ def _require_own(out: Path) -> None:
 
 
 def _transferred(given: Given, recipe: Recipe, session: Session, out: Path, episodes: int, trust: bool) -> Transfer:
+    judged = task_named(recipe.task, recipe.score)
     task: _Task | None = None
     done: list[Episode] = []
     for seed in range(recipe.seed, recipe.seed + episodes):
-        examples = TASKS[recipe.task].load(recipe.data, seed)
+        examples = judged.load(recipe.data, seed)
         task = task or _Task(given, recipe, examples, trust)
         slim, episode = task.episode(examples, replace(session, seed=seed))
         if not done:
@@ -118,7 +119,7 @@ def _transferred(given: Given, recipe: Recipe, session: Session, out: Path, epis
             save_tensors(out / WEIGHTS, slim.state_dict())
         done.append(episode)
     mean, half = interval([one.score for one in done])
-    norm, rated = examples.target_train, TASKS[recipe.task].score
+    norm, rated = examples.target_train, judged.score
     found = Transfer(
         folder=out, episodes=tuple(done), score=mean, interval=half, init=recipe.retrain.init,
         params=sum(p.numel() for p in slim.parameters()), mean=_values(norm, "mean"), std=_values(norm, "std"),
@@ -207,7 +208,12 @@ def transfer_recipe(given: Given, settings: Sequence[str]) -> Recipe:
     examples = {"image_size": _side(shape), "channels": shape[1]} if len(shape) == 4 else {}
     values: dict[str, Any] = {"name": "transfer", "model": described.model.model_dump(), "data": examples}
     if made_by is not None:
-        values["task"] = made_by.task
+        if "channels" not in type(made_by.data).model_fields:
+            message = (
+                f"task: transfer trains classifiers, detectors and segmenters of pictures, and not {made_by.task}."
+            )
+            raise RecipeError(message)
+        values |= {"task": made_by.task, "score": made_by.score}
     named = "source" in resolve(values, settings, "transfer").data.model_fields_set
     if made_by is None and not named:
         message = "data.source: there is no run to take the data from; name it with --data or data.source."
@@ -220,7 +226,7 @@ def transfer_recipe(given: Given, settings: Sequence[str]) -> Recipe:
     if given.weights is None:
         values["retrain"] = {"init": "fresh"}
     recipe = resolve(values, settings, "transfer")
-    if "shots" not in recipe.data.model_fields_set:  # the classifier is always new
+    if "shots" not in recipe.data.model_fields_set:  # class layers are always new
         values["data"] = {**values["data"], "shots": FEW_SHOTS}
         recipe = resolve(values, settings, "transfer")
     unset = recipe.data.mean is None and recipe.data.channels == examples.get("channels")
@@ -255,7 +261,7 @@ class _Task:
             self.described.model, num_classes, lambda network: raw_form(network, example).network
         )
         made = raw_form(build.build_network(self.described.model, num_classes), example)
-        self.objective = Objective(task=TASKS[recipe.task], form=made)
+        self.objective = Objective(task=task_named(recipe.task, recipe.score), form=made)
 
     def episode(self, examples: TransferData, session: Session) -> tuple[nn.Module, Episode]:
         """Adapt the teacher, adapt the slim network, score."""
@@ -290,7 +296,7 @@ class _Task:
         return network_score(network, examples.target_test, self.objective, accelerator=session.accelerator)
 
     def _slim(self, seed: int) -> nn.Module:
-        """The slim network: a new classifier, all else inherited or new."""
+        """The slim network: new class layers, all else inherited or new."""
         slim = cut(self._dense(seed), self.structure, self.described.keep)
         if self.recipe.retrain.init == "inherit" and self.given.weights is not None:
             weights.load_state(slim, self._body(self.given.weights, slim), strict=False)

@@ -23,7 +23,11 @@ BUILT_IN_NETWORKS: Final = (
 LIBRARIES: Final = ("torchvision", "timm", "ultralytics")
 """Packages whose networks are built by name, as in timm:NAME; their code is not the user's."""
 SEARCH_METHODS: Final = ("dap", "gate", "gumbel", "uniform", "random", "magnitude", "bn_scale", "taylor")
-TASK_NAMES: Final = ("classification", "detection", "segmentation")
+TASK_SCORES: Final = {
+    "classification": ("accuracy",), "detection": ("mAP50-95", "mAP50"), "segmentation": ("mIoU",),
+}  # fmt: skip
+"""Task -> what its networks can be judged by; the first one, if a recipe doesn't say."""
+TASK_NAMES: Final = tuple(TASK_SCORES)
 EXPORT_FORMATS: Final = ("onnx", "ort", "tensorrt", "litert", "executorch", "ncnn", "coreml", "openvino")
 
 _NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -151,8 +155,8 @@ class SourceSearchPart(SearchPart):
 
     distill: Share = Field(
         default=0.9,
-        description="Share of the loss (0 to 1) that compares the output with the dense network's; the rest compares "
-        "it with the labels.",
+        description="Share of the loss (0 to 1) that compares the output with the dense network's; the rest is the "
+        "task's own loss.",
     )
     temperature: Rate = Field(default=2.0, description="Temperature of that comparison.")
 
@@ -177,8 +181,8 @@ class RetrainPart(Part):
     weight_decay: WeightDecay = Field(default=5e-4, description="Weight decay.")
     distill: Share = Field(
         default=0.9,
-        description="Share of the loss (0 to 1) that compares the output with the dense network's; the rest compares "
-        "it with the labels.",
+        description="Share of the loss (0 to 1) that compares the output with the dense network's; the rest is the "
+        "task's own loss.",
     )
     temperature: Rate = Field(default=2.0, description="Temperature of that comparison.")
     features: Annotated[float, Field(ge=0, le=1e6)] | None = Field(
@@ -279,6 +283,12 @@ class Recipe(Part):
         default="classification",
         description=f"What the network is for: {', '.join(TASK_NAMES)}, or module:callable for a task of your own.",
     )
+    score: str | None = Field(
+        default=None,
+        validate_default=True,
+        description="What networks are judged by. Detection has mAP50-95 (the default) and mAP50, which asks for an "
+        "overlap of 0.5 only; other tasks have one score. null: the task's own.",
+    )
     model: ModelPart
     data: DataPart = DataPart()
     train: TrainPart = TrainPart()
@@ -335,6 +345,18 @@ class Recipe(Part):
     @classmethod
     def _known_task(cls, task: str) -> str:
         return known_source(task, TASK_NAMES, (), "task")
+
+    @field_validator("score")
+    @classmethod
+    def _a_score_of_the_task(cls, score: str | None, info: ValidationInfo) -> str | None:
+        task = info.data.get("task", "")
+        known = TASK_SCORES.get(task, ())
+        if score is None or not task:  # a wrong task is told of by itself
+            return next(iter(known), None)
+        if not known:
+            message = f"the task {task} says itself what it is judged by, in its Task; remove this key"
+            raise ValueError(message)
+        return _one_of(score, known, f"score of {task}")
 
     @field_validator("device")
     @classmethod

@@ -7,7 +7,7 @@ from typing import Any, Final
 from pydantic import Field
 
 from deploy_prune.recipe.data import BoxesPart, MasksPart, Part, Shots
-from deploy_prune.recipe.parts import SEARCH_LR, Rate, Recipe, SourceSearchPart
+from deploy_prune.recipe.parts import SEARCH_LR, TASK_SCORES, Rate, Recipe, SourceSearchPart
 
 
 class OwnDataPart(Part):
@@ -83,6 +83,7 @@ def schema() -> dict[str, Any]:
         own = kind.model_json_schema()
         body["$defs"] |= own["$defs"]
         parts = {name: own["properties"][name] for name in ("data", "search")}
+        parts["score"] = {"enum": [*(score for task in _names(kind) for score in TASK_SCORES[task]), None]}
         cases.append({"if": _is_of(kind), "then": {"properties": parts}})
     title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "deploy-prune recipe"}
     return title | {key: value for key, value in body.items() if key != "title"} | {"allOf": cases}
@@ -90,7 +91,12 @@ def schema() -> dict[str, Any]:
 
 def _is_of(kind: type[Recipe]) -> dict[str, Any]:
     """The condition that a recipe is of this kind; one that names no task is a classifier's."""
-    names = [name for name, of in RECIPES.items() if of is kind]
+    names = _names(kind)
     if kind is Recipe:
         return {"properties": {"task": {"enum": names}}}
     return {"required": ["task"], "properties": {"task": {"enum": names} if names else {"pattern": ":"}}}
+
+
+def _names(kind: type[Recipe]) -> list[str]:
+    """The tasks whose recipe this is; of `OwnRecipe` none."""
+    return [name for name, of in RECIPES.items() if of is kind]

@@ -28,7 +28,7 @@ class Row:
     ``predicted_dense_ms``: the dense network's latency by the model that ``predicted_ms`` is from; None where a device
     is attached. ``disturbed``: as ``Latency`` has it. ``macs`` and ``params`` are None if the network wasn't known yet.
     ``score_given``: of the network as given (or trained), on the source classes' test examples. ``dense_adapted``:
-    whether the dense network is that one with a new classifier, adapted to other classes; else it is the network as
+    whether the dense network is that one with new class layers, adapted to other classes; else it is the network as
     given. The slim network is retrained on ``train_examples`` of the ``train_examples_of`` that there are of the target
     classes, and scored on ``test_examples``.
     ``status``: "ok" where it was measured, "predicted" where no device is attached, and all checks passed in either

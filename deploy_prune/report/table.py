@@ -60,10 +60,10 @@ def data_sentences(rows: Sequence[Row]) -> tuple[str, ...]:
     if row.dense_adapted:
         given = in_unit(row.score_given, row.score_unit)
         dense = (
-            f"the original network ({given} on its own classes) with a new classifier, adapted with the same examples"
+            f"the original network ({given} on its own classes) with new class layers, adapted with the same examples"
         )
     return (
-        f"Retrained with {learned} training examples of the target classes, scored on {row.test_examples} others.",
+        f"Retrained with {learned} training examples of the target task, scored on {row.test_examples} others.",
         f"Dense is {dense}.",
     )
 

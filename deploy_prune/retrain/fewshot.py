@@ -123,7 +123,7 @@ def num_steps(part: RetrainPart, num_examples: int) -> int:
 
 
 def for_new_classes(part: RetrainPart) -> RetrainPart:
-    """The part for a network whose classifier is new: that takes the higher learning rate, if the recipe gives none."""
+    """The part for a network with new class layers: these take the higher learning rate, if the recipe gives none."""
     return part if part.lr is not None else part.model_copy(update={"lr": RATES["fresh"]})
 
 

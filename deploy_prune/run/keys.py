@@ -29,8 +29,8 @@ come out the same again keep everything that was made of them.
 What the entries are: ``package`` is this package's version and a digest of its source, for a version stands still
 between releases. ``torch`` and ``formats`` are versions: torch's, and those of the format's converter and runtime.
 ``model`` is its source and arguments, and the library's version or, for ``module:callable``, a digest of the user's
-code (``user_code``). ``task`` is its name and, of ``module:callable``, a digest of the user's code. Data counts by
-content: images as decoded, targets, normalisation, size and augmentation. A target counts by what
+code (``user_code``). ``task`` is its name, its score and, of ``module:callable``, a digest of the user's code. Data
+counts by content: images as decoded, targets, normalisation, size and augmentation. A target counts by what
 changes its artifacts and its latency, never by its title, notes or sources. Not in any key: paths, names, trackers,
 limits of time and memory, where and on how many threads training runs (which changes the last digits only).
 """
@@ -81,9 +81,9 @@ class Basis:
 
     @cached_property
     def task_code(self) -> list[str | None]:
-        """The task's name and, of a task of the user's own, a digest of its code."""
+        """The task's name, its score and, of a task of the user's own, a digest of its code."""
         name = self.recipe.task
-        return [name, code_digest(name) if ":" in name else None]
+        return [name, self.recipe.score, code_digest(name) if ":" in name else None]
 
     @property
     def task(self) -> Key:

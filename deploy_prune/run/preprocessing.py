@@ -61,7 +61,7 @@ def resolve(recipe: Recipe) -> Resolved:
         ModelError: the network can't be built.
         RecipeError: there is no such task.
     """
-    task = task_named(recipe.task)
+    task = task_named(recipe.task, recipe.score)
     if "image_size" not in type(recipe.data).model_fields:
         examples = _loaded(recipe.data, recipe, task)
         shapes = ", ".join("x".join(map(str, x.shape[1:])) or "a number" for x in _first_inputs(examples))
@@ -143,9 +143,9 @@ def _told_of_examples(examples: TransferData) -> tuple[str, str]:
     learned = f"all {there}" if used == there else f"{used} of {there}"
     shots = "" if a_class is None else f", {a_class} a class"
     same = examples.same_task
-    dense = "the original network, unchanged: the target's classes are the source's"
+    dense = "the original network, unchanged: the target task is the source's"
     if not same:
-        dense = "the original network with a new classifier, adapted with the same examples: the target's classes are "
+        dense = "the original network with new class layers, adapted with the same examples: the target's classes are "
         dense += "others, or in another order"
     return (
         f"Examples: search on {len(examples.source_train)}, retraining with {learned} training examples{shots}; "

@@ -96,7 +96,7 @@ def require_size(row: Row) -> None:
     if row.metric == "size" and row.asked is not None and row.size_bytes is not None and row.size_bytes > row.asked:
         message = (
             f"The finished artifact has {row.size_bytes} bytes; the budget is {row.asked:.0f}. Its weights compress "
-            "less well than its candidate's did, or its classifier has more classes. Ask for a little less."
+            "less well than its candidate's did, or the target task has more classes. Ask for a little less."
         )
         raise BudgetError(message)
 

@@ -182,7 +182,7 @@ def _head_tensors(context: RunContext) -> frozenset[str]:
 def adapt_dense(context: RunContext, dense: str) -> str:
     """dense/adapted.safetensors: the dense network on the target task, the teacher and the yardstick.
 
-    Where the classes stay the same, that is the network as it is; else it gets a new classifier and is trained.
+    Where the classes stay the same, that is the network as it is; else it gets new class layers and is trained.
     """
     folder = context.folder
 

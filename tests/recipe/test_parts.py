@@ -11,8 +11,9 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from deploy_prune.errors import BudgetError
-from deploy_prune.recipe.parts import DataPart, ModelPart, Recipe, SearchPart, parse_budget
+from deploy_prune.recipe.parts import TASK_SCORES, DataPart, ModelPart, Recipe, SearchPart, parse_budget
 from deploy_prune.recipe.tasks import recipe_for, schema
+from deploy_prune.tasks import TASKS, task_named
 
 MINIMAL = {"name": "a", "model": {"source": "resnet20"}}
 
@@ -168,12 +169,17 @@ def test_the_schema_is_one_and_agrees_with_the_parser():
     assert document["title"] == "deploy-prune recipe"
     assert validator.is_valid(MINIMAL)
     detector, own = MINIMAL | {"task": "detection"}, MINIMAL | {"task": "my_module:my_task"}
-    for right in (detector | {"data": {"fit": "cut"}}, own | {"data": {"args": {"rate": 8000}}}):
+    for right in (
+        detector | {"data": {"fit": "cut"}}, own | {"data": {"args": {"rate": 8000}}}, detector | {"score": "mAP50"},
+        MINIMAL | {"score": "accuracy"}, own | {"score": None},
+    ):  # fmt: skip
         assert validator.is_valid(right)
     for other in (
         MINIMAL | {"data": {"fit": "cut"}},
         detector | {"data": {"ways": 5}},
         own | {"data": {"source": "coco"}},
+        MINIMAL | {"score": "mAP50"},
+        own | {"score": "accuracy"},
     ):
         assert not validator.is_valid(other), "those are another task's keys"
     for wrong in ({"name": "a"}, MINIMAL | {"sed": 1}, MINIMAL | {"seed": "1"}, MINIMAL | {"device": "gpu"}):
@@ -190,6 +196,28 @@ def test_how_weights_are_read_needs_weights(given):
     with pytest.raises(ValidationError, match="it needs model.weights, which is not given"):
         ModelPart(source="resnet20", **given)
     ModelPart(source="resnet20", weights="w.pt", **given)
+
+
+def with_score(task, score=None):
+    return recipe_for(task)(**MINIMAL, task=task, score=score)
+
+
+def test_a_score_is_one_of_the_tasks():
+    defaults = {"classification": "accuracy", "detection": "mAP50-95", "segmentation": "mIoU", "a:b": None}
+    assert {task: with_score(task).score for task in defaults} == defaults
+    assert with_score("detection", "mAP50").score == "mAP50"
+    with pytest.raises(ValidationError, match="there is no score of detection 'mAP'; known: mAP50-95, mAP50"):
+        with_score("detection", "mAP")
+    with pytest.raises(ValidationError, match=r"there is no score of classification 'mAP50'; known: accuracy\."):
+        with_score("classification", "mAP50")
+    with pytest.raises(ValidationError, match="the task a:b says itself what it is judged by"):
+        with_score("a:b", "accuracy")
+
+
+def test_the_scores_are_those_that_the_tasks_have():
+    assert {name: tuple(task.score.name for task in of) for name, of in TASKS.items()} == TASK_SCORES
+    assert task_named("detection").score.name == "mAP50-95"
+    assert task_named("detection", "mAP50").score.name == "mAP50"
 
 
 def test_the_searchs_learning_rate_is_the_tasks():

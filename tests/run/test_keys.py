@@ -273,3 +273,12 @@ def test_a_digest_of_examples_is_of_all_of_them():
     one = examples.ClassExamples(images=many, labels=torch.zeros(3000).long(), mean=torch.zeros(1), std=torch.ones(1))
     assert one.digest != replace(one, images=other).digest
     assert one.digest == replace(one, images=many[:1].expand(3000, -1, -1, -1)).digest, "however it is stored"
+
+
+def test_the_score_counts_where_networks_are_scored():
+    one, other = (
+        replace(BASIS, recipe=RECIPE.model_copy(update={"task": "detection", "score": score}))
+        for score in ("mAP50-95", "mAP50")
+    )
+    before, after = all_keys(one), all_keys(other)
+    assert {name for name in before if before[name] != after[name]} >= {"dense", "adapt", "retrain", "export"}

@@ -54,10 +54,11 @@ def test_two_inputs_and_a_score_that_should_be_low(tmp_path):
 
 @pytest.mark.parametrize(
     ("task", "model", "name"),
-    [("detection", "grid_detector", "mAP50-95"), ("segmentation", "unet", "mIoU")],
+    [("detection", "grid_detector", "mAP50"), ("segmentation", "unet", "mIoU")],
 )
 def test_detectors_and_segmenters_by_recipe(tmp_path, task, model, name):
-    done = run(tmp_path, task=task, model={"source": model}, data={"source": "scenes", "image_size": [32, 48]})
+    data = {"source": "scenes", "image_size": [32, 48]}
+    done = run(tmp_path, task=task, score=name, model={"source": model}, data=data)
     assert [row.error for row in done.rows] == [None] * 2
     assert {row.score_name for row in done.rows} == {name}
     assert all(row.score is not None and 0 <= row.score <= 1 for row in done.rows)
