@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from deploy_prune.api.run import run_network, run_recipe
     from deploy_prune.data.dataset_examples import task_data
     from deploy_prune.families.raw_form import RawForm
-    from deploy_prune.tasks.task import Score, Task
+    from deploy_prune.tasks.task import Drawn, Score, Task
 
 __all__ = [
-    "RawForm", "Score", "Task", "__version__", "export_network", "load", "prune", "run_network", "run_recipe",
+    "Drawn", "RawForm", "Score", "Task", "__version__", "export_network", "load", "prune", "run_network", "run_recipe",
     "task_data",
 ]  # fmt: skip
 
@@ -27,6 +27,7 @@ _OFFERED: Final = {
     "prune": "deploy_prune.api.prune",
     "run_network": "deploy_prune.api.run",
     "run_recipe": "deploy_prune.api.run",
+    "Drawn": "deploy_prune.tasks.task",
     "RawForm": "deploy_prune.families.raw_form",
     "Score": "deploy_prune.tasks.task",
     "Task": "deploy_prune.tasks.task",

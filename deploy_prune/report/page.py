@@ -6,20 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from deploy_prune.errors import RunFolderError, printable
-from deploy_prune.report import charts, latency, table
+from deploy_prune.report import charts, latency, pictures, table
+from deploy_prune.report.files import read, shaped
 from deploy_prune.report.row import Row
 from deploy_prune.report.units import amount, in_unit, percent, plain
 from deploy_prune.system import strict_json
 from deploy_prune.system.shell import write_text
 from deploy_prune.types import Metric
 
-T = TypeVar("T")
 MAX_PANELS = 4
 METRICS: Final[dict[Metric, str]] = {
     "latency": "latency", "macs": "MACs", "params": "parameters", "size": "size"
@@ -93,6 +93,7 @@ def write_page(run: Path) -> Path:
         score_name=found.rows[0].score_name if found.rows else "score",
         without_dense_row=_enumerate(latency.without_dense_row(found.rows or ())),
         channel_charts={name: _channel_charts([n for n in found.networks if n.target == name]) for name in names},
+        pictures=pictures.of_run(run, found.rows or ()),
         trace_chart=charts.search_trace(found.trace) if found.trace else None,
     )
     write_text(run / "report.html", page)
@@ -124,8 +125,8 @@ def read_run(run: Path) -> Run:
         name=run.resolve().name,
         rows=rows,
         networks=tuple(networks),
-        trace=_read(run / "search" / "trace.json", _trace),
-        provenance=_read(run / "provenance.json", _provenance),
+        trace=read(run / "search" / "trace.json", _trace),
+        provenance=read(run / "provenance.json", _provenance),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
     )
 
@@ -136,30 +137,26 @@ def read_rows(run: Path) -> tuple[Row, ...] | None:
     Raises:
         RunFolderError: the file is damaged.
     """
-    return _read(run / "results.json", _rows)
+    return read(run / "results.json", _rows)
 
 
 def _network(folder: Path) -> Network:
     return Network(
         target=folder.parent.name,
         budget=folder.name,
-        bars=_read(folder / "architecture.json", _bars),
-        loop=_read(folder / "loop.json", _loop),
-        measured=_read(folder / "latency.json", _measured),
+        bars=read(folder / "architecture.json", _bars),
+        loop=read(folder / "loop.json", _loop),
+        measured=read(folder / "latency.json", _measured),
     )
 
 
-def _as(kind: Callable[..., T], value: Any) -> T:
-    return strict_json.conform(kind, value, RunFolderError, "it")
-
-
 def _rows(value: Any) -> tuple[Row, ...]:
-    rows: tuple[Row, ...] = _as(tuple[Row, ...], strict_json.figures(value, RunFolderError, "it"))
+    rows: tuple[Row, ...] = shaped(tuple[Row, ...], strict_json.figures(value, RunFolderError, "it"))
     return tuple(replace(r, target=printable(r.target, 100), budget=printable(r.budget, 100)) for r in rows)
 
 
 def _trace(value: Any) -> tuple[dict[str, float], ...]:
-    rows: tuple[dict[str, float], ...] = _as(tuple[dict[str, float], ...], value)
+    rows: tuple[dict[str, float], ...] = shaped(tuple[dict[str, float], ...], value)
     if not all("step" in row and all(abs(number) < MAX_NUMBER for number in row.values()) for row in rows):
         message = "a step of the search has no number, or a figure that is no figure"
         raise ValueError(message)
@@ -176,7 +173,7 @@ class _Provenance:
 
 
 def _provenance(value: Any) -> dict[str, Any]:
-    taken_apart = _as(_Provenance, value)
+    taken_apart = shaped(_Provenance, value)
     return {"finished": "", **value, **asdict(taken_apart)}
 
 
@@ -190,7 +187,7 @@ def _bars(architecture: Any) -> tuple[charts.Bar, ...]:
 
 
 def _loop(value: Any) -> Loop:
-    found = _as(Loop, strict_json.figures(value, RunFolderError, "it"))
+    found = shaped(Loop, strict_json.figures(value, RunFolderError, "it"))
     if not all(step.asked > 0 for step in found.steps):
         message = "a step has no limit"
         raise ValueError(message)
@@ -205,17 +202,6 @@ def _measured(latency: Any) -> str:
     moved = f"; disturbed: {latency['disturbed']}" if latency.get("disturbed") else ""
     device = f"measured on {latency['measured_on']} ({latency['device']})"
     return f"{device}, {threads}, {runs}, interleaved with dense{moved}"
-
-
-def _read(path: Path, convert: Callable[[Any], T]) -> T | None:
-    """A JSON file through ``convert``, or None if it is not there."""
-    if not path.is_file():
-        return None
-    try:
-        return convert(strict_json.read(path, RunFolderError, finite=False))
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RunFolderError) as error:
-        message = f"{path} is damaged ({type(error).__name__}: {error}): delete it and run the recipe again."
-        raise RunFolderError(message) from error
 
 
 def headline(rows: Sequence[Row]) -> tuple[str, ...]:

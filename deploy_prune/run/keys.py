@@ -22,6 +22,8 @@ come out the same again keep everything that was made of them.
   | the channels that stay, the weights that they start from, and the teacher; not the target or budget that led there |
 | export | package, torch, model, task, network, target_test, calibration, format, export, formats
   | the network, how it is written, and the examples that it is checked on; calibration examples in int8 only |
+| pictures | package, torch, model, task, network, target_test
+  | the network whose answers are drawn (none for what the targets say), and the examples that they are drawn in
 | latency | package, artifacts, target, machine, measure, budget
   | measured: on this machine (its name, processor, cores, and the runtime's version) or that device; with the budget
   and tolerance that it is held to |
@@ -157,6 +159,12 @@ def export(basis: Basis, network: str, target: Target) -> Key:
         "calibration": _inputs(basis) if calibrated else None, "format": [target.format, target.precision],
         "export": part, "formats": _versions(target),
     }  # fmt: skip
+
+
+def pictures(basis: Basis, network: str) -> Key:
+    """Of a place's pictures. ``network``: the digest of its files; "" where the targets are drawn."""
+    target_test = basis.data.target_test.digest
+    return {**basis.common, "task": basis.task_code, "network": network, "target_test": target_test}
 
 
 def latency(basis: Basis, target: Target, budget: Budget | None, artifacts: Sequence[Artifact]) -> Key:

@@ -16,7 +16,7 @@ from deploy_prune.errors import (
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.page import write_page
 from deploy_prune.report.row import Row
-from deploy_prune.run import final_latency, stages, stored_recipe
+from deploy_prune.run import final_latency, pictures, stages, stored_recipe
 from deploy_prune.run.context import RunContext, prepare
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.run.reach import unusable_targets
@@ -79,10 +79,12 @@ def _run_stages(context: RunContext, costs: CandidateCosts) -> Run:
     unusable = unusable_targets(context, costs)
     usable = replace(context, targets=tuple(t for t in context.targets if t.name not in unusable))
 
+    pictures.draw(context, pictures.TRUTH)
     dense = stages.train_dense(context)
     found = stages.search(usable, costs, dense)
     adapted = stages.adapt_dense(context, dense)
     teacher = stages.teacher_of(context)
+    pictures.draw(context, "dense", teacher, adapted)
 
     rows: list[Row] = []
     for target in context.targets:
@@ -159,6 +161,7 @@ def _steps(
     trained = stages.retrain(context, costs, found[1], teacher, place, planned)
     slim = stages.slim_network(context, costs, place)
     yield (row := with_network(context, row, slim, place))
+    pictures.draw(context, place, slim, trained)
     artifact = stages.export(context, slim, target, place, trained)
     row = replace(row, precision=artifact.precision, refused=stages.refused(context, place))
     yield (row := replace(row, size_bytes=artifact.size_bytes, parity_max_abs=parity(context, place)))

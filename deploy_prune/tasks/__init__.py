@@ -9,6 +9,7 @@ from deploy_prune.system.plugins import import_object
 from deploy_prune.tasks.classification import CLASSIFICATION
 from deploy_prune.tasks.detection import SCORES, detection
 from deploy_prune.tasks.segmentation import SEGMENTATION
+from deploy_prune.tasks.task import Drawn as Drawn
 from deploy_prune.tasks.task import Objective as Objective
 from deploy_prune.tasks.task import Score as Score
 from deploy_prune.tasks.task import Task as Task

@@ -12,13 +12,17 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deploy_prune.data.boxes import load_boxes
+from deploy_prune.data.splits import TransferData
+from deploy_prune.device.payload.answers import SURE
 from deploy_prune.errors import DataError, ModelError, perhaps
 from deploy_prune.networks.libraries import import_torchvision
+from deploy_prune.tasks import drawing
 from deploy_prune.tasks.distance import relative
-from deploy_prune.tasks.task import Outputs, Score, Targets, Task
+from deploy_prune.tasks.task import Drawn, Outputs, Score, Targets, Task
 
 SCORES: Final = {"mAP50-95": "map", "mAP50": "map_50"}
 """What detectors are judged by -> torchmetrics' name: average precision at an overlap (intersection over union) of 0.5,
@@ -36,7 +40,7 @@ def detection(score: str = "mAP50-95") -> Task:
         raise DataError(message)
     return Task(
         score=Score(name=score), load=load_boxes, loss=loss, judge=partial(judge, score=score),
-        distance=relative,
+        distance=relative, draw=draw,
     )  # fmt: skip
 
 
@@ -78,6 +82,50 @@ def judge(pairs: Iterable[tuple[Any, Targets]], score: str = "mAP50-95") -> floa
         message = f"none of the {num_pictures} pictures that a detector is to be judged by has a box; give others."
         raise DataError(message)
     return float(metric.compute()[SCORES[score]])
+
+
+def draw(data: TransferData, places: Tensor, predictions: Any) -> list[Drawn]:
+    """These test pictures with the boxes that are predicted, or with those that are there; masks and points, too.
+
+    Boxes that a network is less sure of than `SURE` are left out.
+
+    Raises:
+        ModelError: the network's outputs aren't boxes.
+    """
+    test = data.target_test.take(places)
+    found = test.targets if predictions is None else predictions
+    _require_boxes(found, len(places))
+    pictures = drawing.pictures(data, places)
+    height, width = test.inputs[0].shape[2:]
+    scale = torch.tensor([pictures.shape[3] / width, pictures.shape[2] / height])
+    return [_drawn(*one, scale, drawing.names(data)) for one in zip(pictures, found, strict=True)]
+
+
+def _drawn(picture: Tensor, found: Mapping[str, Any], scale: Tensor, names: Sequence[str]) -> Drawn:
+    """``scale``: pixels of the picture over those of the network's input, across and down."""
+    utils = import_torchvision().utils
+    told = {key: torch.as_tensor(value).cpu() for key, value in found.items()}
+    sure = told["scores"] >= SURE if "scores" in told else torch.ones(len(told["labels"]), dtype=torch.bool)
+    told = {key: value[sure] for key, value in told.items() if len(value) == len(sure)}
+    labels = told["labels"].tolist()
+    of_class = drawing.colours(len(names))
+    classes, colours = [names[label] for label in labels], [of_class[label] for label in labels]
+    words = classes
+    if "scores" in told:
+        words = [f"{name} {score:.2f}" for name, score in zip(classes, told["scores"].tolist(), strict=True)]
+    if labels and "masks" in told:
+        masks = F.interpolate(told["masks"][None].float(), picture.shape[1:])[0] > 0
+        picture = utils.draw_segmentation_masks(picture, masks, alpha=0.4, colors=colours)
+    if labels:
+        corners = (told["boxes"].reshape(-1, 2, 2) * scale).sort(1).values  # left above, right below
+        boxes = corners.clamp(torch.zeros(2), torch.tensor([picture.shape[2], picture.shape[1]])).flatten(1)
+        picture = utils.draw_bounding_boxes(picture, boxes, classes, colours, width=2, fill_labels=True)
+    if labels and "keypoints" in told:
+        points = told["keypoints"]
+        picture = utils.draw_keypoints(
+            picture, points[..., :2] * scale, radius=3, colors="white", visibility=points[..., 2] > 0
+        )
+    return Drawn(picture=drawing.image(picture), found=tuple(zip(colours, words, strict=True)))
 
 
 def _require_boxes(predictions: Any, num_pictures: int) -> None:

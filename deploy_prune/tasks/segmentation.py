@@ -6,7 +6,7 @@ logits float [B, C, h, w]; targets int64 [B, H, W], 0 to C - 1, or 255 where a p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import torch
@@ -15,13 +15,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from deploy_prune.data.masks import load_masks
+from deploy_prune.data.splits import TransferData
 from deploy_prune.errors import DataError, ModelError
 from deploy_prune.networks.libraries import import_torchvision
+from deploy_prune.tasks import drawing
 from deploy_prune.tasks.distance import divergence
-from deploy_prune.tasks.task import Outputs, Score, Targets, Task
+from deploy_prune.tasks.task import Drawn, Outputs, Score, Targets, Task
 
 VOID: Final = 255
 """The label of pixels that nobody is judged by, as in PASCAL VOC and Cityscapes."""
+FIRST_COLOUR: Final = "#808080"
+"""Of class 0, where it is drawn."""
 
 
 def loss(outputs: Outputs, targets: Targets) -> Tensor:
@@ -66,6 +70,33 @@ def judge(pairs: Iterable[tuple[Any, Targets]]) -> float:
     return _mean_overlap(None if metric is None else metric.compute())
 
 
+def draw(data: TransferData, places: Tensor, outputs: Outputs) -> list[Drawn]:
+    """These test pictures, each pixel in the colour of its class as the network says it, or as it is.
+
+    Class 0, mostly what is around everything else, is grey. Void pixels have no colour.
+
+    Raises:
+        ModelError: the outputs are no single map of logits.
+    """
+    targets = torch.as_tensor(data.target_test.take(places).targets)
+    classes = targets if outputs is None else _resized(_logits(outputs).cpu().float(), targets).argmax(1)
+    names = drawing.names(data)
+    colours = [FIRST_COLOUR, *drawing.colours(len(names) - 1)]
+    pairs = zip(drawing.pictures(data, places), classes, strict=True)
+    return [_drawn(picture, each, names, colours) for picture, each in pairs]
+
+
+def _drawn(picture: Tensor, classes_HW: Tensor, names: Sequence[str], colours: Sequence[str]) -> Drawn:
+    present = [c for c in range(len(names)) if (classes_HW == c).any()]
+    masks = torch.stack([classes_HW == c for c in present]) if present else classes_HW.new_zeros(0, *classes_HW.shape)
+    large = F.interpolate(masks[None].float(), picture.shape[1:])[0] > 0
+    own = [colours[c] for c in present]
+    if present:
+        picture = import_torchvision().utils.draw_segmentation_masks(picture, large, alpha=0.5, colors=own)
+    shares = [f"{names[c]} {float((classes_HW == c).float().mean()):.0%}" for c in present]
+    return Drawn(picture=drawing.image(picture), found=tuple(zip(own, shares, strict=True)))
+
+
 def _mean_overlap(counts_CC: Tensor | None) -> float:
     """Of pixels per true class (rows) and class that the network says (columns)."""
     if counts_CC is None or not counts_CC.any():
@@ -101,4 +132,6 @@ def _resized(logits: Tensor, targets: Tensor) -> Tensor:
     return F.interpolate(logits, tuple(targets.shape[1:]), mode="bilinear", align_corners=False)
 
 
-SEGMENTATION: Final = Task(score=Score(name="mIoU"), load=load_masks, loss=loss, judge=judge, distance=distance)
+SEGMENTATION: Final = Task(
+    score=Score(name="mIoU"), load=load_masks, loss=loss, judge=judge, distance=distance, draw=draw
+)

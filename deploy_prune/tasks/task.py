@@ -5,10 +5,11 @@ B batch. Outputs are what a network's raw form gives: a tensor, or a tuple of te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from PIL.Image import Image
 from torch import Tensor
 
 from deploy_prune.data.examples import Batch
@@ -31,6 +32,14 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Drawn:
+    """A picture, and what is drawn in it: (colour as "#1f77b4", words) each, as in ("#e41a1c", "cat 0.87")."""
+
+    picture: Image
+    found: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
     """What a network is for. A task of your own is one of these, or a function of no arguments that makes one.
 
@@ -42,6 +51,9 @@ class Task:
             outputs or, where its family decodes them, its predictions. An artifact's go through the same decoding.
         distance: (a student's outputs, its teacher's, temperature) -> scalar; the teacher's need no gradient. Default:
             squared, over the teacher's variance in each channel.
+        draw: (all examples, which of ``target_test`` int64 [N], what the network gives for them) -> N pictures with
+            that drawn in, for the report; for None with the targets. What the network gives is as for ``judge``.
+            Default: there are no pictures.
     """
 
     score: Score
@@ -49,6 +61,7 @@ class Task:
     loss: Callable[[Outputs, Targets], Tensor]
     judge: Callable[[Iterable[tuple[Any, Targets]]], float]
     distance: Callable[[Outputs, Outputs, float], Tensor] = relative
+    draw: Callable[[TransferData, Tensor, Any], Sequence[Drawn]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +89,11 @@ class Objective:
         """The score of a network's outputs, or of an artifact's, beside their targets; a batch each."""
         return self.task.judge(self._decoded(pairs))
 
-    def _decoded(self, pairs: Iterable[tuple[Outputs, Targets]]) -> Iterator[tuple[Any, Targets]]:
+    def decoded(self, outputs: Outputs) -> Any:
+        """What is judged and drawn: predictions where the family decodes outputs, else these."""
         decode = self.form.decode
+        return outputs if decode is None else decode(outputs)
+
+    def _decoded(self, pairs: Iterable[tuple[Outputs, Targets]]) -> Iterator[tuple[Any, Targets]]:
         for outputs, targets in pairs:
-            yield outputs if decode is None else decode(outputs), targets
+            yield self.decoded(outputs), targets

@@ -37,7 +37,7 @@ def all_keys(basis, target=HOST, budget=HALF):
         "dense": keys.dense(basis), "search": keys.search(basis, "d", STRUCTURE, (target, budget)),
         "adapt": keys.adapt(basis, "d"), "plan": keys.plan(basis, "f", STRUCTURE, target, budget),
         "retrain": keys.retrain(basis, "a", "f", "t"), "export": keys.export(basis, "n", target),
-        "latency": keys.latency(basis, target, budget, [one]),
+        "latency": keys.latency(basis, target, budget, [one]), "pictures": keys.pictures(basis, "n"),
     }  # fmt: skip
 
 
@@ -102,8 +102,8 @@ def in_order(value):
         ({"export": {"opset": 19}}, {"plan", "export"}),
         ({"seed": 1}, TRAINS),
         ({"mixed_precision": "bf16"}, TRAINS),
-        ({"model": {"source": "tiny_run:network", "args": {"width": 24}}}, TRAINS | {"plan", "export"}),
-        ({"model": {"source": "resnet20"}}, TRAINS | {"plan", "export"}),
+        ({"model": {"source": "tiny_run:network", "args": {"width": 24}}}, TRAINS | {"plan", "export", "pictures"}),
+        ({"model": {"source": "resnet20"}}, TRAINS | {"plan", "export", "pictures"}),
     ],
     ids=in_order,
 )
@@ -118,7 +118,7 @@ def test_a_setting_changes_the_stages_that_it_matters_to(changes, stages):
         ("source_train", {"dense", "search"}),
         ("source_test", {"dense", "plan"}),
         ("target_train", {"adapt", "retrain"}),
-        ("target_test", {"adapt", "retrain", "export"}),
+        ("target_test", {"adapt", "retrain", "export", "pictures"}),
     ],
 )
 @pytest.mark.parametrize("how", ["image", "label", "normalised", "size"])

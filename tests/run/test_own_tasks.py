@@ -64,6 +64,10 @@ def test_detectors_and_segmenters_by_recipe(tmp_path, task, model, name):
     assert all(row.score is not None and 0 <= row.score <= 1 for row in done.rows)
     halves = [row for row in done.rows if row.precision == "fp16"]
     assert [abs(row.score_artifact - row.score) < 0.02 for row in halves] == [True, True]
+    page = (done.folder / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 3 * 3, "truth, dense and slim, of three pictures"
+    assert all(f'alt="Example 3, {name}: ' in page for name in ("truth", "dense", "half 60% macs"))
+    assert len(page) < 500_000
 
 
 def test_what_is_no_task_is_named(tmp_path):

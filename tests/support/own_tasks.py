@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
-from deploy_prune import Score, Task, task_data
+from deploy_prune import Drawn, Score, Task, task_data
 
 
 class Tones(torch.utils.data.Dataset[Any]):
@@ -45,6 +47,26 @@ def tones() -> Task:
         score=Score(name="tones right"), loss=F.cross_entropy, judge=right,
         load=lambda part, seed: task_data(Tones(part.args.get("examples", 60), 0), Tones(30, 10_000), num_classes=3),
     )  # fmt: skip
+
+
+DRAWN: list[Any] = []
+"""What `drawn` was asked to draw: which examples, and what a network gives for them."""
+
+
+def drawn() -> Task:
+    """The same, with pictures: a row of pixels a sound."""
+
+    def draw(data: Any, places: Tensor, outputs: Any) -> list[Drawn]:
+        DRAWN.append((places, outputs))
+        sounds, pitches = data.target_test.take(places)
+        pitches = pitches if outputs is None else outputs.argmax(1)
+        rows = ((sounds[0].clamp(-1, 1) + 1) * 127).byte().numpy()
+        return [
+            Drawn(picture=Image.fromarray(row), found=(("#1f77b4", f"pitch {pitch}"),))
+            for row, pitch in zip(rows, pitches.tolist(), strict=True)
+        ]
+
+    return replace(tones(), draw=draw)
 
 
 class Shift(nn.Module):
