@@ -98,6 +98,12 @@ def words(meaning: Meaning, outputs: Sequence[Tensor], labels: Sequence[str], ar
         else ("a class for each pixel", "expected_classes.npy")
     )
     text = f"raw numbers, of which `python/{meaning.decode.program}.py` makes {what}, with the settings in\n  "
-    text += f"`postprocessing.json`; classes are {note}. Programs in other languages give the raw numbers: decoding "
-    text += "is in Python alone."
+    text += f"`postprocessing.json`; classes are {note}. The programs in other languages do the same."
+    if _has_parts(meaning.decode):
+        text += "\n  Masks and key points are decoded in Python alone."
     return {"output_words": text, "first_answer": f"`sample/{file}` has what the sample should give."}
+
+
+def _has_parts(decode: Decode) -> bool:
+    """Whether a detector gives masks or key points, too."""
+    return any(decode.settings.get(name) for name in ("parts", "masks", "keypoints"))

@@ -20,17 +20,16 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import Any, Final
 
 import numpy
 from torch import Tensor, nn
 
 from deploy_prune import device
-from deploy_prune.bundle import meaning
+from deploy_prune.bundle import languages, meaning
 from deploy_prune.bundle.meaning import NO_DECODING, Meaning
 from deploy_prune.bundle.verify import verify
 from deploy_prune.device import PAYLOAD
@@ -51,18 +50,6 @@ VERSION: Final = 1
 """Of the bundle's layout, in bundle.json."""
 ENGINE: Final = "engine.plan"
 """Left out: an engine belongs to the device that built it."""
-TEMPLATES: Final = Path(__file__).parent / "handover"
-SNIPPETS: Final[dict[str, tuple[str, ...]]] = {
-    "onnx": ("onnxruntime.cpp", "onnxruntime.kt"),
-    "ort": ("onnxruntime.kt", "onnxruntime.cpp"),
-    "tensorrt": ("tensorrt.cpp",),
-    "litert": ("litert.kt",),
-    "executorch": ("executorch.kt", "executorch.swift"),
-    "ncnn": ("ncnn.cpp",),
-    "coreml": ("coreml.swift",),
-    "openvino": ("openvino.cpp",),
-}
-"""Format -> templates of what a program needs, the most usual first."""
 RESIZES: Final = {
     "cut": "bilinear, so that the image covers the size; what is too much is cut off evenly on both sides",
     "letterbox": "bilinear, so that the whole image fits in; around it, evenly on both sides, is the byte pad",
@@ -71,7 +58,6 @@ RESIZES: Final = {
 """How an image is brought to the network's size -> in words."""
 SCRIPTS: Final = ("about", "answers", "boxes", "device", "picture", "run", "verify")
 """In every bundle's python/."""
-PLACES: Final = {".cpp": "cpp/main.cpp", ".kt": "kotlin/Network.kt", ".swift": "swift/Network.swift"}
 NOTES: Final = {
     "tensorrt": "\n- An engine belongs to the device that builds it: `python3 model.tensorrt/build_engine.py` there. "
     "Until then\n  run.py takes the ONNX file that it is built from (`pip install onnxruntime`), as verify.py\n  "
@@ -260,52 +246,49 @@ def _write_code(folder: Path, contents: Contents, words: Mapping[str, Any]) -> N
     (folder / "python").mkdir()
     for name in sorted({*SCRIPTS, *meaning.programs(contents.meaning)} | runtimes):
         shutil.copyfile(PAYLOAD / f"{name}.py", folder / "python" / f"{name}.py")
-    for template, place in {"README.md": "README.md", **places(contents.artifact.format)}.items():
-        text = Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(words)
+    for template, place in {"README.md": "README.md", **_places(contents)}.items():
         (folder / place).parent.mkdir(exist_ok=True)
-        (folder / place).write_text(text, encoding="utf-8")
+        (folder / place).write_text(languages.filled(template, words), encoding="utf-8")
 
 
-def places(format: str) -> dict[str, str]:
-    """Template -> where it goes in a bundle, for a format."""
-    found = {template: PLACES[Path(template).suffix] for template in SNIPPETS[format]}
-    return found | ({"preprocess.hpp": "cpp/preprocess.hpp"} if "cpp/main.cpp" in found.values() else {})
+def _places(contents: Contents) -> dict[str, str]:
+    return languages.places(contents.artifact.format, contents.meaning.kind)
 
 
 def _words(name: str, contents: Contents, held_to: Reference) -> dict[str, Any]:
     """What the templates ask for."""
     artifact, (_, channels, height, width) = contents.artifact, contents.images.shape
-    axes = ("channels", "height", "width") if artifact.layout == "NCHW" else ("height", "width", "channels")
+    axes, steps = ("channels", "height", "width"), (height * width, 1)
+    if artifact.layout == "NHWC":
+        axes, steps = ("height", "width", "channels"), (1, channels)
     return {
         **contents.about, "name": name, "artifact": artifact.path.name, "format": artifact.format,
         "precision": artifact.precision, "layout": artifact.layout, "package": PACKAGES[contents.runtime],
         "axes": f"[{', '.join(('batch', *axes))}]", "channels": channels, "height": height, "width": width,
+        "channel_step": steps[0], "pixel_step": steps[1],
         "colour": _colour(contents), "half": str(artifact.precision == "fp16").lower(),
-        "mean": _numbers(contents.mean), "std": _numbers(contents.std),
-        "mean_f": _numbers(contents.mean, "f"), "std_f": _numbers(contents.std, "f"),
-        "resize": RESIZES[contents.fit], "num_scores": held_to.outputs[0][0].numel(),
+        "mean": languages.numbers(contents.mean), "std": languages.numbers(contents.std),
+        "mean_f": languages.numbers(contents.mean, "f"), "std_f": languages.numbers(contents.std, "f"),
+        "resize": RESIZES[contents.fit], "fit": contents.fit, "pad": PAD if contents.fit == "letterbox" else 0,
+        "output_sizes": ", ".join(str(y[0].numel()) for y in held_to.outputs),
+        **languages.decoding_words(contents.meaning, [y.shape[1:] for y in held_to.outputs]),
         **meaning.words(contents.meaning, held_to.outputs, contents.labels, contents.are_names),
-        "snippets": ", ".join(f"`{place}`" for place in places(artifact.format).values()),
+        "snippets": ", ".join(f"`{languages.PLACES[x][0]}`" for x in languages.suffixes(artifact.format)),
         "latency": contents.latency["in_words"] or "not known",
-        "note": NOTES.get(artifact.format, ""), "output": _first_output(artifact),
+        "note": NOTES.get(artifact.format, ""), "output_names": _output_names(artifact),
     }  # fmt: skip
 
 
-def _first_output(artifact: Artifact) -> str:
-    """What a TensorRT engine calls the network's first output; other runtimes go by number."""
+def _output_names(artifact: Artifact) -> str:
+    """What a TensorRT engine calls the network's outputs; other runtimes go by number."""
     about = artifact.path / "model.json"
     if artifact.format != "tensorrt":
         return ""
-    name: str = json.loads(about.read_text(encoding="utf-8"))["outputs"][0]
-    return name
+    return ", ".join(map(json.dumps, json.loads(about.read_text(encoding="utf-8"))["outputs"]))
 
 
 def _colour(contents: Contents) -> str:
     return {1: "grey", 3: "RGB"}.get(contents.images.shape[1], f"{contents.images.shape[1]} channels")
-
-
-def _numbers(values: Sequence[float], suffix: str = "") -> str:
-    return ", ".join(f"{value!r}{suffix}" for value in values)
 
 
 def _json(path: Path, content: Mapping[str, Any]) -> None:

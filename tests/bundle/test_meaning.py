@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import native
 import numpy
 import pytest
 import torch
@@ -13,14 +14,14 @@ from bundles import edit, made, rehash, script
 from PIL import Image
 
 from deploy_prune.bundle import write
-from deploy_prune.bundle.meaning import Meaning
+from deploy_prune.bundle.meaning import Meaning, words
 from deploy_prune.bundle.verify import verify
 from deploy_prune.bundle.write import Bundle, Contents
 from deploy_prune.data.boxes import load_boxes
 from deploy_prune.data.examples import spread
 from deploy_prune.data.masks import load_masks
 from deploy_prune.device import DECODERS
-from deploy_prune.device.payload import answers, picture
+from deploy_prune.device.payload import answers, picture, run
 from deploy_prune.errors import ParityError
 from deploy_prune.export import isolated
 from deploy_prune.families import Decode, raw_form
@@ -146,6 +147,32 @@ def test_boxes_are_in_pixels_of_the_picture(detector, tmp_path):
         assert numpy.abs(numpy.array(edges, float) - undone.clip(0, [wide, high, wide, high])).max() < 0.1
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.parametrize("kind", ["boxes", "pixels"])
+def test_the_bundles_headers_do_what_its_python_does(kind, request, tmp_path):
+    """From a picture of another size to the network's input, and from the artifact's outputs back to the picture."""
+    folder = request.getfixturevalue({"boxes": "detector", "pixels": "segmenter"}[kind]).folder
+    told, post = (json.loads((folder / f"{name}processing.json").read_text()) for name in ("pre", "post"))
+    scene = load_boxes(BoxesPart(image_size=SIZE, fit="letterbox"), 0).target_test.items[0].picture.pixels(3)
+    Image.fromarray(scene).save(tmp_path / "scene.png")
+    outputs, size = run.run(folder, tmp_path / "scene.png")
+    command = native.cpp_of_bundle(folder, kind, tmp_path)
+    _, x, raw = native.answered(command, tmp_path, scene, SIZE, [y[0] for y in outputs])
+    bytes_, _ = run.picture(tmp_path / "scene.png", told)
+    numpy.testing.assert_allclose(x, run.preprocess(bytes_[None], told).reshape(-1), atol=1e-6)
+    wanted = run.in_picture(answers.decode(post, outputs, SIZE)[0], size, told)
+    if kind == "boxes":
+        found = native.boxes_of(raw)
+        assert found["labels"].tolist() == wanted["labels"].tolist()
+        assert len(wanted["labels"]) > 0
+        numpy.testing.assert_allclose(found["boxes"], wanted["boxes"], atol=1e-2)
+        numpy.testing.assert_allclose(found["scores"], wanted["scores"], atol=1e-5)
+    else:
+        found = numpy.frombuffer(raw, "uint8").reshape(wanted["classes"].shape)
+        assert len(numpy.unique(found)) > 1
+        assert (found != wanted["classes"]).mean() < 1e-3
+
+
 def test_pixels_are_checked_and_written_in_the_pictures_size(segmenter, tmp_path):
     assert [line.split(":")[0] for line in verify(segmenter.folder)] == ["files", "preprocessing", "parity", "pixels"]
     Image.fromarray(numpy.full((40, 90, 3), 120, "uint8")).save(tmp_path / "a.png")
@@ -222,3 +249,18 @@ def test_no_boxes_are_said_to_be_none():
     words, agrees = answers.compared("boxes", boxes(), boxes((1, 0.1, [0.0, 0, 9, 9])), answers.ALLOWED["fp32"])
     assert (words, agrees) == ("the network finds no boxes in the sample", True)
     assert not answers.compared("boxes", boxes(), boxes(ONE), answers.ALLOWED["fp32"])[1]
+
+
+@pytest.mark.parametrize("kind", ["detector", "segmenter"])
+def test_the_readme_says_that_programs_decode(kind, request):
+    text = (request.getfixturevalue(kind).folder / "README.md").read_text()
+    assert "The programs in other languages do the same." in text
+    assert "`cpp/main.cpp`" in text
+    assert "key points" not in text
+
+
+def test_masks_and_key_points_are_said_to_be_decoded_in_python_alone():
+    for settings, said in (({"parts": "masks"}, True), ({"parts": None}, False), ({"keypoints": [17, 3]}, True)):
+        meaning = Meaning(kind="boxes", decode=Decode(program="decode_rcnn", settings=settings))
+        text = words(meaning, [], ["a"], True)["output_words"]
+        assert ("Masks and key points are decoded in Python alone." in text) == said

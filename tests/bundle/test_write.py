@@ -19,8 +19,9 @@ import torch
 from bundles import CLASSES, LABELS, SIZE, artifact, contents, edit, made, network, replace_artifact, script
 
 from deploy_prune.bundle import write
+from deploy_prune.bundle.languages import DECODING, PLACES, SNIPPETS, TEMPLATES, places
 from deploy_prune.bundle.verify import verify
-from deploy_prune.bundle.write import SNIPPETS, TEMPLATES, Bundle, places
+from deploy_prune.bundle.write import Bundle
 from deploy_prune.device import PAYLOAD
 from deploy_prune.device.payload.run import PACKAGES
 from deploy_prune.errors import ExportError, MeasurementError, ParityError
@@ -146,18 +147,17 @@ def test_what_goes_in_and_comes_out_is_told(kind, delivered):
 
 
 def test_programs_in_other_languages_name_its_files_and_shapes(kind, delivered):
-    """No compiler for Kotlin and Swift and no headers of most runtimes are at hand: this reads the text, no more."""
-    for template, place in places(kind[0]).items():
-        text = (delivered.folder / place).read_text()
+    """The headers and libraries of most runtimes aren't at hand: this reads the text, no more."""
+    texts = {place: (delivered.folder / place).read_text() for place in places(kind[0], "classes").values()}
+    for text in texts.values():
         assert f"model{FORMATS[kind[0]].suffix}" in text
-        assert "$" not in text.replace("$0", "")
-        assert "EXIF" in text or '#include "preprocess.hpp"' in text
-        if template != "preprocess.hpp" and place.endswith(".cpp"):
-            assert '#include "preprocess.hpp"' in text
-        else:
-            for number in (*bundles.MEAN, *bundles.STD, 3, SIZE):
-                assert str(number) in text
+        assert "$" not in text
         assert max(map(len, text.splitlines())) <= 120
+    for main, preprocess, decode in (PLACES[Path(template).suffix] for template in SNIPPETS[kind[0]]):
+        assert "EXIF" in texts[preprocess]
+        assert all(str(number) in texts[preprocess] for number in (*bundles.MEAN, *bundles.STD, 3, SIZE))
+        assert '#include "decode.hpp"' in texts[main] or "preprocess(picture)" in texts[main]
+        assert "best(" in texts[decode]
 
 
 # --- what does not depend on the format -------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_programs_in_other_languages_name_its_files_and_shapes(kind, delivered):
 
 def test_every_format_has_its_templates_and_runtime():
     assert set(SNIPPETS) == set(FORMATS)
-    used = {template for form in FORMATS for template in places(form)} | {"README.md"}
+    used = {template for form in FORMATS for said in DECODING for template in places(form, said)} | {"README.md"}
     assert used == {path.name for path in TEMPLATES.iterdir()}
     runtimes = {form.runtime or name for name, form in FORMATS.items()}
     assert runtimes == set(PACKAGES)
@@ -277,11 +277,10 @@ def test_scripts_do_not_hide_the_package_of_the_same_name(small):
 
 MAIN = """
 #include <cstdio>
-#include "preprocess.hpp"
+#include "decode.hpp"
 int main(int, char** arguments) {
-  const auto images = sample_images(arguments[1]);
-  for (std::size_t at = 0; at < images.size(); at += kChannels * kPixels) {
-    const auto x = preprocess(images.data() + at);
+  for (const Picture& picture : pictures(arguments[1])) {
+    const auto x = preprocess(picture);
     std::fwrite(x.data(), sizeof(float), x.size(), stdout);
   }
 }
@@ -289,7 +288,7 @@ int main(int, char** arguments) {
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-def test_the_header_makes_the_sample_input_of_the_sample_images(small, tmp_path):
+def test_the_headers_make_the_sample_input_of_the_sample_images(small, tmp_path):
     """The part that all C++ programs share is compiled and run."""
     (tmp_path / "main.cpp").write_text(MAIN)
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-I", str(small.folder / "cpp")]

@@ -1,16 +1,11 @@
 // $artifact on Android: depend on com.google.ai.edge.litert:litert, put the file into assets/, not compressed.
 import android.content.Context
 import java.io.FileInputStream
-import java.nio.ByteBuffer
-import java.nio.ByteOrder
+import java.nio.FloatBuffer
 import java.nio.channels.FileChannel
 import org.tensorflow.lite.Interpreter
 
-private const val CHANNELS = $channels
-private const val HEIGHT = $height
-private const val WIDTH = $width
-private val MEAN = floatArrayOf($mean_f)
-private val STD = floatArrayOf($std_f)
+private val OUTPUT_SIZES = intArrayOf($output_sizes)
 
 class Network(context: Context) : AutoCloseable {
     private val interpreter: Interpreter
@@ -22,19 +17,14 @@ class Network(context: Context) : AutoCloseable {
         interpreter = Interpreter(bytes, Interpreter.Options().setNumThreads(1))
     }
 
-    /**
-     * Scores of one image, given as bytes [HEIGHT, WIDTH, CHANNELS], $colour. Compare with sample/expected_0.npy.
-     * A photo must be upright: BitmapFactory leaves the EXIF orientation aside; lay transparency on white.
-     */
-    fun scores(image: ByteArray): FloatArray {
-        val x = ByteBuffer.allocateDirect(4 * HEIGHT * WIDTH * CHANNELS).order(ByteOrder.nativeOrder())
-        for (i in 0 until HEIGHT * WIDTH)
-            for (c in 0 until CHANNELS) // the file's input is [1, HEIGHT, WIDTH, CHANNELS]
-                x.putFloat(((image[i * CHANNELS + c].toInt() and 0xff) / 255f - MEAN[c]) / STD[c])
-        x.rewind()
-        val found = arrayOf(FloatArray($num_scores))
-        interpreter.run(x, found)
-        return found[0]
+    /** All outputs for one picture, in order. Compare with sample/expected_0.npy and its like; Decode.kt reads them. */
+    fun outputs(picture: Picture): List<FloatArray> {
+        val fed = mapOf<String, Any>("args_0" to FloatBuffer.wrap(preprocess(picture)))
+        val found = OUTPUT_SIZES.map { FloatBuffer.allocate(it) }
+        val named = mutableMapOf<String, Any>()
+        for (i in found.indices) named["output_" + i] = found[i]
+        interpreter.runSignature(fed, named)
+        return found.map { it.array() }
     }
 
     override fun close() = interpreter.close()

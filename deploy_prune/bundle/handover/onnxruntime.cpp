@@ -3,9 +3,8 @@
 #include <onnxruntime_cxx_api.h>
 
 #include <array>
-#include <iostream>
 
-#include "preprocess.hpp"
+#include "decode.hpp"
 
 int main(int, char** arguments) {
   Ort::Env env(ORT_LOGGING_LEVEL_WARNING, "bundle");
@@ -14,18 +13,26 @@ int main(int, char** arguments) {
   options.AddConfigEntry("session.set_denormal_as_zero", "1");  // else they take many times as long
   Ort::Session session(env, arguments[1], options);
   Ort::AllocatorWithDefaultOptions allocator;
-  const auto input = session.GetInputNameAllocated(0, allocator), output = session.GetOutputNameAllocated(0, allocator);
+  const auto input = session.GetInputNameAllocated(0, allocator);
   const char* inputs[] = {input.get()};
-  const char* outputs[] = {output.get()};
+  std::vector<Ort::AllocatedStringPtr> kept;
+  std::vector<const char*> names;
+  for (std::size_t i = 0; i < session.GetOutputCount(); ++i) {
+    kept.push_back(session.GetOutputNameAllocated(i, allocator));
+    names.push_back(kept.back().get());
+  }
   const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   const std::array<std::int64_t, 4> shape = {1, kChannels, kHeight, kWidth};
 
-  const auto images = sample_images(arguments[2]);
-  for (std::size_t at = 0; at < images.size(); at += kChannels * kPixels) {
-    auto x = preprocess(images.data() + at);
+  for (const Picture& picture : pictures(arguments[2])) {
+    auto x = preprocess(picture);
     auto fed = Ort::Value::CreateTensor<float>(memory, x.data(), x.size(), shape.data(), shape.size());
-    auto found = session.Run(Ort::RunOptions{nullptr}, inputs, &fed, 1, outputs, 1);
-    const auto count = found[0].GetTensorTypeAndShapeInfo().GetElementCount();
-    std::cout << best(found[0].GetTensorData<float>(), count) << "\n";
+    const auto found = session.Run(Ort::RunOptions{nullptr}, inputs, &fed, 1, names.data(), names.size());
+    Outputs outputs;
+    for (const Ort::Value& each : found) {
+      const float* values = each.GetTensorData<float>();
+      outputs.emplace_back(values, values + each.GetTensorTypeAndShapeInfo().GetElementCount());
+    }
+    print(outputs, picture);
   }
 }

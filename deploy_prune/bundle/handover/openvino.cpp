@@ -1,10 +1,9 @@
 // $artifact in OpenVINO:
 // g++ -std=c++17 main.cpp -lopenvino && ./a.out ../$artifact/model.xml ../sample/images.npy
-#include <iostream>
 #include <openvino/openvino.hpp>
 #include <openvino/runtime/intel_cpu/properties.hpp>
 
-#include "preprocess.hpp"
+#include "decode.hpp"
 
 int main(int, char** arguments) {
   ov::Core core;
@@ -16,12 +15,15 @@ int main(int, char** arguments) {
   auto request = model.create_infer_request();
   const ov::Shape shape = {1, kChannels, kHeight, kWidth};
 
-  const auto images = sample_images(arguments[2]);
-  for (std::size_t at = 0; at < images.size(); at += kChannels * kPixels) {
-    auto x = preprocess(images.data() + at);
+  for (const Picture& picture : pictures(arguments[2])) {
+    auto x = preprocess(picture);
     request.set_input_tensor(ov::Tensor(ov::element::f32, shape, x.data()));
     request.infer();
-    const auto found = request.get_output_tensor(0);
-    std::cout << best(found.data<float>(), found.get_size()) << "\n";
+    Outputs outputs;
+    for (std::size_t i = 0; i < model.outputs().size(); ++i) {
+      const auto found = request.get_output_tensor(i);
+      outputs.emplace_back(found.data<float>(), found.data<float>() + found.get_size());
+    }
+    print(outputs, picture);
   }
 }

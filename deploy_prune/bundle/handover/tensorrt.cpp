@@ -4,10 +4,12 @@
 #include <NvInfer.h>
 #include <cuda_runtime_api.h>
 
-#include <iostream>
 #include <memory>
 
-#include "preprocess.hpp"
+#include "decode.hpp"
+
+const char* const kOutputNames[] = {$output_names};
+constexpr std::size_t kOutputSizes[] = {$output_sizes};
 
 struct Log : nvinfer1::ILogger {
   void log(Severity severity, const char* text) noexcept override {
@@ -23,28 +25,35 @@ int main(int, char** arguments) {
   const std::unique_ptr<nvinfer1::ICudaEngine> engine(runtime->deserializeCudaEngine(plan.data(), plan.size()));
   if (!engine) return 1;
   const std::unique_ptr<nvinfer1::IExecutionContext> context(engine->createExecutionContext());
-  const char *input = nullptr, *output = "$output";
+  const char* input = nullptr;
   for (int i = 0; i < engine->getNbIOTensors(); ++i) {
     const char* name = engine->getIOTensorName(i);
     if (engine->getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT) input = name;
   }
   context->setInputShape(input, nvinfer1::Dims4(1, kChannels, kHeight, kWidth));
-  std::vector<float> scores($num_scores);
-  void *on_input = nullptr, *on_output = nullptr;
+  void* on_input = nullptr;
   cudaMalloc(&on_input, kChannels * kPixels * sizeof(float));
-  cudaMalloc(&on_output, scores.size() * sizeof(float));
   context->setTensorAddress(input, on_input);
-  context->setTensorAddress(output, on_output);
+  Outputs outputs;
+  std::vector<void*> on_outputs;
+  for (const std::size_t size : kOutputSizes) {
+    outputs.emplace_back(size);
+    on_outputs.push_back(nullptr);
+    cudaMalloc(&on_outputs.back(), size * sizeof(float));
+    context->setTensorAddress(kOutputNames[on_outputs.size() - 1], on_outputs.back());
+  }
   cudaStream_t stream;
   cudaStreamCreate(&stream);
 
-  const auto images = sample_images(arguments[2]);
-  for (std::size_t at = 0; at < images.size(); at += kChannels * kPixels) {
-    const auto x = preprocess(images.data() + at);
+  for (const Picture& picture : pictures(arguments[2])) {
+    const auto x = preprocess(picture);
     cudaMemcpyAsync(on_input, x.data(), x.size() * sizeof(float), cudaMemcpyHostToDevice, stream);
     if (!context->enqueueV3(stream)) return 1;
-    cudaMemcpyAsync(scores.data(), on_output, scores.size() * sizeof(float), cudaMemcpyDeviceToHost, stream);
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+      const std::size_t bytes = outputs[i].size() * sizeof(float);
+      cudaMemcpyAsync(outputs[i].data(), on_outputs[i], bytes, cudaMemcpyDeviceToHost, stream);
+    }
     cudaStreamSynchronize(stream);
-    std::cout << best(scores.data(), scores.size()) << "\n";
+    print(outputs, picture);
   }
 }

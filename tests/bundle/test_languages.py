@@ -1,0 +1,135 @@
+"""The programs in C++ and Kotlin do what the bundle's own Python does: they are compiled, run and compared with it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import native
+import numpy
+import pytest
+from native import Network
+from raw_outputs import BATCHES, SIZE, cases
+
+from deploy_prune.bundle.decoding import PLANS
+from deploy_prune.bundle.languages import PLACES, TEMPLATES
+from deploy_prune.bundle.meaning import NO_DECODING, Meaning
+from deploy_prune.device import DECODERS
+from deploy_prune.device.payload import answers, picture, run
+from deploy_prune.families import Decode
+
+CASES = cases()
+PICTURES = ((20, 30), (211, 160), (31, 333), (48, 30), (48, 64))
+"""Heights and widths: smaller, larger, wider than the network's size, of its height, of its size."""
+PIXELS = {"small_map": (5, 12, 16), "odd_map": (3, 7, 50), "whole_map": (4, 48, 64)}
+needs_gxx = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+needs_kotlinc = pytest.mark.skipif(shutil.which("kotlinc") is None, reason="needs kotlinc")
+COMPILERS = [
+    pytest.param("cpp", marks=needs_gxx),
+    pytest.param("kotlin", marks=[pytest.mark.slow, needs_kotlinc]),
+]
+
+
+def networks() -> dict[str, Network]:
+    """One for each way to fit a picture, each kind of detector, each size of map."""
+    fits = picture.FITS
+    made = {fit: Network(meaning=NO_DECODING, shapes=[(5,)], size=SIZE, fit=fit) for fit in fits}
+    made["grey"] = Network(meaning=NO_DECODING, shapes=[(5,)], size=SIZE, fit="letterbox", channels=1)
+    for number, (name, (program, settings, outputs)) in enumerate(CASES.items()):
+        meaning, shapes = (
+            Meaning(kind="boxes", decode=Decode(program=program, settings=settings)),
+            [y.shape[1:] for y in outputs],
+        )
+        made[name] = Network(meaning=meaning, shapes=shapes, size=SIZE, fit=fits[number % 3])
+    meaning = Meaning(kind="pixels", decode=Decode(program="decode_pixels", settings={"size": SIZE}))
+    for number, (name, shape) in enumerate(PIXELS.items()):
+        made[name] = Network(meaning=meaning, shapes=[shape], size=SIZE, fit=fits[number % 3])
+    return made
+
+
+NETWORKS = networks()
+
+
+@pytest.fixture(scope="module", params=COMPILERS)
+def command(request, tmp_path_factory) -> list[str]:
+    """Runs the program of all networks."""
+    return getattr(native, request.param)(tmp_path_factory.mktemp(request.param), NETWORKS)
+
+
+def pixels(size: tuple[int, int], channels: int = 3) -> numpy.ndarray:
+    """Uint8 [h, w, C], with edges and noise."""
+    random = numpy.random.default_rng(size[1]).integers(0, 256, (*size, channels))
+    y, x = numpy.mgrid[: size[0], : size[1]]
+    return numpy.where(((x // 9 + y // 7) % 2 == 0)[..., None], random, 255).astype("uint8")
+
+
+def expected(network: Network, outputs: list[numpy.ndarray], size: tuple[int, int]) -> answers.Answer:
+    """What the bundle's Python makes of outputs [...] for a picture [h, w]."""
+    decode = network.meaning.decode
+    (made,) = answers.decode({"program": decode.program, "settings": decode.settings}, [y[None] for y in outputs], SIZE)
+    return run.in_picture(made, size[::-1], {"height": SIZE[0], "width": SIZE[1], "fit": network.fit})
+
+
+@pytest.mark.parametrize("name", [*picture.FITS, "grey"])
+def test_pictures_are_fitted_to_the_last_bit(command, name, tmp_path):
+    fit, channels = NETWORKS[name].fit, NETWORKS[name].channels
+    told = {"mean": [0.4, 0.5, 0.6][:channels], "std": [0.2, 0.25, 0.3][:channels], "divide_by": 255}
+    for size in PICTURES:
+        given = pixels(size, channels)
+        fitted, x, _ = native.answered([*command, name], tmp_path, given, SIZE, [])
+        wanted = picture.fitted(given, SIZE[1], SIZE[0], fit, 114)
+        numpy.testing.assert_array_equal(fitted, wanted)
+        numpy.testing.assert_allclose(x, run.preprocess(wanted[None], told).reshape(-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_boxes_are_those_of_the_python_program(command, name, tmp_path):
+    for number, size in zip(range(BATCHES), PICTURES, strict=False):
+        outputs = [y[number] for y in CASES[name][2]]
+        _, _, raw = native.answered([*command, name], tmp_path, pixels(size), SIZE, outputs)
+        found, wanted = native.boxes_of(raw), expected(NETWORKS[name], outputs, size)
+        assert len(wanted["scores"]) > 3
+        assert found["labels"].tolist() == wanted["labels"].tolist()
+        numpy.testing.assert_allclose(found["scores"], wanted["scores"], atol=1e-5)
+        numpy.testing.assert_allclose(found["boxes"], wanted["boxes"], atol=1e-2)
+
+
+@pytest.mark.parametrize("name", PIXELS)
+def test_classes_of_pixels_are_those_of_the_python_program(command, name, tmp_path):
+    logits = numpy.random.default_rng(0).normal(size=PIXELS[name]).astype("float32")
+    for size in PICTURES:
+        _, _, raw = native.answered([*command, name], tmp_path, pixels(size), SIZE, [logits])
+        wanted = expected(NETWORKS[name], [logits], size)["classes"]
+        found = numpy.frombuffer(raw, "uint8").reshape(wanted.shape)
+        assert (found != wanted).mean() < 1e-3
+        assert (wanted == answers.VOID).any() == (NETWORKS[name].fit == "cut" and size != tuple(SIZE))
+
+
+@needs_gxx
+def test_a_file_without_such_pictures_is_refused(tmp_path):
+    command, good = [*native.cpp(tmp_path, {"cut": NETWORKS["cut"]}), "cut"], pixels((20, 30))
+    numpy.save(tmp_path / "float.npy", good.astype("float32"))
+    numpy.save(tmp_path / "grey.npy", good[..., :1])
+    numpy.save(tmp_path / "short.npy", good)
+    (tmp_path / "short.npy").write_bytes((tmp_path / "short.npy").read_bytes()[:-1])
+    for name in ("float", "grey", "short", "none"):
+        given = [*command, str(tmp_path / f"{name}.npy")]
+        done = subprocess.run(given, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode != 0
+        assert f"{name}.npy" in done.stderr
+
+
+def test_every_program_that_makes_boxes_has_a_plan_and_a_case():
+    assert {*PLANS, "decode_pixels"} == set(DECODERS)
+    assert {program for program, _, _ in CASES.values()} == set(PLANS)
+
+
+def test_swift_has_every_function_that_kotlin_has():
+    """No compiler for Swift is at hand: this reads the text, no more."""
+    for name in ("preprocess", "classes", "boxes", "pixels"):
+        kotlin, swift = ((TEMPLATES / f"{name}.{suffix}").read_text() for suffix in ("kt", "swift"))
+        functions = [line.split("fun ")[1].split("(")[0] for line in kotlin.splitlines() if line.startswith("fun ")]
+        assert functions
+        missing = [function for function in functions if f"func {function}(" not in swift]
+        assert missing in ([], ["addBest"]), "Swift's is bestOf"
+    assert set(PLACES) == {".cpp", ".kt", ".swift"}
