@@ -192,14 +192,20 @@ def test_recipe_shows_progress_unless_told_not_to(pipeline):
 
 
 @pytest.mark.parametrize(("command", "doing"), [("check", "Check"), ("recipe", "Run")])
-def test_it_says_what_it_does_before_torch_is_imported(command, doing, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("quickstart", "quickstart: torchvision:resnet18 on digits"), ("own.yaml", "own: my:network on my:task")],
+)
+def test_it_says_what_it_does_before_torch_is_imported(command, doing, name, what, tmp_path):
     (tmp_path / "torch.py").write_text("import sys; sys.exit('now torch is imported')")
-    arguments = [command, "quickstart", *(["--out", str(tmp_path)] if command == "recipe" else [])]
+    (tmp_path / "own.yaml").write_text("{name: own, task: 'my:task', model: {source: 'my:network'}}")
+    name = str(tmp_path / name) if name.endswith(".yaml") else name
+    arguments = [command, name, *(["--out", str(tmp_path)] if command == "recipe" else [])]
     done = subprocess.run(
         [sys.executable, "-m", "deploy_prune.cli", *arguments],
         capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
-    first = f"{doing} quickstart: torchvision:resnet18 on digits, 50% on host. Loading PyTorch ..."
+    first = f"{doing} {what}, 50% on host. Loading PyTorch ..."
     assert done.stderr.splitlines()[:2] == [first, "now torch is imported"]
 
 

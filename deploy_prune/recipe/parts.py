@@ -333,6 +333,11 @@ class Recipe(Part):
         """The budgets, in the recipe's order."""
         return tuple(parse_budget(text, self.metric) for text in self.budgets)
 
+    @property
+    def loaded_by(self) -> str:
+        """What names the examples: the data's source; of a task of your own that is the task, which loads them."""
+        return self.data.source
+
     @field_validator("name")
     @classmethod
     def _fit_for_a_folder(cls, name: str) -> str:

@@ -58,6 +58,11 @@ class OwnRecipe(Recipe):
     data: OwnDataPart = OwnDataPart()  # type: ignore[assignment]
     search: OwnSearchPart = OwnSearchPart()
 
+    @property
+    def loaded_by(self) -> str:
+        """The task."""
+        return self.task
+
 
 RECIPES: Final[dict[str, type[Recipe]]] = {
     "classification": Recipe, "detection": DetectionRecipe, "segmentation": SegmentationRecipe,

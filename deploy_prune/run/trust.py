@@ -30,11 +30,12 @@ def trusted(recipe: Recipe, file: Path, trust: bool) -> Recipe:
     """The recipe that was found in ``file``.
 
     Raises:
-        ArchitectureError, RunFolderError: its network, or its data, is code of somebody's own, and ``trust`` is off.
+        ArchitectureError, RunFolderError: network, data or task is code of somebody's own, and ``trust`` is off.
     """
     require_trust(recipe.model, trust)
-    if ":" in recipe.data.source and not trust:
-        _refuse(file, f"data.source is {recipe.data.source!r}, which is code")
+    if ":" in recipe.loaded_by and not trust:
+        key = "task" if recipe.loaded_by == recipe.task else "data.source"
+        _refuse(file, f"{key} is {recipe.loaded_by!r}, which is code")
     return recipe
 
 

@@ -29,6 +29,7 @@ NAMED = {
     "data": "name: run\nmodel: {source: resnet20}\ndata: {source: 'evil:make'}\n",
     "data named as a library": "name: run\nmodel: {source: resnet20}\ndata: {source: 'torchvision:make'}\n",
     "network": "name: run\nmodel: {source: 'evil:make'}\n",
+    "task": "name: run\ntask: 'evil:make'\nmodel: {source: resnet20}\n",
 }
 
 
