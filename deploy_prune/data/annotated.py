@@ -147,7 +147,7 @@ def _boxed(
 ) -> BoxedPicture:
     masks = points = None
     if objects == "masks":
-        size = _said_of(one, scanned)
+        size = said_of(one, scanned)
         shapes = tuple(_shape(one, box, size) for box, _ in kept)
         orientation = 1 if size == scanned.picture.size else scanned.orientation
         masks = Outlines(shapes=shapes, size=size, orientation=orientation)
@@ -160,7 +160,7 @@ def _boxed(
     )  # fmt: skip
 
 
-def _said_of(one: Annotated, scanned: Scan) -> Size:
+def said_of(one: Annotated, scanned: Scan) -> Size:
     """The size of the picture that an annotation speaks of: upright, or as stored."""
     return scanned.picture.size if one.said_size in {None, scanned.picture.size} else scanned.stored
 
@@ -241,7 +241,7 @@ def _in_pixels(one: Annotated, box: SaidBox, scanned: Scan) -> Corners:
     """Corners in pixels of the upright picture."""
     left, top, right, bottom = box.corners
     (x, y), (x2, y2) = (_upright_place(place, one, scanned) for place in ((left, top), (right, bottom)))
-    if _said_of(one, scanned) == scanned.picture.size:
+    if said_of(one, scanned) == scanned.picture.size:
         return x, y, x2, y2
     return min(x, x2), min(y, y2), max(x, x2), max(y, y2)
 
@@ -251,7 +251,7 @@ def _upright_place(place: tuple[float, float], one: Annotated, scanned: Scan) ->
     x, y = place
     if one.shares:
         return x * scanned.picture.size[0], y * scanned.picture.size[1]
-    if _said_of(one, scanned) == scanned.picture.size:
+    if said_of(one, scanned) == scanned.picture.size:
         return place
     wide, high = scanned.stored  # its sides are exchanged (EXIF 5 to 8)
     return {5: (y, x), 6: (high - y, x), 7: (high - y, wide - x), 8: (y, wide - x)}[scanned.orientation]
@@ -262,7 +262,7 @@ def _placed(one: Annotated, box: SaidBox, scanned: Scan, objects: Objects, findi
     wide, high = scanned.picture.size
     corners = _in_pixels(one, box, scanned)
     left, top, right, bottom = corners
-    fault = fault_of_corners(corners, wide, high) or _fault_of_object(one, box, objects, _said_of(one, scanned))
+    fault = fault_of_corners(corners, wide, high) or _fault_of_object(one, box, objects, said_of(one, scanned))
     if fault is None:
         over = max(-left, -top, right - wide, bottom - high)
         findings.notes["boxes cut off at their picture's edge"] += over > EDGE_PX

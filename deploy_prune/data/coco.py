@@ -1,4 +1,4 @@
-"""Read boxes, masks and key points of objects in COCO's JSON.
+"""Read boxes, masks and key points of objects in COCO's JSON, and masks of pixels.
 
     ROOT/annotations/instances_train2017.json, instances_val2017.json    ROOT/train2017/*.jpg, val2017/*.jpg
     ROOT/train/_annotations.coco.json, valid/, test/                     with the pictures beside it
@@ -18,15 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from deploy_prune.data.annotated import Annotated, Fault, Findings, Listed, SaidBox
+from deploy_prune.data.annotated import Annotated, Corners, Fault, Findings, Listed, SaidBox
 from deploy_prune.data.folders import TEST, TRAIN, VALIDATION
+from deploy_prune.data.object_masks import VOID
 from deploy_prune.errors import DataError
-from deploy_prune.recipe.data import BoxesPart
+from deploy_prune.recipe.data import BoxesPart, MasksPart
 
 _PARTS: Final = {"train": TRAIN, "test": TEST, "validation": VALIDATION}
 _KINDS: Final = ("instances", "person_keypoints", "captions", "stuff", "panoptic", "image_info")
 """What COCO's files of other content begin with."""
 _SIDES: Final = re.compile(r"(^|_)(left|right)(?=_|$)")
+BACKGROUND: Final = "background"
+"""The class of pixels that no object covers."""
 Json = dict[str, Any]
 HUGE: Final = 1e9
 """Pixels that no picture has."""
@@ -50,27 +53,62 @@ def list_boxes(root: Path, part: BoxesPart, findings: Findings) -> Listed:
     Raises:
         DataError: there is no such file, or several for one part; one is damaged; a part has other classes.
     """
-    files = {name: _read(path, name) for name, path in _files(root, part.objects).items()}
+    train, scored = _parts(root, part.objects, findings)
+    names = part.classes or list(train.names.values())
+    numbers = {name: number for number, name in enumerate(names)}
+    folder = _folder(root)
+    return Listed(
+        names=tuple(names), train=_annotated(train, folder, numbers, findings), num_points=len(train.points),
+        test=None if scored is None else _annotated(scored, folder, numbers, findings), mirror=_mirror(train.points),
+    )  # fmt: skip
+
+
+def list_masks(root: Path, part: MasksPart, findings: Findings) -> Listed:
+    """The same for masks, with the objects that each one is drawn of. Class 0 is what none of them covers.
+
+    Raises:
+        DataError: as `list_boxes`; ``data.values`` is given; there are more classes than a mask can have.
+    """
+    if part.values is not None:
+        message = "data.values: it says what masks in files mean; in COCO's JSON an object's category is its class."
+        raise DataError(message)
+    train, scored = _parts(root, "masks", findings)
+    categories = part.classes or list(train.names.values())
+    names = [BACKGROUND, *(name for name in categories if name != BACKGROUND)]
+    if len(names) > VOID:
+        message = f"data.classes: there are {len(names)} with the background; masks can have {VOID}."
+        raise DataError(message)
+    numbers = {name: number for number, name in enumerate(names)}
+    folder = _folder(root)
+    return Listed(
+        names=tuple(names), train=_masked(train, folder, numbers, findings),
+        test=None if scored is None else _masked(scored, folder, numbers, findings),
+    )  # fmt: skip
+
+
+def _parts(root: Path, objects: str, findings: Findings) -> tuple[_File, _File | None]:
+    """What is trained on, and what is scored (test, else validation), if there is such a file.
+
+    Raises:
+        DataError: as `list_boxes`.
+    """
+    files = {name: _read(path, name) for name, path in _files(root, objects).items()}
     if "train" not in files and len(files) == 1:
         files = {"train": next(iter(files.values()))}
     if "train" not in files:
         message = f"data.root: {root} has no JSON of annotations to train on, as annotations/instances_train.json or "
         message += "train/_annotations.coco.json."
         raise DataError(message)
-    train = files["train"]
     scored = next((name for name in ("test", "validation") if name in files and files[name].annotations), None)
     for name in files.keys() - {"train", scored}:
         findings.notes["pictures of other parts, which are not read"] += len(files[name].images)
-    names = part.classes or list(train.names.values())
-    numbers = {name: number for number, name in enumerate(names)}
+    return files["train"], None if scored is None else files[scored]
+
+
+def _folder(root: Path) -> Path:
+    """Where the pictures' folders are."""
     beside = root.parent.parent if root.parent.name == "annotations" else root.parent
-    folder = root if root.is_dir() else beside
-    listed = [_annotated(files[name], folder, numbers, findings) for name in ("train", scored) if name]
-    mirror = _mirror(train.points)
-    return Listed(
-        names=tuple(names), train=listed[0], test=listed[1] if scored else None, num_points=len(train.points),
-        mirror=mirror,
-    )  # fmt: skip
+    return root if root.is_dir() else beside
 
 
 def _files(root: Path, objects: str) -> dict[str, Path]:
@@ -152,7 +190,7 @@ def _annotated(file: _File, root: Path, numbers: Mapping[str, int], findings: Fi
     said, crowds, ids = Counter[Any](), set[Any](), set[Any]()
     for place, one in enumerate(file.annotations):
         where = f"annotations[{place}]"
-        fault = _fault_of(one, images, ids, file) or _fault_of_name(one, file, numbers)
+        fault = _fault_of_box(one) or _fault_of(one, images, ids, file) or _fault_of_name(one, file, numbers)
         number = _hashed(one.get("image_id")) if isinstance(one, dict) else None
         if fault is None and one.get("iscrowd"):
             crowds.add(number)
@@ -173,6 +211,34 @@ def _annotated(file: _File, root: Path, numbers: Mapping[str, int], findings: Fi
             said_size=_size(image), num_said=said[number],
         )
         for number, image in images.items() if number not in only
+    )  # fmt: skip
+
+
+def _masked(file: _File, root: Path, numbers: Mapping[str, int], findings: Findings) -> tuple[Annotated, ...]:
+    """The file's pictures with all their objects. Crowds and objects that a fault is named of are VOID."""
+    images = _images(file, findings)
+    objects: dict[Any, list[SaidBox]] = {number: [] for number in images}
+    ids = set[Any]()
+    for place, one in enumerate(file.annotations):
+        where = f"annotations[{place}]"
+        fault = _fault_of(one, images, ids, file) or _fault_of_name(one, file, numbers)
+        is_crowd = fault is None and bool(one.get("iscrowd"))
+        findings.notes["crowds, whose pixels don't count"] += is_crowd
+        if fault is not None:
+            what, kind = fault
+            findings.faults.append(Fault(f"{file.path}, {where}", what, kind.replace("boxes", "objects")))
+            if not isinstance(one, dict) or _hashed(one.get("image_id")) not in images:
+                continue
+        ids.add(_hashed(one.get("id")))
+        label = VOID if fault is not None or is_crowd else numbers[file.names[one["category_id"]]]
+        objects[one["image_id"]].append(SaidBox(label, _corners(one), where, one.get("segmentation")))
+    places = _Places(file, root)
+    return tuple(
+        Annotated(
+            image=places.of(image["file_name"]), annotation=str(file.path), boxes=tuple(objects[number]),
+            said_size=_size(image),
+        )
+        for number, image in images.items()
     )  # fmt: skip
 
 
@@ -204,11 +270,18 @@ def _fault_of_image(image: Any, images: Mapping[Any, Json], seen: set[str]) -> s
     return f"has the file_name {image['file_name']!r} that another one has" if image["file_name"] in seen else None
 
 
-def _fault_of(one: Any, images: Mapping[Any, Json], ids: set[Any], file: _File) -> tuple[str, str] | None:
-    """What is wrong with an annotation, in words and as what it is counted."""
+def _fault_of_box(one: Any) -> tuple[str, str] | None:
+    """What is wrong with an annotation's box, in words and as what it is counted."""
     box = one.get("bbox") if isinstance(one, dict) else None
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(x, int | float) for x in box):
         return "it has no bbox of four numbers", "damaged annotations"
+    return None
+
+
+def _fault_of(one: Any, images: Mapping[Any, Json], ids: set[Any], file: _File) -> tuple[str, str] | None:
+    """What is wrong with an annotation beside its box."""
+    if not isinstance(one, dict):
+        return "it is no annotation", "damaged annotations"
     if _hashed(one.get("image_id")) not in images:
         return f"there is no picture with the id {one.get('image_id')!r}", "boxes of an unknown picture"
     if _hashed(one.get("category_id")) not in file.names:
@@ -229,6 +302,13 @@ def _box(one: Json, label: int, where: str, num_points: int) -> SaidBox:
     if isinstance(told, list) and len(told) == 3 * num_points:
         points = tuple(_number(value) for value in told)
     return SaidBox(label, (left, top, left + wide, top + high), where, one.get("segmentation"), points)
+
+
+def _corners(one: Json) -> Corners:
+    """Of an object's box; of one that has no whole box, all of the picture."""
+    left, top, wide, high = map(_number, one["bbox"]) if _fault_of_box(one) is None else [math.inf] * 4
+    whole = all(map(math.isfinite, (left, top, wide, high))) and wide > 0 and high > 0
+    return (left, top, left + wide, top + high) if whole else (0.0, 0.0, math.inf, math.inf)
 
 
 def _number(value: Any) -> float:

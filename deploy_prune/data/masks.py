@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deploy_prune.data import mask_folders, own_sets, scenes, varying, voc
+from deploy_prune.data import coco, mask_folders, own_sets, scenes, varying, voc
 from deploy_prune.data.annotated import (
     Annotated,
     Fault,
@@ -31,18 +31,23 @@ from deploy_prune.data.annotated import (
 )
 from deploy_prune.data.boxes import rarest
 from deploy_prune.data.examples import Batch
-from deploy_prune.data.images import read_mask
+from deploy_prune.data.mask_files import MAX_CLASSES, UNKNOWN, in_file, known, table_of
+from deploy_prune.data.object_masks import VOID as VOID
+from deploy_prune.data.object_masks import mask_of
 from deploy_prune.data.picture_splits import WholeSet, base_of, readable, root_of, transfer
-from deploy_prune.data.pictures import NO_FRAME, Array, Frame, Framed, Picture, StoredPicture, array_digest, file_digest
+from deploy_prune.data.pictures import (
+    NO_FRAME,
+    Array,
+    Frame,
+    Framed,
+    Picture,
+    StoredPicture,
+    array_digest,
+)
 from deploy_prune.data.splits import TransferData
 from deploy_prune.device.payload import picture
 from deploy_prune.errors import DataError
 from deploy_prune.recipe.data import MaskAugment, MasksPart
-
-VOID: Final = 255
-MAX_CLASSES: Final = VOID
-_VALUES: Final = 65536  # that a mask of 16 bits can have
-_UNKNOWN: Final = -1
 
 
 class Mask(Protocol):
@@ -54,37 +59,6 @@ class Mask(Protocol):
 
     def classes(self) -> Array:
         """uint8 [H, W]: 0 to C - 1, or VOID."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FileMask:
-    """A mask in a file.
-
-    ``orientation``: by which it is turned; ``table``: int16, value -> class, VOID or -1; ``digest``: SHA-256 of all,
-    with the file's content.
-    """
-
-    path: Path
-    orientation: int
-    table: Array
-    digest: bytes
-
-    def classes(self) -> Array:
-        """uint8 [H, W]: 0 to C - 1, or VOID.
-
-        Raises:
-            DataError: the file can no longer be read, or has other values.
-        """
-        try:
-            values = read_mask(self.path, self.orientation)
-        except ValueError as error:
-            message = f"data.root: {error}"
-            raise DataError(message) from error
-        found: Array = self.table[values.clip(0, _VALUES - 1)]
-        if found.min() == _UNKNOWN:
-            message = f"data.root: {self.path} is another file than when the run began; leave the files as they are."
-            raise DataError(message)
-        return found.astype(np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -266,21 +240,21 @@ def _read(part: MasksPart, findings: Findings) -> MaskSet:
     if ":" in part.source:
         return _read_own(part, findings)
     with readable(root := root_of(part)):
-        listed = READERS[part.source](root, findings)
+        listed = READERS[part.source](root, part, findings)
     same_file_twice(listed.train, listed.test or ())
-    table = _table(part)
+    table = table_of(part)
     train = masked(listed.train, table, part.workers, findings)
     test_masks = None if listed.test is None else masked(listed.test, table, part.workers, findings)
-    return None if part.classes is None else tuple(part.classes), train, test_masks
+    return listed.names or (None if part.classes is None else tuple(part.classes)), train, test_masks
 
 
 def _read_own(part: MasksPart, findings: Findings) -> MaskSet:
-    sets, table = own_sets.make(part), _table(part)
+    sets, table = own_sets.make(part), table_of(part)
     num = len(part.values or ()) or len(sets.names or ()) or MAX_CLASSES
-    table[(table >= num) & (table != VOID)] = _UNKNOWN
+    table[(table >= num) & (table != VOID)] = UNKNOWN
     parts: list[list[MaskedPicture]] = []
     for name, items in (("train", sets.train), ("test", sets.test)):
-        read = own_sets.read_masks(items, name, table, partial(_known, table=table), findings)
+        read = own_sets.read_masks(items, name, table, partial(known, table=table), findings)
         parts.append([one for picture_, mask, classes in read if (one := _present(picture_, mask, classes, findings))])
     return sets.names, parts[0], parts[1]
 
@@ -297,62 +271,19 @@ def _present(one: Picture, mask: Mask, classes: Array, findings: Findings) -> Ma
 def masked(said: Sequence[Annotated], table: Array, workers: int, findings: Findings) -> list[MaskedPicture]:
     """The pictures that can be read and whose masks are whole. One without any class is left out, and counted."""
     found: list[MaskedPicture | None] = []
-    meaning = array_digest(table)
     for one, scan in scanned(said, workers, findings):
-        assert one.mask is not None
-        upright = scan.picture.size
+        mask: Mask
         try:
-            values = read_mask(one.mask)
-            is_turned = (values.shape[1], values.shape[0]) == scan.stored != upright
-            orientation = scan.orientation if is_turned else 1
-            classes = _known(read_mask(one.mask, orientation) if is_turned else values, table)
-            _require_size(classes, upright)
+            if one.mask is None:
+                mask = mask_of(one, scan, findings)
+                classes = mask.classes()
+            else:
+                mask, classes = in_file(one.mask, scan, table)
         except ValueError as error:
             findings.faults.append(Fault(one.annotation, str(error), "broken masks"))
             continue
-        digest = hashlib.sha256(file_digest(one.mask) + meaning + bytes([orientation])).digest()
-        mask = FileMask(path=one.mask, orientation=orientation, table=table, digest=digest)
         found.append(_present(scan.picture, mask, classes, findings))
     return [one for one in found if one is not None]
-
-
-def _table(part: MasksPart) -> Array:
-    """int16 [65536]: what each value of a mask means, a class, VOID or nothing (-1)."""
-    table = np.full(_VALUES, _UNKNOWN, np.int16)
-    num = MAX_CLASSES if part.classes is None else len(part.classes)
-    if part.values is not None and part.classes is not None and len(part.values) != num:
-        message = f"data.values: there are {len(part.values)} and {num} names in data.classes; give one for each class."
-        raise DataError(message)
-    if num > MAX_CLASSES:
-        message = f"data.classes: there are {num}; masks can have {MAX_CLASSES}."
-        raise DataError(message)
-    values = part.values or range(num)
-    table[list(values)] = np.arange(len(values))
-    if part.void is not None:
-        table[part.void] = VOID
-    return table
-
-
-def _known(values: Array, table: Array) -> Array:
-    """The classes of a mask's values.
-
-    Raises:
-        ValueError: some have no class.
-    """
-    found: Array = table[values.clip(0, _VALUES - 1)]
-    unknown = np.unique(values[(found == _UNKNOWN) | (values < 0) | (values >= _VALUES)])
-    if len(unknown):
-        message = (
-            f"it has the values {unknown[:5].tolist()}, which are no classes' (data.classes, data.values, data.void)"
-        )
-        raise ValueError(message)
-    return found
-
-
-def _require_size(mask: Array, size: tuple[int, int]) -> None:
-    if mask.shape != (size[1], size[0]):
-        message = f"it has {mask.shape[1]}x{mask.shape[0]} pixels, and its picture has {size[0]}x{size[1]}"
-        raise ValueError(message)
 
 
 def _is_known(item: MaskedPicture, num: int, findings: Findings) -> bool:
@@ -376,7 +307,8 @@ def _examples(items: Sequence[MaskedPicture], num: int) -> MaskExamples:
     return MaskExamples(items=tuple(items), num_classes=num, numbers=numbers, frame=NO_FRAME)
 
 
-READERS: Final[dict[str, Callable[[Path, Findings], Listed]]] = {
-    "folders": mask_folders.list_masks,
-    "voc": voc.list_masks,
+READERS: Final[dict[str, Callable[[Path, MasksPart, Findings], Listed]]] = {
+    "folders": lambda root, part, findings: mask_folders.list_masks(root, findings),
+    "voc": lambda root, part, findings: voc.list_masks(root, findings),
+    "coco": coco.list_masks,
 }

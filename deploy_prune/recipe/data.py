@@ -11,7 +11,7 @@ from deploy_prune.errors import perhaps
 
 DATA_SETS: Final = ("digits", "cifar10", "cifar100", "npz", "idx", "folder")
 BOX_SETS: Final = ("scenes", "coco", "voc", "yolo")
-MASK_SETS: Final = ("scenes", "folders", "voc")
+MASK_SETS: Final = ("scenes", "folders", "voc", "coco")
 MIN_SIZE, MAX_SIZE = 8, 4096
 """Of the input's sides, in pixels."""
 MAX_CLASSES: Final = 4096
@@ -275,7 +275,7 @@ class MasksPart(PicturesPart):
     """Which pictures with masks, where each pixel has a class. Channels are chosen on the source classes."""
 
     source: str = Field(
-        default="scenes", description="The data set: scenes (drawn here), folders, voc or module:callable."
+        default="scenes", description="The data set: scenes (drawn here), folders, voc, coco or module:callable."
     )
     void: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         default=255, description="The masks' value of pixels that have no class and don't count. null: there is none."
