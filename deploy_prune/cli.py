@@ -176,10 +176,15 @@ def verify(bundle: Path, hashes_only: bool) -> None:
 @main.command(epilog=examples("transfer"))
 @click.argument("source", metavar="ARCHITECTURE_OR_RUN_FOLDER", type=click.Path(path_type=Path))
 @click.option(
-    "--data", "collection", help="A folder of images per class, an .npz file, or a data set. Default: the run's."
+    "--data",
+    "collection",
+    help="A data set, as in data.source; of a classifier also a folder of images per class, or an .npz. Default: the "
+    "run's.",
 )
 @click.option(
-    "--shots", type=click.IntRange(min=1), help="Training examples of each class. Default: the run's, else 10."
+    "--shots",
+    type=click.IntRange(min=1),
+    help="Training examples (objects of a detector) of each class. Default: the run's, else 10.",
 )
 @click.option(
     "--init", type=click.Choice(["inherit", "fresh"]), help="Begin with the weights that are there, or with new ones."
@@ -199,11 +204,12 @@ def verify(bundle: Path, hashes_only: bool) -> None:
 def transfer(source: Path, settings: Sequence[str], quiet: bool, **how: Any) -> None:
     """Train a slim architecture on new data, with a few examples of each class.
 
-    From an architecture.json alone, the network learns from scratch. From a run's TARGET/BUDGET folder, it begins with
-    that network's weights, except the class layers, and the run's dense network teaches it.
+    From an architecture.json alone, the network learns from scratch; --set task=detection says what it is for, if it
+    is no classifier. From a run's TARGET/BUDGET folder, it begins with that network's weights, except the layers that
+    depend on the number of classes, and the run's dense network teaches it.
 
     Each episode draws examples anew. Several episodes give the mean score and its 95% interval; the folder --out has
-    the network of the first one. --set takes these keys of a recipe: data, retrain, seed, device, threads.
+    the network of the first one. --set takes these keys of a recipe: task, data, retrain, seed, device, threads.
     """
     from deploy_prune.commands import transfer
     from deploy_prune.report.terminal import output, rich_progress

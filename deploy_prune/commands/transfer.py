@@ -1,4 +1,4 @@
-"""`deploy-prune transfer`: train an architecture on a new task, with its weights or without.
+"""`deploy-prune transfer`: train an architecture on new data, with its weights or without.
 
 Every episode draws its own classes (``data.ways``) and shots, with the recipe's seed plus its number; all else is the
 same. The first one's network is what is written.
@@ -44,7 +44,9 @@ WEIGHTS: Final = "weights.safetensors"
 RECIPE: Final = "transfer.yaml"
 FIGURES: Final = "transfer.json"
 FEW_SHOTS: Final = 10
-"""Training examples of each new class, where neither the settings nor a run say how many."""
+"""Training examples (objects of a detector) of each class, where neither the settings nor a run say how many."""
+_OF_THE_NETWORK: Final = frozenset({"image_size", "channels", "augment", "fit", "objects"})
+"""Keys of a run's ``data`` that hold for other data, too."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,7 +141,7 @@ def as_settings(collection: str | None, shots: int | None = None, init: str | No
     """The command's own options as settings of a recipe.
 
     ``collection``: a folder with a folder of images per class, an .npz of arrays, or a data set's name; None: the
-    run's. ``shots``: training examples of each class, 10 or the run's if not given. ``init``: inherit or fresh.
+    run's. ``shots``: as ``data.shots``; 10 or the run's if not given. ``init``: inherit or fresh.
     """
     path = Path(collection or "")
     kind = "folder" if path.is_dir() else "npz" if path.suffix == ".npz" else None
@@ -204,23 +206,17 @@ def transfer_recipe(given: Given, settings: Sequence[str]) -> Recipe:
         RecipeError: a setting is wrong, there is no data, or weights are to be inherited where there are none.
     """
     made_by, described = given.recipe, given.architecture
-    shape = described.input_shape
-    examples = {"image_size": _side(shape), "channels": shape[1]} if len(shape) == 4 else {}
-    values: dict[str, Any] = {"name": "transfer", "model": described.model.model_dump(), "data": examples}
+    values: dict[str, Any] = {"name": "transfer", "model": described.model.model_dump()}
     if made_by is not None:
-        if "channels" not in type(made_by.data).model_fields:
-            message = (
-                f"task: transfer trains classifiers, detectors and segmenters of pictures, and not {made_by.task}."
-            )
-            raise RecipeError(message)
         values |= {"task": made_by.task, "score": made_by.score}
+    keys = _data_keys(values, settings)
+    values["data"] = examples = {key: value for key, value in _pictures(described).items() if key in keys}
     named = "source" in resolve(values, settings, "transfer").data.model_fields_set
-    if made_by is None and not named:
+    if made_by is None and "source" in keys and not named:
         message = "data.source: there is no run to take the data from; name it with --data or data.source."
         raise RecipeError(message)
     if made_by is not None:
-        there = type(made_by.data).model_fields
-        kept = [key for key in there if not named or key in {"image_size", "channels", "augment", "fit"}]
+        kept = [key for key in type(made_by.data).model_fields if not named or key in _OF_THE_NETWORK]
         values["data"] = {key: getattr(made_by.data, key) for key in kept}
         values["retrain"] = made_by.retrain.model_dump()
     if given.weights is None:
@@ -229,7 +225,7 @@ def transfer_recipe(given: Given, settings: Sequence[str]) -> Recipe:
     if "shots" not in recipe.data.model_fields_set:  # class layers are always new
         values["data"] = {**values["data"], "shots": FEW_SHOTS}
         recipe = resolve(values, settings, "transfer")
-    unset = recipe.data.mean is None and recipe.data.channels == examples.get("channels")
+    unset = "mean" in keys and recipe.data.mean is None and recipe.data.channels == examples.get("channels")
     if recipe.retrain.init == "inherit" and given.normalisation is not None and unset:
         recipe = resolve({**values, "data": {**values["data"], **given.normalisation}}, settings, "transfer")
     if given.weights is None and recipe.retrain.init == "inherit":
@@ -239,9 +235,38 @@ def transfer_recipe(given: Given, settings: Sequence[str]) -> Recipe:
     return recipe
 
 
+def _data_keys(values: Mapping[str, Any], settings: Sequence[str]) -> frozenset[str]:
+    """The keys that ``data`` has for the task, which a setting may name."""
+    of_task = [text for text in settings if text.partition("=")[0].strip() == "task"]
+    return frozenset(type(resolve(values, of_task, "transfer").data).model_fields)
+
+
+def _pictures(described: Architecture) -> dict[str, Any]:
+    """What a recipe's ``data`` says of pictures that are the network's input; nothing, if they aren't."""
+    shape = described.input_shape
+    return {"image_size": _side(shape), "channels": shape[1]} if len(shape) == 4 else {}
+
+
 def _side(shape: Sequence[int]) -> int | list[int]:
     """A recipe's image_size, of an input [B, C, H, W]."""
     return shape[2] if shape[2] == shape[3] else [*shape[2:]]
+
+
+def _require_alike(example: Sequence[Tensor], architecture: Architecture) -> None:
+    """The data's inputs are of the kind that the architecture reads; lengths, heights and widths may differ.
+
+    Raises:
+        DataError: they aren't.
+    """
+    asked, there = (
+        [(len(x.shape), x.shape[1] if len(x.shape) > 2 else None, x.dtype) for x in inputs]
+        for inputs in (example, architecture.example)
+    )
+    if asked != there:
+        found, read = (", ".join("x".join(map(str, x.shape[1:])) for x in xs) for xs in (example, architecture.example))
+        key = "data.channels" if len(example) == 1 and len(example[0].shape) == 4 else "data"
+        message = f"{key}: inputs are {found}, and the architecture reads {read}."
+        raise DataError(message)
 
 
 class _Task:
@@ -250,11 +275,8 @@ class _Task:
     def __init__(self, given: Given, recipe: Recipe, examples: TransferData, trust: bool) -> None:
         self.given, self.recipe, self.trust = given, recipe, trust
         num_classes = examples.num_target
-        shape = given.architecture.input_shape
-        if len(shape) != 4 or shape[1] != recipe.data.channels:
-            message = f"data.channels: {recipe.data.channels} are given, and the architecture reads {shape[1:]}."
-            raise DataError(message)
         example = example_of(examples)
+        _require_alike(example, given.architecture)
         self.described, dense = json_file.retarget(given.architecture, num_classes, example, trust)
         self.structure: Structure = json_file.structure_of(self.described, dense, example=example)
         self.head = build.head_tensors(
@@ -262,13 +284,14 @@ class _Task:
         )
         made = raw_form(build.build_network(self.described.model, num_classes), example)
         self.objective = Objective(task=task_named(recipe.task, recipe.score), form=made)
+        self.part = for_new_classes(recipe.retrain) if self.head else recipe.retrain
 
     def episode(self, examples: TransferData, session: Session) -> tuple[nn.Module, Episode]:
         """Adapt the teacher, adapt the slim network, score."""
         teacher, told = self._teacher(examples, session)
         slim = self._slim(session.seed)
         done = adapt(
-            slim, examples.target_train, self.objective, for_new_classes(self.recipe.retrain), teacher=teacher,
+            slim, examples.target_train, self.objective, self.part, teacher=teacher,
             session=session, match=match(self.structure, self.described.keep),
             work=f"seed {session.seed}: adapt the slim network",
         )  # fmt: skip
@@ -283,7 +306,7 @@ class _Task:
         asked = self.recipe.retrain
         if self.given.teacher is None or (asked.distill == 0 and feature_weight(asked) == 0):
             return None, None
-        part = for_new_classes(asked.model_copy(update={"init": "inherit"}))
+        part = self.part.model_copy(update={"init": "inherit"})
         teacher = self._dense(session.seed)
         weights.load_state(teacher, self._body(self.given.teacher, teacher), strict=False)
         adapt(

@@ -12,6 +12,7 @@ from deploy_prune.errors import perhaps
 DATA_SETS: Final = ("digits", "cifar10", "cifar100", "npz", "idx", "folder")
 BOX_SETS: Final = ("scenes", "coco", "voc", "yolo")
 MASK_SETS: Final = ("scenes", "folders", "voc", "coco")
+_SETS: Final = {"classification": DATA_SETS, "detection": BOX_SETS, "segmentation": MASK_SETS}
 MIN_SIZE, MAX_SIZE = 8, 4096
 """Of the input's sides, in pixels."""
 MAX_CLASSES: Final = 4096
@@ -56,6 +57,16 @@ def known_source(word: str, built_in: tuple[str, ...], prefixes: tuple[str, ...]
     if message:
         raise ValueError(message)
     return word
+
+
+def _known_set(source: str, task: str) -> str:
+    """A data set of the task's, or module:callable."""
+    others = [other for other, names in _SETS.items() if source in names]
+    if others and task not in others:
+        message = f"{source!r} is a data set for task: {' or '.join(others)}, and the task is {task}; {task} has "
+        message += f"{', '.join(_SETS[task])} and module:callable"
+        raise ValueError(message)
+    return known_source(source, _SETS[task], (), "data set")
 
 
 def one_per_channel(values: list[float] | None, channels: int) -> list[float] | None:
@@ -151,7 +162,7 @@ class DataPart(Part):
     @field_validator("source")
     @classmethod
     def _known_source(cls, source: str) -> str:
-        return known_source(source, DATA_SETS, (), "data set")
+        return _known_set(source, "classification")
 
     @field_validator("mean", "std")
     @classmethod
@@ -268,7 +279,7 @@ class BoxesPart(PicturesPart):
     @field_validator("source")
     @classmethod
     def _known_source(cls, source: str) -> str:
-        return known_source(source, BOX_SETS, (), "data set")
+        return _known_set(source, "detection")
 
 
 class MasksPart(PicturesPart):
@@ -294,7 +305,7 @@ class MasksPart(PicturesPart):
     @field_validator("source")
     @classmethod
     def _known_source(cls, source: str) -> str:
-        return known_source(source, MASK_SETS, (), "data set")
+        return _known_set(source, "segmentation")
 
     @field_validator("values")
     @classmethod

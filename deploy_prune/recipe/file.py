@@ -197,7 +197,7 @@ def _cause(fault: ErrorDetails, key: Key, recipe: type[Recipe]) -> str:
         return _unknown_key(key, recipe)
     if kind == "value_error":
         cause = str(fault["ctx"]["error"])
-        return cause if cause.endswith("?") else f"{cause}."
+        return cause if cause.endswith(("?", ".")) else f"{cause}."
     cause = _PHRASES.get(kind, message.replace("Input should", "it should", 1))
     if kind == "missing":
         return cause + "."

@@ -172,7 +172,12 @@ def test_what_came_of_it_can_be_moved_on_and_exported(finished, tmp_path):
 def test_faults_are_named(finished, tmp_path):
     place = finished.folder / PLACE
     for error, words, source, settings in (
-        (DataError, "data.channels: 3 are given", place, ["data.channels=3"]),
+        (
+            DataError,
+            "data.channels: inputs are 3x16x16, and the architecture reads 1x16x16",
+            place,
+            ["data.channels=3"],
+        ),
         (RunFolderError, "There is no", tmp_path / "nowhere", []),
         (RecipeError, "--set retrain.stesp=1", place, ["retrain.stesp=1"]),
         (DataError, "1000 are asked for", place, ["data.shots=1000"]),
