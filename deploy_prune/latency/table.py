@@ -32,7 +32,7 @@ from deploy_prune.errors import MeasurementError
 from deploy_prune.types import Counts, Layer, Structure
 
 Array = NDArray[Any]
-MIN_SAMPLES: Final = 3
+MIN_SAMPLES: Final = 2  # a small network has no more than its largest and smallest form in a device's steps
 PRIOR_WEIGHT: Final = 0.1
 """Weight of the prior (time goes with the multiply-accumulates, from the dense layer's time) against one variant."""
 
@@ -72,7 +72,7 @@ def fit_table(structure: Structure, samples: Sequence[Sample], granule: int) -> 
 
     Args:
         structure: the network's groups and layers.
-        samples: the dense network and at least two variants.
+        samples: the dense network and at least one variant, better several.
         granule: widths are rounded up to multiples of it.
 
     Raises:
@@ -117,9 +117,7 @@ def _aligned(channels: int, granule: int, share: float) -> int:
 def _require_dense(structure: Structure, samples: Sequence[Sample]) -> None:
     widths = widths_of(structure, structure.dense_counts)
     if len(samples) < MIN_SAMPLES or all(sample.widths != widths for sample in samples):
-        message = (
-            f"A latency table needs the dense network and {MIN_SAMPLES - 1} variants; {len(samples)} were measured."
-        )
+        message = f"A latency table needs the dense network and a smaller one; {len(samples)} were measured."
         raise MeasurementError(message)
 
 

@@ -21,7 +21,6 @@ from deploy_prune.commands import transfer as transfer_module
 from deploy_prune.commands.transfer import as_settings, transfer
 from deploy_prune.data import splits
 from deploy_prune.errors import ArchitectureError, DataError, RecipeError, RunFolderError, WeightsError
-from deploy_prune.recipe.file import resolve
 from deploy_prune.retrain.fewshot import FEATURES, RATES
 from deploy_prune.run import pipeline
 from deploy_prune.run.folder import load_tensors
@@ -207,12 +206,3 @@ def test_another_networks_teacher_is_refused(finished, tmp_path):
     save_file({"0.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="another network's: 0.weight is"):
         move(finished.folder / PLACE, tmp_path / "new", teacher=tmp_path / "other.safetensors")
-
-
-def test_a_task_of_ones_own_is_refused(finished):
-    own = resolve({"name": "own", "task": "own_tasks:tones", "model": {"source": "own_tasks:sound"}})
-    given = transfer_module.Given(
-        architecture=json_file.load(finished.folder / PLACE / "architecture.json"), recipe=own
-    )
-    with pytest.raises(RecipeError, match=r"task: transfer trains .* of pictures, and not own_tasks:tones\."):
-        transfer_module.transfer_recipe(given, ())

@@ -183,7 +183,14 @@ def test_table_needs_dense_and_variants():
     with pytest.raises(MeasurementError, match="needs the dense network"):
         fit_table(CHAIN, samples()[1:], 16)
     with pytest.raises(MeasurementError, match="needs the dense network"):
-        fit_table(CHAIN, samples()[:2], 16)
+        fit_table(CHAIN, samples()[:1], 16)
+
+
+@pytest.mark.parametrize("profiled", [True, False])
+def test_of_a_network_with_two_forms_only_the_table_has_both(profiled):
+    smallest = {"a": 16, "b": 16}
+    both = [sample(counts, profiled=profiled) for counts in (CHAIN.dense_counts, smallest)]
+    assert max(errors(fit_table(CHAIN, both, 16), both)) < 0.05
 
 
 def test_variants_are_aligned_and_spread():
