@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from deploy_prune.report.units import digits, in_unit
+from deploy_prune.report.units import digits, heading, in_unit
 
 COLOURS: Final[dict[str, str]] = {
     "#1b2430": "--ink",
@@ -102,7 +102,7 @@ def latency_score(series: Mapping[str, Sequence[Point]], name: str, unit: str) -
         axes.margins(x=0.08, y=0.18)
         axes.set(xlabel="latency, ms: share of dense × the dense row's latency", ylabel=f"{name}, {unit}".rstrip(", "))
         figure.legend(loc="outside upper left", ncols=4, handlelength=1.6)
-        drawn = _svg(figure, f"{name[:1].upper()}{name[1:]} against latency", _describe(series, unit))
+        drawn = _svg(figure, f"{heading(name)} against latency", _describe(series, unit))
         return _with_tooltips(drawn, [point.about for points in series.values() for point in points])
 
 

@@ -15,7 +15,7 @@ from deploy_prune.errors import RunFolderError, printable
 from deploy_prune.report import charts, latency, pictures, table
 from deploy_prune.report.files import read, shaped
 from deploy_prune.report.row import Row
-from deploy_prune.report.units import amount, in_unit, percent, plain
+from deploy_prune.report.units import amount, heading, in_unit, percent, plain
 from deploy_prune.system import strict_json
 from deploy_prune.system.shell import write_text
 from deploy_prune.types import Metric
@@ -298,6 +298,7 @@ def _template() -> Any:
         "amount": amount,
         "plain": plain,
         "score": table.score,
+        "heading": heading,
         "in_unit": in_unit,
         "faster": table.faster,
         "interval": latency.interval,

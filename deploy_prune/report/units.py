@@ -58,3 +58,9 @@ def percent(share: float | None, signed: bool = False) -> str:
     if share is None:
         return NONE
     return f"{100 * share:+z.1f}%" if signed else f"{100 * share:z.1f}%"
+
+
+def heading(name: str) -> str:
+    """A score's name where a sentence or a title begins: "Accuracy", but "mAP50-95"."""
+    first = name.partition(" ")[0]
+    return name if first != first.lower() else f"{name[:1].upper()}{name[1:]}"

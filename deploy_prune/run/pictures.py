@@ -69,14 +69,13 @@ def _drawn(context: RunContext, places: Tensor, answers: Any) -> Sequence[Drawn]
     name, draw = context.recipe.task, context.task.draw
     assert draw is not None
     try:
-        found = draw(context.data, places, answers)
-        drawn = [one for one in found if isinstance(one, Drawn)]
+        drawn = list(draw(context.data, places, answers))
     except DeployPruneError:
         raise
     except Exception as error:
         message = f"task: the draw of {name!r} failed: {type(error).__name__}: {error}"
         raise DataError(message) from error
-    if len(drawn) != len(found) or len(drawn) != len(places):
+    if len(drawn) != len(places) or not all(isinstance(one, Drawn) for one in drawn):
         message = f"task: the draw of {name!r} must give a deploy_prune.Drawn for each of {len(places)} examples."
         raise DataError(message)
     return drawn

@@ -1,6 +1,6 @@
 import pytest
 
-from deploy_prune.report.units import amount, digits, percent, plain
+from deploy_prune.report.units import amount, digits, heading, percent, plain
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,11 @@ def test_percent():
     assert (percent(0.9834), percent(0.012, signed=True), percent(-0.04, signed=True)) == ("98.3%", "+1.2%", "-4.0%")
     assert (percent(-0.0001, signed=True), percent(-0.0001)) == ("+0.0%", "0.0%")
     assert percent(None) == "–"
+
+
+@pytest.mark.parametrize(
+    ("name", "begun"),
+    [("accuracy", "Accuracy"), ("end-point error", "End-point error"), ("mAP50-95", "mAP50-95"), ("mIoU", "mIoU")],
+)
+def test_a_name_with_capitals_of_its_own_keeps_them_in_a_heading(name, begun):
+    assert heading(name) == begun
