@@ -1,74 +1,32 @@
-"""What the rows of cifar_resnet.py share: the dense network, the data, latency, and torch-pruning's own pruners."""
+"""What the rows of cifar_resnet.py share: the dense network and the data."""
 
 from __future__ import annotations
 
 import argparse
-import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import _results
 import torch
+from _methods import Bench
 from safetensors.torch import load_file
 from torch import nn
 
 from deploy_prune.budget.candidates import CandidateCosts, identity_of
 from deploy_prune.data import splits
-from deploy_prune.device.targets import load_target
-from deploy_prune.errors import BudgetError, WeightsError
-from deploy_prune.export import onnx
-from deploy_prune.latency.steady import measure_steadily
+from deploy_prune.errors import WeightsError
 from deploy_prune.networks import build, weights
-from deploy_prune.recipe.parts import DataPart, ExportPart, ModelPart, PrunePart, TrainPart
+from deploy_prune.recipe.parts import DataPart, ModelPart, PrunePart, SourceSearchPart, TrainPart
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.surgery.try_groups import keep_cuttable
 from deploy_prune.system.shell import digest
 from deploy_prune.tasks.classification import CLASSIFIER
-from deploy_prune.training.loop import Session, make_accelerator, network_score, train_network
-from deploy_prune.types import Keep, Structure, silent
+from deploy_prune.training.loop import Session, make_accelerator, train_network
+from deploy_prune.types import silent
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 IMAGES = 50_000
 FULL = (100, 20)  # epochs in all, and the search's, of the papers' protocol
-TRIES = 200  # steps of torch-pruning's pruners from dense to 5%
-PRUNERS = {
-    "tp_group_norm": ("GroupNormPruner", "GroupMagnitudeImportance"),
-    "tp_bn_scale": ("BNScalePruner", "BNScaleImportance"),
-}
-
-Cutter = Callable[[str], tuple[nn.Module, Keep]]
-"""The slim network at a point, and what it kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """What all rows share."""
-
-    network: nn.Module
-    structure: Structure
-    examples: splits.TransferData
-    costs: CandidateCosts
-    steps: int
-    search_steps: int
-    batch: int
-    device: str
-    precision: str
-    retrain: Mapping[str, Any]
-    """Changes to a recipe's defaults of retraining."""
-
-    def session(self, seed: int) -> Session:
-        """Where training runs, and its randomness."""
-        return Session(accelerator=make_accelerator(self.device, self.precision), seed=seed, progress=silent)
-
-    def accuracy(self, network: nn.Module) -> float:
-        """On the whole test set, in the precision of training."""
-        accelerator = make_accelerator(self.device, self.precision)
-        with accelerator.autocast():
-            return network_score(network, self.examples.source_test, CLASSIFIER, accelerator=accelerator)
 
 
 def load(arguments: argparse.Namespace, scratch: Path) -> Bench:
@@ -106,7 +64,8 @@ def load(arguments: argparse.Namespace, scratch: Path) -> Bench:
     )  # fmt: skip
     return Bench(
         network=network.to(memory_format=torch.channels_last), structure=structure, examples=examples, costs=costs,
-        steps=steps, search_steps=search_steps, batch=arguments.batch, device=arguments.device,
+        objective=CLASSIFIER, steps=steps, search_steps=search_steps,
+        search_part=SourceSearchPart(batch_size=arguments.batch), batch=arguments.batch, device=arguments.device,
         precision=arguments.precision, retrain=arguments.retrain,
     )  # fmt: skip
 
@@ -142,91 +101,3 @@ def inherit(network: nn.Module, path: Path) -> None:
     if unfilled or unexpected:
         message = f"{path} isn't this network's: {[*unfilled, *unexpected][0]}"
         raise WeightsError(message)
-
-
-def share(point: str) -> float:
-    """Of the dense cost: "2.1x" -> 1 / 2.1, "50%" -> 0.5."""
-    return 1 / float(point[:-1]) if point.endswith("x") else float(point[:-1]) / 100
-
-
-def measured(bench: Bench, network: nn.Module) -> float:
-    """Latency of the exported network over the dense one's, interleaved."""
-    target, part = load_target("host"), bench.costs.measure
-    with TemporaryDirectory() as folder:
-        pair = [
-            onnx.write(one, bench.costs.inputs[0], Path(folder) / f"{i}.onnx", "fp32", ExportPart())
-            for i, one in enumerate((bench.network, network))
-        ]
-        dense, slim = measure_steadily(target, pair, part.runs, part.warmup)
-    return slim.p50_ms / dense.p50_ms
-
-
-def theirs(bench: Bench, pruner: str, importance: str) -> Cutter:
-    """torch-pruning's own pruner, global ranking, stopped at the first step that is within the point.
-
-    For latency, channels are rounded to this machine's granularity, as its option has it, and the step is found by
-    bisection with measurements of the exported network.
-    """
-    import torch_pruning as tp
-
-    example = bench.costs.inputs[0]
-    target = load_target("host")
-    dense_macs, _ = tp.utils.count_ops_and_params(bench.network, example)
-    members = {axis for group in bench.structure.groups for axis in group.members if axis.axis == 0}
-    cuttable = {axis.tensor.removesuffix(".weight") for axis in members}  # layers whose outputs a group has
-
-    def stepped(steps: int, round_to: int | None) -> nn.Module:
-        network = numbered(copy.deepcopy(bench.network))
-        layers = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-        kept = [m for name, m in layers if name not in cuttable]
-        made = getattr(tp.pruner, pruner)(
-            network, example, importance=getattr(tp.importance, importance)(), global_pruning=True,
-            pruning_ratio=0.95, iterative_steps=TRIES, ignored_layers=kept, round_to=round_to,
-        )  # fmt: skip
-        for _ in range(steps):
-            made.step()
-        return network
-
-    def within(network: nn.Module, point: str) -> bool:
-        if point.endswith("x"):
-            return tp.utils.count_ops_and_params(network, example)[0] <= share(point) * dense_macs
-        return measured(bench, network) <= share(point) * (1 + bench.costs.measure.tolerance)
-
-    def at(point: str) -> tuple[nn.Module, Keep]:
-        round_to = None if point.endswith("x") else bench.costs.granule(target)
-        low, high = 0, TRIES
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if within(stepped(middle, round_to), point) else (middle, high)
-        network = stepped(high, round_to)
-        if not within(network, point):
-            message = f"{pruner} can't reach {point}."
-            raise BudgetError(message)
-        return network, read_numbers(network, bench)
-
-    return at
-
-
-def numbered(network: nn.Module) -> nn.Module:
-    """Channels are numbered in batch norms' running means, so that it can be read afterwards which ones stayed."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.copy_(torch.arange(module.num_features))
-    return network
-
-
-def read_numbers(network: nn.Module, bench: Bench) -> Keep:
-    """What stayed of each group; the running means become the dense network's again."""
-    state = bench.network.state_dict()
-    kept: dict[str, torch.Tensor] = {}
-    for name, module in network.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            tensor = f"{name}.running_mean"
-            kept[tensor] = module.running_mean.long()
-            module.running_mean.copy_(state[tensor][kept[tensor]])
-    keep: Keep = {}
-    for group in bench.structure.groups:
-        axis = next(a for a in group.members if a.tensor in kept)
-        keep[group.name] = torch.zeros(group.channels, dtype=torch.bool)
-        keep[group.name][axis.unit_of[kept[axis.tensor]]] = True
-    return keep

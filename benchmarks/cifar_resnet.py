@@ -29,73 +29,25 @@ from typing import Any
 
 import _results
 import torch
-from _cifar import PRUNERS, Bench, Cutter, load, measured, share, theirs
+from _cifar import load
+from _methods import LEARNED, PRUNERS, Bench, measured, ours, theirs
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from deploy_prune import cost
-from deploy_prune.budget.choose import choose
-from deploy_prune.budget.loop import enforce
 from deploy_prune.data.examples import ClassExamples
 from deploy_prune.data.loaders import batches
-from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError
-from deploy_prune.recipe.parts import RetrainPart, SourceSearchPart, parse_budget
-from deploy_prune.retrain.distill import taught
+from deploy_prune.recipe.parts import RetrainPart
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt
-from deploy_prune.search.frame import SearchGoal, SearchJob
-from deploy_prune.search.methods import METHODS, values
-from deploy_prune.surgery.cut import cut
 from deploy_prune.tasks.classification import CLASSIFIER
 from deploy_prune.training.batchnorm import reestimate
-from deploy_prune.types import Keep, SearchResult, silent
+from deploy_prune.types import Keep
 
-LEARNED = ("dap", "gate", "gumbel")
 SHOTS = (10, 50, None)
 IN_NAMES = {"rows", "seeds", "methods", "data", "weights"}
 """Arguments that are in a row's name, or count by what is found there. The smallest point is what a search is for."""
-
-
-def ours(bench: Bench, method: str, seed: int, points: list[str]) -> Cutter:
-    """One search for the smallest of the points of one metric, and what it keeps at each."""
-    found: dict[str, SearchResult] = {}
-
-    def at(point: str) -> tuple[nn.Module, Keep]:
-        metric = "macs" if point.endswith("x") else "latency"
-        if metric not in found:
-            alike = [p for p in points if p.endswith("x") == point.endswith("x")]
-            found[metric] = search(bench, method, seed, metric, min(map(share, alike)))
-        result = found[metric]
-        trained = copy.deepcopy(bench.network)
-        trained.load_state_dict(result.state)
-        if metric == "macs":
-            model = cost.macs(bench.structure)
-            limit = share(point) * model(bench.structure.dense_counts)
-            keep = choose(values(method, result.scores, model), bench.structure, model, limit, 1, 2)
-        else:
-            budget, target = parse_budget(point, "latency"), load_target("host")
-            scores = values(method, result.scores, bench.costs.cost(target, "latency"))
-            keep = enforce(bench.costs, target, budget, scores, silent, point).keep
-        return cut(trained, bench.structure, keep), keep
-
-    return at
-
-
-def search(bench: Bench, method: str, seed: int, metric: Any, limit: float) -> SearchResult:
-    """Search with the dense network as teacher, as a recipe does."""
-    model = bench.costs.cost(load_target("host"), metric)
-    config = SourceSearchPart(method=method, steps=bench.search_steps, batch_size=bench.batch)
-    session = bench.session(seed)
-    teacher = copy.deepcopy(bench.network).to(session.accelerator.device).eval()
-    loss = taught(CLASSIFIER, teacher, config.distill, config.temperature)
-    job = SearchJob(
-        network=bench.network, structure=bench.structure, loss=loss,
-        batches=batches(bench.examples.source_train, bench.batch, seed),
-        goal=SearchGoal(cost=model, limit=limit * model(bench.structure.dense_counts)), config=config, session=session,
-    )  # fmt: skip
-    return METHODS[method](job)
 
 
 def tuned(bench: Bench, slim: nn.Module, matched: Match, examples: ClassExamples, steps: int, seed: int) -> float:
@@ -107,7 +59,7 @@ def tuned(bench: Bench, slim: nn.Module, matched: Match, examples: ClassExamples
         network, examples, CLASSIFIER, part, teacher=bench.network, session=bench.session(seed),
         match=matched,
     )  # fmt: skip
-    return bench.accuracy(network)
+    return bench.score(network)
 
 
 def few(examples: ClassExamples, shots: int | None, seed: int) -> ClassExamples:
@@ -125,7 +77,7 @@ def row(bench: Bench, made: tuple[nn.Module, Keep], seed: int, spent: int, point
     stream = batches(bench.examples.source_train, bench.batch, seed, "none")
     slim, matched = made[0].to(memory_format=torch.channels_last), match(bench.structure, made[1])
     reestimate(slim, stream)
-    found: dict[str, Any] = {"cut": bench.accuracy(slim)}
+    found: dict[str, Any] = {"cut": bench.score(slim)}
     found["params"] = sum(p.numel() for p in slim.parameters())
     if not point.endswith("x"):
         found["latency"] = measured(bench, slim)
@@ -144,7 +96,7 @@ def main() -> None:
         return
     with TemporaryDirectory() as scratch:
         bench = load(arguments, Path(scratch))
-        dense = bench.accuracy(bench.network)
+        dense = bench.score(bench.network)
         print(f"{arguments.network}: dense {dense:.2%}", flush=True)
         rows = make(bench, arguments)
     figures = summarise(rows)

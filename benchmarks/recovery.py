@@ -68,9 +68,9 @@ def main() -> None:
         return
     with TemporaryDirectory() as scratch:
         bench = load(arguments, Path(scratch))
-        dense = bench.accuracy(bench.network)
+        dense = bench.score(bench.network)
         slim, matched = slimmed(bench, arguments)
-        cut_accuracy = bench.accuracy(slim)
+        cut_accuracy = bench.score(slim)
         print(f"{arguments.network}: dense {dense:.2%}, after the cut {cut_accuracy:.2%}", flush=True)
         rows = make(bench, slim, matched, arguments)
     figures = summarise(rows)
@@ -131,7 +131,7 @@ def retrained(bench: Bench, slim: nn.Module, matched: Match, shots: int, seed: i
         network, examples, CLASSIFIER, part, teacher=bench.network, session=bench.session(seed),
         match=matched,
     )  # fmt: skip
-    return bench.accuracy(network)
+    return bench.score(network)
 
 
 def summarise(rows: dict[str, float]) -> dict[str, dict[str, float]]:

@@ -1,0 +1,58 @@
+"""An SSDlite for small pictures: depthwise separable layers, and heads at 1/4, 1/8 and 1/16 of the picture's size.
+
+The backbone is MobileNet's (Howard et al., arXiv 1704.04861, table 1) at half width, without its last two blocks; heads
+are SSDlite's (Sandler et al., arXiv 1801.04381, section 6.2).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
+from typing import Final
+
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.ssdlite import SSDLiteHead
+from torchvision.ops import Conv2dNormActivation
+
+LEVELS: Final = (((32, 1), (64, 2), (64, 1)), ((128, 2), (128, 1)), ((256, 2), *[(256, 1)] * 5))
+"""Channels and strides of the blocks; a level's heads see the last one's output."""
+SCALES: Final = (0.075, 0.19, 0.34, 0.5)
+"""Sides of the levels' anchors over the picture's, and of what would come next: platelets, red and white blood cells."""
+SHAPE: Final = 4 / 3
+"""Anchors are also so much wider or higher: a round cell is, in shares of a picture of 4:3."""
+
+
+class Backbone(nn.Module):
+    """Image [B, 3, H, W] -> levels [B, C, H/4, W/4], [B, C, H/8, W/8] and [B, C, H/16, W/16]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = Conv2dNormActivation(3, 16, 3, stride=2)
+        channels, levels = 16, []
+        for blocks in LEVELS:
+            made = []
+            for width, stride in blocks:
+                made += [
+                    Conv2dNormActivation(channels, channels, 3, stride, groups=channels),
+                    Conv2dNormActivation(channels, width, 1),
+                ]
+                channels = width
+            levels.append(nn.Sequential(*made))
+        self.levels = nn.ModuleList(levels)
+
+    def forward(self, image: Tensor) -> OrderedDict[str, Tensor]:
+        """The levels' features, by number."""
+        features, found = self.stem(image), OrderedDict[str, Tensor]()
+        for number, level in enumerate(self.levels):
+            found[str(number)] = features = level(features)
+        return found
+
+
+def ssdlite(num_classes: int, size: tuple[int, int]) -> SSD:
+    """The detector, for pictures of this height and width."""
+    anchors = DefaultBoxGenerator([[SHAPE]] * len(LEVELS), scales=[*SCALES])
+    norm = partial(nn.BatchNorm2d, eps=0.001)
+    head = SSDLiteHead([blocks[-1][0] for blocks in LEVELS], anchors.num_anchors_per_location(), num_classes + 1, norm)
+    return SSD(Backbone(), anchors, size[::-1], num_classes + 1, head=head)
