@@ -19,7 +19,7 @@ from torchvision.ops import Conv2dNormActivation
 LEVELS: Final = (((32, 1), (64, 2), (64, 1)), ((128, 2), (128, 1)), ((256, 2), *[(256, 1)] * 5))
 """Channels and strides of the blocks; a level's heads see the last one's output."""
 SCALES: Final = (0.075, 0.19, 0.34, 0.5)
-"""Sides of the levels' anchors over the picture's, and of what would come next: platelets, red and white blood cells."""
+"""Sides of the levels' anchors over the picture's, and of what would be next: platelets, red and white cells."""
 SHAPE: Final = 4 / 3
 """Anchors are also so much wider or higher: a round cell is, in shares of a picture of 4:3."""
 

@@ -9,7 +9,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ from deploy_prune.budget.candidates import CandidateCosts, identity_of
 from deploy_prune.data.loaders import batches
 from deploy_prune.errors import BudgetError
 from deploy_prune.families import raw_form
-from deploy_prune.recipe.parts import ModelPart, PrunePart, RetrainPart, SourceSearchPart, TrainPart
+from deploy_prune.recipe.parts import MeasurePart, ModelPart, PrunePart, RetrainPart, SourceSearchPart, TrainPart
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt
 from deploy_prune.run.stages import as_if_trained
@@ -42,6 +42,8 @@ METHODS: Final = (*LEARNED, "uniform", "magnitude", "tp_group_norm")
 POINTS: Final = ("75%", "50%", "35%")
 IN_NAMES: Final = {"rows", "seeds", "methods", "points", "data"}
 """Arguments that are in a row's name, or count by what is found there."""
+RUNS: Final = 60
+"""Timed inferences of a candidate and of the dense network, and of the finished one, in each measurement."""
 DENSE: Final = "dense"
 """The row of the dense network, trained on for as many steps as a slim one."""
 
@@ -90,7 +92,7 @@ def load(kind: Kind, arguments: argparse.Namespace, scratch: Path) -> Bench:
     train_once(form.network, examples, objective, (kind, arguments, session))
     costs = CandidateCosts(
         network=form.network, structure=structure, inputs=tuple(x[:1] for x in inputs), scratch=scratch,
-        identity=identity_of(ModelPart(source=f"_{kind.name}:network")),
+        identity=identity_of(ModelPart(source=f"_{kind.name}:network")), measure=MeasurePart(runs=RUNS, warmup=10),
     )  # fmt: skip
     return Bench(
         network=form.network.to(memory_format=torch.channels_last), structure=structure, examples=examples,
@@ -158,7 +160,8 @@ def row(bench: Bench, at: Cutter, method: str, point: str, seed: int) -> Row:
     """Score after the cut (batch norm measured anew, for every method) and retrained; MACs aren't compared."""
     made, keep = at(point)
     slim = copy.deepcopy(made).to(memory_format=torch.channels_last)
-    reestimate(slim, batches(bench.examples.source_train, bench.batch, seed, "none"))
+    plain = replace(bench.examples.source_train, augment="none")
+    reestimate(slim, batches(plain, bench.batch, seed))
     found = {"cut": bench.score(slim), "latency": measured(bench, slim)}
     found["params"] = sum(p.numel() for p in slim.parameters())
     steps = bench.steps - (bench.search_steps if method in LEARNED else 0)

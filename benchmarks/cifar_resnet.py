@@ -74,7 +74,7 @@ def few(examples: ClassExamples, shots: int | None, seed: int) -> ClassExamples:
 
 def row(bench: Bench, made: tuple[nn.Module, Keep], seed: int, spent: int, point: str) -> dict[str, Any]:
     """Straight after the cut (batch norm measured anew, for every method), and tuned with 10, 50 and all images."""
-    stream = batches(bench.examples.source_train, bench.batch, seed, "none")
+    stream = batches(replace(bench.examples.source_train, augment="none"), bench.batch, seed)
     slim, matched = made[0].to(memory_format=torch.channels_last), match(bench.structure, made[1])
     reestimate(slim, stream)
     found: dict[str, Any] = {"cut": bench.score(slim)}

@@ -23,8 +23,9 @@ from typing import Any, Final
 
 import _results
 import torch
-from _cifar import Bench, load
-from cifar_resnet import few, search
+from _cifar import load
+from _methods import Bench, search
+from cifar_resnet import few
 from rich.console import Console
 from rich.table import Table
 from torch import nn

@@ -25,6 +25,7 @@ from torch import nn
 from torch.optim import SGD, Adam
 
 from deploy_prune import cost
+from deploy_prune.data.examples import Batch
 from deploy_prune.networks import build
 from deploy_prune.recipe.parts import ModelPart, PrunePart, SearchPart
 from deploy_prune.search.frame import SearchGoal, SearchJob
@@ -56,27 +57,28 @@ def steps_of(source: str, size: int, batch: int) -> dict[str, Step]:
     network = (
         build.build_network(ModelPart(source=source), 10).train().to(memory_format=torch.channels_last)
     )  # as searches do
-    x, y = torch.randn(batch, 3, size, size), torch.randint(10, (batch,))
+    x = torch.randn(batch, 3, size, size)
+    drawn = Batch((x,), torch.randint(10, (batch,)))
     structure = find_groups(network, (x[:1],), PrunePart())
     model = cost.macs(structure)
     weights = SGD(network.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
     job = SearchJob(
-        network=network, structure=structure, loss=CLASSIFIER.batch_loss, batches=itertools.repeat((x, y)),
+        network=network, structure=structure, loss=CLASSIFIER.batch_loss, batches=itertools.repeat(drawn),
         goal=SearchGoal(cost=model, limit=0.5 * model(structure.dense_counts)),
         config=SearchPart(steps=200, batch_size=batch), session=Session(accelerator=make_accelerator("cpu"), seed=0),
     )  # fmt: skip
     first = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     other = SGD(first.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
     steps = {
-        "plain": step_of(network, lambda: CLASSIFIER.batch_loss(network, (x, y)), [weights]),
-        "channels first": step_of(first, lambda: CLASSIFIER.batch_loss(first, (x, y)), [other]),
+        "plain": step_of(network, lambda: CLASSIFIER.batch_loss(network, drawn), [weights]),
+        "channels first": step_of(first, lambda: CLASSIFIER.batch_loss(first, drawn), [other]),
     }
     for name, relaxation in RELAXATIONS.items():
         search = GateSearch(network, job, RelaxedOptions(), relaxation)
         optimizers: list[torch.optim.Optimizer] = [weights, Adam([search.logit_N], lr=1e-3)]
         if search.scales:
             optimizers.append(SGD(search.scales.values(), lr=1e-3, momentum=0.9))
-        steps[name] = step_of(network, lambda search=search: search.loss((x, y)), optimizers)
+        steps[name] = step_of(network, lambda search=search: search.loss(drawn), optimizers)
     return steps
 
 

@@ -1,7 +1,7 @@
 """A segmenter of road scenes cut to shares of its measured latency: learned masks against baselines, mIoU.
 
-    python benchmarks/segmentation.py --data ROOT [--methods ...] [--points 75%,50%,35%] [--seeds 3] [--steps 200]
-                                      [--search-steps 80] [--train-steps 2000] [--batch 8] [--image-size 72 96]
+    python benchmarks/segmentation.py --data ROOT [--methods ...] [--points 75%,50%,35%] [--seeds 3] [--steps 160]
+                                      [--search-steps 60] [--train-steps 2000] [--batch 8] [--image-size 72 96]
 
 ROOT (or DEPLOY_PRUNE_DATA) holds CamVid in camvid/, with the folders train/images, train/masks, test/images and
 test/masks: 367 training and 233 test pictures of 11 classes. The segmenter is the package's small U-Net from random
@@ -21,7 +21,7 @@ from deploy_prune.tasks.segmentation import SEGMENTATION
 
 def main() -> None:
     """Make every row, then the table."""
-    arguments = parse(__doc__, "camvid", (72, 96), steps=200, search_steps=80, train_steps=2000, batch=8)
+    arguments = parse(__doc__, "camvid", (72, 96), steps=160, search_steps=60, train_steps=2000, batch=8)
     if arguments.data is None:
         print("skipped: say where CamVid is, with --data ROOT or DEPLOY_PRUNE_DATA")
         return

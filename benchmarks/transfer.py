@@ -27,8 +27,8 @@ from typing import Any, Final
 
 import _results
 import torch
-from _cifar import Bench, load
-from cifar_resnet import LEARNED, search
+from _cifar import load
+from _methods import LEARNED, Bench, search
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn

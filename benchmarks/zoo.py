@@ -190,7 +190,7 @@ def round_trip(name: str, network: nn.Module, slim: nn.Module, keep: Keep, input
 
     part = _zoo_networks.part_of(name)
     text = json_file.dumps(
-        json_file.describe(part, _zoo_networks.NUM_CLASSES, inputs[0][:1].shape, keep, network, slim)
+        json_file.describe(part, _zoo_networks.NUM_CLASSES, tuple(x[:1] for x in inputs), keep, network, slim)
     )
     fresh, _ = _zoo_networks.fresh(name, seed=1)
     told = json_file.loads(text)
