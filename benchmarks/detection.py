@@ -1,7 +1,7 @@
 """A detector of blood cells cut to shares of its measured latency: learned masks against baselines, mAP.
 
     python benchmarks/detection.py --data ROOT [--methods ...] [--points 75%,50%,35%] [--seeds 3] [--steps 160]
-                                   [--search-steps 60] [--train-steps 3000] [--batch 8] [--image-size 96 128]
+                                   [--search-steps 60] [--train-steps 2000] [--batch 8] [--image-size 96 128]
 
 ROOT (or DEPLOY_PRUNE_DATA) holds BCCD in bccd/, as published (VOC's layout): 205 training and 72 test pictures of
 blood, with boxes around platelets, red and white cells. The detector is an SSDlite of MobileNet at half width, at a
@@ -25,7 +25,7 @@ from deploy_prune.tasks.detection import DETECTION
 
 def main() -> None:
     """Make every row, then the table."""
-    arguments = parse(__doc__, "bccd", (96, 128), steps=160, search_steps=60, train_steps=3000, batch=8)
+    arguments = parse(__doc__, "bccd", (96, 128), steps=160, search_steps=60, train_steps=2000, batch=8)
     if arguments.data is None:
         print("skipped: say where BCCD is, with --data ROOT or DEPLOY_PRUNE_DATA")
         return
