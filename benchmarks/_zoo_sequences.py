@@ -158,7 +158,7 @@ class WaveNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x, total = self.start(x), torch.zeros(())
         for gate, residual, skip in zip(self.gates, self.residuals, self.skips, strict=True):
-            value, opened = gate(F.pad(x, (gate.dilation[0], 0))).chunk(2, 1)
+            value, opened = gate(F.pad(x, (int(gate.dilation[0]), 0))).chunk(2, 1)
             y = value.tanh() * opened.sigmoid()
             total, x = total + skip(y), x + residual(y)
         return self.head(total)
@@ -212,7 +212,7 @@ class TemporalNet(nn.Module):
         for first, second, short in zip(self.first, self.second, self.short, strict=True):
             y = x
             for conv in (first, second):
-                y = conv(F.pad(y, (2 * conv.dilation[0], 0))).relu()
+                y = conv(F.pad(y, (2 * int(conv.dilation[0]), 0))).relu()
             x = (y + short(x)).relu()
         return self.head(x[:, :, -1])
 
@@ -230,7 +230,7 @@ class NBeats(nn.Module):
         self.steps = steps
 
     def forward(self, x: Tensor) -> Tensor:
-        ahead = 0.0
+        ahead = torch.zeros(())
         for block in self.blocks:
             made = block(x)
             x, ahead = x - made[:, : self.steps], ahead + made[:, self.steps :]

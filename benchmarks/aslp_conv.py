@@ -58,14 +58,14 @@ def supermask(m: Tensor) -> Tensor:
     Sampled when it is evaluated, too, as there.
     """
     p = torch.sigmoid(m)
-    mask: Tensor = _StraightThrough.apply(torch.bernoulli(p.detach()), p)  # type: ignore[no-untyped-call]
+    mask: Tensor = _StraightThrough.apply(torch.bernoulli(p.detach()), p)
     return mask * (mask.numel() / mask.detach().sum().clamp(min=1))
 
 
 def edge_popup(score: Tensor) -> Tensor:
     """The half of a layer with the largest |score|, straight through: Ramanujan et al., arXiv 1911.13299."""
     half = score.detach().abs().flatten().kthvalue(score.numel() // 2).values
-    mask: Tensor = _StraightThrough.apply((score.detach().abs() > half).to(score.dtype), score.abs())  # type: ignore[no-untyped-call]
+    mask: Tensor = _StraightThrough.apply((score.detach().abs() > half).to(score.dtype), score.abs())
     return mask
 
 
@@ -161,6 +161,7 @@ def main() -> None:
     found = splits.load(DataPart(source="cifar10", root=str(arguments.data), image_size=32, augment="none"), 0)
     train, test = found.source_train, found.source_test
     epochs, images = (100, len(train)) if arguments.full else (arguments.epochs, min(arguments.images, len(train)))
+    assert isinstance(train, ClassExamples) and isinstance(test, ClassExamples)
     train = replace(train, images=train.images[:images], labels=train.labels[:images])
     names = arguments.methods.split(",")
     digests = [found.source_train.digest, found.source_test.digest]

@@ -125,7 +125,8 @@ def looked_at(costs: CandidateCosts, target: Target, budget: Budget, dense: Arti
     even = uniform(costs.structure, macs(counts))
     plain = written(costs, target, first(costs.structure, even), dense.path.with_stem("uniform"))
     whole, slim = measure_steadily(target, [dense, made.artifact], part.runs, part.warmup)
-    ratio = paired_ratio(*reversed(measure_steadily(target, [made.artifact, plain], part.runs, part.warmup)))
+    ours, beside = measure_steadily(target, [made.artifact, plain], part.runs, part.warmup)
+    ratio = paired_ratio(beside, ours)
     all_macs, share = macs(costs.structure.dense_counts), slim.p50_ms / whole.p50_ms
     return {
         "share": share, "error": share / budget.limit - 1, "macs": macs(counts) / all_macs,

@@ -62,7 +62,7 @@ def tuned(bench: Bench, slim: nn.Module, matched: Match, examples: ClassExamples
     return bench.score(network)
 
 
-def few(examples: ClassExamples, shots: int | None, seed: int) -> ClassExamples:
+def few(examples: Any, shots: int | None, seed: int) -> ClassExamples:
     """So many examples of each class, the same for every method; None: all."""
     if shots is None:
         return examples

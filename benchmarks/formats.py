@@ -104,7 +104,7 @@ def candidate_costs(source: str, size: int, folder: Path) -> CandidateCosts:
     )  # fmt: skip
 
 
-def target_of(format: str, precision: str) -> Target:
+def target_of(format: str, precision: Any) -> Target:
     """This machine with another runtime."""
     runtime = str(FORMATS[format].runtime)
     return replace(load_target("host"), name=f"host-{format}", format=format, runtime=runtime, precision=precision)

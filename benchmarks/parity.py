@@ -103,8 +103,8 @@ def subjects(source: str, size: int, rate: float, arguments: argparse.Namespace)
     network = build.build_network(ModelPart(source=source, args=args), examples.num_source)
     session = Session(accelerator=make_accelerator("cpu", "no"), seed=0, progress=silent)
     train = examples.source_train
-    images = examples.source_test.all()[0][:IMAGES]
-    calibration = train.take(torch.arange(ExportPart().calibration_examples))[0]
+    (images,) = examples.source_test.take(torch.arange(IMAGES)).inputs
+    (calibration,) = train.take(torch.arange(ExportPart().calibration_examples)).inputs
 
     def trained(kind: str, network: nn.Module, steps: int, lr: float) -> Subject:
         train_network(

@@ -16,6 +16,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +129,10 @@ def devices(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[Device]],
         processor = "cpu" if "cpu" in kind else "accelerator"
         granule = next((step for start, step in GRANULES.items() if kind.startswith(start)), 8)
         matmul = next((rate for start, rate in MATMUL.items() if kind.startswith(start)), 1.0)
-        how = {"element_bytes": width, "granule": granule, "processor": processor, "matmul": matmul}
-        families[kind].append(Device(name=name, published=ms, **how))
+        made = Device(name=name, published=ms, element_bytes=width, granule=granule, processor=processor, matmul=matmul)
+        families[kind].append(made)
     steps = {device.granule for group in families.values() for device in group}
-    features = {}
+    features: dict[tuple[str, int], Any] = {}
     for network, how in wanted.items():
         ops = operators(*how)
         features |= {(network, step): _calibrate.features(ops, step) for step in steps}
@@ -234,7 +235,7 @@ def main() -> None:
         parser.error("give --data ROOT, or set DEPLOY_PRUNE_DATA")
     rows = json.loads((Path(arguments.data) / "device_latencies.json").read_text(encoding="utf-8"))
     console = Console(width=200)
-    found = run(rows, lambda *shown: [console.print(x) for x in shown] and None, arguments.fit)
+    found = run(rows, partial(console.print, sep="\n"), arguments.fit)
     _results.write("published_latencies", found, fewest_networks=FEWEST)
 
 

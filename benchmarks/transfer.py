@@ -142,7 +142,7 @@ def wanted(found: Mapping[str, Found], arguments: argparse.Namespace) -> Iterato
 
 def target_part(bench: Bench, shots: int, arguments: argparse.Namespace) -> DataPart:
     """The target's examples: normalised as the source's, as its weights expect."""
-    example = bench.examples.source_train
+    example: Any = bench.examples.source_train
     given = arguments.target
     return DataPart(
         source="npz" if given else "cifar100", root=str(given or arguments.data), image_size=arguments.image_size,
