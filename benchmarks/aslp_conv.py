@@ -161,7 +161,8 @@ def main() -> None:
     found = splits.load(DataPart(source="cifar10", root=str(arguments.data), image_size=32, augment="none"), 0)
     train, test = found.source_train, found.source_test
     epochs, images = (100, len(train)) if arguments.full else (arguments.epochs, min(arguments.images, len(train)))
-    assert isinstance(train, ClassExamples) and isinstance(test, ClassExamples)
+    assert isinstance(train, ClassExamples)
+    assert isinstance(test, ClassExamples)
     train = replace(train, images=train.images[:images], labels=train.labels[:images])
     names = arguments.methods.split(",")
     digests = [found.source_train.digest, found.source_test.digest]
