@@ -46,6 +46,12 @@ _FLOAT_ONLY: Final = frozenset(
 README, "Quantized inference"); in a vision transformer, batched products in int8 make 25 parts of one."""
 _CHEAP: Final = frozenset({"ADD", "MEAN", "MUL", "RESHAPE", "SUB", "SUM", "TRANSPOSE"})
 """Their time is that of reading and writing, wherever they run."""
+_LAYERS: Final = frozenset({"CONV_2D", "CONV_2D_TRANSPOSE", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})
+"""Operations with weights."""
+_MOVES: Final = frozenset({"CONCATENATION", "RESHAPE", "SLICE", "SPLIT", "STRIDED_SLICE", "TRANSPOSE"})
+"""Their results are what they read, elsewhere."""
+Scopes = dict[str, list[str]]
+"""An operation's name -> where in the file there are such, as the quantizer's rules call them."""
 _SIGNATURE, _INPUT = "serving_default", "args_"  # litert-torch's names
 
 
@@ -165,12 +171,14 @@ def _quantize(content: bytes, calibration: Given, shapes: Sequence[Sequence[int]
     quantizer.add_static_config(".*", operations.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
     for kept in (operations.INPUT, operations.OUTPUT):
         quantizer.update_quantization_recipe(".*", kept, algorithm_key=AlgorithmName.NO_QUANTIZE)
-    # The outputs stay float: a last product with 8-bit weights rounds what it reads as it runs.
-    for scope in last_products(content):
-        quantizer.add_dynamic_config(f"^{re.escape(scope)}$", operations.FULLY_CONNECTED, num_bits=8)
-    for name, scopes in kept_in_float(content).items():  # one rule an operation: each rule is tried on every tensor
-        pattern = f"^(?:{'|'.join(map(re.escape, scopes))})$"
-        quantizer.update_quantization_recipe(pattern, operations(name), algorithm_key=AlgorithmName.NO_QUANTIZE)
+    layers, moves = last_layers(content)
+    for name, scopes in layers.items():
+        quantizer.add_dynamic_config(_any_of(scopes), operations(name), num_bits=8)
+    for kept in (moves, kept_in_float(content)):
+        for name, scopes in kept.items():  # one rule an operation: each rule is tried on every tensor
+            quantizer.update_quantization_recipe(
+                _any_of(scopes), operations(name), algorithm_key=AlgorithmName.NO_QUANTIZE
+            )
     recipe = RecipeManager()
     recipe.load_quantization_recipe(quantizer.get_quantization_recipe())
     fed = [  # the converter makes 64-bit integers 32-bit ones
@@ -191,7 +199,7 @@ def _quantize(content: bytes, calibration: Given, shapes: Sequence[Sequence[int]
     return _quantized(quantizer, calibrator.get_model_qsvs())
 
 
-def kept_in_float(content: bytes) -> dict[str, list[str]]:
+def kept_in_float(content: bytes) -> Scopes:
     """Operations of a float file that int8 makes slower and less exact: each kind's scopes, in file order.
 
     They are those without an int8 kernel in XNNPACK, which would run alone in LiteRT's slow reference kernels, and the
@@ -199,45 +207,77 @@ def kept_in_float(content: bytes) -> dict[str, list[str]]:
     A cheap operation is between if all that it reads, or all that reads it, is kept in float. A sum is also kept if
     anything that reads it is: what a transformer's layers add to and pass on has outliers that 8 bits can't hold.
     """
-    from ai_edge_quantizer.utils import tfl_flatbuffer_utils as flatbuffer
-
-    model = flatbuffer.read_model(content)
-    kept: dict[str, list[str]] = {}
-    for graph in model.subgraphs:
-        names = [
-            flatbuffer.TFL_OP_CODE_TO_NAME.get(model.operatorCodes[op.opcodeIndex].builtinCode)
-            for op in graph.operators
-        ]
-        texts = ["" if name is None else str(name.value) for name in names]
-        maker = {int(t): i for i, op in enumerate(graph.operators) for t in op.outputs}
-        reads = [[maker[int(t)] for t in op.inputs if int(t) in maker] for op in graph.operators]
-        for i in in_float(texts, reads):
-            kept.setdefault(texts[i], []).append(flatbuffer.get_op_scope(graph.operators[i], graph.tensors))
+    kept = Scopes()
+    for graph, texts, scopes in _graphs(content):
+        for i in in_float(texts, _reads(graph)):
+            kept.setdefault(texts[i], []).append(scopes[i])
     return kept
 
 
-def last_products(content: bytes) -> list[str]:
-    """Scopes of the matrix products whose results are outputs."""
+def last_layers(content: bytes) -> tuple[Scopes, Scopes]:
+    """Layers whose results reach outputs as they are, perhaps moved; and what moves them.
+
+    Outputs stay float: a last layer with 8-bit weights rounds what it reads as it runs, and its result isn't rounded.
+    Channels of very different scale, as boxes and classes are, would else have one scale of 8 bits.
+    """
+    layers, moves = Scopes(), Scopes()
+    for graph, texts, scopes in _graphs(content):
+        outputs = {int(t) for t in graph.outputs}
+        gives = [any(int(t) in outputs for t in op.outputs) for op in graph.operators]
+        for i in at_the_end(texts, _reads(graph), gives):
+            (layers if texts[i] in _LAYERS else moves).setdefault(texts[i], []).append(scopes[i])
+    return layers, moves
+
+
+def at_the_end(names: Sequence[str], reads: Sequence[Sequence[int]], gives: Sequence[bool]) -> list[int]:
+    """Layers and moves after which there is nothing but moves.
+
+    ``reads``: the operations, all before it, whose results each one reads. ``gives``: which ones give an output.
+    """
+    read_by = _read_by(reads)
+    last = set[int]()
+    for i in reversed(range(len(names))):
+        is_read = all(r in last and names[r] in _MOVES for r in read_by[i]) and bool(read_by[i] or gives[i])
+        if is_read and names[i] in _LAYERS | _MOVES:
+            last.add(i)
+    return sorted(last)
+
+
+def _read_by(reads: Sequence[Sequence[int]]) -> list[list[int]]:
+    """For each operation, those that read its results."""
+    found: list[list[int]] = [[] for _ in reads]
+    for index, sources in enumerate(reads):
+        for source in sources:
+            found[source].append(index)
+    return found
+
+
+def _reads(graph: Any) -> list[list[int]]:
+    """For each operation, those whose results it reads."""
+    maker = {int(t): i for i, op in enumerate(graph.operators) for t in op.outputs}
+    return [[maker[int(t)] for t in op.inputs if int(t) in maker] for op in graph.operators]
+
+
+def _graphs(content: bytes) -> Iterator[tuple[Any, list[str], list[str]]]:
+    """Every graph of a file, and its operations' names ("" if they have none) and scopes."""
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils as flatbuffer
 
     model = flatbuffer.read_model(content)
-    codes = [flatbuffer.TFL_OP_CODE_TO_NAME.get(code.builtinCode) for code in model.operatorCodes]
-    return [
-        flatbuffer.get_op_scope(op, graph.tensors)
-        for graph in model.subgraphs
-        for op in graph.operators
-        if str(getattr(codes[op.opcodeIndex], "value", "")) == "FULLY_CONNECTED"
-        and op.outputs[0] in graph.outputs
-        and not any(op.outputs[0] in other.inputs for other in graph.operators)
-    ]
+    names = [flatbuffer.TFL_OP_CODE_TO_NAME.get(code.builtinCode) for code in model.operatorCodes]
+    texts = ["" if name is None else str(name.value) for name in names]
+    for graph in model.subgraphs:
+        scopes = [flatbuffer.get_op_scope(op, graph.tensors) for op in graph.operators]
+        yield graph, [texts[op.opcodeIndex] for op in graph.operators], scopes
+
+
+def _any_of(scopes: Sequence[str]) -> str:
+    """A pattern that these scopes match alone."""
+    return f"^(?:{'|'.join(map(re.escape, scopes))})$"
 
 
 def in_float(names: Sequence[str], reads: Sequence[Sequence[int]]) -> list[int]:
     """Which operations stay in float, given each one's name and the operations whose results it reads."""
-    read_by: list[list[int]] = [[] for _ in names]
-    for index, sources in enumerate(reads):
-        for source in sources:
-            read_by[source].append(index)
+    read_by = _read_by(reads)
     chosen = {i for i, name in enumerate(names) if name in _FLOAT_ONLY}
     chosen |= {reader for i in chosen if names[i] == "RSQRT" for reader in read_by[i] if names[reader] in _CHEAP}
     grown = True

@@ -3,12 +3,15 @@
 import warnings
 
 import pytest
+import torch
 from export_networks import payload
 from input_kinds import KINDS, first
 from three_outputs import EXAMPLE, calibration, network
+from torch import nn
 
 import deploy_prune
 from deploy_prune.export import litert
+from deploy_prune.export.parity import check_parity
 from deploy_prune.recipe.parts import ExportPart
 
 
@@ -48,6 +51,27 @@ def test_a_sum_that_float_reads_stays_in_float():
 
 
 @pytest.mark.litert
+def test_last_layers_are_followed_by_moves_alone():
+    boxes = ["CONV_2D", "CONV_2D", "TRANSPOSE", "CONV_2D_TRANSPOSE", "CONCATENATION"]
+    reads = [[], [0], [1], [0], [2, 3]]
+    assert litert.at_the_end(boxes, reads, [False] * 4 + [True]) == [1, 2, 3, 4]
+    assert litert.at_the_end([*boxes, "LOGISTIC"], [*reads, [4]], [False] * 5 + [True]) == []
+    assert litert.at_the_end(["CONV_2D", "CONV_2D"], [[], [0]], [True, True]) == [1], "what is read on stays int8"
+    assert litert.at_the_end(["CONV_2D"], [[]], [False]) == [], "what nobody reads is no output"
+
+
+@pytest.mark.litert
+@pytest.mark.parametrize("groups", [2, 8])
+def test_a_last_layer_s_channels_of_different_scale_are_kept_apart(groups, tmp_path):
+    pytest.importorskip("litert_torch")
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=groups)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), layer).eval()
+    layer.weight.data *= torch.logspace(-1.5, 0, 8).view(-1, 1, 1, 1)
+    x = torch.nn.functional.interpolate(torch.randn(64, 3, 4, 4), scale_factor=4, mode="bicubic")
+    check_parity(network, litert.write(network, x[:1], tmp_path / "a.tflite", "int8", ExportPart(), x), x)
+
+
 def test_int8_is_calibrated_on_tokens(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
