@@ -14,9 +14,9 @@ as many steps. tp_group_norm is torch-pruning's own pruner. Settings were chosen
 
 from __future__ import annotations
 
-from _ssdlite import ssdlite
 from _tasks import Kind, parse, run
 
+from deploy_prune.networks.libraries import import_torchvision
 from deploy_prune.recipe.data import BoxesPart
 from deploy_prune.recipe.parts import TrainPart
 from deploy_prune.recipe.tasks import DetectionSearchPart
@@ -29,6 +29,9 @@ def main() -> None:
     if arguments.data is None:
         print("skipped: say where BCCD is, with --data ROOT or DEPLOY_PRUNE_DATA")
         return
+    import_torchvision()
+    from _ssdlite import ssdlite
+
     data = BoxesPart(
         source="voc", root=str(arguments.data / "bccd"), image_size=arguments.image_size, fit="stretch", broken="skip",
         augment="flip_crop",
