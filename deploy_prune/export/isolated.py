@@ -23,7 +23,7 @@ from typing import IO, Any, Final
 
 import psutil
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 
 from deploy_prune import errors
@@ -242,8 +242,8 @@ def stop() -> None:
 
 def _pack(
     folder: Path, network: nn.Module, example: Given, calibration: Given | None, part: ExportPart
-) -> dict[str, str | None]:
-    """The program and its inputs as files."""
+) -> dict[str, Any]:
+    """The program and its inputs as files, and whether it has operators of torchvision's."""
     inputs = tuple(x.detach().cpu() for x in float32(example))
     if any(t.device.type != "cpu" for t in (*network.parameters(), *network.buffers())):
         network = moved(copied(network), torch.device("cpu"))
@@ -252,7 +252,16 @@ def _pack(
         _save(program, folder / "network.pt2")
     real = None if calibration is None else as_given([x.detach().cpu() for x in float32(calibration)])
     torch.save({"example": as_given(inputs), "calibration": real}, folder / "tensors.pt")
-    return {"program": str(folder / "network.pt2"), "tensors": str(folder / "tensors.pt")}
+    return {
+        "program": str(folder / "network.pt2"),
+        "tensors": str(folder / "tensors.pt"),
+        "torchvision": _has_torchvision(program),
+    }
+
+
+def _has_torchvision(program: ExportedProgram) -> bool:
+    graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, fx.GraphModule)]
+    return any(getattr(node.target, "namespace", "") == "torchvision" for graph in graphs for node in graph.nodes)
 
 
 def _save(program: ExportedProgram, path: Path) -> None:

@@ -6,6 +6,11 @@ paths, module classes) is removed.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,13 +101,35 @@ def versions(part: ExportPart) -> dict[str, str]:
 def _export(network: nn.Module, example: Given, part: ExportPart) -> onnx.ModelProto:
     program = export_program(network, example, part)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _translations_kept():
             made = torch.onnx.export(program, several(example), dynamo=True, opset_version=part.opset, verbose=False)
         assert made is not None
         return made.model_proto
     except Exception as error:  # the exporter wraps whatever a translation raises
         message = f"torch.onnx can't export the network with opset {part.opset}: {first_line(_root(error))}"
         raise ExportError(message) from error
+
+
+@contextmanager
+def _translations_kept() -> Iterator[None]:
+    """Let torch read its exporter's translations once: it does for every file, a third of the time of a small one.
+
+    It finds those of torchvision's operators only if torchvision was imported before.
+    """
+    registry: Any = import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+    read = vars(registry)["from_torchlib"]
+    has_torchvision = "torchvision" in sys.modules
+    kept = partial(_translations, read.__get__(None, registry), has_torchvision)
+    registry.from_torchlib = staticmethod(lambda opset_version: kept(opset_version))
+    try:
+        yield
+    finally:
+        registry.from_torchlib = read
+
+
+@cache
+def _translations(read: Callable[[int], Any], has_torchvision: bool, opset: int) -> Any:
+    return read(opset)
 
 
 def _clean(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -23,7 +23,6 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
-    import_torchvision()  # declares its operators, which a program may have
     for line in sys.stdin:
         answers.write(json.dumps(answer(json.loads(line))) + "\n")
         answers.flush()
@@ -42,6 +41,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(request: dict[str, Any]) -> dict[str, Any]:
+    if request["torchvision"]:
+        import_torchvision()  # declares its operators; that takes as long as importing torch
     kind = importlib.import_module(request["module"])
     tensors = torch.load(request["tensors"], weights_only=True)
     with quiet():

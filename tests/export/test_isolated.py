@@ -18,6 +18,7 @@ from deploy_prune.errors import BudgetError, ExportError, MissingDependencyError
 from deploy_prune.export import FORMATS, isolated
 from deploy_prune.export.artifact import Extra
 from deploy_prune.export.parity import check_parity
+from deploy_prune.networks.libraries import import_torchvision
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system.plugins import import_callable
 
@@ -63,6 +64,22 @@ def test_calibration_gets_there(tmp_path):
         assert float(artifact.path.read_text().split()[0]) == pytest.approx(
             float(network().eval()(x[:1]).sum()), abs=1e-4
         )
+
+
+class Suppressing(nn.Module):
+    """Boxes [B, 4], and how many are left when those that overlap are gone."""
+
+    def forward(self, x):
+        kept = torch.ops.torchvision.nms(x, x.sum(1), 0.5)
+        return x.sum() + kept.shape[0]
+
+
+def test_torchvision_is_imported_for_its_operators_alone(tmp_path):
+    isolated.stop()
+    import_torchvision()
+    assert write(tmp_path / "a.txt", "libraries").path.read_text() == "torchvision False"
+    boxes = isolated.write("planted", Suppressing(), torch.rand(6, 4), tmp_path / "b.txt", "libraries", PART)
+    assert boxes.path.read_text() == "torchvision True"
 
 
 def test_what_a_converter_prints_is_not_seen(tmp_path, capfd):

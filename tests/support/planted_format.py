@@ -20,7 +20,20 @@ from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.types import Artifact
 
 suffix: Final = ".txt"
-precisions: Final = ("fp32", "crash", "hang", "eat", "exit", "raise", "named", "chatter", "half", "keep", "import")
+precisions: Final = (
+    "fp32",
+    "crash",
+    "hang",
+    "eat",
+    "exit",
+    "raise",
+    "named",
+    "chatter",
+    "half",
+    "keep",
+    "import",
+    "libraries",
+)
 _kept: Final[list[bytes]] = []
 runtime: Final[str | None] = None
 extra: Final[Extra | None] = None
@@ -69,6 +82,9 @@ def write(
     elif precision == "half":
         path.write_text("half")
         ctypes.string_at(0)
-    total = float(network(example if calibration is None else calibration).sum())
-    path.write_text(f"{total:.6f} {part.opset} {os.getpid()}")
+    if precision == "libraries":
+        path.write_text(f"torchvision {'torchvision' in sys.modules}")
+    else:
+        total = float(network(example if calibration is None else calibration).sum())
+        path.write_text(f"{total:.6f} {part.opset} {os.getpid()}")
     return describe(path, format="planted", precision=precision, input_shape=example.shape, versions={"planted": "1"})
