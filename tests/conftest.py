@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from boards import REQUIRED, Board, adb_board, need, ssh_board
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Before torch is imported, here and in what tests start: threads that wait for each other crawl on a busy machine."""
+vars(logging.getLogger("torch.__trace"))["addHandler"] = lambda handler: None
+"""torch writes down each step of tracing a network if that logger has a handler, and pytest gives it its own."""
 
 
 @pytest.fixture(scope="session", autouse=True)
