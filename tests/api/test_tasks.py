@@ -74,7 +74,11 @@ def counted_macs(network: nn.Module, example: Example) -> float:
     return real_macs(network, *inputs) / len(inputs[0])
 
 
-CASES = [(name, method) for name in EXAMPLES for method in ("dap", "gate", "gumbel")]
+CASES = [
+    ("classifier", "dap"), ("classifier", "gumbel"), ("style", "gate"), ("flow", "gumbel"), ("translation", "dap"),
+    ("translation", "gate"),
+]  # fmt: skip
+"""Every task, and every method on two of them."""
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of the counter's switches
