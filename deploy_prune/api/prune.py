@@ -50,11 +50,13 @@ ANY_DEVICE: Final = "any device"
 class Settings(SearchPart, PrunePart, MeasurePart):
     """What `prune` takes by name, with the defaults of a recipe's parts ``search``, ``prune`` and ``measure``.
 
+    But for ``max_step``, as nothing is known of the loss: without it, squared errors of large values end a network.
     ``granule``: every group keeps a multiple of so many channels; None: the target's granularity, 1 without a target.
     ``batch_size`` only says how large the batches are.
     """
 
     granule: Annotated[int, Field(ge=1)] | None = None
+    max_step: Annotated[float, Field(gt=0)] | None = 0.003
 
 
 class PredictedWarning(UserWarning):

@@ -142,6 +142,11 @@ class SearchPart(Part):
         default=None,
         description="Learning rate of the gates. null: chosen so that a gate's logit can move by 30 in all steps.",
     )
+    max_step: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="How far one step's gradient may move the weights, as a share of their norm, whatever the learning "
+        "rate and the unit of the loss. null: as far as it does.",
+    )
     options: dict[str, Any] = Field(default={}, description="Options of the method, as in {derivative: sigmoid}.")
 
     @field_validator("method")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -239,7 +240,27 @@ def weight_optimizers(
         weights, lr=config.lr, momentum=options.momentum, weight_decay=options.weight_decay,
         nesterov=options.momentum > 0,
     )  # fmt: skip
+    if config.max_step is not None:
+        optimizer.register_step_pre_hook(partial(_limit, config.max_step))
     return [optimizer], [CosineAnnealingLR(optimizer, T_max=max(1, config.steps))]
+
+
+@torch.no_grad()
+def _limit(most: float, optimizer: Optimizer, *_: Any) -> None:
+    """Scale the gradient down, so that lr |g| <= most |w| over all weights.
+
+    SGD's step goes with the loss's unit: a squared error of values around 100 moves weights 10,000 times as far as one
+    of values around 1, and at a classifier's learning rate such a network is destroyed.
+    """
+    (group,) = optimizer.param_groups
+    weights = [w for w in group["params"] if w.grad is not None]
+    if not weights:
+        return
+    step = group["lr"] * torch.stack([w.grad.norm() for w in weights]).norm()
+    limit = most * torch.stack([w.norm() for w in weights]).norm()
+    if step > limit:
+        for w in weights:
+            w.grad.mul_(limit / step)
 
 
 def gate_rate(config: SearchPart) -> float:

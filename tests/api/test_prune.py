@@ -147,6 +147,28 @@ def test_counts_are_multiples_of_the_granule(session):
     assert found.macs <= 0.5 * found.dense_macs
 
 
+@pytest.mark.parametrize("method", ["gate", "dap", "gumbel"])
+def test_a_regression_of_large_values_is_not_ruined(session, method):
+    """Its gradients are a thousand times a classifier's; without a limit on steps its units die."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    x = 2 * torch.rand(512, 2, generator=generator) - 1
+    y = 10 * torch.sin(3 * x.sum(1, keepdim=True)) * torch.cos(2 * x[:, :1])
+    dense = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = torch.optim.Adam(dense.parameters(), lr=0.01)
+    for _ in range(300):
+        optimizer.zero_grad()
+        F.mse_loss(dense(x), y).backward()
+        optimizer.step()
+    assert F.mse_loss(dense(x), y) < 0.05 * y.var()
+    batches = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 512, 64)]
+    (found,) = deploy_prune.prune(
+        dense, x[:16], lambda forward, batch: F.mse_loss(forward(batch[0]), batch[1]), batches, session=session,
+        steps=100, method=method,
+    )  # fmt: skip
+    assert F.mse_loss(found.network(x), y) < 0.3 * y.var()
+
+
 # --- precision and accumulation ---
 
 
