@@ -9,7 +9,7 @@
     sample/              images.npy uint8 [N, H, W, C], input.npy float32 [N, C, H, W], expected_0.npy ...
                          expected_boxes.json or expected_classes.npy, what is made of these outputs
     python/              run.py, verify.py and what they load (a decode_*.py, too); need numpy and the runtime only
-    cpp/ kotlin/ swift/  the same in the runtime's other languages
+    cpp/ kotlin/ swift/  programs in the runtime's other languages, which fit pictures and decode outputs, too
     provenance.json      the sha256 of every other file, versions, and what the caller adds
 
 The same input gives the same bytes: the zip's entries are sorted, undated and not compressed.

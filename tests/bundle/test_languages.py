@@ -11,7 +11,7 @@ import pytest
 from native import Network
 from raw_outputs import BATCHES, SIZE, cases
 
-from deploy_prune.bundle.decoding import PLANS
+from deploy_prune.bundle.decoding import PLANS, Plan, plan
 from deploy_prune.bundle.languages import PLACES, TEMPLATES
 from deploy_prune.bundle.meaning import NO_DECODING, Meaning
 from deploy_prune.device import DECODERS
@@ -19,15 +19,21 @@ from deploy_prune.device.payload import answers, picture, run
 from deploy_prune.families import Decode
 
 CASES = cases()
-PICTURES = ((20, 30), (211, 160), (31, 333), (48, 30), (48, 64))
+PICTURES = ((20, 30), (211, 160), (31, 333), (48, 31), (48, 64))
 """Heights and widths: smaller, larger, wider than the network's size, of its height, of its size."""
 PIXELS = {"small_map": (5, 12, 16), "odd_map": (3, 7, 50), "whole_map": (4, 48, 64)}
+KOTLIN = ("cut", "grey", "ssd", "fcos", "detr", "rcnn", "mask_rcnn", "yolo", "grid", "small_map")
+"""Networks whose files are compiled in Kotlin, too, which takes a few seconds for each: together they use all of it."""
 needs_gxx = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 needs_kotlinc = pytest.mark.skipif(shutil.which("kotlinc") is None, reason="needs kotlinc")
-COMPILERS = [
-    pytest.param("cpp", marks=needs_gxx),
-    pytest.param("kotlin", marks=[pytest.mark.slow, needs_kotlinc]),
-]
+
+
+def programs(*names: str) -> pytest.MarkDecorator:
+    """These networks in C++, and some of them in Kotlin."""
+    cpp = [pytest.param("cpp", name, marks=needs_gxx, id=f"cpp-{name}") for name in names]
+    marks = [pytest.mark.slow, needs_kotlinc]
+    kotlin = [pytest.param("kotlin", n, marks=marks, id=f"kotlin-{n}") for n in names if n in KOTLIN]
+    return pytest.mark.parametrize(("command", "name"), cpp + kotlin, indirect=["command"])
 
 
 def networks() -> dict[str, Network]:
@@ -50,10 +56,11 @@ def networks() -> dict[str, Network]:
 NETWORKS = networks()
 
 
-@pytest.fixture(scope="module", params=COMPILERS)
+@pytest.fixture(scope="module")
 def command(request, tmp_path_factory) -> list[str]:
-    """Runs the program of all networks."""
-    return getattr(native, request.param)(tmp_path_factory.mktemp(request.param), NETWORKS)
+    """Runs the program of all networks that there are in this language."""
+    chosen = NETWORKS if request.param == "cpp" else {name: NETWORKS[name] for name in KOTLIN}
+    return getattr(native, request.param)(tmp_path_factory.mktemp(request.param), chosen)
 
 
 def pixels(size: tuple[int, int], channels: int = 3) -> numpy.ndarray:
@@ -70,7 +77,7 @@ def expected(network: Network, outputs: list[numpy.ndarray], size: tuple[int, in
     return run.in_picture(made, size[::-1], {"height": SIZE[0], "width": SIZE[1], "fit": network.fit})
 
 
-@pytest.mark.parametrize("name", [*picture.FITS, "grey"])
+@programs(*picture.FITS, "grey", "ssd", "yolo")
 def test_pictures_are_fitted_to_the_last_bit(command, name, tmp_path):
     fit, channels = NETWORKS[name].fit, NETWORKS[name].channels
     told = {"mean": [0.4, 0.5, 0.6][:channels], "std": [0.2, 0.25, 0.3][:channels], "divide_by": 255}
@@ -82,7 +89,7 @@ def test_pictures_are_fitted_to_the_last_bit(command, name, tmp_path):
         numpy.testing.assert_allclose(x, run.preprocess(wanted[None], told).reshape(-1), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", CASES)
+@programs(*CASES)
 def test_boxes_are_those_of_the_python_program(command, name, tmp_path):
     for number, size in zip(range(BATCHES), PICTURES, strict=False):
         outputs = [y[number] for y in CASES[name][2]]
@@ -94,7 +101,7 @@ def test_boxes_are_those_of_the_python_program(command, name, tmp_path):
         numpy.testing.assert_allclose(found["boxes"], wanted["boxes"], atol=1e-2)
 
 
-@pytest.mark.parametrize("name", PIXELS)
+@programs(*PIXELS)
 def test_classes_of_pixels_are_those_of_the_python_program(command, name, tmp_path):
     logits = numpy.random.default_rng(0).normal(size=PIXELS[name]).astype("float32")
     for size in PICTURES:
@@ -117,6 +124,19 @@ def test_a_file_without_such_pictures_is_refused(tmp_path):
         done = subprocess.run(given, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode != 0
         assert f"{name}.npy" in done.stderr
+
+
+def test_kotlin_is_compiled_for_every_way_to_decode():
+    """Each choice that a plan can make, and each way to fit a picture."""
+    every, some = ([plan_of(name) for name in names if name in CASES] for names in (NETWORKS, KOTLIN))
+    for choice in ("softmax", "more", "one_each", "group", "codes", "clip", "shift", "codes_per_logit"):
+        assert {getattr(one, choice) for one in some} == {getattr(one, choice) for one in every}, choice
+    assert {NETWORKS[name].fit for name in KOTLIN} == set(picture.FITS)
+
+
+def plan_of(name: str) -> Plan:
+    program, settings, outputs = CASES[name]
+    return plan(program, settings, [y.shape[1:] for y in outputs])
 
 
 def test_every_program_that_makes_boxes_has_a_plan_and_a_case():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from bundles import script
+from bundles import edit, rehash, script
 from click.testing import CliRunner
 from tiny_run import tiny_recipe
 
@@ -23,7 +23,8 @@ from deploy_prune.commands import export
 from deploy_prune.data import splits
 from deploy_prune.data.examples import spread
 from deploy_prune.device.targets import targets_folder
-from deploy_prune.errors import ArchitectureError, MeasurementError, RunFolderError
+from deploy_prune.errors import ArchitectureError, BundleError, MeasurementError, ParityError, RunFolderError
+from deploy_prune.recipe.file import resolve
 from deploy_prune.run import pipeline
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.run.pipeline import Run
@@ -226,3 +227,58 @@ def test_an_architecture_gives_an_artifact_as_before(finished: Run, tmp_path: Pa
         assert "is no run folder" in result.stderr
     assert call(place, "--target", "pixel-8", "--out", tmp_path / "a.onnx").exit_code == 0
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def finished_pictures(task: str, model: str, folder: Path) -> Path:
+    """A short run on scenes, from a recipe as users write it: its folder."""
+    return pipeline.run(
+        resolve({
+            "name": task, "task": task, "model": {"source": model},
+            "data": {"source": "scenes", "image_size": [32, 48], "fit": "letterbox"},
+            "train": {"steps": 30, "batch_size": 16, "lr": 0.02}, "search": {"steps": 4, "batch_size": 16},
+            "retrain": {"steps": 10, "batch_size": 16}, "measure": {"runs": 20, "warmup": 2},
+            "targets": ["pixel-8"], "budgets": ["60% macs"], "device": "cpu", "threads": 1,
+        }), folder,
+    ).folder  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_detectors_bundle_from_a_recipe(tmp_path: Path) -> None:
+    """The artifact's boxes are compared with the slim network's; others are refused."""
+    run = finished_pictures("detection", "grid_detector", tmp_path)
+    result = call(run, "--target", "pixel-8", "--budget", "60% macs", "--out", tmp_path / "b")
+    assert result.exit_code == 0, result.stderr
+    bundle = tmp_path / "b"
+    assert [line.split(":")[0].strip() for line in result.stdout.splitlines()[1:]][-2:] == ["parity", "boxes"]
+    told, post = read(bundle / "preprocessing.json"), read(bundle / "postprocessing.json")
+    assert (told["fit"], told["height"], told["width"]) == ("letterbox", 32, 48)
+    assert (post["kind"], post["program"], post["settings"]["size"]) == ("boxes", "decode_grid", [32, 48])
+    expected = read(bundle / "sample" / "expected_boxes.json")
+    assert sum(len(one["boxes"]) for one in expected) > 0
+    for name in ("cpp/main.cpp", "cpp/preprocess.hpp", "cpp/decode.hpp", "kotlin/Network.kt", "kotlin/Decode.kt"):
+        assert (bundle / name).is_file()
+    assert "constexpr Codes kCodes = Codes::deltas" in (bundle / "cpp" / "decode.hpp").read_text()
+    assert "constexpr Fit kFit = Fit::letterbox" in (bundle / "cpp" / "preprocess.hpp").read_text()
+    assert script(bundle, "run").stdout.count("boxes") == len(expected)
+    moved = [{**one, "boxes": [[x + 9 for x in box] for box in one["boxes"]]} for one in expected]
+    (bundle / "sample" / "expected_boxes.json").write_text(json.dumps(moved))
+    rehash(bundle)
+    with pytest.raises(ParityError, match="boxes that are made of the network's outputs are not those of sample"):
+        verify(bundle)
+
+
+@pytest.mark.slow
+def test_a_segmenters_bundle_from_a_recipe(tmp_path: Path) -> None:
+    run = finished_pictures("segmentation", "unet", tmp_path)
+    result = call(run, "--target", "pixel-8", "--budget", "60% macs", "--out", tmp_path / "b")
+    assert result.exit_code == 0, result.stderr
+    bundle = tmp_path / "b"
+    assert [line.split(":")[0].strip() for line in result.stdout.splitlines()[1:]][-2:] == ["parity", "pixels"]
+    assert len(read(bundle / "labels.json")["labels"]) == 11
+    expected = numpy.load(bundle / "sample" / "expected_classes.npy")
+    assert expected.shape[1:] == (32, 48)
+    assert "constexpr std::int64_t kClasses = 11, kMapHeight = 32" in (bundle / "cpp" / "decode.hpp").read_text()
+    edit(bundle / "postprocessing.json", settings={"size": [32, 47]})
+    rehash(bundle)
+    with pytest.raises(BundleError, match="for inputs of"):
+        verify(bundle)
