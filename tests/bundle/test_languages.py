@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 
@@ -80,7 +81,7 @@ def expected(network: Network, outputs: list[numpy.ndarray], size: tuple[int, in
 @programs(*picture.FITS, "grey", "ssd", "yolo")
 def test_pictures_are_fitted_to_the_last_bit(command, name, tmp_path):
     fit, channels = NETWORKS[name].fit, NETWORKS[name].channels
-    told = {"mean": [0.4, 0.5, 0.6][:channels], "std": [0.2, 0.25, 0.3][:channels], "divide_by": 255}
+    told = {"mean": native.MEAN[:channels], "std": native.STD[:channels], "divide_by": 255}
     for size in PICTURES:
         given = pixels(size, channels)
         fitted, x, _ = native.answered([*command, name], tmp_path, given, SIZE, [])
@@ -153,3 +154,34 @@ def test_swift_has_every_function_that_kotlin_has():
         missing = [function for function in functions if f"func {function}(" not in swift]
         assert missing in ([], ["addBest"]), "Swift's is bestOf"
     assert set(PLACES) == {".cpp", ".kt", ".swift"}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_numbers_are_the_same_in_every_language(name):
+    """Of levels and anchors, of thresholds, means and deviations."""
+    network = NETWORKS[name]
+    for file in ("preprocess", network.meaning.kind):
+        found = {suffix: network.text(f"{file}.{suffix}") for suffix in ("hpp", "kt", "swift")}
+        assert "$" not in "".join(found.values())
+        assert max(len(line) for text in found.values() for line in text.splitlines()) <= 120
+    if network.meaning.kind == "boxes":
+        tables = {suffix: numbers_of(text) for suffix, text in found.items()}
+        assert tables["hpp"] == tables["kt"] == tables["swift"]
+        assert len(tables["hpp"]) >= 22 * len(plan_of(name).levels)
+
+
+def numbers_of(text: str) -> list[str]:
+    """Those of levels and anchors."""
+    lines, found = text.splitlines(), ""
+    for name in (
+        "const std::vector<Level> kL",
+        "const std::vector<std::array<double, 4>> kA",
+        "val LEV",
+        "val ANC",
+        "let ",
+    ):
+        starts = [n for n, line in enumerate(lines) if line.startswith(name) and line[-1] in "{(["]
+        for start in starts:
+            end = next(n for n in range(start, len(lines)) if lines[n] in ("};", ")", "]"))
+            found += "\n".join(lines[start + 1 : end])
+    return re.findall(r"-?\d+(?:\.\d+)?", found)

@@ -6,6 +6,7 @@ put in a namespace or a package of their own.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy
 from deploy_prune.bundle import languages
 from deploy_prune.bundle.meaning import Meaning
 
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror")
 CPP = """
 namespace NAME {
@@ -93,8 +95,9 @@ class Network:
         steps = (height * width, 1) if self.layout == "NCHW" else (1, self.channels)
         return languages.filled(template, {
             "artifact": "model", "colour": "bytes", "channels": self.channels, "height": height, "width": width,
-            "mean_f": ", ".join(["0.4f", "0.5f", "0.6f"][: self.channels]), "axes": self.layout, "fit": self.fit,
-            "std_f": ", ".join(["0.2f", "0.25f", "0.3f"][: self.channels]), "pad": 114,
+            "mean": languages.numbers(MEAN[: self.channels]), "mean_f": languages.numbers(MEAN[: self.channels], "f"),
+            "std": languages.numbers(STD[: self.channels]), "std_f": languages.numbers(STD[: self.channels], "f"),
+            "axes": self.layout, "fit": self.fit, "pad": 114,
             "channel_step": steps[0], "pixel_step": steps[1],
             **languages.decoding_words(self.meaning, self.shapes),
         })  # fmt: skip
@@ -117,7 +120,7 @@ def cpp(folder: Path, networks: Mapping[str, Network]) -> list[str]:
     main = f"int main(int count, char** arguments) {{\nconst std::string name = arguments[1];\n{choice}}}\n"
     (folder / "all.cpp").write_text("\n".join([*sorted(includes), *parts, main]))
     command = ["g++", *FLAGS, "all.cpp", "-o", "all"]
-    subprocess.run(command, check=True, timeout=280, cwd=folder)
+    subprocess.run(command, check=True, timeout=600, cwd=folder)
     return [str(folder / "all")]
 
 
@@ -142,7 +145,7 @@ def kotlin(folder: Path, networks: Mapping[str, Network]) -> list[str]:
         (folder / f"{name}_answer.kt").write_text(answer)
     sources = sorted(path.name for path in folder.glob("*.kt"))
     command = ["kotlinc", "-include-runtime", "-d", "all.jar", *sources]
-    subprocess.run(command, check=True, timeout=280, cwd=folder)
+    subprocess.run(command, check=True, timeout=600, cwd=folder, env=os.environ | {"JAVA_OPTS": "-Xmx1G"})
     return ["java", "-cp", str(folder / "all.jar"), "MainKt"]
 
 
