@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
+from functools import cache
 
 import native
 import numpy
@@ -31,10 +33,10 @@ needs_kotlinc = pytest.mark.skipif(shutil.which("kotlinc") is None, reason="need
 
 def programs(*names: str) -> pytest.MarkDecorator:
     """These networks in C++, and some of them in Kotlin."""
-    cpp = [pytest.param("cpp", name, marks=needs_gxx, id=f"cpp-{name}") for name in names]
-    marks = [pytest.mark.slow, needs_kotlinc]
-    kotlin = [pytest.param("kotlin", n, marks=marks, id=f"kotlin-{n}") for n in names if n in KOTLIN]
-    return pytest.mark.parametrize(("command", "name"), cpp + kotlin, indirect=["command"])
+    slow = pytest.mark.slow
+    cpp = [pytest.param("cpp", name, marks=[slow, needs_gxx], id=f"cpp-{name}") for name in names]
+    kotlin = [pytest.param("kotlin", n, marks=[slow, needs_kotlinc], id=f"kotlin-{n}") for n in names if n in KOTLIN]
+    return pytest.mark.parametrize(("language", "name"), cpp + kotlin)
 
 
 def networks() -> dict[str, Network]:
@@ -58,10 +60,16 @@ NETWORKS = networks()
 
 
 @pytest.fixture(scope="module")
-def command(request, tmp_path_factory) -> list[str]:
-    """Runs the program of all networks that there are in this language."""
-    chosen = NETWORKS if request.param == "cpp" else {name: NETWORKS[name] for name in KOTLIN}
-    return getattr(native, request.param)(tmp_path_factory.mktemp(request.param), chosen)
+def compiled(tmp_path_factory) -> Callable[[str], list[str]]:
+    """Language -> what runs the program of all networks that there are in it; compiled once."""
+
+    @cache
+    def command(language: str) -> list[str]:
+        chosen = NETWORKS if language == "cpp" else {name: NETWORKS[name] for name in KOTLIN}
+        found: list[str] = getattr(native, language)(tmp_path_factory.mktemp(language), chosen)
+        return found
+
+    return command
 
 
 def pixels(size: tuple[int, int], channels: int = 3) -> numpy.ndarray:
@@ -79,22 +87,22 @@ def expected(network: Network, outputs: list[numpy.ndarray], size: tuple[int, in
 
 
 @programs(*picture.FITS, "grey", "ssd", "yolo")
-def test_pictures_are_fitted_to_the_last_bit(command, name, tmp_path):
+def test_pictures_are_fitted_to_the_last_bit(compiled, language, name, tmp_path):
     fit, channels = NETWORKS[name].fit, NETWORKS[name].channels
     told = {"mean": native.MEAN[:channels], "std": native.STD[:channels], "divide_by": 255}
     for size in PICTURES:
         given = pixels(size, channels)
-        fitted, x, _ = native.answered([*command, name], tmp_path, given, SIZE, [])
+        fitted, x, _ = native.answered([*compiled(language), name], tmp_path, given, SIZE, [])
         wanted = picture.fitted(given, SIZE[1], SIZE[0], fit, 114)
         numpy.testing.assert_array_equal(fitted, wanted)
         numpy.testing.assert_allclose(x, run.preprocess(wanted[None], told).reshape(-1), atol=1e-6)
 
 
 @programs(*CASES)
-def test_boxes_are_those_of_the_python_program(command, name, tmp_path):
+def test_boxes_are_those_of_the_python_program(compiled, language, name, tmp_path):
     for number, size in zip(range(BATCHES), PICTURES, strict=False):
         outputs = [y[number] for y in CASES[name][2]]
-        _, _, raw = native.answered([*command, name], tmp_path, pixels(size), SIZE, outputs)
+        _, _, raw = native.answered([*compiled(language), name], tmp_path, pixels(size), SIZE, outputs)
         found, wanted = native.boxes_of(raw), expected(NETWORKS[name], outputs, size)
         assert len(wanted["scores"]) > 3
         assert found["labels"].tolist() == wanted["labels"].tolist()
@@ -103,10 +111,10 @@ def test_boxes_are_those_of_the_python_program(command, name, tmp_path):
 
 
 @programs(*PIXELS)
-def test_classes_of_pixels_are_those_of_the_python_program(command, name, tmp_path):
+def test_classes_of_pixels_are_those_of_the_python_program(compiled, language, name, tmp_path):
     logits = numpy.random.default_rng(0).normal(size=PIXELS[name]).astype("float32")
     for size in PICTURES:
-        _, _, raw = native.answered([*command, name], tmp_path, pixels(size), SIZE, [logits])
+        _, _, raw = native.answered([*compiled(language), name], tmp_path, pixels(size), SIZE, [logits])
         wanted = expected(NETWORKS[name], [logits], size)["classes"]
         found = numpy.frombuffer(raw, "uint8").reshape(wanted.shape)
         assert (found != wanted).mean() < 1e-3
