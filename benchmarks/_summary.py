@@ -90,6 +90,19 @@ def carried(figures: Mapping[str, Any]) -> str:
     )
 
 
+def task(figures: Mapping[str, Any]) -> str:
+    """The dense network's score, and at each point the best learned masks' beside the best baseline's."""
+    found = {tuple(name.split(" ")): row for name, row in figures["figures"].items()}
+    told = []
+    for point in dict.fromkeys(point for _, point in found if point != "100%"):
+        of = {method: row for (method, at), row in found.items() if at == point}
+        told.append(f"{versus(of, 'retrained')} at {point}")
+    return (
+        f"{figures['network']}, {figures['score']} {100 * figures['dense']:.1f}; cut to shares of its measured latency "
+        f"and retrained, best learned masks / best baseline: {', '.join(told)} (`benchmarks/{figures['name']}.py`)."
+    )
+
+
 def runtimes(figures: Mapping[str, Any]) -> str:
     """In which runtimes the networks run that classify no pictures."""
     rows = figures["rows"].values()
@@ -127,6 +140,7 @@ def summary(results: Mapping[str, dict[str, Any]]) -> str:
     """All of it; ``results``: a file's name without its suffix -> its figures. What isn't there isn't told."""
     networks = [figures for name, figures in results.items() if name.startswith("cifar_")]
     single = {
+        "detection": task, "segmentation": task,
         "recovery_resnet56": recovery, "transfer": carried, "transfer_defaults": carried, "formats": formats,
         "parity": parity, "search_step": step, "published_latencies": published, "kill_resume": resume, "zoo": zoo,
         "zoo_others": runtimes,

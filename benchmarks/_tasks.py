@@ -72,8 +72,8 @@ def run(kind: Kind, arguments: argparse.Namespace, **told: Any) -> None:
     figures = summarise(rows)
     show(figures, kind.task.score.name)
     _results.write(
-        kind.name, {"dense": dense, "figures": figures}, score=kind.task.score.name, steps=bench.steps,
-        search_steps=bench.search_steps, train_steps=kind.train.steps, batch=bench.batch,
+        kind.name, {"name": kind.name, "dense": dense, "figures": figures}, score=kind.task.score.name,
+        steps=bench.steps, search_steps=bench.search_steps, train_steps=kind.train.steps, batch=bench.batch,
         image_size=kind.data.image_size, train_pictures=len(bench.examples.source_train),
         test_pictures=len(bench.examples.source_test), groups=len(bench.structure.groups), **told,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -154,6 +154,39 @@ def cifar(figures: dict[str, Any]) -> str:
     head += f"Speed-ups are of MACs, shares of measured latency (`benchmarks/cifar_resnet.py`).{elsewhere(figures)}"
     titles = ["point", "method", *share, "after the cut", "10 a class", "50 a class", "all", "seeds"]
     return f"{head}\n\n{table(titles, rows)}"
+
+
+def task(figures: dict[str, Any]) -> str:
+    """A detector's or segmenter's score per point and method, after the cut and retrained."""
+    found = {tuple(name.split(" ")): row for name, row in figures["figures"].items()}
+    points = dict.fromkeys(point for _, point in found)
+    rows = [
+        [point, method, f"{row['latency']:.1%}", scored(row, "cut"), scored(row, "retrained"), str(row["n"])]
+        for point in points
+        for (method, at), row in found.items()
+        if at == point
+    ]
+    height, width = figures["image_size"]
+    head = f"{figures['network']}, {figures['train_pictures']} training and {figures['test_pictures']} test pictures "
+    head += (
+        f"of {height} x {width}; {figures['score']} in %: dense {100 * figures['dense']:.1f}, slim straight after the "
+    )
+    head += "cut (batch norm measured anew) and retrained. The dense network was trained for "
+    head += (
+        f"{figures['train_steps']} steps of {figures['batch']} pictures; every method takes {figures['steps']} more, "
+    )
+    head += (
+        f"of which {figures['search_steps']} are the search's where there is one; mean over seeds ± standard error. "
+    )
+    head += "Points are shares of the measured latency, and `latency` is that of the slim artifact measured once more "
+    head += f"(`benchmarks/{figures['name']}.py`).{elsewhere(figures)}"
+    return f"{head}\n\n{table(['point', 'method', 'latency', 'after the cut', 'retrained', 'seeds'], rows)}"
+
+
+def scored(row: Mapping[str, Any], column: str) -> str:
+    """As in "55.1 ± 0.3"; of a single seed, without."""
+    error = row["standard_error"][column]
+    return f"{100 * row[column]:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
 
 
 def aslp(figures: dict[str, Any]) -> str:
