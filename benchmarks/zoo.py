@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def check(name: str, row: dict[str, Any], formats: Sequence[str] = (MUST_RUN,)) 
     row["form"] = "module" if structure.blueprint is None else "graph"
     row["groups"], row["found"] = len(structure.groups), len(found.groups)
     row["macs_share"] = round(macs_share(structure), 4)
-    row["whole"] = [[w.name, w.channels, w.reason] for w in structure.whole]
+    row["whole"] = [[w.name, w.channels, without_folders(w.reason)] for w in structure.whole]
     if not structure.groups:
         message = "no group can be cut"
         raise RuntimeError(message)
@@ -136,7 +137,7 @@ def check(name: str, row: dict[str, Any], formats: Sequence[str] = (MUST_RUN,)) 
         except Exception as error:
             if format == MUST_RUN:
                 raise
-            row[format] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+            row[format] = f"{type(error).__name__}: {without_folders(''.join(str(error).splitlines()[:1]))[:200]}"
     row["stage"] = "done"
 
 
@@ -272,6 +273,15 @@ def alone(name: str, mode: str, timeout: float, formats: Sequence[str] = ()) -> 
         return row
 
 
+def without_folders(text: str) -> str:
+    """The text with a package's files told from the package on, and other files by their names: the rest differs."""
+    return re.sub(
+        r"(?<![\w.:/])(?:/[\w.+-]+){2,}",
+        lambda path: path[0].rpartition("site-packages/")[2] if "site-packages/" in path[0] else Path(path[0]).name,
+        text,
+    )
+
+
 def child(name: str, mode: str, path: Path, formats: Sequence[str]) -> None:
     """One network, in this process; the row goes to ``path``."""
     row: dict[str, Any] = {}
@@ -286,7 +296,7 @@ def child(name: str, mode: str, path: Path, formats: Sequence[str]) -> None:
         row["skipped"] = str(error)
     except Exception as error:  # noqa: BLE001  whatever goes wrong is the row's result
         words = (str(error).strip().splitlines() or [""])[0]
-        row["error"] = f"{type(error).__name__}: {words[:300]}"
+        row["error"] = f"{type(error).__name__}: {without_folders(words)[:300]}"
         import traceback
 
         row["traceback"] = traceback.format_exc().splitlines()[-6:]
