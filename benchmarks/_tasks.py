@@ -9,7 +9,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -157,11 +157,10 @@ def cutter(bench: Bench, method: str, seed: int, points: list[str]) -> Cutter:
 
 
 def row(bench: Bench, at: Cutter, method: str, point: str, seed: int) -> Row:
-    """Score after the cut (batch norm measured anew, for every method) and retrained; MACs aren't compared."""
+    """Score after the cut (batch norm measured anew, as after training) and retrained; MACs aren't compared."""
     made, keep = at(point)
     slim = copy.deepcopy(made).to(memory_format=torch.channels_last)
-    plain = replace(bench.examples.source_train, augment="none")
-    reestimate(slim, batches(plain, bench.batch, seed))
+    reestimate(slim, batches(bench.examples.source_train, bench.batch, seed))
     found = {"cut": bench.score(slim), "latency": measured(bench, slim)}
     found["params"] = sum(p.numel() for p in slim.parameters())
     steps = bench.steps - (bench.search_steps if method in LEARNED else 0)

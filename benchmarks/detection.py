@@ -30,7 +30,7 @@ def main() -> None:
         print("skipped: say where BCCD is, with --data ROOT or DEPLOY_PRUNE_DATA")
         return
     import_torchvision()
-    from _ssdlite import ssdlite
+    from _mobilenet import ssdlite
 
     data = BoxesPart(
         source="voc", root=str(arguments.data / "bccd"), image_size=arguments.image_size, fit="stretch", broken="skip",

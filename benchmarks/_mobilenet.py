@@ -1,7 +1,8 @@
-"""An SSDlite for small pictures: depthwise separable layers, and heads at 1/4, 1/8 and 1/16 of the picture's size.
+"""A detector and a segmenter for small pictures: MobileNet at half width without its last two blocks, and SSDlite's heads
+or LRASPP's.
 
-The backbone is MobileNet's (Howard et al., arXiv 1704.04861, table 1) at half width, without its last two blocks; heads
-are SSDlite's (Sandler et al., arXiv 1801.04381, section 6.2).
+Howard et al., arXiv 1704.04861, table 1; Sandler et al., arXiv 1801.04381, section 6.2; Howard et al., arXiv
+1905.02244, section 6.4.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
+from torchvision.models.segmentation.lraspp import LRASPP
 from torchvision.ops import Conv2dNormActivation
 
 LEVELS: Final = (((32, 1), (64, 2), (64, 1)), ((128, 2), (128, 1)), ((256, 2), *[(256, 1)] * 5))
@@ -56,3 +58,17 @@ def ssdlite(num_classes: int, size: tuple[int, int]) -> SSD:
     norm = partial(nn.BatchNorm2d, eps=0.001)
     head = SSDLiteHead([blocks[-1][0] for blocks in LEVELS], anchors.num_anchors_per_location(), num_classes + 1, norm)
     return SSD(Backbone(), anchors, size[::-1], num_classes + 1, head=head)
+
+
+class TwoLevels(Backbone):
+    """The same, with the last two levels by LRASPP's names."""
+
+    def forward(self, image: Tensor) -> OrderedDict[str, Tensor]:
+        """The features of 1/8 and of 1/16 of the picture's size."""
+        found = super().forward(image)
+        return OrderedDict([("low", found["1"]), ("high", found["2"])])
+
+
+def lraspp(num_classes: int) -> LRASPP:
+    """The segmenter."""
+    return LRASPP(TwoLevels(), LEVELS[1][-1][0], LEVELS[2][-1][0], num_classes)
