@@ -1,5 +1,6 @@
-"""A detector and a segmenter for small pictures: MobileNet at half width without its last two blocks, and SSDlite's heads
-or LRASPP's.
+"""A detector and a segmenter for small pictures: half of MobileNet's width, with SSDlite's heads or LRASPP's.
+
+The last two of its blocks are left out, for small pictures have no need of them.
 
 Howard et al., arXiv 1704.04861, table 1; Sandler et al., arXiv 1801.04381, section 6.2; Howard et al., arXiv
 1905.02244, section 6.4.

@@ -4,8 +4,8 @@
                                       [--search-steps 60] [--train-steps 2000] [--batch 8] [--image-size 96 128]
 
 ROOT (or DEPLOY_PRUNE_DATA) holds CamVid in camvid/, with the folders train/images, train/masks, test/images and
-test/masks: 367 training and 233 test pictures of 11 classes. The segmenter is an LRASPP on the detector's MobileNet, from
-random weights. All else is as in detection.py.
+test/masks: 367 training and 233 test pictures of 11 classes. The segmenter is an LRASPP on the detector's MobileNet,
+from random weights. All else is as in detection.py.
 """
 
 from __future__ import annotations
