@@ -52,7 +52,7 @@ Row = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What is cut: ``network`` is made for so many classes; ``data``, ``train`` and ``search`` are a recipe's parts."""
+    """What is cut: ``network`` is made for so many classes; the others are parts of a recipe."""
 
     name: str
     task: Task
@@ -60,6 +60,7 @@ class Kind:
     data: Any
     train: TrainPart
     search: SourceSearchPart
+    retrain: RetrainPart = RetrainPart()
 
 
 def run(kind: Kind, arguments: argparse.Namespace, **told: Any) -> None:
@@ -98,7 +99,7 @@ def load(kind: Kind, arguments: argparse.Namespace, scratch: Path) -> Bench:
         network=form.network.to(memory_format=torch.channels_last), structure=structure, examples=examples,
         objective=objective, costs=costs, steps=arguments.steps, search_steps=arguments.search_steps,
         search_part=kind.search, batch=arguments.batch, device=arguments.device, precision="no",
-        retrain=arguments.retrain,
+        retrain=kind.retrain.model_dump() | arguments.retrain,
     )  # fmt: skip
 
 
@@ -169,7 +170,7 @@ def row(bench: Bench, at: Cutter, method: str, point: str, seed: int) -> Row:
 
 def retrained(bench: Bench, slim: nn.Module, matched: Match, steps: int, seed: int) -> float:
     """Test score after training with the dense network as teacher, as a recipe does by default."""
-    part = RetrainPart(steps=steps, batch_size=bench.batch).model_copy(update=bench.retrain)
+    part = RetrainPart(**{**bench.retrain, "steps": steps, "batch_size": bench.batch})
     adapt(
         slim, bench.examples.source_train, bench.objective, part, teacher=bench.network, session=bench.session(seed),
         match=matched,

@@ -1,6 +1,6 @@
 """A segmenter of road scenes cut to shares of its measured latency: learned masks against baselines, mIoU.
 
-    python benchmarks/segmentation.py --data ROOT [--methods ...] [--points 75%,50%,35%] [--seeds 3] [--steps 160]
+    python benchmarks/segmentation.py --data ROOT [--methods ...] [--points 75%,50%,35%] [--seeds 3] [--steps 360]
                                       [--search-steps 60] [--train-steps 2000] [--batch 8] [--image-size 96 128]
 
 ROOT (or DEPLOY_PRUNE_DATA) holds CamVid in camvid/, with the folders train/images, train/masks, test/images and
@@ -21,7 +21,7 @@ from deploy_prune.tasks.segmentation import SEGMENTATION
 
 def main() -> None:
     """Make every row, then the table."""
-    arguments = parse(__doc__, "camvid", (96, 128), steps=160, search_steps=60, train_steps=2000, batch=8)
+    arguments = parse(__doc__, "camvid", (96, 128), steps=360, search_steps=60, train_steps=2000, batch=8)
     if arguments.data is None:
         print("skipped: say where CamVid is, with --data ROOT or DEPLOY_PRUNE_DATA")
         return

@@ -69,6 +69,14 @@ Seconds = Annotated[float, Field(gt=0)]
 BudgetText = Annotated[str, AfterValidator(_checked_budget)]
 
 
+RETRAIN_LR: Final = (
+    "Peak learning rate (AdamW) of the last layer. Default for detection: 0.01; for other tasks: null. null: 0.001 if "
+    "weights and classes are kept, else 0.005."
+)
+RETRAIN_DISTILL: Final = (
+    "Share of the loss (0 to 1) that compares the output with the dense network's; the rest is the task's own loss. "
+    "Default for detection: 0.5; for other tasks: 0.9."
+)
 SEARCH_LR: Final = (
     "Learning rate of the weights, which are trained together with the gates. Default by task: 0.02 for "
     "classification, 0.001 for detection, 0.005 for segmentation, 0.002 for one of your own."
@@ -176,8 +184,7 @@ class RetrainPart(Part):
     batch_size: BatchSize = Field(default=64, description="Examples of a batch.")
     lr: Rate | None = Field(
         default=None,
-        description="Peak learning rate (AdamW) of the last layer. null: 0.001 if weights and classes are kept, else "
-        "0.005.",
+        description=RETRAIN_LR,
     )
     first_layer_lr: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
@@ -186,8 +193,7 @@ class RetrainPart(Part):
     weight_decay: WeightDecay = Field(default=5e-4, description="Weight decay.")
     distill: Share = Field(
         default=0.9,
-        description="Share of the loss (0 to 1) that compares the output with the dense network's; the rest is the "
-        "task's own loss.",
+        description=RETRAIN_DISTILL,
     )
     temperature: Rate = Field(default=2.0, description="Temperature of that comparison.")
     features: Annotated[float, Field(ge=0, le=1e6)] | None = Field(

@@ -7,7 +7,17 @@ from typing import Any, Final
 from pydantic import Field
 
 from deploy_prune.recipe.data import BoxesPart, MasksPart, Part, Shots
-from deploy_prune.recipe.parts import SEARCH_LR, TASK_SCORES, Rate, Recipe, SourceSearchPart
+from deploy_prune.recipe.parts import (
+    RETRAIN_DISTILL,
+    RETRAIN_LR,
+    SEARCH_LR,
+    TASK_SCORES,
+    Rate,
+    Recipe,
+    RetrainPart,
+    Share,
+    SourceSearchPart,
+)
 
 
 class OwnDataPart(Part):
@@ -24,6 +34,17 @@ class DetectionSearchPart(SourceSearchPart):
     """As a classifier's; a detector's few objects make for large gradients, and at 0.005 its loss went up 80 times."""
 
     lr: Rate = Field(default=0.001, description=SEARCH_LR)
+
+
+class DetectionRetrainPart(RetrainPart):
+    """As a classifier's; a detector learns more from the boxes than from its teacher's outputs, and at a higher rate.
+
+    An SSDlite of half the latency, 300 steps, judged on BCCD's validation part (mAP; dense 52.8): 42.4 with a
+    classifier's 0.001 and 0.9, 46.6 with 0.01 and 0.9, 48.3 with 0.003 and 0.5, 49.1 with these.
+    """
+
+    lr: Rate | None = Field(default=0.01, description=RETRAIN_LR)
+    distill: Share = Field(default=0.5, description=RETRAIN_DISTILL)
 
 
 class SegmentationSearchPart(SourceSearchPart):
@@ -43,6 +64,7 @@ class DetectionRecipe(Recipe):
 
     data: BoxesPart = BoxesPart()  # type: ignore[assignment]
     search: DetectionSearchPart = DetectionSearchPart()
+    retrain: DetectionRetrainPart = DetectionRetrainPart()
 
 
 class SegmentationRecipe(Recipe):
@@ -68,6 +90,11 @@ RECIPES: Final[dict[str, type[Recipe]]] = {
     "classification": Recipe, "detection": DetectionRecipe, "segmentation": SegmentationRecipe,
 }  # fmt: skip
 """Task -> its recipe; of all others, `OwnRecipe`."""
+BY_TASK: Final = {
+    "data": "Which examples", "search": "Which method scores the channels",
+    "retrain": "How the slim network is trained after the cut",
+}  # fmt: skip
+"""The parts whose keys or defaults are the task's, and what they say."""
 
 
 def recipe_for(task: object) -> type[Recipe]:
@@ -80,14 +107,14 @@ def recipe_for(task: object) -> type[Recipe]:
 def schema() -> dict[str, Any]:
     """The recipe's JSON schema (draft 2020-12), for editors that check YAML; ``data`` has the task's keys."""
     body = Recipe.model_json_schema()
-    for name, what in (("data", "Which examples"), ("search", "Which method scores the channels")):
+    for name, what in BY_TASK.items():
         body["properties"][name] = {"description": f"{what}; keys and defaults are the task's.", "type": "object"}
     cases = []
     kinds: list[type[Recipe]] = [*RECIPES.values(), OwnRecipe]
     for kind in kinds:
         own = kind.model_json_schema()
         body["$defs"] |= own["$defs"]
-        parts = {name: own["properties"][name] for name in ("data", "search")}
+        parts = {name: own["properties"][name] for name in BY_TASK}
         parts["score"] = {"enum": [*(score for task in _names(kind) for score in TASK_SCORES[task]), None]}
         cases.append({"if": _is_of(kind), "then": {"properties": parts}})
     title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "deploy-prune recipe"}

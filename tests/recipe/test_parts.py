@@ -220,6 +220,15 @@ def test_the_scores_are_those_that_the_tasks_have():
     assert task_named("detection", "mAP50").score.name == "mAP50"
 
 
+def test_a_detector_is_retrained_at_a_rate_and_with_a_share_of_its_own():
+    parts = {task: recipe_for(task)(**MINIMAL, task=task).retrain for task in ("classification", "detection", "a:b")}
+    assert {task: (part.lr, part.distill) for task, part in parts.items()} == {
+        "classification": (None, 0.9), "detection": (0.01, 0.5), "a:b": (None, 0.9),
+    }  # fmt: skip
+    given = recipe_for("detection")(**MINIMAL, task="detection", retrain={"lr": 0.1})
+    assert (given.retrain.lr, given.retrain.distill) == (0.1, 0.5)
+
+
 def test_the_searchs_learning_rate_is_the_tasks():
     rates = {task: recipe_for(task)(**MINIMAL, task=task).search.lr for task in ("classification", "detection", "a:b")}
     assert rates == {"classification": 0.02, "detection": 0.001, "a:b": 0.002}
