@@ -21,8 +21,10 @@ from _zoo_own import SuperResolution, UNet
 from _zoo_sequences import M5, TextReader
 from detectors import targets, with_statistics
 from torch import Tensor, nn
-from torchvision.models import detection, get_model
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models import detection, get_model, resnet18, vgg16
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+from torchvision.models.detection.ssd import SSDFeatureExtractorVGG
 
 import deploy_prune
 from deploy_prune import device
@@ -31,6 +33,8 @@ from deploy_prune.families import RawForm, raw_form
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SIZE = (96, 128)
 CLASSES = 3
+WIDTH = 32
+FEW = {"rpn_post_nms_top_n_test": 12, "box_detections_per_img": 4}
 OF_TRANSFORMERS = ("segformer", "detr", "rtdetr")
 
 
@@ -60,6 +64,7 @@ class Case:
     loss: Callable[[Any, Any], Tensor] | None = None
     parts: str | None = None
     min_channels: int = 8
+    examples: int = 4
 
 
 def detector(name: str, **args: Any) -> Callable[[], nn.Module]:
@@ -71,14 +76,50 @@ def segmenter(name: str) -> Case:
     return Case(build=build, targets=pixels, loss=per_pixel)
 
 
-def two_stages(kind: type[nn.Module], **args: Any) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        body = resnet_fpn_backbone(
-            backbone_name="resnet18", weights=None, trainable_layers=5, norm_layer=nn.BatchNorm2d
-        )
-        return kind(body, CLASSES + 1, rpn_post_nms_top_n_test=12, box_detections_per_img=4, **args)
+def pyramid() -> nn.Module:
+    """ResNet-18 at a quarter of its width, and maps of WIDTH channels at five scales (arXiv 1612.03144)."""
+    return BackboneWithFPN(
+        narrowed(resnet18(weights=None)), {f"layer{i}": str(i - 1) for i in (1, 2, 3, 4)}, [16, 32, 64, 128], WIDTH
+    )
 
-    return build
+
+def narrowed(network: nn.Module, by: int = 4) -> nn.Module:
+    """The network with so many times fewer channels, but for its first input's."""
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, nn.Conv2d):
+            into = layer.in_channels if layer.in_channels == 3 else layer.in_channels // by
+            args = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+            made = nn.Conv2d(into, layer.out_channels // by, *args, bias=layer.bias is not None)
+            nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(layer, nn.BatchNorm2d):
+            made = nn.BatchNorm2d(layer.num_features // by)
+        else:
+            continue
+        network.set_submodule(name, made)
+    return network
+
+
+def ssd() -> nn.Module:
+    """SSD300 on VGG-16, both at a quarter of their width."""
+    body = SSDFeatureExtractorVGG(vgg16(weights=None).features, highres=False)
+    scale = torch.full((512 // 4,), 20.0)
+    narrowed(body).scale_weight = nn.Parameter(scale)
+    boxes = detection.anchor_utils.DefaultBoxGenerator(
+        [[2], [2, 3], [2, 3], [2, 3], [2], [2]],
+        scales=[0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05],
+        steps=[8, 16, 32, 64, 100, 300],
+    )
+    return detection.ssd.SSD(body, boxes, (300, 300), CLASSES + 1)
+
+
+def keypoint_rcnn() -> nn.Module:
+    return detection.KeypointRCNN(
+        pyramid(),
+        CLASSES + 1,
+        keypoint_head=KeypointRCNNHeads(WIDTH, (WIDTH,) * 8),
+        keypoint_predictor=KeypointRCNNPredictor(WIDTH, 5),
+        **FEW,
+    )
 
 
 class Pose(nn.Module):
@@ -111,12 +152,12 @@ def flow_loss(flows: tuple[Tensor, Tensor], truth: Tensor) -> Tensor:
 
 CASES = {
     "ssdlite320": Case(build=detector("ssdlite320_mobilenet_v3_large")),
-    "ssd300": Case(build=detector("ssd300_vgg16"), inputs=lambda n: (torch.randn(n, 3, 300, 300),)),
-    "retinanet": Case(build=detector("retinanet_resnet50_fpn")),
-    "fcos": Case(build=detector("fcos_resnet50_fpn")),
+    "ssd300": Case(build=ssd, inputs=lambda n: (torch.randn(n, 3, 300, 300),), examples=2),
+    "retinanet": Case(build=lambda: detection.RetinaNet(pyramid(), CLASSES + 1), examples=2),
+    "fcos": Case(build=lambda: detection.FCOS(pyramid(), CLASSES + 1), examples=2),
     "faster_rcnn": Case(build=detector("fasterrcnn_mobilenet_v3_large_320_fpn", rpn_post_nms_top_n_test=20)),
-    "mask_rcnn": Case(build=two_stages(detection.MaskRCNN), parts="masks"),
-    "keypoint_rcnn": Case(build=two_stages(detection.KeypointRCNN, num_keypoints=5), parts="keypoints"),
+    "mask_rcnn": Case(build=lambda: detection.MaskRCNN(pyramid(), CLASSES + 1, **FEW), parts="masks", examples=2),
+    "keypoint_rcnn": Case(build=keypoint_rcnn, parts="keypoints", examples=2),
     "lraspp": segmenter("lraspp_mobilenet_v3_large"),
     "deeplabv3": segmenter("deeplabv3_mobilenet_v3_large"),
     "unet": Case(build=lambda: UNet(CLASSES), targets=pixels, loss=per_pixel),
@@ -125,7 +166,7 @@ CASES = {
     "rtdetr": Case(build=lambda: hf_networks.rtdetr(num_denoising=0)),
     "hrnet_pose": Case(
         build=Pose, inputs=lambda n: (torch.randn(n, 3, 64, 96),), targets=lambda n: torch.rand(n, 17, 16, 24),
-        loss=F.mse_loss, min_channels=2,
+        loss=F.mse_loss, min_channels=2, examples=2,
     ),
     "crnn": Case(
         build=TextReader, inputs=lambda n: (torch.randn(n, 1, 32, 96),),
@@ -158,7 +199,7 @@ CASES = {
 def test_cut_to_half_trained_exported_and_run(name, tmp_path):
     torch.manual_seed(0)
     case = CASES[name]
-    inputs, wanted = case.inputs(4), case.targets(4)
+    inputs, wanted = case.inputs(case.examples), case.targets(case.examples)
     raw = raw_form(case.build(), inputs)
     with_statistics(raw.network, *inputs)
     loss = raw.loss or case.loss
