@@ -31,8 +31,9 @@ from deploy_prune import device
 from deploy_prune.families import RawForm, raw_form
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-SIZE = (96, 128)
+SIZE = (64, 96)
 CLASSES = 3
+EXAMPLES = 2
 WIDTH = 32
 FEW = {"rpn_post_nms_top_n_test": 12, "box_detections_per_img": 4}
 OF_TRANSFORMERS = ("segformer", "detr", "rtdetr")
@@ -64,7 +65,6 @@ class Case:
     loss: Callable[[Any, Any], Tensor] | None = None
     parts: str | None = None
     min_channels: int = 8
-    examples: int = 4
 
 
 def detector(name: str, **args: Any) -> Callable[[], nn.Module]:
@@ -152,12 +152,12 @@ def flow_loss(flows: tuple[Tensor, Tensor], truth: Tensor) -> Tensor:
 
 CASES = {
     "ssdlite320": Case(build=detector("ssdlite320_mobilenet_v3_large")),
-    "ssd300": Case(build=ssd, inputs=lambda n: (torch.randn(n, 3, 300, 300),), examples=2),
-    "retinanet": Case(build=lambda: detection.RetinaNet(pyramid(), CLASSES + 1), examples=2),
-    "fcos": Case(build=lambda: detection.FCOS(pyramid(), CLASSES + 1), examples=2),
+    "ssd300": Case(build=ssd, inputs=lambda n: (torch.randn(n, 3, 300, 300),)),
+    "retinanet": Case(build=lambda: detection.RetinaNet(pyramid(), CLASSES + 1)),
+    "fcos": Case(build=lambda: detection.FCOS(pyramid(), CLASSES + 1)),
     "faster_rcnn": Case(build=detector("fasterrcnn_mobilenet_v3_large_320_fpn", rpn_post_nms_top_n_test=20)),
-    "mask_rcnn": Case(build=lambda: detection.MaskRCNN(pyramid(), CLASSES + 1, **FEW), parts="masks", examples=2),
-    "keypoint_rcnn": Case(build=keypoint_rcnn, parts="keypoints", examples=2),
+    "mask_rcnn": Case(build=lambda: detection.MaskRCNN(pyramid(), CLASSES + 1, **FEW), parts="masks"),
+    "keypoint_rcnn": Case(build=keypoint_rcnn, parts="keypoints"),
     "lraspp": segmenter("lraspp_mobilenet_v3_large"),
     "deeplabv3": segmenter("deeplabv3_mobilenet_v3_large"),
     "unet": Case(build=lambda: UNet(CLASSES), targets=pixels, loss=per_pixel),
@@ -166,7 +166,7 @@ CASES = {
     "rtdetr": Case(build=lambda: hf_networks.rtdetr(num_denoising=0)),
     "hrnet_pose": Case(
         build=Pose, inputs=lambda n: (torch.randn(n, 3, 64, 96),), targets=lambda n: torch.rand(n, 17, 16, 24),
-        loss=F.mse_loss, min_channels=2, examples=2,
+        loss=F.mse_loss, min_channels=2,
     ),
     "crnn": Case(
         build=TextReader, inputs=lambda n: (torch.randn(n, 1, 32, 96),),
@@ -199,7 +199,7 @@ CASES = {
 def test_cut_to_half_trained_exported_and_run(name, tmp_path):
     torch.manual_seed(0)
     case = CASES[name]
-    inputs, wanted = case.inputs(case.examples), case.targets(case.examples)
+    inputs, wanted = case.inputs(EXAMPLES), case.targets(EXAMPLES)
     raw = raw_form(case.build(), inputs)
     with_statistics(raw.network, *inputs)
     loss = raw.loss or case.loss
