@@ -35,7 +35,7 @@ from deploy_prune.search.methods.gumbel import gumbel_gate
 from deploy_prune.search.relaxed import Relaxation
 from deploy_prune.search.subnetwork import MOMENTUM, MaskedNetwork
 from deploy_prune.tasks.classification import CLASSIFIER
-from deploy_prune.training.loop import fit, make_accelerator, network_score, set_seed
+from deploy_prune.training.loop import Session, fit, make_accelerator, network_score, set_seed
 
 BATCH = 256
 
@@ -103,8 +103,8 @@ def learn(
     network: nn.Module, contender: Contender, train: ClassExamples, test: ClassExamples, epochs: int, precision: str
 ) -> list[float]:
     """Test accuracy of the extracted subnetwork after each epoch."""
-    accelerator = make_accelerator("auto", precision)
-    network = network.to(accelerator.device).train().requires_grad_(requires_grad=False)
+    session = Session(accelerator=make_accelerator("auto", precision), seed=0)
+    network = network.to(session.accelerator.device).train().requires_grad_(requires_grad=False)
     if contender.glorot:
         for weight in network.parameters():
             if weight.dim() > 1:
@@ -119,7 +119,7 @@ def learn(
     stream, curve = batches(train, BATCH, 0), list[float]()
     for _ in range(epochs):
         fit(
-            lambda batch: CLASSIFIER.batch_loss(masked, batch), stream, optimizers, accelerator=accelerator,
+            lambda batch: CLASSIFIER.batch_loss(masked, batch), stream, optimizers, session=session,
             steps=len(train) // BATCH, work="learn masks",
         )  # fmt: skip
         curve.append(network_score(_Extracted(masked, contender.extract), test, CLASSIFIER))

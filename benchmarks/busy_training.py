@@ -28,7 +28,7 @@ from deploy_prune.networks import build
 from deploy_prune.recipe.file import load_recipe
 from deploy_prune.tasks.classification import CLASSIFIER
 from deploy_prune.training import threads
-from deploy_prune.training.loop import MOMENTUM, channels_last, fit, make_accelerator, sample
+from deploy_prune.training.loop import MOMENTUM, Session, channels_last, fit, make_accelerator, sample
 from deploy_prune.types import Progress, silent
 
 SETTINGS = ("old", "new")
@@ -49,8 +49,8 @@ def worker(name: str) -> None:
 
     def step(progress: Progress = silent) -> None:
         fit(
-            lambda batch: CLASSIFIER.batch_loss(network, batch), stream, [optimizer], accelerator=accelerator, steps=1,
-            work="train", progress=progress,
+            lambda batch: CLASSIFIER.batch_loss(network, batch), stream, [optimizer], steps=1, work="train",
+            session=Session(accelerator=accelerator, seed=recipe.seed, progress=progress),
         )  # fmt: skip
 
     with channels_last(network, sample(examples.source_train, accelerator.device), accelerator.device):

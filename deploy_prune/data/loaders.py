@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -12,6 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from deploy_prune.data.examples import Batch, Examples
 from deploy_prune.data.varying import seeds
 from deploy_prune.errors import DataError
+
+_Place = tuple[Tensor, Tensor]
+"""The state of the generator, and the indices that are left of the epoch."""
 
 
 class OneByOne(Protocol):
@@ -26,46 +30,92 @@ class OneByOne(Protocol):
         """Some of them together."""
 
 
-def batches(examples: Examples, batch_size: int, seed: int) -> Iterator[Batch]:
+def batches(examples: Examples, batch_size: int, seed: int) -> Batches:
     """Endless batches to train on, the same for the same seed; every example once per epoch, in a new order.
 
     Epochs follow each other without a gap, so every batch is full; a ``batch_size`` above the number of examples is
     taken as that number. Examples that have ``workers`` are read ahead by so many processes.
     """
-    generator = torch.Generator().manual_seed(seed)
-    drawn = _drawn(len(examples), min(batch_size, len(examples)), generator)
-    if getattr(examples, "workers", 0):
-        yield from _ahead(cast(OneByOne, examples), drawn, generator)
+    return Batches(examples, batch_size, seed)
+
+
+class Batches(Iterator[Batch]):
+    """What `batches` gives. Others with the same state go on where these are, and read nothing that lies before."""
+
+    def __init__(self, examples: Examples, batch_size: int, seed: int) -> None:
+        self.examples = examples
+        self.drawn = _Drawn(len(examples), min(batch_size, len(examples)), torch.Generator().manual_seed(seed))
+        self.made: Iterator[tuple[Batch, _Place]] | None = None
+        self.place = self.drawn.place()
+
+    def __next__(self) -> Batch:
+        """The next batch."""
+        if self.made is None:
+            self.made = (_ahead if getattr(self.examples, "workers", 0) else _here)(self.examples, self.drawn)
+        batch, self.place = next(self.made)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which batch is next."""
+        generator, queue = self.place
+        return {"generator": generator, "queue": queue.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with that batch."""
+        self.made, self.place = None, (state["generator"], state["queue"])
+        self.drawn.go_to(self.place)
+
+
+class _Drawn(Iterator[Tensor]):
+    """Indices of batch after batch. ``generator`` is for what is drawn to vary these examples, too."""
+
+    def __init__(self, num: int, size: int, generator: torch.Generator) -> None:
+        self.num, self.size, self.generator = num, size, generator
+        self.queue = torch.empty(0, dtype=torch.int64)
+
+    def __next__(self) -> Tensor:
+        if len(self.queue) < self.size:
+            self.queue = torch.cat([self.queue, torch.randperm(self.num, generator=self.generator)])
+        indices, self.queue = self.queue[: self.size], self.queue[self.size :]
+        return indices
+
+    def place(self) -> _Place:
+        return self.generator.get_state(), self.queue
+
+    def go_to(self, place: _Place) -> None:
+        self.generator.set_state(place[0])
+        self.queue = place[1]
+
+
+def _here(examples: Examples, drawn: _Drawn) -> Iterator[tuple[Batch, _Place]]:
+    """Each batch, and where the next one begins."""
     for indices in drawn:
-        yield examples.varied(indices, generator)
+        yield examples.varied(indices, drawn.generator), drawn.place()
 
 
-def _drawn(num: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of batch after batch."""
-    queue = torch.empty(0, dtype=torch.int64)
-    while True:
-        if len(queue) < size:
-            queue = torch.cat([queue, torch.randperm(num, generator=generator)])
-        indices, queue = queue[:size], queue[size:]
-        yield indices
-
-
-def _ahead(examples: OneByOne, drawn: Iterator[Tensor], generator: torch.Generator) -> Iterator[Batch]:
-    """The batches that `Examples.varied` would give, read by processes while others are trained on.
+def _ahead(examples: Examples, drawn: _Drawn) -> Iterator[tuple[Batch, _Place]]:
+    """What `_here` would give, read by processes while others are trained on.
 
     Raises:
         DataError: an example can't be read.
     """
-    asked = (list(zip(i.tolist(), seeds(len(i), generator), strict=True)) for i in drawn)
+    each, places = cast(OneByOne, examples), deque[_Place]()
+
+    def asked() -> Iterator[list[tuple[int, int]]]:
+        for i in drawn:
+            ones = list(zip(i.tolist(), seeds(len(i), drawn.generator), strict=True))
+            places.append(drawn.place())
+            yield ones
+
     loader = DataLoader(
-        _Varied(examples), batch_sampler=cast(Any, asked), num_workers=examples.workers, collate_fn=list,
+        _Varied(each), batch_sampler=cast(Any, asked()), num_workers=each.workers, collate_fn=list,
         generator=torch.Generator(),
     )  # fmt: skip
     for ones in loader:
         for one in ones:
             if isinstance(one, DataError):
                 raise one
-        yield examples.batch(ones)
+        yield each.batch(ones), places.popleft()
 
 
 class _Varied(Dataset[Any]):

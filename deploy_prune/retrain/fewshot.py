@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW
 
 from deploy_prune.data.examples import Batch, ClassExamples, Examples
-from deploy_prune.data.loaders import batches
-from deploy_prune.data.transforms import mixed
+from deploy_prune.data.loaders import Batches, batches
+from deploy_prune.data.transforms import Mix, mixed
 from deploy_prune.errors import RecipeError
 from deploy_prune.recipe.parts import RetrainPart
 from deploy_prune.retrain.distill import taught
@@ -99,8 +99,7 @@ def adapt(
         schedulers += [best] if best else []
         losses = fit(
             lambda batch: loss(network, batch), mixed_batches(stream, part, examples, session.seed), [optimizer],
-            accelerator=session.accelerator, steps=steps, work=work, progress=session.progress,
-            schedulers=schedulers,
+            session=session, steps=steps, work=work, schedulers=schedulers, trained=[network],
         )  # fmt: skip
         if best is not None and best.state:
             network.load_state_dict(best.state)
@@ -144,7 +143,7 @@ def freeze_statistics(network: nn.Module) -> None:
             module.eval()
 
 
-def mixed_batches(stream: Iterator[Batch], part: RetrainPart, examples: Examples, seed: int) -> Iterator[Batch]:
+def mixed_batches(stream: Batches, part: RetrainPart, examples: Examples, seed: int) -> Batches | Mixed:
     """The stream, its examples mixed with each other as the recipe says; targets are then shares, float [B, classes].
 
     Raises:
@@ -155,11 +154,27 @@ def mixed_batches(stream: Iterator[Batch], part: RetrainPart, examples: Examples
     if not isinstance(examples, ClassExamples):
         message = f"retrain.mix: {part.mix} mixes images that have a class each; this task's examples have none."
         raise RecipeError(message)
-    kind, num_classes = part.mix, int(examples.labels.max()) + 1
-    generator = torch.Generator().manual_seed(seed)
+    return Mixed(stream, part.mix, int(examples.labels.max()) + 1, seed)
 
-    def mix(batch: Batch) -> Batch:
-        x, shares = mixed(batch.inputs[0], batch.targets, num_classes, kind, generator)
+
+class Mixed(Iterator[Batch]):
+    """A stream whose examples are mixed with each other."""
+
+    def __init__(self, stream: Batches, kind: Mix, num_classes: int, seed: int) -> None:
+        self.stream, self.kind, self.num_classes = stream, kind, num_classes
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __next__(self) -> Batch:
+        """The stream's next batch, mixed."""
+        batch = next(self.stream)
+        x, shares = mixed(batch.inputs[0], batch.targets, self.num_classes, self.kind, self.generator)
         return Batch((x,), shares)
 
-    return map(mix, stream)
+    def state_dict(self) -> dict[str, Any]:
+        """Which batch is next, and how it is mixed."""
+        return {"stream": self.stream.state_dict(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with that batch."""
+        self.stream.load_state_dict(state["stream"])
+        self.generator.set_state(state["generator"])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
-from typing import Final
+from typing import Any, Final
 
 import torch
 from accelerate.utils import send_to_device
@@ -75,6 +75,15 @@ class Average:
         for ours, theirs in zip(self.averaged.module.buffers(), self.source.buffers(), strict=True):
             ours.copy_(theirs)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The average so far."""
+        return {"steps": self.steps, "averaged": self.averaged.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.steps = state["steps"]
+        self.averaged.load_state_dict(state["averaged"])
+
     @property
     def network(self) -> nn.Module:
         """The network with averaged weights, and its source's buffers."""
@@ -107,6 +116,14 @@ class BestSoFar:
         elif self.steps > self.half:
             self.checks_since += 1
         return self.checks_since >= PATIENCE
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered."""
+        return {name: getattr(self, name) for name in ("loss", "steps", "chosen", "checks_since", "state")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        vars(self).update(state)
 
     @torch.no_grad()
     def _held_out_loss(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -23,6 +23,7 @@ from deploy_prune.run.folder import RunFolder
 from deploy_prune.search.methods import check_options
 from deploy_prune.system import cache
 from deploy_prune.tasks import Objective, Task
+from deploy_prune.training.kept import KEEP_EVERY_S, Kept
 from deploy_prune.training.loop import (
     Session,
     make_accelerator,
@@ -65,6 +66,12 @@ class RunContext:
     def objective(self, network: nn.Module) -> Objective:
         """The network in its raw form, which shares its weights, and what it is trained for."""
         return Objective(task=self.task, form=raw_form(network, self.example))
+
+    def session_of(self, stage: str, key: keys.Key) -> Session:
+        """The session in which a stage trains: it goes on where it was stopped."""
+        progress, file = self.session.progress, self.folder.partial(stage)
+        kept = Kept(file, self.folder.digest(stage, key), lambda sentence: progress(sentence, 1, 1), KEEP_EVERY_S)
+        return replace(self.session, kept=kept)
 
     @property
     def same_task(self) -> bool:

@@ -74,7 +74,9 @@ class RunFolder:
             if fresh:
                 shutil.rmtree(self._marks, ignore_errors=True)
             write_text(
-                self._marks / "README", "What finished, and of what it depends. Delete a file to do that again.\n"
+                self._marks / "README",
+                "What finished, and of what it depends; *.partial: how far what was stopped had come. Delete a file "
+                "to do that again.\n",
             )
         except OSError as error:
             message = (
@@ -92,9 +94,7 @@ class RunFolder:
         Returns:
             A digest of the key.
         """
-        text = json.dumps({**key, "stage": name}, sort_keys=True, default=str)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        mark = self._mark(name)
+        digest, mark = self.digest(name, key), self._mark(name)
         if not self._finished(mark, digest, files):
             mark.unlink(missing_ok=True)
             started = time.perf_counter()
@@ -102,7 +102,17 @@ class RunFolder:
             sums = {file: sha256(self.path / file) for file in files}
             told = {"digest": digest, "files": sums, "stage": name, "seconds": round(time.perf_counter() - started, 1)}
             write_text(mark, json.dumps(told, indent=1) + "\n")
+        self.partial(name).unlink(missing_ok=True)
         return digest
+
+    def digest(self, name: str, key: Mapping[str, Any]) -> str:
+        """A digest of a stage's key."""
+        text = json.dumps({**key, "stage": name}, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def partial(self, name: str) -> Path:
+        """The file from which a stage goes on that was stopped."""
+        return self._mark(name).with_suffix(".partial")
 
     def content(self, files: Sequence[str]) -> str:
         """A digest of files' contents, for the keys of later stages."""

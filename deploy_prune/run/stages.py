@@ -38,7 +38,7 @@ from deploy_prune.surgery import remembered, verify
 from deploy_prune.surgery.cut import cut
 from deploy_prune.system.shell import remove
 from deploy_prune.tasks import Objective, Score
-from deploy_prune.training.loop import channels_last, network_score, sample, set_seed, train_network
+from deploy_prune.training.loop import Session, channels_last, network_score, sample, set_seed, train_network
 from deploy_prune.types import Artifact, Budget, SearchResult, Structure, Target
 
 PROOF_EXAMPLES = 8
@@ -72,7 +72,7 @@ def as_if_trained(network: nn.Module) -> nn.Module:
 
 def train_dense(context: RunContext) -> str:
     """dense/weights.safetensors: the recipe's weights, or the network trained on the source data."""
-    recipe, folder = context.recipe, context.folder
+    recipe, folder, key = context.recipe, context.folder, keys.dense(context.basis)
 
     def compute() -> None:
         set_seed(recipe.seed)
@@ -83,7 +83,7 @@ def train_dense(context: RunContext) -> str:
         network = made.form.network
         if taken is None or recipe.model.head == "new":
             losses = train_network(
-                network, context.data.source_train, made, recipe.train, session=context.session,
+                network, context.data.source_train, made, recipe.train, session=context.session_of("dense", key),
                 work="train the dense network",
             )  # fmt: skip
         folder.write_tensors("dense/weights.safetensors", network.state_dict())
@@ -94,13 +94,14 @@ def train_dense(context: RunContext) -> str:
             {"loss": thinned(losses), "source_score": found, **norm, "taken": taken and vars(taken)},
         )
 
-    folder.stage("dense", keys.dense(context.basis), ["dense/weights.safetensors", "dense/training.json"], compute)
+    folder.stage("dense", key, ["dense/weights.safetensors", "dense/training.json"], compute)
     return folder.content(["dense/weights.safetensors"])
 
 
 def search(context: RunContext, costs: CandidateCosts, dense: str) -> tuple[str, SearchResult]:
     """search/: scores per group, and the network's weights when the search ended. One search for all budgets."""
     recipe, folder = context.recipe, context.folder
+    key = keys.search(context.basis, dense, costs.structure, strictest(context, costs))
 
     def compute() -> None:
         made = source_network(context, folder.read_tensors("dense/weights.safetensors"))
@@ -112,7 +113,7 @@ def search(context: RunContext, costs: CandidateCosts, dense: str) -> tuple[str,
         loss = taught(made, teacher, recipe.search.distill, recipe.search.temperature)
         job = SearchJob(
             network=network, structure=costs.structure, loss=loss, batches=stream, goal=smallest_goal(context, costs),
-            config=recipe.search, session=context.session,
+            config=recipe.search, session=context.session_of("search", key),
         )  # fmt: skip
         inputs = sample(context.data.source_train, device)
         with channels_last(network, inputs, device), channels_last(teacher, inputs, device):
@@ -122,9 +123,7 @@ def search(context: RunContext, costs: CandidateCosts, dense: str) -> tuple[str,
         folder.write_json("search/trace.json", thinned(found.trace))
 
     files = ["search/scores.safetensors", "search/weights.safetensors", "search/trace.json"]
-    folder.stage(
-        "search", keys.search(context.basis, dense, costs.structure, strictest(context, costs)), files, compute
-    )
+    folder.stage("search", key, files, compute)
     result = SearchResult(
         scores=folder.read_tensors(files[0]),
         state=folder.read_tensors(files[1]),
@@ -184,7 +183,7 @@ def adapt_dense(context: RunContext, dense: str) -> str:
 
     Where the classes stay the same, that is the network as it is; else it gets new class layers and is trained.
     """
-    folder = context.folder
+    folder, key = context.folder, keys.adapt(context.basis, dense)
 
     def compute() -> None:
         state = folder.read_tensors("dense/weights.safetensors")
@@ -194,12 +193,14 @@ def adapt_dense(context: RunContext, dense: str) -> str:
         else:
             made = target_network(context, state)
             network = made.form.network
-            told, state = _adapt(context, network, made, None, None, "adapt the dense network"), network.state_dict()
+            session = context.session_of("adapt", key)
+            told = _adapt(context, network, made, None, None, "adapt the dense network", session)
+            state = network.state_dict()
         folder.write_tensors("dense/adapted.safetensors", state)
         folder.write_json("dense/adapted.json", {**told, "adapted": not context.same_task})
 
     files = ["dense/adapted.safetensors", "dense/adapted.json"]
-    folder.stage("adapt", keys.adapt(context.basis, dense), files, compute)
+    folder.stage("adapt", key, files, compute)
     return folder.content(files[:1])
 
 
@@ -212,15 +213,14 @@ def teacher_of(context: RunContext) -> nn.Module:
 
 def _adapt(
     context: RunContext, network: nn.Module, objective: Objective, teacher: nn.Module | None, match: Match | None,
-    work: str,
+    work: str, session: Session,
 ) -> dict[str, Any]:  # fmt: skip
     """Train in place on the target task; what there is to tell of it."""
     part = context.recipe.retrain if teacher else context.recipe.retrain.model_copy(update={"init": "inherit"})
     part = part if context.same_task else for_new_classes(part)
     work = f"{work} with {len(context.data.target_train)} of {context.data.num_available} examples"
     done = adapt(
-        network, context.data.target_train, objective, part, teacher=teacher, session=context.session, match=match,
-        work=work,
+        network, context.data.target_train, objective, part, teacher=teacher, session=session, match=match, work=work,
     )  # fmt: skip
     found = network_score(network, context.data.target_test, objective, accelerator=context.session.accelerator)
     told = {"steps": len(done.losses), "chosen_step": done.chosen_step, "held_out": done.num_held_out}
@@ -264,20 +264,22 @@ def retrain(
 ) -> str:
     """TARGET/BUDGET/weights.safetensors: the slim network, adapted to the target task with the dense one as teacher."""
     folder, recipe = context.folder, context.recipe
+    began = folder.content(["search/weights.safetensors"]) if recipe.retrain.init == "inherit" else ""
+    taught_by = folder.content(["dense/adapted.safetensors"])
+    depends = keys.retrain(context.basis, key, began, taught_by)
 
     def compute() -> None:
         keep = json_file.load(folder.path / place / "architecture.json").keep
         made = target_network(context, found.state if recipe.retrain.init == "inherit" else None)
         slim = cut(made.form.network, costs.structure, keep)
         work = f"{place.replace('/', ' ')}: retrain"
-        told = _adapt(context, slim, made, teacher, match(costs.structure, keep), work)
+        session = context.session_of(f"{place}/retrain", depends)
+        told = _adapt(context, slim, made, teacher, match(costs.structure, keep), work, session)
         folder.write_tensors(f"{place}/weights.safetensors", slim.state_dict())
         folder.write_json(f"{place}/retrain.json", told)
 
     files = [f"{place}/weights.safetensors", f"{place}/retrain.json"]
-    began = folder.content(["search/weights.safetensors"]) if recipe.retrain.init == "inherit" else ""
-    taught_by = folder.content(["dense/adapted.safetensors"])
-    folder.stage(f"{place}/retrain", keys.retrain(context.basis, key, began, taught_by), files, compute)
+    folder.stage(f"{place}/retrain", depends, files, compute)
     return folder.content([f"{place}/architecture.json", f"{place}/weights.safetensors"])
 
 

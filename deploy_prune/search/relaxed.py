@@ -13,8 +13,8 @@ Legend: N units of all groups, C units of one group, G groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -105,8 +105,8 @@ def learn_gates(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation)
     if relaxation.rescale is not None:
         optimizers.append(SGD(search.scales.values(), lr=relaxation.rescale, momentum=0.9))
     fit(
-        search.loss, job.batches, optimizers, accelerator=session.accelerator, steps=config.steps, work="search",
-        progress=search.told(session.progress), schedulers=schedulers,
+        search.loss, job.batches, optimizers, session=replace(session, progress=search.told(session.progress)),
+        steps=config.steps, work="search", schedulers=schedulers, trained=[trained, search],
     )  # fmt: skip
     source = job.network if options.weights == "resample" else search.rescaled()
     state = {name: tensor.detach().cpu().clone() for name, tensor in source.state_dict().items()}
@@ -165,6 +165,23 @@ class GateSearch:
         if not self.num_summed:
             self._average()
         return {name: mean_C.cpu() for name, mean_C in self._by_group(self.sum_N / self.num_summed).items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the search remembers from step to step."""
+        return {
+            "tensors": {"logit_N": self.logit_N.detach(), "sum_N": self.sum_N},
+            "scales": {name: scale.detach() for name, scale in self.scales.items()},
+            "numbers": {name: getattr(self, name) for name in ("num_summed", "price", "unit", "trace")},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        for name, tensor in state["tensors"].items():
+            getattr(self, name).copy_(tensor)
+        for name, scale in self.scales.items():
+            scale.copy_(state["scales"][name])
+        vars(self).update(state["numbers"])
 
     @torch.no_grad()
     def rescaled(self) -> nn.Module:

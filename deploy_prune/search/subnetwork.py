@@ -40,13 +40,13 @@ def learn_masks(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation,
     masked = MaskedNetwork(network, relaxation)
     if signed:
         masked.sign_weights()
-    trace: list[Mapping[str, float]] = []
 
     def loss(batch: Any) -> Tensor:
         if options.weights == "resample":
             redraw(network)
         task_loss = job.loss(masked, batch)
-        trace.append({"step": len(trace) + 1, "loss": float(task_loss.detach()), "kept": masked.kept()})
+        row = {"step": len(masked.trace) + 1, "loss": float(task_loss.detach()), "kept": masked.kept()}
+        masked.trace.append(row)
         return task_loss
 
     optimizers, schedulers = weight_optimizers(network, options, job.config)
@@ -54,15 +54,18 @@ def learn_masks(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation,
     if relaxation.rescale is not None:
         optimizers.append(SGD(masked.scales.values(), lr=relaxation.rescale, momentum=MOMENTUM))
     fit(
-        loss, job.batches, optimizers, accelerator=job.session.accelerator, steps=job.config.steps, work="search",
-        progress=job.session.progress, schedulers=schedulers,
+        loss, job.batches, optimizers, session=job.session, steps=job.config.steps, work="search",
+        schedulers=schedulers, trained=[network, masked],
     )  # fmt: skip
     state = {name: tensor.detach().cpu().clone() for name, tensor in masked.extract().items()}
-    return SearchResult(scores=shares_left(job.structure, state), state=state, trace=tuple(trace))
+    return SearchResult(scores=shares_left(job.structure, state), state=state, trace=tuple(masked.trace))
 
 
 class MaskedNetwork:
-    """A network whose every weight of two or more axes is sampled on or off at each call, and scaled."""
+    """A network whose every weight of two or more axes is sampled on or off at each call, and scaled.
+
+    ``trace``: of the search so far.
+    """
 
     def __init__(self, network: nn.Module, relaxation: Relaxation) -> None:
         self.network, self.relaxation = network, relaxation
@@ -72,6 +75,7 @@ class MaskedNetwork:
             n: nn.Parameter(torch.ones_like(w[(0,) * w.dim()]), requires_grad=relaxation.rescale is not None)
             for n, w in self.weights.items()
         }
+        self.trace: list[Mapping[str, float]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output with a fresh sample of all masks."""
@@ -90,6 +94,19 @@ class MaskedNetwork:
         """The share of weights that are on: m >= 0."""
         on = sum(int((m >= 0).sum()) for m in self.logits.values())
         return on / sum(m.numel() for m in self.logits.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the network's."""
+        logits, scales = ({n: x.detach() for n, x in kind.items()} for kind in (self.logits, self.scales))
+        return {"logits": logits, "scales": scales, "trace": self.trace}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        for name in self.weights:
+            self.logits[name].copy_(state["logits"][name])
+            self.scales[name].copy_(state["scales"][name])
+        self.trace = state["trace"]
 
     @torch.no_grad()
     def extract(self) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from deploy_prune.recipe.parts import TrainPart
 from deploy_prune.tasks.task import Objective
 from deploy_prune.training.accelerator import OwnAccelerator
 from deploy_prune.training.batchnorm import reestimate
+from deploy_prune.training.kept import Kept, Stateful
 from deploy_prune.types import Progress, silent
 
 MOMENTUM = 0.9
@@ -53,11 +54,13 @@ class Session:
         accelerator: device and precision, from `make_accelerator`.
         seed: of everything that is drawn.
         progress: called with the work's name, steps done and steps in all.
+        kept: where a training that was stopped goes on, and keeps how far it has come; None: it begins anew.
     """
 
     accelerator: Accelerator
     seed: int
     progress: Progress = silent
+    kept: Kept | None = None
 
 
 def set_seed(seed: int) -> None:
@@ -172,11 +175,11 @@ def fit(
     batches: Iterator[Any],
     optimizers: Sequence[Optimizer],
     *,
-    accelerator: Accelerator,
+    session: Session,
     steps: int,
     work: str,
-    progress: Progress = silent,
     schedulers: Sequence[Stepped] = (),
+    trained: Sequence[Stateful] = (),
 ) -> list[float]:
     """Take ``steps`` steps on ``step_loss(batch)`` (a scalar) with every optimizer; the losses, one a step.
 
@@ -184,13 +187,21 @@ def fit(
     accelerator's device already; batches (tensors, nested as they like) are moved. A step takes as many batches as the
     accelerator accumulates gradients over, and their mean loss.
 
+    Where the session keeps how far a training has come, batches and schedulers have a state, too (`Stateful`), and
+    ``trained`` is all else that changes: networks, and what the loss remembers. A training that was stopped goes on
+    after the step that was kept last, as if it had not been.
+
     Raises:
         TrainingError: the loss is not finite, or beyond all measure; with the work, the step and the learning rate.
             Nothing is updated then.
     """
-    losses: list[float] = []
+    accelerator, kept = session.accelerator, session.kept
     parts = accelerator.gradient_accumulation_steps
-    for step in range(1, steps + 1):
+    changing = cast(Sequence[Stateful], [*trained, *optimizers, *schedulers, batches])
+    losses = kept.restore(changing) if kept else []
+    if kept and losses:
+        kept.tell(f"{work} goes on at step {len(losses) + 1} of {steps}")
+    for step in range(len(losses) + 1, steps + 1):
         losses.append(0.0)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -203,9 +214,11 @@ def fit(
         for optimizer in optimizers:
             optimizer.step()
         enough = [scheduler.step() for scheduler in schedulers]
-        progress(work, step, steps, loss=losses[-1])
+        session.progress(work, step, steps, loss=losses[-1])
         if True in enough:
             break
+        if kept:
+            kept.keep(changing, losses)
     return losses
 
 
@@ -231,11 +244,11 @@ def train_network(
             lambda batch: objective.batch_loss(network, batch),
             stream,
             [optimizer],
-            accelerator=session.accelerator,
+            session=session,
             steps=part.steps,
             work=work,
-            progress=session.progress,
             schedulers=one_cycle(optimizer, part.steps),
+            trained=[network],
         )
         if losses:
             reestimate(network, stream)

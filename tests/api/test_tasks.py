@@ -27,7 +27,7 @@ def train(network: nn.Module, example: Example, steps: int, seed: int) -> nn.Mod
     optimizer = Adam(network.train().parameters(), lr=example.lr)
     fit(
         lambda batch: example.loss(network, batch), example.batches(seed), [optimizer],
-        accelerator=make_accelerator("cpu"), steps=steps, work="train",
+        session=Session(accelerator=make_accelerator("cpu"), seed=0), steps=steps, work="train",
         schedulers=one_cycle(optimizer, steps),
     )  # fmt: skip
     return network

@@ -13,9 +13,7 @@ from deploy_prune.recipe.data import MasksPart
 
 def first(examples, num=4):
     stream = batches(examples, 4, seed=3)
-    found = [next(stream) for _ in range(num)]
-    stream.close()
-    return found
+    return [next(stream) for _ in range(num)]
 
 
 def test_batches_are_the_same_whoever_reads_them(tmp_path):
@@ -61,3 +59,35 @@ def test_an_error_of_a_process_is_told_as_it_is(tmp_path):
     (root / "JPEGImages/p0.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"^data\.root: .*p0\.png can't be read as an image: its content is empty$"):
         first(examples.framed(examples.frame, "none", workers=1))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_they_go_on_at_any_batch_and_read_none_before(tmp_path, workers):
+    root = picture_sets.voc(tmp_path)
+    examples = picture_sets.load(root, augment="mosaic").source_train
+    examples = examples.framed(examples.frame, "mosaic", workers=workers)
+    stream = batches(examples, 4, seed=3)
+    for _ in range(7):
+        next(stream)
+    state = stream.state_dict()
+    left = [next(stream) for _ in range(3)]
+    again = batches(examples, 4, seed=5)
+    next(again)
+    again.load_state_dict(state)
+    for a, b in zip(left, again, strict=False):
+        assert torch.equal(a.inputs[0], b.inputs[0])
+        assert all(torch.equal(x["boxes"], y["boxes"]) for x, y in zip(a.targets, b.targets, strict=True))
+
+
+def test_what_lies_before_is_not_read(tmp_path, monkeypatch):
+    examples = picture_sets.load(picture_sets.voc(tmp_path)).source_train
+    stream = batches(examples, 4, seed=3)
+    for _ in range(7):
+        next(stream)
+    state, read = stream.state_dict(), []
+    varied = BoxExamples.varied
+    monkeypatch.setattr(BoxExamples, "varied", lambda *given: read.append(given[1]) or varied(*given))
+    again = batches(examples, 4, seed=3)
+    again.load_state_dict(state)
+    next(again)
+    assert len(read) == 1

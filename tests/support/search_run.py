@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from accelerate import Accelerator
@@ -11,6 +12,7 @@ from deploy_prune.recipe.parts import SearchPart
 from deploy_prune.search.frame import SearchGoal, SearchJob
 from deploy_prune.search.methods import METHODS
 from deploy_prune.tasks.classification import CLASSIFIER
+from deploy_prune.training.kept import Kept
 from deploy_prune.training.loop import Session
 from deploy_prune.types import Loss, Progress, SearchResult, silent
 
@@ -28,14 +30,16 @@ def run_search(
     progress: Progress = silent,
     lr: float = 0.01,
     lr_gates: float = 0.1,
+    kept: Kept | None = None,
+    batches: Iterator[Any] | None = None,
     **options: Any,
 ) -> SearchResult:
     """Search for a share of the dense cost (default: MACs)."""
     cost = cost or macs(example.structure)
     config = SearchPart(method=method, steps=steps, lr=lr, lr_gates=lr_gates, options=options)
     job = SearchJob(
-        network=example.network, structure=example.structure, loss=loss, batches=example.batches(seed),
+        network=example.network, structure=example.structure, loss=loss, batches=batches or example.batches(seed),
         goal=SearchGoal(cost=cost, limit=share * cost(example.structure.dense_counts)), config=config,
-        session=Session(accelerator=accelerator, seed=seed, progress=progress),
+        session=Session(accelerator=accelerator, seed=seed, progress=progress, kept=kept),
     )  # fmt: skip
     return METHODS[method](job)

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
-from deploy_prune.training.loop import fit, make_accelerator, set_seed
+from deploy_prune.training.loop import Session, fit, make_accelerator, set_seed
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,8 @@ def test_a_users_accelerator_goes_on(precision):
     seen = []
     fit(
         lambda batch: seen.append(y := network(batch)) or y.float().mean(), iter([torch.ones(2, 4)] * 3),
-        [torch.optim.SGD(network.parameters(), lr=0.1)], accelerator=ours, steps=1, work="ours",
+        [torch.optim.SGD(network.parameters(), lr=0.1)], steps=1, work="ours",
+        session=Session(accelerator=ours, seed=0),
     )  # fmt: skip
     assert seen[0].dtype == (torch.float32 if precision == "bf16" else torch.bfloat16)
     assert (repr(theirs.state), theirs.num_processes, theirs.gradient_accumulation_steps) == told

@@ -193,7 +193,7 @@ def test_nothing_is_updated_on_a_loss_that_is_not_finite():
             lambda batch: (weight * next(losses)).sum(),
             iter(lambda: torch.zeros(1), None),
             [optimizer],
-            accelerator=CPU,
+            session=Session(accelerator=CPU, seed=0),
             steps=5,
             work="search",
         )
@@ -207,10 +207,13 @@ def test_fit_tells_progress_and_steps_all_optimizers():
         lambda batch: weights[0] + weights[1] + batch["x"][0],
         iter(lambda: {"x": [torch.tensor(1.0)]}, None),
         [torch.optim.SGD([w], lr=0.25) for w in weights],
-        accelerator=CPU,
+        session=Session(
+            accelerator=CPU,
+            seed=0,
+            progress=lambda work, done, total, **figures: told.append((work, done, total, figures)),
+        ),
         steps=2,
         work="both",
-        progress=lambda work, done, total, **figures: told.append((work, done, total, figures)),
     )
     assert told == [("both", 1, 2, {"loss": 3.0}), ("both", 2, 2, {"loss": 2.5})]
     assert [w.item() for w in weights] == [0.5, 0.5]
@@ -223,7 +226,7 @@ def mean_squares(network, accumulate, batches, steps=3):
         lambda x: network(x).square().mean(),
         iter(batches),
         [optimizer],
-        accelerator=make_accelerator("cpu", accumulate=accumulate),
+        session=Session(accelerator=make_accelerator("cpu", accumulate=accumulate), seed=0),
         steps=steps,
         work="fit",
         schedulers=[torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)],
@@ -254,7 +257,7 @@ def test_half_precision_computes_in_it_and_keeps_the_weights():
 
     fit(
         loss, iter(lambda: torch.ones(2, 4), None), [torch.optim.SGD(network.parameters(), lr=0.1)],
-        accelerator=make_accelerator("cpu", "bf16"), steps=2, work="fit",
+        session=Session(accelerator=make_accelerator("cpu", "bf16"), seed=0), steps=2, work="fit",
     )  # fmt: skip
     make_accelerator("cpu")
     assert seen == [torch.bfloat16] * 2
