@@ -87,7 +87,7 @@ def test_stopped_in_every_stage_it_ends_with_the_same_files(finished, tmp_path):
     told, left = [], list(WORKS)
 
     def progress(work, done, total, **figures):
-        told.append((work.partition(" with ")[0], done))
+        told.append((work, done))
         if left and work.startswith(left[0]) and done == STOPPED:
             del left[0]
             raise StoppedError
@@ -97,10 +97,9 @@ def test_stopped_in_every_stage_it_ends_with_the_same_files(finished, tmp_path):
             run_stages(tmp_path / "run", progress)
     run_stages(tmp_path / "run", progress)
     for work in WORKS:
-        assert [done for name, done in told if name == work] == [*range(1, STOPPED + 1), STOPPED, 10]
-    sentences = [name for name, _ in told if " goes on " in name]
-    told_of = [work for work, _ in told]
-    assert f"search goes on at step {STOPPED} of 10" in sentences, told_of
+        mine = [(name, done) for name, done in told if name.startswith(work)]
+        assert [done for name, done in mine if " goes on " not in name] == [*range(1, STOPPED + 1), STOPPED, 10]
+        assert [name.endswith(" goes on at step 9 of 10") for name, _ in mine].count(True) == 1
     assert files(tmp_path / "run") == files(finished)
     assert not list((tmp_path / "run/.stages").glob("*.partial"))
 
