@@ -2,6 +2,7 @@
 
 import logging
 import random
+from functools import partial
 
 import numpy as np
 import picture_sets
@@ -17,7 +18,7 @@ from deploy_prune.recipe.parts import TrainPart
 from deploy_prune.tasks.classification import CLASSIFIER
 from deploy_prune.tasks.detection import DETECTION
 from deploy_prune.tasks.task import Objective
-from deploy_prune.training import kept
+from deploy_prune.training import kept, loop
 from deploy_prune.training.kept import Kept
 from deploy_prune.training.loop import Session, make_accelerator, set_seed, train_network
 
@@ -92,7 +93,8 @@ def test_it_goes_on_as_if_it_had_not_stopped(tmp_path, accumulate):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_detectors_too_whoever_reads_their_pictures(tmp_path, workers):
+def test_detectors_too_whoever_reads_their_pictures(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(loop, "reestimate", partial(loop.reestimate, num_examples=12))
     examples = picture_sets.load(picture_sets.voc(tmp_path / "voc"), augment="mosaic").source_train
     examples = examples.framed(examples.frame, "mosaic", workers=workers)
 
