@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import native
@@ -23,7 +24,7 @@ from deploy_prune.data.masks import load_masks
 from deploy_prune.device import DECODERS
 from deploy_prune.device.payload import answers, picture, run
 from deploy_prune.errors import ParityError
-from deploy_prune.export import isolated
+from deploy_prune.export import FORMATS, isolated
 from deploy_prune.families import Decode, raw_form
 from deploy_prune.networks.grid_detector import GridDetector
 from deploy_prune.networks.unet import UNet
@@ -47,14 +48,14 @@ def trained(network, examples, loss):
     return network.eval()
 
 
-def delivered(folder: Path, network, data, meaning) -> Bundle:
+def delivered(folder: Path, network, data, meaning, name="onnx") -> Bundle:
     (folder / "run").mkdir()
     test = data.target_test
     chosen = spread(test.strata, 4)
     images = (test.pixels(chosen) * 255).round().to(torch.uint8)
     inputs = test.normalise(images.float() / 255)
-    path = folder / "run" / "model.onnx"
-    artifact = isolated.write("onnx", network, inputs[:1], path, "fp32", ExportPart(), inputs)
+    path = folder / "run" / f"model{FORMATS[name].suffix}"
+    artifact = isolated.write(name, network, inputs[:1], path, "fp32", ExportPart(), inputs)
     return write.write(
         Contents(
             about={"run": "r", "target": "t", "budget": "50%"}, artifact=artifact, network=network, images=images,
@@ -65,21 +66,22 @@ def delivered(folder: Path, network, data, meaning) -> Bundle:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory) -> Bundle:
-    """Not to be changed."""
+def detector_bundle(folder: Path, name: str) -> Bundle:
+    """In this format."""
     data = load_boxes(BoxesPart(image_size=SIZE, fit="letterbox"), 0)
     torch.manual_seed(0)
     network = GridDetector(10, width=8)
     form = raw_form(network, (torch.zeros(1, 3, *SIZE),))
     network = trained(network, data.target_train, form.loss)
     settings = {**form.decode.settings, "least_score": 0.002}  # after so few steps
-    return delivered(
-        tmp_path_factory.mktemp("boxes"),
-        network,
-        data,
-        Meaning(kind="boxes", decode=Decode(program="decode_grid", settings=settings)),
-    )
+    meaning = Meaning(kind="boxes", decode=Decode(program="decode_grid", settings=settings))
+    return delivered(folder, network, data, meaning, name)
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory) -> Bundle:
+    """Not to be changed."""
+    return detector_bundle(tmp_path_factory.mktemp("boxes"), "onnx")
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +173,38 @@ def test_the_bundles_headers_do_what_its_python_does(kind, request, tmp_path):
         found = numpy.frombuffer(raw, "uint8").reshape(wanted["classes"].shape)
         assert len(numpy.unique(found)) > 1
         assert (found != wanted["classes"]).mean() < 1e-3
+
+
+@pytest.mark.openvino
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_a_program_finds_the_boxes_that_the_bundles_python_finds(tmp_path):
+    """The bundle's whole program in C++, with the one runtime that brings its headers and library."""
+    openvino = pytest.importorskip("openvino")
+    folder = detector_bundle(tmp_path, "openvino").folder
+    for path, before, after in (
+        ("python/answers.py", "SURE = 0.3", "SURE = 0.0"),
+        ("cpp/decode.hpp", "kSure = 0.3", "kSure = 0.0"),
+    ):
+        text = (folder / path).read_text()
+        assert before in text
+        (folder / path).write_text(text.replace(before, after))
+    scene = load_boxes(BoxesPart(image_size=SIZE, fit="letterbox"), 0).target_test.items[0].picture.pixels(3)
+    Image.fromarray(scene).save(tmp_path / "scene.png")
+    numpy.save(tmp_path / "scene.npy", scene)
+    place = Path(openvino.__file__).parent
+    (library,) = (place / "libs").glob("libopenvino.so*")
+    command = ["g++", "-std=c++17", str(folder / "cpp" / "main.cpp"), "-I", str(place / "include")]
+    command += ["-o", str(tmp_path / "a.out"), str(library), f"-Wl,-rpath,{library.parent}"]
+    subprocess.run(command, check=True, timeout=600)
+    given = [str(tmp_path / "a.out"), str(folder / "model.openvino" / "model.xml"), str(tmp_path / "scene.npy")]
+    first, *lines = subprocess.run(given, capture_output=True, check=True, text=True, timeout=60).stdout.splitlines()
+    wanted_first, *wanted = script(folder, "run", tmp_path / "scene.png").stdout.splitlines()
+    assert wanted_first.endswith(f": {first}")
+    assert len(lines) > 3
+    for line, other in zip(lines, wanted, strict=True):
+        assert line.split()[0] == other.split()[0], "digits are called by their numbers"
+        numpy.testing.assert_allclose([float(x) for x in line.split()], [float(x) for x in other.split()], atol=0.06)
 
 
 def test_pixels_are_checked_and_written_in_the_pictures_size(segmenter, tmp_path):
