@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ def main() -> None:
     epochs, images = (100, len(train)) if arguments.full else (arguments.epochs, min(arguments.images, len(train)))
     assert isinstance(train, ClassExamples)
     assert isinstance(test, ClassExamples)
-    train = replace(train, images=train.images[:images], labels=train.labels[:images])
+    train = train.subset(torch.arange(images))
     names = arguments.methods.split(",")
     digests = [found.source_train.digest, found.source_test.digest]
     under = _results.conditions(arguments, {"data", "methods", "rows"}, data=digests)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deploy_prune.data.files import Files, Images, chosen, taken
 from deploy_prune.data.transforms import augmented
 from deploy_prune.recipe.data import Augment
 
@@ -56,27 +57,31 @@ class Examples(Protocol):
 class ClassExamples:
     """Images with a class each, resized and normalised when they are taken: `Examples` whose targets are int64 [B].
 
-    ``images``: uint8 (0..255) or float (0..1) [N, C, H, W]. ``labels``: int64 [N]. ``mean`` and ``std``: float [C], of
-    values in 0..1. ``size``: height and width of what is taken; None = as stored. ``augment``: what `varied` does.
+    ``images``: uint8 (0..255) or float (0..1) [N, C, H, W], or files that are read when they are taken. ``labels``:
+    int64 [N]. ``mean`` and ``std``: float [C], of values in 0..1. ``size``: height and width of what is taken;
+    None = as stored. ``augment``: what `varied` does. ``workers``: how many processes read files ahead.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     mean: Tensor
     std: Tensor
     size: tuple[int, int] | None = None
     augment: Augment = "none"
+    workers: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hexadecimal): images as decoded, labels, normalisation, size, augmentation.
+        """SHA-256 (hexadecimal): images or the content of their files, labels, normalisation, size, augmentation.
 
-        Of the content in memory and not of files' names and times: a file that was only touched is the same, one that
-        was changed within its time stamp isn't. It costs 0.6 s per GB, a hundredth of what decoding photos takes.
+        Not of files' names and times: a file that was only touched is the same. In memory it costs 0.6 s per GB.
         """
+        if isinstance(self.images, Files):
+            files = [self.images.digest, self.labels.tolist(), self.size, self.augment]
+            return hashlib.sha256(repr([*files, self.mean.tolist(), self.std.tolist()]).encode()).hexdigest()
         told = [tuple(self.images.shape), str(self.images.dtype), self.labels.tolist(), self.size, self.augment]
         found = hashlib.sha256(repr([*told, self.mean.tolist(), self.std.tolist()]).encode())
         for images in self.images.split(_HASHED):
@@ -94,16 +99,23 @@ class ClassExamples:
 
     def varied(self, indices: Tensor, generator: torch.Generator) -> Batch:
         """As `take`, augmented before they are normalised."""
-        x = augmented(self.pixels(indices), self.augment, generator)
+        return self.varied_of(taken(self.images, indices), indices, generator)
+
+    def varied_of(self, stored: Tensor, indices: Tensor, generator: torch.Generator) -> Batch:
+        """As `varied`, of these examples' images, which were read before."""
+        x = augmented(self._scaled(stored), self.augment, generator)
         return Batch((self.normalise(x),), self.labels[indices])
 
     def subset(self, indices: Tensor) -> ClassExamples:
         """These examples alone, in this order."""
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        return replace(self, images=chosen(self.images, indices), labels=self.labels[indices])
 
     def pixels(self, indices: Tensor) -> Tensor:
         """These images, resized (bilinear), not normalised: float32 [B, C, H, W] in 0..1."""
-        x = self.images[indices]
+        return self._scaled(taken(self.images, indices))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """Of images as stored."""
         x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
         if self.size is None or tuple(x.shape[2:]) == self.size:
             return x
@@ -133,15 +145,3 @@ def spread(strata: Tensor, num: int) -> Tensor:
         drawn[label] = rounds[-1] + 1
     chosen = order[torch.tensor(rounds, dtype=torch.int64).argsort(stable=True)[:num]]
     return chosen.sort().values
-
-
-def measured(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel (float32 [C]) of images as stored, in 0..1."""
-    scale = 255 if images.dtype == torch.uint8 else 1
-    total, squares = torch.zeros(2, images.shape[1], dtype=torch.float64)
-    for start in range(0, len(images), 2048):
-        x = images[start : start + 2048].double() / scale
-        total, squares = total + x.sum((0, 2, 3)), squares + x.square().sum((0, 2, 3))
-    count = max(1, images[:, 0].numel())
-    mean = total / count
-    return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()

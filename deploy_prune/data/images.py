@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from deploy_prune.errors import DataError
 
 SUFFIXES = picture.SUFFIXES
 MIN_SIDE_PX = picture.MIN_SIDE_PX
-_LOG = logging.getLogger(__name__)
 
 
 def read_image(path: Path, size: tuple[int, int], channels: int) -> np.ndarray[Any, Any]:
@@ -72,18 +69,3 @@ def read_mask(path: Path, orientation: int = 1) -> np.ndarray[Any, Any]:
         message = f"{path} {problem}"
         raise ValueError(message)
     return values.astype(np.int32)
-
-
-def image_sizes(paths: Iterable[Path]) -> set[tuple[int, int]]:
-    """Width and height in pixels of the files' images as stored, by their headers; what can't be read is left out."""
-    Image.init()
-    formats, sizes = [name for name in picture.FORMATS if name in Image.OPEN], set()
-    for path in paths:
-        if not path.is_file():  # a pipe would be waited for
-            continue
-        try:
-            with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as image:
-                sizes.add(image.size)
-        except Exception:  # decoders' exceptions have no common base; reading the image says what is wrong with it
-            _LOG.debug("no size: %s", path)
-    return sizes

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from deploy_prune.data.examples import Batch, Examples
+from deploy_prune.data.examples import Batch, ClassExamples, Examples
+from deploy_prune.data.files import Files, ahead
 from deploy_prune.data.varying import seeds
 from deploy_prune.errors import DataError
 
@@ -34,7 +35,8 @@ def batches(examples: Examples, batch_size: int, seed: int) -> Batches:
     """Endless batches to train on, the same for the same seed; every example once per epoch, in a new order.
 
     Epochs follow each other without a gap, so every batch is full; a ``batch_size`` above the number of examples is
-    taken as that number. Examples that have ``workers`` are read ahead by so many processes.
+    taken as that number. Examples that have ``workers`` are read ahead by so many processes: pictures with boxes or
+    masks are varied there, each from its seed; images with a class are varied here, a batch at a time.
     """
     return Batches(examples, batch_size, seed)
 
@@ -51,7 +53,7 @@ class Batches(Iterator[Batch]):
     def __next__(self) -> Batch:
         """The next batch."""
         if self.made is None:
-            self.made = (_ahead if getattr(self.examples, "workers", 0) else _here)(self.examples, self.drawn)
+            self.made = _maker(self.examples)(self.examples, self.drawn)
         batch, self.place = next(self.made)
         return batch
 
@@ -87,10 +89,43 @@ class _Drawn(Iterator[Tensor]):
         self.queue = place[1]
 
 
+def _maker(examples: Examples) -> Callable[[Any, _Drawn], Iterator[tuple[Batch, _Place]]]:
+    """Who reads them."""
+    if not getattr(examples, "workers", 0):
+        return _here
+    if isinstance(examples, ClassExamples):
+        return _read_ahead if isinstance(examples.images, Files) else _here
+    return _ahead
+
+
 def _here(examples: Examples, drawn: _Drawn) -> Iterator[tuple[Batch, _Place]]:
     """Each batch, and where the next one begins."""
     for indices in drawn:
         yield examples.varied(indices, drawn.generator), drawn.place()
+
+
+def _read_ahead(examples: ClassExamples, drawn: _Drawn) -> Iterator[tuple[Batch, _Place]]:
+    """What `_here` would give, of files that are read by processes as far as the present epoch's order goes.
+
+    What varies them is drawn here between the orders of two epochs, by the same generator.
+
+    Raises:
+        DataError: a file can't be read.
+    """
+    queues = deque[Tensor]()
+
+    def epochs() -> Iterator[list[Tensor]]:
+        while True:
+            whole: list[Tensor] = []
+            while not whole or len(drawn.queue) >= drawn.size:
+                whole.append(next(drawn))
+                queues.append(drawn.queue)
+            yield whole
+
+    assert isinstance(examples.images, Files)
+    for indices, stored in ahead(examples.images, epochs(), examples.workers):
+        batch = examples.varied_of(stored, indices, drawn.generator)
+        yield batch, (drawn.generator.get_state(), queues.popleft())
 
 
 def _ahead(examples: Examples, drawn: _Drawn) -> Iterator[tuple[Batch, _Place]]:

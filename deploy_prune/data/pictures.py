@@ -6,6 +6,10 @@ H W height and width, C channels. A picture's size is (width, height) in pixels,
 from __future__ import annotations
 
 import hashlib
+import os
+import struct
+import warnings
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from deploy_prune.data.folders import shown
+from deploy_prune.data.images import read_image
 from deploy_prune.device.payload import picture
 from deploy_prune.errors import DataError
 
@@ -27,6 +32,8 @@ Size = tuple[int, int]
 KEPT_BYTES: Final = 2**28
 """Decoded pictures that a process keeps: reading a JPEG again takes as long as all else that is done with it."""
 _A_TIME: Final = 16  # files that a process reads before it says what it found
+_TURNED: Final = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and width
+_PLAIN_CHUNKS: Final = frozenset(b"IHDR PLTE tRNS IDAT IEND gAMA cHRM sRGB iCCP sBIT bKGD pHYs tIME".split())
 MEASURED: Final = 256
 """Pictures that mean and standard deviation are taken from, where a recipe doesn't give them."""
 
@@ -50,7 +57,7 @@ class Picture(Protocol):
         """uint8 [H, W, C], upright."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FilePicture:
     """A picture in a file, which is read each time it is taken."""
 
@@ -72,6 +79,28 @@ class FilePicture:
         key = (self.path, self.digest, channels)
         found = _KEPT.get(key)
         return _KEPT.put(key, self._read(channels)) if found is None else found
+
+    def cut(self, size: tuple[int, int], channels: int, keep: bool = True) -> Array:
+        """uint8 [H, W, C] of this height and width, as `images.read_image`.
+
+        ``keep``: for the next time; as a rule that takes less memory than the whole picture.
+
+        Raises:
+            DataError: the file can no longer be read, or is another one.
+        """
+        key = (self.path, self.digest, channels, size)
+        if (found := _KEPT.get(key)) is None:
+            try:
+                found = read_image(self.path, size, channels)
+            except DataError as error:
+                message = f"{error} (data.unreadable: skip leaves such files out)."
+                raise DataError(message) from error
+            if file_digest(self.path) != self.digest:
+                message = f"data.root: {self.name} is another one than when it was first read; leave the files as they "
+                message += "are while they are used."
+                raise DataError(message)
+            found = _KEPT.put(key, found) if keep else found
+        return found
 
     def _read(self, channels: int) -> Array:
         try:
@@ -152,37 +181,79 @@ def scan(path: Path) -> Scan:
     return Scan(FilePicture(path=path, size=size, digest=file_digest(path)), stored, orientation)
 
 
-def scans(paths: Sequence[Path], workers: int) -> Iterator[Scan | ValueError | None]:
+def look(path: Path) -> Scan:
+    """As `scan`, but what is whole by its structure isn't decoded: a JPEG up to its end mark, a PNG by its checksums.
+
+    Raises:
+        ValueError: as `device.payload.picture.load`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=["JPEG", "PNG"]) as image:
+                kind, stored = image.format, image.size
+                orientation = picture.orientation(image) if kind == "JPEG" else 1
+    except Exception:  # decoders' exceptions have no common base; reading the picture says what is wrong with it
+        return scan(path)
+    if min(stored) < picture.MIN_SIDE_PX or not (_is_whole_jpeg if kind == "JPEG" else _is_whole_png)(path):
+        return scan(path)
+    size = stored[::-1] if orientation in _TURNED else stored
+    return Scan(FilePicture(path=path, size=size, digest=file_digest(path)), stored, orientation)
+
+
+def _is_whole_jpeg(path: Path) -> bool:
+    """Whether the file ends as a JPEG does."""
+    with path.open("rb") as file:
+        file.seek(-2, os.SEEK_END)
+        return file.read() == b"\xff\xd9"
+
+
+def _is_whole_png(path: Path) -> bool:
+    """Whether all chunks are there, with right checksums, and none says how the picture is turned."""
+    content = path.read_bytes()
+    place, kind = 8, b""
+    while place + 12 <= len(content):
+        (length,), kind = struct.unpack_from(">I", content, place), content[place + 4 : place + 8]
+        end = place + 8 + length
+        checksum = zlib.crc32(content[place + 4 : end]).to_bytes(4, "big")
+        if kind not in _PLAIN_CHUNKS or checksum != content[end : end + 4]:
+            return False
+        place = end + 4
+    return kind == b"IEND" and place == len(content)
+
+
+def scans(paths: Sequence[Path], workers: int, decode: bool = True) -> Iterator[Scan | ValueError | None]:
     """What `scan` says of each file, in their order: an error where it raises one, None where there is no file.
 
-    ``workers``: processes that read them; 0: this one does.
+    ``workers``: processes that read them; 0: this one does. ``decode``: False: what `look` says.
     """
     if not workers:
-        yield from map(_scanned, paths)
+        yield from (_scanned(path, decode) for path in paths)
         return
     loader = DataLoader(
-        _Files(paths), batch_size=_A_TIME, num_workers=workers, collate_fn=list, generator=torch.Generator()
+        _Files(paths, decode), batch_size=_A_TIME, num_workers=workers, collate_fn=list, generator=torch.Generator()
     )
     for found in loader:
         yield from found
 
 
 class _Files(Dataset[Any]):
-    """Files, and what `scan` says of them."""
+    """Files, and what `scan` or `look` says of them."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
+    def __init__(self, paths: Sequence[Path], decode: bool) -> None:
+        self.paths, self.decode = paths, decode
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Scan | ValueError | None:
-        return _scanned(self.paths[index])
+        return _scanned(self.paths[index], self.decode)
 
 
-def _scanned(path: Path) -> Scan | ValueError | None:
+def _scanned(path: Path, decode: bool) -> Scan | ValueError | None:
     try:
-        return scan(path) if path.is_file() else None
+        return (scan if decode else look)(path) if path.is_file() else None
     except ValueError as error:
         return error
 

@@ -1,6 +1,7 @@
 """Read data sets: one function for each source, listed in READERS. Nothing is downloaded or unpickled.
 
-N examples, H W height and width, C channels. Every reader returns images as [N, C, H, W] and labels as int64 [N].
+N examples, H W height and width, C channels. Every reader returns images as [N, C, H, W], a folder's as files, and
+labels as int64 [N].
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ import zlib
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from deploy_prune.data import cifar
-from deploy_prune.data.folders import Images, Listing, find, shown
-from deploy_prune.data.images import image_sizes, read_image
+from deploy_prune.data.files import Files, Images
+from deploy_prune.data.folders import Images as Listed
+from deploy_prune.data.folders import Listing, find, shown
+from deploy_prune.data.kept_scans import kept_scans
+from deploy_prune.data.pictures import FilePicture, Scan
 from deploy_prune.errors import DataError
-from deploy_prune.recipe.data import MAX_SIZE, MIN_SIZE, DataPart
+from deploy_prune.recipe.data import MAX_SIZE, MIN_SIZE, DataPart, as_size
 from deploy_prune.system.plugins import import_callable
 
 ROOT_VARIABLE = "DEPLOY_PRUNE_DATA"
@@ -40,9 +44,9 @@ _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Labelled:
-    """Images uint8 (0..255) or float (0..1) [N, C, H, W], and their classes int64 [N]."""
+    """Images uint8 (0..255) or float (0..1) [N, C, H, W], or files of them, and their classes int64 [N]."""
 
-    images: Tensor
+    images: Images
     labels: Tensor
 
     def __len__(self) -> int:
@@ -168,7 +172,8 @@ def _require_modest(path: Path) -> None:
 
 def _read_batches(paths: list[Path], labels_key: str) -> Labelled:
     found = [_labelled(*cifar.read_batch(path, labels_key), path) for path in paths]
-    return Labelled(images=torch.cat([f.images for f in found]), labels=torch.cat([f.labels for f in found]))
+    images = torch.cat([cast(Tensor, f.images) for f in found])
+    return Labelled(images=images, labels=torch.cat([f.labels for f in found]))
 
 
 def _read_idx(part: DataPart) -> Collection:
@@ -214,19 +219,44 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _read_folder(part: DataPart) -> Collection:
-    """A folder of images per class, below train and test or directly; classes are numbered in alphabetical order."""
+    """A folder of images per class, below train and test or directly; classes are numbered in alphabetical order.
+
+    Images are read when they are taken. Files of classes that aren't asked for are only listed.
+    """
     root = _root(part)
     listing = find(root)
-    part = _sized(part, listing)
-    faults: dict[Path, DataError] = {}
-    found = [_read_images(files, listing, part, faults) for files in (listing.train, listing.test) if files is not None]
+    everything = (*listing.train, *(listing.test or ()))
+    asked = [path for path, label in everything if _is_asked(label, part)]
+    scans = dict(zip(asked, kept_scans(asked, part.workers, decode=part.unreadable == "skip"), strict=True))
+    faults = {path: found for path, found in scans.items() if isinstance(found, ValueError)}
+    if faults and part.unreadable == "fail":
+        message = f"data.root: {next(iter(faults.values()))} (data.unreadable: skip leaves such files out)."
+        raise DataError(message)
+    for files in (listing.train, listing.test or ()):
+        _require_left(files, listing, faults)
+    whole = {path: found for path, found in scans.items() if isinstance(found, Scan)}
+    size = part.size or as_size(own_size({found.stored for found in whole.values()}))
+    assert size is not None
+    unread = {path: FilePicture(path=path, size=(0, 0), digest=b"") for path, _ in everything if path not in scans}
+    pictures = unread | {path: found.picture for path, found in whole.items()}
+
+    def labelled(files: Listed) -> Labelled:
+        left = [(path, label) for path, label in files if path in pictures]
+        images = Files(pictures=tuple(pictures[path] for path, _ in left), size=size, channels=part.channels)
+        return Labelled(images=images, labels=torch.tensor([label for _, label in left], dtype=torch.int64))
+
     return Collection(
-        train=found[0],
-        test=found[1] if len(found) > 1 else None,
+        train=labelled(listing.train),
+        test=None if listing.test is None else labelled(listing.test),
         names=listing.classes,
         skipped=tuple(shown(path.relative_to(root).as_posix()) for path in faults),
         ignored=listing.ignored,
     )
+
+
+def _is_asked(label: int, part: DataPart) -> bool:
+    """Whether the class is one of the source's or the target's."""
+    return any(classes is None or label in classes for classes in (part.source_classes, part.target_classes))
 
 
 def own_size(sizes: Set[tuple[int, int]]) -> int | list[int]:
@@ -247,35 +277,14 @@ def own_size(sizes: Set[tuple[int, int]]) -> int | list[int]:
     raise DataError(message)
 
 
-def _sized(part: DataPart, listing: Listing) -> DataPart:
-    """With the images' own size, if no other is given; of images that can't be read, reading says so."""
-    if part.image_size is not None:
-        return part
-    sizes = image_sizes(path for path, _ in (*listing.train, *(listing.test or ())))
-    return part.model_copy(update={"image_size": own_size(sizes) if sizes else MIN_SIZE})
-
-
-def _read_images(files: Images, listing: Listing, part: DataPart, faults: dict[Path, DataError]) -> Labelled:
-    """The images, and, where these are to be skipped, the files that can't be read added to ``faults``."""
-    images, labels = [], []
-    assert part.size is not None
-    for path, label in files:
-        try:
-            images.append(read_image(path, part.size, part.channels))
-        except DataError as error:
-            if part.unreadable == "fail":
-                message = f"{error} (data.unreadable: skip leaves such files out)."
-                raise DataError(message) from error
-            faults[path] = error
-        else:
-            labels.append(label)
-    emptied = {label for _, label in files} - set(labels)
+def _require_left(files: Listed, listing: Listing, faults: Mapping[Path, ValueError]) -> None:
+    """No class is emptied by what can't be read."""
+    emptied = {label for _, label in files} - {label for path, label in files if path not in faults}
     if emptied:
         first = next(faults[path] for path, label in files if label == min(emptied))
         message = f"data.unreadable: no image of the class {listing.classes[min(emptied)]!r} is left when those that "
         message += f"can't be read are skipped; {first}."
         raise DataError(message)
-    return _labelled(np.stack(images).transpose(0, 3, 1, 2), np.array(labels), part.root or "the folder")
 
 
 def _read_callable(part: DataPart) -> Collection:

@@ -14,7 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deploy_prune.data.examples import ClassExamples, Examples, measured
+from deploy_prune.data.examples import ClassExamples, Examples
+from deploy_prune.data.files import Files, Images, chosen, joined, measured
 from deploy_prune.data.folders import listed
 from deploy_prune.data.sources import Labelled, own_size, read
 from deploy_prune.data.transforms import LUMA
@@ -216,25 +217,30 @@ def _select(data: Labelled, classes: Sequence[int]) -> Labelled:
 
 
 def _pick(data: Labelled, mask: Tensor) -> Labelled:
-    return Labelled(images=data.images[mask], labels=data.labels[mask])
+    return Labelled(images=chosen(data.images, mask), labels=data.labels[mask])
 
 
 def _join(first: Labelled, second: Labelled) -> Labelled:
-    images = torch.cat([first.images, second.images])
-    return Labelled(images=images, labels=torch.cat([first.labels, second.labels]))
+    labels = torch.cat([first.labels, second.labels])
+    return Labelled(images=joined(first.images, second.images), labels=labels)
 
 
 def _examples(data: Labelled, name: str, *, part: DataPart, mean: Tensor, std: Tensor) -> ClassExamples:
     if not len(data):
         message = f"data: nothing is left for the {name} examples; change the classes or data.shots."
         raise DataError(message)
-    images = _with_channels(data.images, part.channels)
-    return ClassExamples(images=images, labels=data.labels, mean=mean, std=std, size=part.size, augment=part.augment)
+    return ClassExamples(
+        images=_with_channels(data.images, part.channels), labels=data.labels, mean=mean, std=std, size=part.size,
+        augment=part.augment, workers=part.workers,
+    )  # fmt: skip
 
 
-def _with_channels(images: Tensor, channels: int) -> Tensor:
-    """Grey is repeated (without copies); colour is weighted to grey, rounded where it is stored as uint8."""
-    if images.shape[1] == channels:
+def _with_channels(images: Images, channels: int) -> Images:
+    """Grey is repeated (without copies); colour is weighted to grey, rounded where it is stored as uint8.
+
+    Files are read with so many channels.
+    """
+    if isinstance(images, Files) or images.shape[1] == channels:
         return images
     if channels == 3:
         return images.expand(-1, 3, -1, -1)
@@ -242,17 +248,19 @@ def _with_channels(images: Tensor, channels: int) -> Tensor:
     return grey.round().to(torch.uint8) if images.dtype == torch.uint8 else grey
 
 
-def _sized(part: DataPart, images: Tensor) -> DataPart:
-    """With the images' own size, if no other is given; those of a folder have been scaled to it."""
+def _sized(part: DataPart, images: Images) -> DataPart:
+    """With the images' own size, if no other is given; those of a folder are scaled to it."""
     if part.image_size is not None or not len(images):
         return part
-    high, wide = images.shape[2:]
+    high, wide = images.size if isinstance(images, Files) else images.shape[2:]
     return part.model_copy(update={"image_size": own_size({(wide, high)})})
 
 
-def _statistics(part: DataPart, images: Tensor) -> tuple[Tensor, Tensor]:
+def _statistics(part: DataPart, images: Images) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel (float32 [C]) as the recipe gives them, or of these images."""
-    own_mean, own_std = measured(_with_channels(images, part.channels))
+    own_mean, own_std = torch.empty(0), torch.empty(0)
+    if part.mean is None or part.std is None:
+        own_mean, own_std = measured(_with_channels(images, part.channels), part.workers)
     mean = own_mean if part.mean is None else torch.tensor(part.mean)
     std = own_std if part.std is None else torch.tensor(part.std)
     for key, values in (("mean", mean), ("std", std)):

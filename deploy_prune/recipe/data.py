@@ -97,6 +97,7 @@ def _checked_size(value: object) -> object:
 ImageSize = Annotated[int | list[int] | None, BeforeValidator(_checked_size)]
 """The side of a square, or height and width, in pixels."""
 Classes = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(distinct)]
+Workers = Annotated[int, Field(ge=0, le=128)]
 Shots = Annotated[int | None, BeforeValidator(_checked_shots)]
 
 
@@ -152,6 +153,11 @@ class DataPart(Part):
         default="shift",
         description="How training images are varied: none, shift, shift_flip, affine "
         "(turned, scaled and moved a little), crop_flip or crop_flip_colour (for photographs).",
+    )
+    workers: Workers = Field(
+        default=0,
+        description="Processes that look at a folder's images once before, and then read training images while others "
+        "are trained on; batches stay the same. 0: none.",
     )
 
     @property
@@ -242,7 +248,7 @@ class PicturesPart(Part):
     target_classes: Classes | None = Field(
         default=None, description="The classes that the slim network learns. null: all."
     )
-    workers: Annotated[int, Field(ge=0, le=128)] = Field(
+    workers: Workers = Field(
         default=0,
         description="Processes that read all pictures once before, and then read and vary training pictures while "
         "others are trained on; batches stay the same. 0: none.",

@@ -32,9 +32,9 @@ What the entries are: ``package`` is this package's version and a digest of its 
 between releases. ``torch`` and ``formats`` are versions: torch's, and those of the format's converter and runtime.
 ``model`` is its source and arguments, and the library's version or, for ``module:callable``, a digest of the user's
 code (``user_code``). ``task`` is its name, its score and, of ``module:callable``, a digest of the user's code. Data
-counts by content: images as decoded, targets, normalisation, size and augmentation. A target counts by what
-changes its artifacts and its latency, never by its title, notes or sources. Not in any key: paths, names, trackers,
-limits of time and memory, where and on how many threads training runs (which changes the last digits only).
+counts by content: images in memory or their files, targets, normalisation, size and augmentation. A target counts by
+what changes its artifacts and its latency, never by its title, notes or sources. Not in any key: paths, names,
+trackers, limits of time and memory, where and on how many threads training runs (which changes the last digits only).
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from deploy_prune.data.examples import ClassExamples, measured
+from deploy_prune.data.examples import ClassExamples
+from deploy_prune.data.files import Files, measured
 from deploy_prune.data.splits import TransferData
 from deploy_prune.errors import DataError, DeployPruneError
 from deploy_prune.networks import build, weights
@@ -187,7 +188,7 @@ def doubts(network: nn.Module, resolved: Resolved, device: torch.device) -> tupl
         ours = _right(network, pixels, labels, here, device)
         others = {
             name: (norm, _right(network, pixels, labels, norm, device))
-            for name, norm in _candidates(examples, resolved.own).items()
+            for name, norm in _candidates(examples, pixels, resolved.own).items()
             if not torch.allclose(torch.tensor(norm), torch.tensor(here), atol=1e-3)
         }
     found = []
@@ -215,10 +216,10 @@ def is_short(said: float, score: float, num_examples: int) -> bool:
     return said - score > STANDARD_ERRORS * sqrt(said * (1 - said) / num_examples)
 
 
-def _candidates(examples: ClassExamples, own: OwnInput) -> Mapping[str, Normalisation]:
-    """Normalisations that networks are trained with, by name."""
+def _candidates(examples: ClassExamples, tried: Tensor, own: OwnInput) -> Mapping[str, Normalisation]:
+    """Normalisations that networks are trained with, by name. ``tried``: the examples that are asked for, in 0..1."""
     channels = len(examples.mean)
-    mean, std = measured(examples.images)
+    mean, std = measured(tried if isinstance(examples.images, Files) else examples.images)
     found: dict[str, Normalisation] = {
         "the values 0 to 1 as they are": ((0.0,) * channels, (1.0,) * channels),
         "values from -1 to 1": ((0.5,) * channels, (0.5,) * channels),

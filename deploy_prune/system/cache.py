@@ -23,9 +23,9 @@ MAX_AGE_DAYS: Final = 30.0
 """What was measured is measured again after so many days. A choice: a run that is resumed in the next weeks takes the
 same way, and a new driver, firmware or cooling, which no key can see, is noticed within a month."""
 DAY_S: Final = 86_400.0
-KINDS: Final = ("granularity", "groups", "latency", "missed", "table")
+KINDS: Final = ("granularity", "groups", "latency", "missed", "pictures", "table")
 """What the package keeps: a device's steps of channels, a network's groups, latencies of cuts, the time of the last
-miss (older latencies of that network aren't used), and latency tables."""
+miss (older latencies of that network aren't used), what was found in files of pictures, and latency tables."""
 _ENTRY: Final = re.compile(r"[0-9a-f]{32}\.json")
 
 Json = Any

@@ -209,4 +209,4 @@ def test_what_the_library_says_is_tried_too():
     part = recipe("tiny_run:network", channels=1, image_size=16)
     examples = preprocessing.resolve(part).data.source_train
     own = OwnInput(mean=(0.3,), std=(0.7,), source="somewhere")
-    assert preprocessing._candidates(examples, own)["somewhere"] == ((0.3,), (0.7,))
+    assert preprocessing._candidates(examples, examples.pixels(torch.arange(4)), own)["somewhere"] == ((0.3,), (0.7,))
