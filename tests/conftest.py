@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -26,6 +27,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ["DEPLOY_PRUNE_CACHE"] = str(folder)
     yield
     del os.environ["DEPLOY_PRUNE_CACHE"]
+
+
+@pytest.fixture(autouse=True)
+def _own_denormals() -> None:
+    """A session of ONNX Runtime in this process leaves its thread taking denormal numbers for 0."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -32,7 +32,7 @@ def test_a_reference_has_the_networks_outputs_and_the_checks_tolerance(tmp_path,
     network, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval(), torch.randn(6, 1, 2, 2)
     artifact = written(network, tmp_path, precision)
     held_to = parity.reference(network, artifact, x)
-    assert torch.equal(held_to.outputs[0], network(x))
+    torch.testing.assert_close(held_to.outputs[0], network(x))  # the last bit depends on how many are asked at a time
     assert held_to.tolerance == parity.check_parity(network, artifact, x).tolerance
     assert held_to.least_db is None
 

@@ -256,7 +256,7 @@ def test_what_is_compared_in_float64_may_have_attributes(monkeypatch: pytest.Mon
     network.insert(2, Blur("attribute"))
     structure = find_groups(network, (X,), PrunePart())
     keep = {g.name: torch.arange(g.channels) % 3 > 0 for g in structure.groups}
-    monkeypatch.setattr(verify, "TOLERANCE", 0.0)
+    monkeypatch.setattr(verify, "TOLERANCE", -1.0)  # some processors find no difference at all
     proof = verify.prove(network, structure, keep, (X,), gates_of(structure))
     assert proof.precision == "float64"
 
