@@ -10,9 +10,7 @@ from typing import Final
 from torch import nn
 
 from deploy_prune.budget.candidates import CandidateCosts
-from deploy_prune.errors import (
-    DeployPruneError,
-)
+from deploy_prune.errors import DeployPruneError
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.page import write_page
 from deploy_prune.report.row import Row

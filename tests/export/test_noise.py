@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
+from uneven_outputs import uneven, uneven_transposed
 
 from deploy_prune.errors import ParityError
 from deploy_prune.export import onnx, parity
@@ -319,11 +320,9 @@ def test_a_network_that_ignores_its_input_proves_nothing(tmp_path):
 def test_a_transposed_convolution_has_a_step_for_each_output(groups):
     """Its weight is [inputs, outputs / groups, ...]: output channels are on no axis of their own."""
     torch.manual_seed(0)
-    layer, x = nn.ConvTranspose2d(8, 8, 3, groups=groups, bias=False), torch.zeros(1, 8, 3, 3)
+    layer, x = uneven_transposed(groups, kernel=3, stride=1, bias=False), torch.zeros(1, 8, 3, 3)
     x[:, :, 1, 1] = 1
     with torch.no_grad():
-        scales = torch.logspace(-2, 0, 8).view(groups, 1, 8 // groups, 1, 1)
-        layer.weight.copy_((layer.weight.unflatten(0, (groups, -1)) * scales).flatten(0, 1))
         exact = layer(x)
         with eight_bits():
             found = layer(x)
@@ -333,11 +332,7 @@ def test_a_transposed_convolution_has_a_step_for_each_output(groups):
 
 @pytest.mark.parametrize("groups", [2, 8])
 def test_transposed_convolutions_with_groups_are_written_in_int8(groups, tmp_path):
-    torch.manual_seed(0)
-    layer = nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=groups)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), layer).eval()
-    layer.weight.data *= torch.logspace(-1.5, 0, 8).view(-1, 1, 1, 1)
-    x = torch.nn.functional.interpolate(torch.randn(32, 3, 4, 4), scale_factor=4, mode="bicubic")
+    network, x = uneven(groups)
     check_parity(network, onnx.write(network, x[:1], tmp_path / "a.onnx", "int8", ExportPart(), x), x)
 
 
