@@ -8,7 +8,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,7 +52,10 @@ Row = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What is cut: ``network`` is made for so many classes; the others are parts of a recipe."""
+    """What is cut: ``network`` is made for so many classes; the others are parts of a recipe.
+
+    ``validation``: a place in the data's folder -> what stands there where the validation part is judged by.
+    """
 
     name: str
     task: Task
@@ -61,6 +64,7 @@ class Kind:
     train: TrainPart
     search: SourceSearchPart
     retrain: RetrainPart = RetrainPart()
+    validation: Mapping[str, str]
 
 
 def run(kind: Kind, arguments: argparse.Namespace, **told: Any) -> None:
@@ -72,6 +76,8 @@ def run(kind: Kind, arguments: argparse.Namespace, **told: Any) -> None:
         rows = make(bench, arguments)
     figures = summarise(rows)
     show(figures, kind.task.score.name)
+    if arguments.validate:
+        return
     _results.write(
         kind.name, {"name": kind.name, "dense": dense, "figures": figures}, score=kind.task.score.name,
         steps=bench.steps, search_steps=bench.search_steps, train_steps=kind.train.steps, batch=bench.batch,
@@ -82,7 +88,7 @@ def run(kind: Kind, arguments: argparse.Namespace, **told: Any) -> None:
 
 def load(kind: Kind, arguments: argparse.Namespace, scratch: Path) -> Bench:
     """The data, and the dense network in its raw form, trained once and kept beside the rows."""
-    examples = kind.task.load(kind.data, 0)
+    examples = kind.task.load(judged_on_validation(kind, scratch) if arguments.validate else kind.data, 0)
     torch.manual_seed(0)
     network = kind.network(examples.num_source)
     inputs = examples.source_test.take(torch.arange(4)).inputs
@@ -103,6 +109,15 @@ def load(kind: Kind, arguments: argparse.Namespace, scratch: Path) -> Bench:
     )  # fmt: skip
 
 
+def judged_on_validation(kind: Kind, scratch: Path) -> Any:
+    """The data with its validation part where the test part is: for choosing settings."""
+    there, root = Path(kind.data.root).resolve(), scratch / "validation"
+    for place, of in kind.validation.items():
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).symlink_to(there / of)
+    return kind.data.model_copy(update={"root": str(root)})
+
+
 def groups_of(network: nn.Module, inputs: Sequence[Tensor]) -> Any:
     """The channel groups that can be cut."""
     part = PrunePart()
@@ -115,7 +130,7 @@ def train_once(
 ) -> None:
     """Train the dense network, or take the weights that --rows has of the same training."""
     kind, arguments, session = how
-    searched = IN_NAMES | {"steps", "search_steps", "retrain"}
+    searched = IN_NAMES | {"steps", "search_steps", "retrain", "validate"}
     under = _results.conditions(arguments, searched, data=[examples.source_train.digest], train=vars(kind.train))
     kept = _results.kept_file(arguments.rows, under, "dense")
     if not kept.exists():
@@ -217,6 +232,7 @@ def parse(description: str | None, folder: str, image_size: tuple[int, int], **d
     for name, default in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--image-size", type=int, nargs=2, default=[*image_size], metavar=("H", "W"))
+    parser.add_argument("--validate", action="store_true", help="judge on the validation part; nothing is written")
     parser.add_argument("--retrain", type=json.loads, default={}, help="changes to a recipe's defaults, as JSON")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rows", type=Path, default=Path(f"runs/{folder}.json"))

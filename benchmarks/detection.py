@@ -8,8 +8,8 @@ blood, with boxes around platelets, red and white cells. The detector is an SSDl
 size that two cores can train: 96 x 128 pixels, from random weights. A point is the share of the dense latency that the
 exported network is measured to have on this machine. All methods have the same number of training steps in all, from
 the same teacher: what a search takes is taken from its retraining. The row "dense" is the dense network trained on for
-as many steps. tp_group_norm is torch-pruning's own pruner. Settings were chosen on BCCD's validation part. Rows that
---rows has under the same conditions are not made again.
+as many steps. tp_group_norm is torch-pruning's own pruner. Settings were chosen on BCCD's validation part, with
+--validate. Rows that --rows has under the same conditions are not made again.
 """
 
 from __future__ import annotations
@@ -44,6 +44,12 @@ def main() -> None:
         train=TrainPart(steps=arguments.train_steps, batch_size=arguments.batch, lr=0.05),
         search=DetectionSearchPart(batch_size=arguments.batch),
         retrain=DetectionRetrainPart(),
+        validation={
+            "JPEGImages": "JPEGImages",
+            "Annotations": "Annotations",
+            "ImageSets/Main/train.txt": "ImageSets/Main/train.txt",
+            "ImageSets/Main/test.txt": "ImageSets/Main/val.txt",
+        },  # fmt: skip
     )
     run(kind, arguments, network="SSDlite, MobileNet 0.5")
 

@@ -39,6 +39,7 @@ def main() -> None:
         data=data,
         train=TrainPart(steps=arguments.train_steps, batch_size=arguments.batch, lr=0.1),
         search=SegmentationSearchPart(batch_size=arguments.batch),
+        validation={"train": "train", "test": "val"},
     )
     run(kind, arguments, network="LRASPP, MobileNet 0.5")
 

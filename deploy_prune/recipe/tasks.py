@@ -39,8 +39,9 @@ class DetectionSearchPart(SourceSearchPart):
 class DetectionRetrainPart(RetrainPart):
     """As a classifier's; a detector learns more from the boxes than from its teacher's outputs, and at a higher rate.
 
-    An SSDlite of half the latency, 300 steps, judged on BCCD's validation part (mAP; dense 52.8): 42.4 with a
-    classifier's 0.001 and 0.9, 46.6 with 0.01 and 0.9, 48.3 with 0.003 and 0.5, 49.1 with these.
+    An SSDlite of half the latency, 300 steps, judged on BCCD's validation part (mAP; dense 52.8; one seed): 42.4 with a
+    classifier's 0.001 and 0.9, 46.6 with 0.01 and 0.9, 48.3 with 0.003 and 0.5, 49.1 with these:
+    `benchmarks/detection.py --validate --methods gate --points 50% --seeds 1 --retrain '{"lr": 0.003}'` and so on.
     """
 
     lr: Rate | None = Field(default=0.01, description=RETRAIN_LR)

@@ -242,14 +242,21 @@ def finished_pictures(task: str, model: str, folder: Path) -> Path:
     ).folder  # fmt: skip
 
 
+def bundled_pictures(task: str, model: str, folder: Path) -> tuple[Path, list[str]]:
+    """The bundle of a short run, and what the last two lines of the command are about."""
+    bundle = folder / "b"
+    result = call(
+        finished_pictures(task, model, folder), "--target", "pixel-8", "--budget", "60% macs", "--out", bundle
+    )
+    assert result.exit_code == 0, result.stderr
+    return bundle, [line.split(":")[0].strip() for line in result.stdout.splitlines()][-2:]
+
+
 @pytest.mark.slow
 def test_a_detectors_bundle_from_a_recipe(tmp_path: Path) -> None:
     """The artifact's boxes are compared with the slim network's; others are refused."""
-    run = finished_pictures("detection", "grid_detector", tmp_path)
-    result = call(run, "--target", "pixel-8", "--budget", "60% macs", "--out", tmp_path / "b")
-    assert result.exit_code == 0, result.stderr
-    bundle = tmp_path / "b"
-    assert [line.split(":")[0].strip() for line in result.stdout.splitlines()[1:]][-2:] == ["parity", "boxes"]
+    bundle, told_last = bundled_pictures("detection", "grid_detector", tmp_path)
+    assert told_last == ["parity", "boxes"]
     told, post = read(bundle / "preprocessing.json"), read(bundle / "postprocessing.json")
     assert (told["fit"], told["height"], told["width"]) == ("letterbox", 32, 48)
     assert (post["kind"], post["program"], post["settings"]["size"]) == ("boxes", "decode_grid", [32, 48])
@@ -269,11 +276,8 @@ def test_a_detectors_bundle_from_a_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_segmenters_bundle_from_a_recipe(tmp_path: Path) -> None:
-    run = finished_pictures("segmentation", "unet", tmp_path)
-    result = call(run, "--target", "pixel-8", "--budget", "60% macs", "--out", tmp_path / "b")
-    assert result.exit_code == 0, result.stderr
-    bundle = tmp_path / "b"
-    assert [line.split(":")[0].strip() for line in result.stdout.splitlines()[1:]][-2:] == ["parity", "pixels"]
+    bundle, told_last = bundled_pictures("segmentation", "unet", tmp_path)
+    assert told_last == ["parity", "pixels"]
     assert len(read(bundle / "labels.json")["labels"]) == 11
     expected = numpy.load(bundle / "sample" / "expected_classes.npy")
     assert expected.shape[1:] == (32, 48)
