@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from deploy_prune.data.collected import Collection
 from deploy_prune.data.examples import ClassExamples
-from deploy_prune.data.sources import Collection
 from deploy_prune.run.folder import PACKAGES, cpu_name, versions
 from deploy_prune.surgery.remembered import own_code
 from deploy_prune.system.shell import write_text

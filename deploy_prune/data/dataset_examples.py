@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, default_collate
 
 from deploy_prune.data.examples import Batch
+from deploy_prune.data.map_style import is_map_style
 from deploy_prune.data.splits import TransferData
 from deploy_prune.errors import DataError
 
@@ -99,8 +100,10 @@ def task_data(train: Any, test: Any, num_classes: int = 0) -> TransferData:
         num_classes: what the function that builds the network gets as ``num_classes``. 0: it takes none.
 
     Raises:
-        DataError: one of them is empty.
+        DataError: one of them is empty, or gives its items from the first to the last only.
     """
+    for items in (train, test):
+        is_map_style(items)
     parts = [DatasetExamples(dataset=each, places=tuple(range(len(each)))) for each in (train, test)]
     for name, part in zip(("train", "test"), parts, strict=True):
         if not len(part):

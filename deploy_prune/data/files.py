@@ -1,4 +1,4 @@
-"""Images in files, which stand for a tensor of images that memory may not hold: they are read when they are taken.
+"""Images in files or a Dataset, which stand for a tensor that memory may not hold: they are read when they are taken.
 
 N images, B batch, C channels, H W height and width of what is taken.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import numpy as np
 import PIL
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from deploy_prune.data.kept_scans import KIND
-from deploy_prune.data.pictures import FilePicture
+from deploy_prune.data.pictures import Array
 from deploy_prune.errors import DataError
 from deploy_prune.system.cache import cached_json
 
@@ -27,11 +27,28 @@ _A_TIME: Final = 64  # images in memory, as numbers of 8 bytes, while they are m
 _FEW: Final = 4  # the same of files, which may be large
 
 
+class Unread(Protocol):
+    """An image that is read when it is taken."""
+
+    @property
+    def digest(self) -> bytes:
+        """What tells it from others."""
+
+    def cut(self, size: tuple[int, int], channels: int, keep: bool = True) -> Array:
+        """uint8 [H, W, C] of this height and width, scaled so that it covers them and cut in the middle.
+
+        ``keep``: in memory, for the next time.
+
+        Raises:
+            DataError: it can no longer be read, or is another one.
+        """
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Files:
     """N images, each of which is scaled and cut to ``size`` (H, W) when it is read."""
 
-    pictures: tuple[FilePicture, ...]
+    pictures: tuple[Unread, ...]
     size: tuple[int, int]
     channels: int
 
@@ -40,7 +57,7 @@ class Files:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hexadecimal): the files' content, in their order, and what is made of them."""
+        """SHA-256 (hexadecimal): the images' content, in their order, and what is made of them."""
         found = hashlib.sha256(repr((len(self), self.size, self.channels)).encode())
         for picture in self.pictures:
             found.update(picture.digest)
@@ -54,7 +71,7 @@ class Files:
         """Uint8 [B, C, H, W]. ``keep``: in memory for the next time, up to ``pictures.KEPT_BYTES``.
 
         Raises:
-            DataError: a file can no longer be read, or is another one.
+            DataError: one can no longer be read, or is another one.
         """
         found = [self.pictures[i].cut(self.size, self.channels, keep) for i in indices]
         height, width = self.size

@@ -28,13 +28,13 @@ def kept_scans(paths: Sequence[Path], workers: int, decode: bool) -> list[Scan |
     found: list[Scan | ValueError] = []
     for start in range(0, len(paths), A_TIME):
         part = paths[start : start + A_TIME]
-        key = {"files": _listed(part), "decode": decode, "pillow": PIL.__version__}
+        key = {"files": listed(part), "decode": decode, "pillow": PIL.__version__}
         rows = cached_json(KIND, key, lambda part=part: list(map(_row, scans(part, workers, decode))))  # type: ignore[misc]
         found += [_scan(path, row) for path, row in zip(part, rows, strict=True)]
     return found
 
 
-def _listed(paths: Sequence[Path]) -> str:
+def listed(paths: Sequence[Path]) -> str:
     """SHA-256 (hexadecimal) of the files' names, sizes and times: of content and of metadata, which no program sets."""
     found = hashlib.sha256()
     for path in paths:

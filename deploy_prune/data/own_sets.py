@@ -12,21 +12,23 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from deploy_prune.data import map_style
 from deploy_prune.data.annotated import BoxedPicture, Fault, Findings, fault_of_corners
 from deploy_prune.data.instances import Instances
 from deploy_prune.data.pictures import Array, Size, array_digest, with_channels
+from deploy_prune.device.payload import picture
 from deploy_prune.errors import DataError
 from deploy_prune.recipe.data import Objects, PicturesPart
-from deploy_prune.system.plugins import import_callable
 
 Names = tuple[str, ...]
+NOT_TURNED: Final = "pictures of data sets of your own that should be turned (EXIF), and aren't"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,14 +122,9 @@ def make(part: PicturesPart) -> OwnSets:
     Raises:
         DataError: it fails, or returns something else than two map-style data sets (and the classes' names).
     """
-    function = import_callable(part.source, "data.source", DataError)
-    try:
-        found = function()
-    except Exception as error:
-        message = f"data.source: {part.source!r} failed: {type(error).__name__}: {error}"
-        raise DataError(message) from error
+    found = map_style.returned(part.source)
     whole = isinstance(found, tuple) and len(found) in {2, 3}
-    if not whole or not all(hasattr(items, "__getitem__") and hasattr(items, "__len__") for items in found[:2]):
+    if not whole or not all(map(map_style.is_map_style, found[:2])):
         message = f"data.source: {part.source!r} must return two torch Datasets that have a length, to train and to "
         message += "score on, and may add a list of the classes' names."
         raise DataError(message)
@@ -152,13 +149,13 @@ def read_boxes(items: Any, name: str, objects: Objects, num: int | None, finding
             findings.notes["pictures left out, for all their boxes are broken"] += 1
             continue
         findings.notes["pictures without a box"] += not len(boxes)
-        picture = ItemPicture(items=items, index=index, where=where, size=size, digest=array_digest(image))
+        taken = ItemPicture(items=items, index=index, where=where, size=size, digest=array_digest(image))
         instances = masks if masks is None else ItemInstances(
             items=items, index=index, where=where, places=np.arange(len(boxes)), digest=array_digest(masks)
         )  # fmt: skip
         edge = np.array([*size, *size], np.float32)
         all_of_it = BoxedPicture(
-            picture=picture, boxes=np.clip(boxes, 0, edge), labels=labels, masks=instances, points=points
+            picture=taken, boxes=np.clip(boxes, 0, edge), labels=labels, masks=instances, points=points
         )
         found.append(all_of_it.kept(whole))
     return found
@@ -179,24 +176,27 @@ def read_masks(
         except (ValueError, TypeError) as error:
             findings.faults.append(Fault(where, str(error), "broken masks"))
             continue
-        picture = ItemPicture(items=items, index=index, where=where, size=size, digest=array_digest(image))
+        taken = ItemPicture(items=items, index=index, where=where, size=size, digest=array_digest(image))
         yield (
-            picture,
+            taken,
             ItemMask(items=items, index=index, where=where, table=table, content=array_digest(values)),
             classes,
         )
 
 
-def image_bytes(image: Any) -> Array:
+def image_bytes(image: Any, turn: bool = False) -> Array:
     """uint8 [H, W, C] with C 1 or 3, of an image as items have it.
+
+    PIL's become what they would be if they were read from a file. ``turn``: as their EXIF data says.
 
     Raises:
         ValueError: it is none.
     """
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("L" if image.mode in {"1", "L"} else "RGB")).reshape(
-            image.height, image.width, -1
-        )
+        mode = "L" if image.mode in {"1", "L"} or image.mode.startswith("I") else "RGB"
+        found = (picture.upright if turn else picture.plain)(image, mode)
+        pixels: Array = np.asarray(found)
+        return pixels.reshape(found.height, found.width, -1)
     if isinstance(image, Tensor):
         array: Array = image.detach().cpu().numpy()
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array
@@ -211,8 +211,8 @@ def image_bytes(image: Any) -> Array:
     if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
         message = f"an image's values must be bytes, or numbers from 0 to 1; these are {array.dtype}"
         raise ValueError(message)
-    found: Array = np.rint(array * 255).astype(np.uint8)
-    return found
+    scaled: Array = np.rint(array * 255)
+    return scaled.astype(np.uint8)
 
 
 def mask_values(mask: Any) -> Array:
@@ -236,7 +236,9 @@ def _pairs(items: Any, name: str, findings: Findings) -> Iterator[tuple[int, str
         where = f"{name}[{index}]"
         try:
             image, target = items[index]
-            yield index, where, (image_bytes(image), target)
+            pixels = image_bytes(image)
+            findings.notes[NOT_TURNED] += isinstance(image, Image.Image) and picture.orientation(image) != 1
+            yield index, where, (pixels, target)
         except Exception as error:
             findings.faults.append(Fault(where, f"{type(error).__name__}: {error}", "unreadable pictures"))
 

@@ -11,8 +11,9 @@ import struct
 import warnings
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -20,10 +21,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from deploy_prune.data.folders import shown
 from deploy_prune.data.images import read_image
+from deploy_prune.data.processes import each
 from deploy_prune.device.payload import picture
 from deploy_prune.errors import DataError
 
@@ -31,7 +32,6 @@ Array = np.ndarray[Any, Any]
 Size = tuple[int, int]
 KEPT_BYTES: Final = 2**28
 """Decoded pictures that a process keeps: reading a JPEG again takes as long as all else that is done with it."""
-_A_TIME: Final = 16  # files that a process reads before it says what it found
 _TURNED: Final = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and width
 _PLAIN_CHUNKS: Final = frozenset(b"IHDR PLTE tRNS IDAT IEND gAMA cHRM sRGB iCCP sBIT bKGD pHYs tIME".split())
 MEASURED: Final = 256
@@ -76,9 +76,7 @@ class FilePicture:
         Raises:
             DataError: the file can no longer be read, or is another one.
         """
-        key = (self.path, self.digest, channels)
-        found = _KEPT.get(key)
-        return _KEPT.put(key, self._read(channels)) if found is None else found
+        return kept_last((self.path, self.digest, channels), lambda: self._read(channels))
 
     def cut(self, size: tuple[int, int], channels: int, keep: bool = True) -> Array:
         """uint8 [H, W, C] of this height and width, as `images.read_image`.
@@ -88,18 +86,18 @@ class FilePicture:
         Raises:
             DataError: the file can no longer be read, or is another one.
         """
-        key = (self.path, self.digest, channels, size)
-        if (found := _KEPT.get(key)) is None:
-            try:
-                found = read_image(self.path, size, channels)
-            except DataError as error:
-                message = f"{error} (data.unreadable: skip leaves such files out)."
-                raise DataError(message) from error
-            if file_digest(self.path) != self.digest:
-                message = f"data.root: {self.name} is another one than when it was first read; leave the files as they "
-                message += "are while they are used."
-                raise DataError(message)
-            found = _KEPT.put(key, found) if keep else found
+        return kept_last((self.path, self.digest, channels, size), lambda: self._cut(size, channels), keep)
+
+    def _cut(self, size: tuple[int, int], channels: int) -> Array:
+        try:
+            found = read_image(self.path, size, channels)
+        except DataError as error:
+            message = f"{error} (data.unreadable: skip leaves such files out)."
+            raise DataError(message) from error
+        if file_digest(self.path) != self.digest:
+            message = f"data.root: {self.name} is another one than when it was first read; leave the files as they are "
+            message += "while they are used."
+            raise DataError(message)
         return found
 
     def _read(self, channels: int) -> Array:
@@ -136,6 +134,14 @@ class _Kept:
 
 
 _KEPT: Final = _Kept(KEPT_BYTES)
+
+
+def kept_last(key: Any, read: Callable[[], Array], keep: bool = True) -> Array:
+    """What is read of this key, unless this process has it from before. ``keep``: for the next time."""
+    found = _KEPT.get(key)
+    if found is None:
+        found = _KEPT.put(key, read()) if keep else read()
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -228,27 +234,7 @@ def scans(paths: Sequence[Path], workers: int, decode: bool = True) -> Iterator[
 
     ``workers``: processes that read them; 0: this one does. ``decode``: False: what `look` says.
     """
-    if not workers:
-        yield from (_scanned(path, decode) for path in paths)
-        return
-    loader = DataLoader(
-        _Files(paths, decode), batch_size=_A_TIME, num_workers=workers, collate_fn=list, generator=torch.Generator()
-    )
-    for found in loader:
-        yield from found
-
-
-class _Files(Dataset[Any]):
-    """Files, and what `scan` or `look` says of them."""
-
-    def __init__(self, paths: Sequence[Path], decode: bool) -> None:
-        self.paths, self.decode = paths, decode
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Scan | ValueError | None:
-        return _scanned(self.paths[index], self.decode)
+    return each(partial(_scanned, decode=decode), paths, workers)
 
 
 def _scanned(path: Path, decode: bool) -> Scan | ValueError | None:

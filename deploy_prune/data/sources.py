@@ -11,8 +11,8 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
@@ -20,19 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploy_prune.data import cifar
-from deploy_prune.data.files import Files, Images
+from deploy_prune.data import cifar, own_classes
+from deploy_prune.data.collected import Collection, Labelled, labelled, of_arrays, own_size
+from deploy_prune.data.files import Files
 from deploy_prune.data.folders import Images as Listed
 from deploy_prune.data.folders import Listing, find, shown
 from deploy_prune.data.kept_scans import kept_scans
 from deploy_prune.data.pictures import FilePicture, Scan
 from deploy_prune.errors import DataError
-from deploy_prune.recipe.data import MAX_SIZE, MIN_SIZE, DataPart, as_size
-from deploy_prune.system.plugins import import_callable
+from deploy_prune.recipe.data import DataPart, as_size
 
 ROOT_VARIABLE = "DEPLOY_PRUNE_DATA"
-MAX_LABEL = 1_000_000
-"""No data set has as many classes: what is above is no class's number."""
 MODEST_BYTES = 1 << 28
 """What any archive of arrays may unpack to."""
 MAX_RATIO = 100
@@ -40,33 +38,6 @@ MAX_RATIO = 100
 CHUNK = 1 << 20
 """Bytes that are read at a time."""
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Labelled:
-    """Images uint8 (0..255) or float (0..1) [N, C, H, W], or files of them, and their classes int64 [N]."""
-
-    images: Images
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Collection:
-    """A data set as it is stored. ``test`` is None where it has no test set of its own.
-
-    ``names``: the classes' names by their numbers; None where the data set has only the numbers. ``skipped``: files
-    that were left out for they can't be read (``data.unreadable: skip``), from the data set's root. ``ignored``: how
-    many other files are not read, by what they are.
-    """
-
-    train: Labelled
-    test: Labelled | None
-    names: tuple[str, ...] | None = None
-    skipped: tuple[str, ...] = ()
-    ignored: Mapping[str, int] = field(default_factory=dict)
 
 
 Reader = Callable[[DataPart], Collection]
@@ -79,7 +50,7 @@ def read(part: DataPart) -> Collection:
         DataError: unknown source, or its files are missing or damaged.
     """
     if ":" in part.source:
-        return _read_callable(part)
+        return own_classes.read(part)
     if part.source not in READERS:
         message = f"data.source: there is no {part.source!r}; choose one of {', '.join(READERS)} or module:callable."
         raise DataError(message)
@@ -93,7 +64,7 @@ def _read_digits(part: DataPart) -> Collection:
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     names = tuple(map(str, digits.target_names))
-    return Collection(train=_labelled(images[:, None], digits.target, "digits"), test=None, names=names)
+    return Collection(train=labelled(images[:, None], digits.target, "digits"), test=None, names=names)
 
 
 def _read_cifar10(part: DataPart) -> Collection:
@@ -143,7 +114,7 @@ def _read_npz(path: Path) -> Collection:
     except Exception as error:
         message = f"data.root: {path} is not a whole .npz with {', '.join(keys)}: {error}"
         raise DataError(message) from error
-    return replace(_collection(arrays, path), names=names)
+    return replace(of_arrays(arrays, path), names=names)
 
 
 def _require_modest(path: Path) -> None:
@@ -171,7 +142,7 @@ def _require_modest(path: Path) -> None:
 
 
 def _read_batches(paths: list[Path], labels_key: str) -> Labelled:
-    found = [_labelled(*cifar.read_batch(path, labels_key), path) for path in paths]
+    found = [labelled(*cifar.read_batch(path, labels_key), path) for path in paths]
     images = torch.cat([cast(Tensor, f.images) for f in found])
     return Labelled(images=images, labels=torch.cat([f.labels for f in found]))
 
@@ -180,7 +151,7 @@ def _read_idx(part: DataPart) -> Collection:
     """MNIST's format, by Y. LeCun: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..., each also as .gz."""
     root = _root(part)
     train, test = (
-        _labelled(_idx(root, f"{which}-images", 3)[:, None], _idx(root, f"{which}-labels", 1), f"{root}/{which}")
+        labelled(_idx(root, f"{which}-images", 3)[:, None], _idx(root, f"{which}-labels", 1), f"{root}/{which}")
         for which in ("train", "t10k")
     )
     return Collection(train=train, test=test)
@@ -234,20 +205,20 @@ def _read_folder(part: DataPart) -> Collection:
         raise DataError(message)
     for files in (listing.train, listing.test or ()):
         _require_left(files, listing, faults)
-    whole = {path: found for path, found in scans.items() if isinstance(found, Scan)}
-    size = part.size or as_size(own_size({found.stored for found in whole.values()}))
+    seen = {path: found for path, found in scans.items() if isinstance(found, Scan)}
+    size = part.size or as_size(own_size({found.stored for found in seen.values()}))
     assert size is not None
     unread = {path: FilePicture(path=path, size=(0, 0), digest=b"") for path, _ in everything if path not in scans}
-    pictures = unread | {path: found.picture for path, found in whole.items()}
+    pictures = unread | {path: found.picture for path, found in seen.items()}
 
-    def labelled(files: Listed) -> Labelled:
-        left = [(path, label) for path, label in files if path in pictures]
-        images = Files(pictures=tuple(pictures[path] for path, _ in left), size=size, channels=part.channels)
-        return Labelled(images=images, labels=torch.tensor([label for _, label in left], dtype=torch.int64))
+    def left(files: Listed) -> Labelled:
+        whole = [(path, label) for path, label in files if path in pictures]
+        images = Files(pictures=tuple(pictures[path] for path, _ in whole), size=size, channels=part.channels)
+        return Labelled(images=images, labels=torch.tensor([label for _, label in whole], dtype=torch.int64))
 
     return Collection(
-        train=labelled(listing.train),
-        test=None if listing.test is None else labelled(listing.test),
+        train=left(listing.train),
+        test=None if listing.test is None else left(listing.test),
         names=listing.classes,
         skipped=tuple(shown(path.relative_to(root).as_posix()) for path in faults),
         ignored=listing.ignored,
@@ -259,24 +230,6 @@ def _is_asked(label: int, part: DataPart) -> bool:
     return any(classes is None or label in classes for classes in (part.source_classes, part.target_classes))
 
 
-def own_size(sizes: Set[tuple[int, int]]) -> int | list[int]:
-    """`DataPart.image_size` of images that all have one size; ``sizes``: their widths and heights in pixels.
-
-    Raises:
-        DataError: they haven't, or it is no size for an input. The message has the sizes.
-    """
-    sides = {side for size in sizes for side in size}
-    if len(sizes) == 1 and MIN_SIZE <= min(sides) <= max(sides) <= MAX_SIZE:
-        ((wide, high),) = sizes
-        return high if wide == high else [high, wide]
-    listed = ", ".join(f"{wide}x{high}" for wide, high in sorted(sizes)[:3])
-    more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
-    message = "data.image_size: it isn't given, the network's own configuration doesn't say it, and the images "
-    message += f"({listed}{more}) aren't of one size; write the side in pixels, {MIN_SIZE} to {MAX_SIZE}, of the input "
-    message += "that the network was made for, or [height, width]. Images are scaled to it."
-    raise DataError(message)
-
-
 def _require_left(files: Listed, listing: Listing, faults: Mapping[Path, ValueError]) -> None:
     """No class is emptied by what can't be read."""
     emptied = {label for _, label in files} - {label for path, label in files if path not in faults}
@@ -285,83 +238,6 @@ def _require_left(files: Listed, listing: Listing, faults: Mapping[Path, ValueEr
         message = f"data.unreadable: no image of the class {listing.classes[min(emptied)]!r} is left when those that "
         message += f"can't be read are skipped; {first}."
         raise DataError(message)
-
-
-def _read_callable(part: DataPart) -> Collection:
-    make = import_callable(part.source, "data.source", DataError)
-    try:
-        found = make()
-    except Exception as error:
-        message = f"data.source: {part.source!r} failed: {type(error).__name__}: {error}"
-        raise DataError(message) from error
-    if not isinstance(found, tuple) or len(found) != 4:
-        message = f"data.source: {part.source!r} must return (x_train, y_train, x_test, y_test)."
-        raise DataError(message)
-    return _collection(list(found), part.source)
-
-
-def _collection(arrays: list[Any], where: Path | str) -> Collection:
-    try:
-        x_train, y_train, x_test, y_test = (np.asarray(array) for array in arrays)
-    except Exception as error:
-        message = f"data: {where} has what can't be read as a numpy array: {error}"
-        raise DataError(message) from error
-    return Collection(
-        train=_labelled(_channels_first(x_train, where), y_train, where),
-        test=_labelled(_channels_first(x_test, where), y_test, where),
-    )
-
-
-def _channels_first(images: np.ndarray[Any, Any], where: Path | str) -> np.ndarray[Any, Any]:
-    """[N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3 -> [N, C, H, W]."""
-    if images.ndim == 3:
-        return images[:, None]
-    if images.ndim == 4 and images.shape[3] in (1, 3):
-        return images.transpose(0, 3, 1, 2)
-    if images.ndim == 4 and images.shape[1] in (1, 3):
-        return images
-    message = f"data: {where} has images of shape {list(images.shape)}, not [N, H, W], [N, H, W, C] or [N, C, H, W]."
-    raise DataError(message)
-
-
-def _labelled(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], where: Path | str) -> Labelled:
-    problem = _fault_of_labels(labels, len(images)) or _fault_of_images(images)
-    if problem:
-        message = f"data: {where} has {problem}."
-        raise DataError(message)
-    pixels = images if images.dtype == np.uint8 else images.astype(np.float32)
-    return Labelled(images=torch.tensor(pixels), labels=torch.tensor(labels.astype(np.int64)))
-
-
-def _fault_of_labels(labels: np.ndarray[Any, Any], num_images: int) -> str | None:
-    if labels.ndim != 1 or len(labels) != num_images:
-        return f"{num_images} images and labels of shape {list(labels.shape)}"
-    if not labels.size:
-        return None
-    if not np.issubdtype(labels.dtype, np.integer):
-        return f"labels of type {labels.dtype}, not integers"
-    if labels.min() < 0:
-        return f"a label below 0, {labels.min()}"
-    return f"a label above {MAX_LABEL}, {labels.max()}" if labels.max() > MAX_LABEL else None
-
-
-def _fault_of_images(images: np.ndarray[Any, Any]) -> str | None:
-    """Of [N, C, H, W]."""
-    is_float = np.issubdtype(images.dtype, np.floating)
-    if images.dtype != np.uint8 and not is_float:
-        return f"images of type {images.dtype}, not uint8 or float"
-    if not images.size:
-        return "images of {2}x{3} pixels".format(*images.shape) if len(images) else None
-    if not is_float:
-        return None
-    if not np.isfinite(images).all():
-        return f"pixels that are NaN or infinite, first in image {_first_not_finite(images)}"
-    low, high = images.min(), images.max()
-    return None if low >= 0 and high <= 1 else f"float images from {low:g} to {high:g}, not from 0 to 1"
-
-
-def _first_not_finite(images: np.ndarray[Any, Any]) -> int:
-    return int(np.argmin(np.isfinite(images).all((1, 2, 3))))
 
 
 def _root(part: DataPart) -> Path:

@@ -14,10 +14,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from deploy_prune.data.collected import Labelled, own_size
 from deploy_prune.data.examples import ClassExamples, Examples
 from deploy_prune.data.files import Files, Images, chosen, joined, measured
 from deploy_prune.data.folders import listed
-from deploy_prune.data.sources import Labelled, own_size, read
+from deploy_prune.data.sources import read
 from deploy_prune.data.transforms import LUMA
 from deploy_prune.errors import DataError
 from deploy_prune.recipe.data import DataPart

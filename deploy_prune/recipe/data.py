@@ -138,7 +138,8 @@ class DataPart(Part):
         default="fail", description="What to do if a class has fewer than shots: fail, or use_all that it has."
     )
     unreadable: Literal["fail", "skip"] = Field(
-        default="fail", description="What to do with files that can't be read as images: fail, or skip and name them."
+        default="fail",
+        description="What to do with what can't be read as an image: fail, or skip and name it.",
     )
     source_classes: Classes | None = Field(
         default=None, description="The classes that channels are chosen on. null: all."
@@ -156,8 +157,8 @@ class DataPart(Part):
     )
     workers: Workers = Field(
         default=0,
-        description="Processes that look at a folder's images once before, and then read training images while others "
-        "are trained on; batches stay the same. 0: none.",
+        description="Processes that look at images (of a folder, or your own Datasets) once before, and then read "
+        "training images while others are trained on; batches stay the same. 0: none.",
     )
 
     @property

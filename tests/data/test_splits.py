@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from deploy_prune.data import splits as data_module
+from deploy_prune.data.collected import Collection, Labelled
 from deploy_prune.data.examples import ClassExamples, all_of, spread
 from deploy_prune.data.loaders import batches
-from deploy_prune.data.sources import Collection, Labelled
 from deploy_prune.data.splits import load
 from deploy_prune.errors import DataError
 from deploy_prune.recipe.parts import Augment, DataPart

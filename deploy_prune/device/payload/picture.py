@@ -90,16 +90,16 @@ def load(path: Path, channels: int) -> numpy.ndarray:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with _open(path) as image:
                 small = min(image.size) < MIN_SIDE_PX
-                plain = image if small else _plain(image, "L" if channels == 1 else "RGB")
+                found = image if small else upright(image, "L" if channels == 1 else "RGB")
     except Exception as error:  # decoders' exceptions have no common base but Exception
         reason = str(error).rstrip(".") or type(error).__name__
         message = f"{name} can't be read as an image: {reason}"
         raise ValueError(message) from error
-    wide, high = plain.size
+    wide, high = found.size
     if small:
         message = f"{name} is an image of {wide}x{high} pixels; each side must have {MIN_SIDE_PX} or more"
         raise ValueError(message)
-    return numpy.asarray(plain).reshape(high, wide, channels)
+    return numpy.asarray(found).reshape(high, wide, channels)
 
 
 def placement(size: tuple[int, int], width: int, height: int, fit: str) -> Placement:
@@ -253,8 +253,22 @@ def turned(image: Image.Image, how: int) -> Image.Image:
     return image.transpose(turns[how]) if how in turns else image
 
 
-def _plain(image: Image.Image, mode: str) -> Image.Image:
-    """The image, decoded and upright, in 8 bits of grey (L) or colour (RGB)."""
+def upright(image: Image.Image, mode: str) -> Image.Image:
+    """The image, decoded and turned as its EXIF data says, in 8 bits of grey (L) or colour (RGB).
+
+    Raises:
+        ValueError: as `plain`.
+    """
+    found = plain(image, mode)  # before the look: Pillow turns some formats when it decodes them, and then says so
+    return turned(found, orientation(image))
+
+
+def plain(image: Image.Image, mode: str) -> Image.Image:
+    """The image, decoded, in 8 bits of grey (L) or colour (RGB).
+
+    Raises:
+        ValueError: it has 32 bits a value.
+    """
     from PIL import Image
 
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
@@ -263,8 +277,7 @@ def _plain(image: Image.Image, mode: str) -> Image.Image:
         raise ValueError(message)
     tags = getattr(image, "tag_v2", {})  # a TIFF's
     full, is_negative = 2 ** tags.get(_TIFF_BITS, (16,))[0] - 1, tags.get(_TIFF_WHITE) == 0
-    image.load()  # before the look: Pillow turns some formats itself, and then says so
-    image = turned(image, orientation(image))
+    image.load()
     clear = image.info.get("transparency")
     if image.mode.startswith("I"):
         image = _eight_bits(image, full, is_negative, clear)
