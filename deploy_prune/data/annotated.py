@@ -20,9 +20,10 @@ import numpy as np
 
 from deploy_prune.data.folders import listed, shown
 from deploy_prune.data.instances import Instances, Outlines, fault_of_shape
-from deploy_prune.data.pictures import Array, Picture, Scan, Size, array_digest, scans
+from deploy_prune.data.kept_scans import kept_scans
+from deploy_prune.data.pictures import Array, Picture, Scan, Size, array_digest
 from deploy_prune.errors import DataError
-from deploy_prune.recipe.data import BoxesPart, Objects
+from deploy_prune.recipe.data import BoxesPart, Objects, PicturesPart
 
 NAMED: Final = 10
 """Faults that an error names."""
@@ -131,7 +132,7 @@ def boxed(said: Sequence[Annotated], part: BoxesPart, num_points: int, findings:
     ``part``: says what is wanted of each object; ``num_points``: K.
     """
     found = []
-    for one, scan in scanned(said, part.workers, findings):
+    for one, scan in scanned(said, part, findings):
         placed = ((box, _placed(one, box, scan, part.objects, findings)) for box in one.boxes)
         kept = [(box, corners) for box, corners in placed if corners is not None]
         if one.num_said and not kept:
@@ -182,12 +183,13 @@ def _points(one: Annotated, box: SaidBox, scanned: Scan) -> list[tuple[float, fl
     return found
 
 
-def scanned(said: Sequence[Annotated], workers: int, findings: Findings) -> Iterator[tuple[Annotated, Scan]]:
+def scanned(said: Sequence[Annotated], part: PicturesPart, findings: Findings) -> Iterator[tuple[Annotated, Scan]]:
     """Each picture that can be read; a fault of each that isn't there, can't be, or has another size than is said.
 
-    ``workers``: processes that read them.
+    They are looked at once, by ``part.workers`` processes, and decoded if what is damaged is to be left out.
     """
-    for one, found in zip(said, scans([one.image for one in said], workers), strict=True):
+    looks = kept_scans([one.image for one in said], part.workers, decode=part.broken == "skip")
+    for one, found in zip(said, looks, strict=True):
         if found is None:
             fault = f"there is no picture {one.image}", "missing pictures"
         elif isinstance(found, ValueError):

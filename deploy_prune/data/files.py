@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from deploy_prune.data.kept_scans import KIND
-from deploy_prune.data.pictures import Array
+from deploy_prune.data.pictures import KIND, Array
 from deploy_prune.errors import DataError
 from deploy_prune.system.cache import cached_json
 

@@ -18,9 +18,9 @@ import torch
 
 from deploy_prune.data import map_style
 from deploy_prune.data.identity import identity
-from deploy_prune.data.kept_scans import A_TIME, KIND
+from deploy_prune.data.kept_scans import A_TIME
 from deploy_prune.data.own_sets import image_bytes
-from deploy_prune.data.pictures import Array, Size, array_digest, kept_last, with_channels
+from deploy_prune.data.pictures import KIND, Array, Size, array_digest, kept_last, with_channels
 from deploy_prune.data.processes import each
 from deploy_prune.device.payload import picture
 from deploy_prune.errors import DataError

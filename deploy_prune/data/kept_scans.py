@@ -10,22 +10,20 @@ from typing import Any, Final
 
 import PIL
 
-from deploy_prune.data.folders import shown
-from deploy_prune.data.pictures import FilePicture, Scan, scans
+from deploy_prune.data.pictures import KIND, FilePicture, Scan, scans
 from deploy_prune.system.cache import cached_json
 
-KIND: Final = "pictures"
 A_TIME: Final = 4096
 """Files of an entry: some hundred kB, of which a changed file makes one new."""
 
 
-def kept_scans(paths: Sequence[Path], workers: int, decode: bool) -> list[Scan | ValueError]:
-    """What `pictures.scan` (``decode``) or `pictures.look` says of each file, in their order; errors are values, too.
+def kept_scans(paths: Sequence[Path], workers: int, decode: bool) -> list[Scan | ValueError | None]:
+    """What `pictures.scan` (``decode``) or `pictures.look` says of each file, in their order.
 
-    A file counts as the same while its path, its size and the times of its last changes do. ``workers``: processes
-    that read what isn't known yet.
+    Errors are values, too, and None stands for no file. A file counts as the same while its path, its size and the
+    times of its last changes do. ``workers``: processes that read what isn't known yet.
     """
-    found: list[Scan | ValueError] = []
+    found: list[Scan | ValueError | None] = []
     for start in range(0, len(paths), A_TIME):
         part = paths[start : start + A_TIME]
         key = {"files": listed(part), "decode": decode, "pillow": PIL.__version__}
@@ -55,9 +53,9 @@ def _row(found: Scan | ValueError | None) -> Any:
     return f"{wide} {high} {stored_wide} {stored_high} {found.orientation} {found.picture.digest.hex()}"
 
 
-def _scan(path: Path, row: Any) -> Scan | ValueError:
+def _scan(path: Path, row: Any) -> Scan | ValueError | None:
     if row is None:
-        return ValueError(f"{shown(path)} can't be read as an image: it is no regular file")
+        return None
     if isinstance(row, dict):
         return ValueError(row["fault"])
     *numbers, digest = row.split()

@@ -31,7 +31,7 @@ from deploy_prune.data.annotated import (
 )
 from deploy_prune.data.boxes import rarest
 from deploy_prune.data.examples import Batch
-from deploy_prune.data.mask_files import MAX_CLASSES, UNKNOWN, in_file, known, table_of
+from deploy_prune.data.mask_files import MAX_CLASSES, UNKNOWN, classes_in, kept_masks, known, table_of
 from deploy_prune.data.object_masks import VOID as VOID
 from deploy_prune.data.object_masks import mask_of
 from deploy_prune.data.picture_splits import WholeSet, base_of, readable, root_of, transfer
@@ -243,8 +243,8 @@ def _read(part: MasksPart, findings: Findings) -> MaskSet:
         listed = READERS[part.source](root, part, findings)
     same_file_twice(listed.train, listed.test or ())
     table = table_of(part)
-    train = masked(listed.train, table, part.workers, findings)
-    test_masks = None if listed.test is None else masked(listed.test, table, part.workers, findings)
+    train = masked(listed.train, table, part, findings)
+    test_masks = None if listed.test is None else masked(listed.test, table, part, findings)
     return listed.names or (None if part.classes is None else tuple(part.classes)), train, test_masks
 
 
@@ -255,34 +255,32 @@ def _read_own(part: MasksPart, findings: Findings) -> MaskSet:
     parts: list[list[MaskedPicture]] = []
     for name, items in (("train", sets.train), ("test", sets.test)):
         read = own_sets.read_masks(items, name, table, partial(known, table=table), findings)
-        parts.append([one for picture_, mask, classes in read if (one := _present(picture_, mask, classes, findings))])
+        seen = (_present(one, mask, classes_in(classes), findings) for one, mask, classes in read)
+        parts.append([one for one in seen if one is not None])
     return sets.names, parts[0], parts[1]
 
 
-def _present(one: Picture, mask: Mask, classes: Array, findings: Findings) -> MaskedPicture | None:
+def _present(one: Picture, mask: Mask, present: tuple[int, ...], findings: Findings) -> MaskedPicture | None:
     """The picture, unless no pixel of it has a class, which is counted."""
-    present = tuple(int(c) for c in np.unique(classes) if c != VOID)
     if not present:
         findings.notes["pictures left out, for no pixel of theirs has a class"] += 1
         return None
     return MaskedPicture(picture=one, mask=mask, present=present)
 
 
-def masked(said: Sequence[Annotated], table: Array, workers: int, findings: Findings) -> list[MaskedPicture]:
+def masked(said: Sequence[Annotated], table: Array, part: MasksPart, findings: Findings) -> list[MaskedPicture]:
     """The pictures that can be read and whose masks are whole. One without any class is left out, and counted."""
     found: list[MaskedPicture | None] = []
-    for one, scan in scanned(said, workers, findings):
-        mask: Mask
-        try:
-            if one.mask is None:
-                mask = mask_of(one, scan, findings)
-                classes = mask.classes()
-            else:
-                mask, classes = in_file(one.mask, scan, table)
-        except ValueError as error:
-            findings.faults.append(Fault(one.annotation, str(error), "broken masks"))
-            continue
-        found.append(_present(scan.picture, mask, classes, findings))
+    whole = list(scanned(said, part, findings))
+    files = iter(kept_masks([(one.mask, scan) for one, scan in whole if one.mask is not None], table, part.workers))
+    for one, scan in whole:
+        if one.mask is None:
+            drawn = mask_of(one, scan, findings)
+            found.append(_present(scan.picture, drawn, classes_in(drawn.classes()), findings))
+        elif isinstance(seen := next(files), ValueError):
+            findings.faults.append(Fault(one.annotation, str(seen), "broken masks"))
+        else:
+            found.append(_present(scan.picture, *seen, findings))
     return [one for one in found if one is not None]
 
 

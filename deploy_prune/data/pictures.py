@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor
@@ -27,11 +28,14 @@ from deploy_prune.data.images import read_image
 from deploy_prune.data.processes import each
 from deploy_prune.device.payload import picture
 from deploy_prune.errors import DataError
+from deploy_prune.system.cache import cached_json
 
 Array = np.ndarray[Any, Any]
 Size = tuple[int, int]
 KEPT_BYTES: Final = 2**28
 """Decoded pictures that a process keeps: reading a JPEG again takes as long as all else that is done with it."""
+KIND: Final = "pictures"
+"""What is found in pictures is kept in the cache as this kind."""
 _TURNED: Final = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and width
 _PLAIN_CHUNKS: Final = frozenset(b"IHDR PLTE tRNS IDAT IEND gAMA cHRM sRGB iCCP sBIT bKGD pHYs tIME".split())
 MEASURED: Final = 256
@@ -94,11 +98,7 @@ class FilePicture:
         except DataError as error:
             message = f"{error} (data.unreadable: skip leaves such files out)."
             raise DataError(message) from error
-        if file_digest(self.path) != self.digest:
-            message = f"data.root: {self.name} is another one than when it was first read; leave the files as they are "
-            message += "while they are used."
-            raise DataError(message)
-        return found
+        return self._same(found)
 
     def _read(self, channels: int) -> Array:
         try:
@@ -106,8 +106,13 @@ class FilePicture:
         except ValueError as error:
             message = f"data.root: {error}"
             raise DataError(message) from error
-        if (found.shape[1], found.shape[0]) != self.size:
-            message = f"data.root: {self.name} has another size than when the run began; leave the files as they are."
+        return self._same(found)
+
+    def _same(self, found: Array) -> Array:
+        """What was read, of the same file."""
+        if file_digest(self.path) != self.digest:
+            message = f"data.root: {self.name} is another one than when it was first read; leave the files as they are "
+            message += "while they are used."
             raise DataError(message)
         return found
 
@@ -311,17 +316,26 @@ NO_FRAME: Final = Frame(size=(0, 0), fit="cut", channels=3, mean=torch.empty(0),
 def measured(pictures: list[Picture], channels: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel (float32 [C], of values in 0..1) of at most MEASURED of the pictures.
 
-    They are drawn, always in the same way, and weigh alike, however large they are.
+    They are drawn, always in the same way, and weigh alike, however large they are. What comes of them is kept in the
+    cache under their content.
     """
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:MEASURED]
+    sample = [pictures[i] for i in order.tolist()]
+    told = hashlib.sha256(b"".join(one.digest for one in sample)).hexdigest()
+    key = {"shares": told, "channels": channels, "pillow": PIL.__version__}
+    mean, std = cached_json(KIND, key, lambda: [x.tolist() for x in _measured(sample, channels)])
+    return torch.tensor(mean), torch.tensor(std)
+
+
+def _measured(sample: list[Picture], channels: int) -> tuple[Tensor, Tensor]:
     total = squares = np.zeros(channels)
     values = np.arange(256) / 255
-    for i in order.tolist():
-        x = pictures[i].pixels(channels).reshape(-1, channels)
+    for one in sample:
+        x = one.pixels(channels).reshape(-1, channels)
         shares = np.stack([np.bincount(x[:, c], minlength=256) for c in range(channels)]) / len(x)
         total, squares = total + shares @ values, squares + shares @ np.square(values)
-    mean = total / max(1, len(order))
-    std = np.sqrt(np.clip(squares / max(1, len(order)) - np.square(mean), 0, None))
+    mean = total / max(1, len(sample))
+    std = np.sqrt(np.clip(squares / max(1, len(sample)) - np.square(mean), 0, None))
     return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
 
 

@@ -199,7 +199,7 @@ def _read_folder(part: DataPart) -> Collection:
     everything = (*listing.train, *(listing.test or ()))
     asked = [path for path, label in everything if _is_asked(label, part)]
     scans = dict(zip(asked, kept_scans(asked, part.workers, decode=part.unreadable == "skip"), strict=True))
-    faults = {path: found for path, found in scans.items() if isinstance(found, ValueError)}
+    faults = {path: found or _no_file(path) for path, found in scans.items() if not isinstance(found, Scan)}
     if faults and part.unreadable == "fail":
         message = f"data.root: {next(iter(faults.values()))} (data.unreadable: skip leaves such files out)."
         raise DataError(message)
@@ -223,6 +223,10 @@ def _read_folder(part: DataPart) -> Collection:
         skipped=tuple(shown(path.relative_to(root).as_posix()) for path in faults),
         ignored=listing.ignored,
     )
+
+
+def _no_file(path: Path) -> ValueError:
+    return ValueError(f"{shown(path)} can't be read as an image: it is no regular file")
 
 
 def _is_asked(label: int, part: DataPart) -> bool:

@@ -251,7 +251,7 @@ class PicturesPart(Part):
     )
     workers: Workers = Field(
         default=0,
-        description="Processes that read all pictures once before, and then read and vary training pictures while "
+        description="Processes that look at all pictures once before, and then read and vary training pictures while "
         "others are trained on; batches stay the same. 0: none.",
     )
 
