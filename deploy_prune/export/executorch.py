@@ -22,8 +22,11 @@ from deploy_prune.export.artifact import (
     quiet,
     require_fixed,
 )
+from deploy_prune.export.calls import arguments, call, value
 from deploy_prune.export.inputs import Given, batches, float32, several
+from deploy_prune.export.rewrite import rewritten
 from deploy_prune.export.transposed import Runtime, rewrite_transposed
+from deploy_prune.networks.tracing import module_path
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system.shell import atomic
 from deploy_prune.types import Artifact
@@ -40,6 +43,9 @@ _MEANS: Final = frozenset({_ATEN.adaptive_avg_pool2d.default, _ATEN.avg_pool2d.d
 _NORMS: Final = frozenset({_ATEN.layer_norm.default, _ATEN.group_norm.default, _ATEN.rms_norm.default})
 _REARRANGED: Final = frozenset({_ATEN.dropout.default, _ATEN.permute.default, _ATEN.transpose.int, _ATEN.view.default})
 """Passes values on as they are."""
+_VOLUMES: Final = frozenset({_ATEN.conv3d.default, _ATEN.conv3d.padding, _ATEN.conv_transpose3d.input})
+_IMAGES: Final = 4
+"""Axes of images [B, C, H, W]."""
 _STEP: Final = torch.finfo(torch.float32).eps
 """The smallest step of 8 bits."""
 _TRANSPOSED: Final = Runtime(has=lambda given: given.groups == 1, groups=True)
@@ -93,7 +99,9 @@ def write(
     require_fixed("An ExecuTorch file", precisions, precision, part, example, calibration)
     inputs = tuple(x.detach().contiguous() for x in float32(example))
     with eval_mode(network), quiet(), torch.no_grad():
-        traced = export_program(network, example, part).module(check_guards=False)
+        given = rewritten(export_program(network, example, part), _REWRITES)
+        _require_kernels(given.graph)
+        traced = given.module(check_guards=False)
         try:
             program = _export(rewrite_transposed(traced, _TRANSPOSED), inputs, precision)
             if precision == "int8":
@@ -112,6 +120,30 @@ def write(
         input_shape=several(example)[0].shape,
         versions={package: version(package) for package in packages},
     )
+
+
+def _as_clamps(node: torch.fx.Node) -> torch.fx.Node | None:
+    """A PReLU of anything but images, x -> max(x, 0) + slope min(x, 0): XNNPACK's takes nothing else."""
+    given = arguments(node)
+    x, slope = given["self"], given["weight"]
+    rank = value(x).dim()
+    if rank == _IMAGES:
+        return None
+    if value(slope).numel() > 1:
+        slope = call(node, _ATEN.view.default, slope, [-1, *[1] * (rank - 2)])
+    below = call(node, _ATEN.mul.Tensor, call(node, _ATEN.clamp_max.default, x, 0), slope)
+    return call(node, _ATEN.add.Tensor, call(node, _ATEN.relu.default, x), below)
+
+
+_REWRITES: Final = {_ATEN.prelu.default: _as_clamps}
+
+
+def _require_kernels(graph: torch.fx.Graph) -> None:
+    """A file with a 3-D convolution would be written, and fail on the device."""
+    for node in graph.nodes:
+        if node.target in _VOLUMES:
+            message = f"ExecuTorch has no 3-D convolutions, as the network's {module_path(node) or 'own'} is one."
+            raise ExportError(message)
 
 
 def _export(network: nn.Module, example: tuple[Tensor, ...], precision: str) -> Any:

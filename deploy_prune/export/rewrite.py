@@ -1,12 +1,12 @@
 """A program's calls in the forms that every format's exporter takes, which compute the same.
 
 One function a kind of operator, one table (REWRITES): sums with a factor as sums of products, padding by name as
-numbers, attention as 4-D attention.
+numbers, attention as 4-D attention. Adaptive max pooling has a file of its own (maxima.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
@@ -15,8 +15,11 @@ from torch.export import ExportedProgram
 
 from deploy_prune.export.attention import four_dimensional
 from deploy_prune.export.calls import arguments, call, value
+from deploy_prune.export.maxima import rewrite_maxima
 
 aten: Final = torch.ops.aten
+Rewrites = Mapping[Any, Callable[[fx.Node], fx.Node | None]]
+"""Operator -> its call in another form, or None: it has that form."""
 _CONVOLUTIONS: Final[dict[Any, Any]] = {
     aten.conv1d.padding: aten.conv1d.default,
     aten.conv2d.padding: aten.conv2d.default,
@@ -24,21 +27,23 @@ _CONVOLUTIONS: Final[dict[Any, Any]] = {
 }
 
 
-def rewritten(program: ExportedProgram) -> ExportedProgram:
-    """The program, changed in place: the calls of ``REWRITES`` that need another form, in regions too."""
+def rewritten(program: ExportedProgram, calls: Rewrites | None = None) -> ExportedProgram:
+    """The program, changed in place: the ``calls`` (`REWRITES`) that need another form, in regions too."""
+    calls = REWRITES if calls is None else calls
     changed = False
     for module in program.graph_module.modules():
         if not isinstance(module, fx.GraphModule):
             continue
-        for node in [n for n in module.graph.nodes if n.op == "call_function" and n.target in REWRITES]:
+        for node in [n for n in module.graph.nodes if n.op == "call_function" and n.target in calls]:
             with module.graph.inserting_before(node):
-                made = REWRITES[node.target](node)
+                made = calls[node.target](node)
             if made is None:
                 continue
             changed = True
             node.replace_all_uses_with(made)
             program.graph_signature.replace_all_uses(node.name, made.name)
             module.graph.erase_node(node)
+        changed |= rewrite_maxima(module.graph, program.graph_signature)
         module.graph.lint()
         module.recompile()
     if changed:
@@ -88,11 +93,11 @@ def padded(node: fx.Node) -> fx.Node:
     return call(node, _CONVOLUTIONS[node.target], x, given["weight"], given["bias"], *fixed)
 
 
-REWRITES: Final[dict[Any, Callable[[fx.Node], fx.Node | None]]] = {
+REWRITES: Final[Rewrites] = {
     **dict.fromkeys((aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.sub_.Tensor), without_factor),
     aten.rsub.Tensor: exchanged,
     aten.rsub.Scalar: from_number,
     **dict.fromkeys(_CONVOLUTIONS, padded),
     aten.scaled_dot_product_attention.default: four_dimensional,
 }
-"""Operator -> its call in another form, or None: it has that form."""
+"""What every format's exporter needs."""

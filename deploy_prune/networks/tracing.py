@@ -148,3 +148,12 @@ def _is_users(frame: FrameType) -> bool:
 
 def _is_standard(file: Path) -> bool:
     return file.parent == _STANDARD or str(file).startswith("<") or file.stem in ("contextlib", "functools")
+
+
+def module_path(node: torch.fx.Node) -> str:
+    """The name of the module whose code made a node of a program, as in ``named_modules``; "" of the network itself."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = str(next(reversed(stack.values()))[0])
+    return path.removeprefix("L['self'].").removeprefix("L['self']")

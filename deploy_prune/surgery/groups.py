@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 
 from deploy_prune.errors import RecipeError, SurgeryError
 from deploy_prune.networks.products import name_of, plain_size, shape_of
+from deploy_prune.networks.tracing import module_path
 from deploy_prune.recipe.parts import PrunePart
 from deploy_prune.surgery.applied import Applied, layers, note
 from deploy_prune.surgery.graph_network import Blueprint, trace_batched, unlifted
@@ -114,7 +115,7 @@ def _label(program: ExportedProgram, labels: Labels, applied: list[Applied]) -> 
             values[node] = _placeholder(program, next(specs), node, labels)
         elif node.op == "call_function":
             values[node] = _call(node, values, labels)
-            applied += note(node, values, _module_path(node), batch if node in given else 0)
+            applied += note(node, values, module_path(node), batch if node in given else 0)
         elif node.op == "output":
             for value in _flat([values.get(n, n) if isinstance(n, fx.Node) else n for n in _flat(node.args)]):
                 if isinstance(value, Value):
@@ -174,7 +175,7 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], labels: Labels) -> Any:
         labels=labels,
         op=node.target,
         name=name if name.startswith("__") else name.rstrip("_"),
-        module=_module_path(node),
+        module=module_path(node),
         given={
             a.name: args[i] if i < len(args) else kwargs.get(a.name, a.default_value if a.has_default_value() else None)
             for i, a in enumerate(schema.arguments)
@@ -221,14 +222,6 @@ def _flat(nested: Any) -> list[Any]:
     if isinstance(nested, dict):
         return _flat(list(nested.values()))
     return [nested]
-
-
-def _module_path(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    path = str(next(reversed(stack.values()))[0])
-    return path.removeprefix("L['self'].").removeprefix("L['self']")
 
 
 def _module_names(network: nn.Module) -> dict[str, str]:

@@ -8,6 +8,7 @@ from export_networks import payload
 from three_outputs import EXAMPLE, calibration, found_in, images, least_db, network, noise_db
 from torch import Tensor, nn
 
+from deploy_prune.errors import ExportError
 from deploy_prune.export import executorch
 from deploy_prune.recipe.parts import ExportPart
 
@@ -52,6 +53,43 @@ def test_a_pool_without_a_step_is_lowered(runtime, tmp_path):
     artifact = executorch.write(Windows(), EXAMPLE, tmp_path / "w.pte", "fp32", ExportPart())
     for ours, theirs in zip(Windows()(x), found_in("executorch", artifact, x), strict=True):
         assert torch.equal(ours, torch.as_tensor(theirs))
+
+
+class Slopes(nn.Module):
+    """PReLUs of a sequence, with one slope and with several, of a row, and of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.wave, self.row = nn.Conv2d(3, 4, 3), nn.Conv1d(4, 4, 3), nn.Linear(4, 5)
+        self.slopes = nn.ModuleList(nn.PReLU(n, init=0.1 + n / 8) for n in (4, 1, 4, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.slopes[0](self.image(x)).flatten(2)
+        x = self.slopes[2](self.wave(self.slopes[1](x))).mean(2)
+        return self.slopes[3](self.row(x))
+
+
+@pytest.mark.parametrize("precision", executorch.precisions)
+def test_slopes_of_what_is_no_image(runtime, tmp_path, precision):
+    net, x = Slopes().eval(), images(8)
+    artifact = executorch.write(net, EXAMPLE, tmp_path / "s.pte", precision, ExportPart(), calibration())
+    (found,) = found_in("executorch", artifact, x)
+    assert noise_db(net(x).detach().numpy(), found) > least_db("executorch", precision)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv3d(3, 2, 1), nn.Conv3d(3, 2, 3, padding="same"), nn.ConvTranspose3d(3, 2, 1)])
+def test_a_3d_convolution_is_refused_by_name(runtime, tmp_path, layer):
+    class Volume(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.deep = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.deep(torch.stack([x, x], 2)).sum(2)
+
+    with pytest.raises(ExportError, match="no 3-D convolutions, as the network's deep is one"):
+        executorch.write(Volume().eval(), EXAMPLE, tmp_path / "v.pte", "fp32", ExportPart())
 
 
 def test_threads_are_set(runtime, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,8 +69,32 @@ def test_padding_by_name_becomes_numbers(dims: int, padding: str) -> None:
         assert torch.allclose(program.module()(x), network(x), atol=1e-6)
 
 
+POOLS = {1: nn.AdaptiveMaxPool1d, 2: nn.AdaptiveMaxPool2d, 3: nn.AdaptiveMaxPool3d}
+SIZES: list[tuple[int, Any]] = [
+    (1, 1), (1, 3), (1, 7), (2, 1), (2, (1, 5)), (2, (None, 2)), (2, (10, 12)), (3, 2), (3, (3, 1, 5)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dims", "size"), SIZES)
+def test_adaptive_maxima_become_maxima_of_slices(dims: int, size: Any) -> None:
+    network, x = POOLS[dims](size), torch.randn(2, 3, *[7, 9, 8][:dims])
+    program = export_program(network, x, ExportPart())
+    assert "adaptive" not in program.graph_module.code
+    assert torch.equal(program.module()(x), network(x))
+
+
+def test_maxima_whose_positions_are_used_stay() -> None:
+    class Positions(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return nn.functional.adaptive_max_pool2d_with_indices(x, 2)
+
+    x = torch.randn(1, 2, 5, 5)
+    found = export_program(Positions(), x, ExportPart()).module()(x)
+    assert all(map(torch.equal, found, Positions()(x)))
+
+
 class Both(nn.Module):
-    """Padding by name, even and odd, and sums with factors. Inputs [B, 3, 8, 8]."""
+    """Padding by name, even and odd, sums with factors, and maxima over adaptive windows. Inputs [B, 3, 8, 8]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +106,8 @@ class Both(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.image(x).flatten(2)
         y = torch.add(self.even(x), self.odd(x), alpha=2)
-        return self.head(torch.rsub(torch.sub(y, x, alpha=0.5), x).mean(2))
+        y = torch.rsub(torch.sub(y, x, alpha=0.5), x)
+        return self.head(y.mean(2) + nn.functional.adaptive_max_pool1d(y, 3).mean(2))
 
 
 @pytest.mark.parametrize(
