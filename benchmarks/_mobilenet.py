@@ -1,4 +1,4 @@
-"""A detector and a segmenter for small pictures: half of MobileNet's width, with SSDlite's heads or LRASPP's.
+"""A detector and a segmenter for small pictures: MobileNet at its full width, with SSDlite's heads or LRASPP's.
 
 The last two of its blocks are left out, for small pictures have no need of them.
 
@@ -19,7 +19,7 @@ from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.models.segmentation.lraspp import LRASPP
 from torchvision.ops import Conv2dNormActivation
 
-LEVELS: Final = (((32, 1), (64, 2), (64, 1)), ((128, 2), (128, 1)), ((256, 2), *[(256, 1)] * 5))
+LEVELS: Final = (((64, 1), (128, 2), (128, 1)), ((256, 2), (256, 1)), ((512, 2), *[(512, 1)] * 5))
 """Channels and strides of the blocks; a level's heads see the last one's output."""
 SCALES: Final = (0.075, 0.19, 0.34, 0.5)
 """Sides of the levels' anchors over the picture's, and of what would be next: platelets, red and white cells."""
@@ -32,8 +32,8 @@ class Backbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = Conv2dNormActivation(3, 16, 3, stride=2)
-        channels, levels = 16, []
+        self.stem = Conv2dNormActivation(3, 32, 3, stride=2)
+        channels, levels = 32, []
         for blocks in LEVELS:
             made = []
             for width, stride in blocks:

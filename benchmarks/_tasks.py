@@ -44,6 +44,8 @@ IN_NAMES: Final = {"rows", "seeds", "methods", "points", "data"}
 """Arguments that are in a row's name, or count by what is found there."""
 RUNS: Final = 60
 """Timed inferences of a candidate and of the dense network, and of the finished one, in each measurement."""
+MEASURED: Final = 3
+"""Measurements of a finished network, of which the median counts."""
 DENSE: Final = "dense"
 """The row of the dense network, trained on for as many steps as a slim one."""
 
@@ -177,7 +179,8 @@ def row(bench: Bench, at: Cutter, method: str, point: str, seed: int) -> Row:
     made, keep = at(point)
     slim = copy.deepcopy(made).to(memory_format=torch.channels_last)
     reestimate(slim, batches(bench.examples.source_train, bench.batch, seed))
-    found = {"cut": bench.score(slim), "latency": measured(bench, slim)}
+    found = {"cut": bench.score(slim)}
+    found["latency"] = statistics.median(measured(bench, slim) for _ in range(MEASURED))
     found["params"] = sum(p.numel() for p in slim.parameters())
     steps = bench.steps - (bench.search_steps if method in LEARNED else 0)
     return found | {"retrained": retrained(bench, slim, match(bench.structure, keep), steps, seed)}

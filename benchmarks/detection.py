@@ -4,8 +4,8 @@
                                    [--search-steps 60] [--train-steps 2000] [--batch 8] [--image-size 96 128]
 
 ROOT (or DEPLOY_PRUNE_DATA) holds BCCD in bccd/, as published (VOC's layout): 205 training and 72 test pictures of
-blood, with boxes around platelets, red and white cells. The detector is an SSDlite of MobileNet at half width, at a
-size that two cores can train: 96 x 128 pixels, from random weights. A point is the share of the dense latency that the
+blood, with boxes around platelets, red and white cells. The detector is an SSDlite on MobileNet, at a size
+that two cores can train: 96 x 128 pixels, from random weights. A point is the share of the dense latency that the
 exported network is measured to have on this machine. All methods have the same number of training steps in all, from
 the same teacher: what a search takes is taken from its retraining. The row "dense" is the dense network trained on for
 as many steps. tp_group_norm is torch-pruning's own pruner. Settings were chosen on BCCD's validation part, with
@@ -51,7 +51,7 @@ def main() -> None:
             "ImageSets/Main/test.txt": "ImageSets/Main/val.txt",
         },  # fmt: skip
     )
-    run(kind, arguments, network="SSDlite, MobileNet 0.5")
+    run(kind, arguments, network="SSDlite, MobileNet")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def main() -> None:
         search=SegmentationSearchPart(batch_size=arguments.batch),
         validation={"train": "train", "test": "val"},
     )
-    run(kind, arguments, network="LRASPP, MobileNet 0.5")
+    run(kind, arguments, network="LRASPP, MobileNet")
 
 
 if __name__ == "__main__":
