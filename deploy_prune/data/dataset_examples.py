@@ -64,6 +64,10 @@ class DatasetExamples:
         seeds = torch.randint(2**62, (len(indices),), generator=generator).tolist()
         return _batch([self._item(i, seed) for i, seed in zip(indices.tolist(), seeds, strict=True)])
 
+    def skip(self, indices: Tensor, generator: torch.Generator) -> None:
+        """Draw what `varied` would draw for these items, and read none."""
+        torch.randint(2**62, (len(indices),), generator=generator)
+
     def subset(self, indices: Tensor) -> DatasetExamples:
         """These items alone, in this order."""
         return DatasetExamples(dataset=self.dataset, places=tuple(self.places[i] for i in indices.tolist()))

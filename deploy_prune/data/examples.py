@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deploy_prune.data.files import Files, Images, chosen, taken
-from deploy_prune.data.transforms import augmented
+from deploy_prune.data.transforms import augmented, drawn
 from deploy_prune.recipe.data import Augment
 
 _SPREAD_SEED = 0
@@ -105,6 +105,11 @@ class ClassExamples:
         """As `varied`, of these examples' images, which were read before."""
         x = augmented(self._scaled(stored), self.augment, generator)
         return Batch((self.normalise(x),), self.labels[indices])
+
+    def skip(self, indices: Tensor, generator: torch.Generator) -> None:
+        """Draw what `varied` would draw for these examples, and read none."""
+        height, width = self.size or tuple(self.images.shape[2:])
+        drawn((len(indices), len(self.mean), height, width), self.augment, generator)
 
     def subset(self, indices: Tensor) -> ClassExamples:
         """These examples alone, in this order."""

@@ -1,4 +1,7 @@
-"""Endless batches of examples, the same for the same seed, whoever reads them."""
+"""Endless batches of examples, the same for the same seed, whoever reads them.
+
+Several processes that train together take turns: each reads its own batches, and draws what is drawn for the others'.
+"""
 
 from __future__ import annotations
 
@@ -47,11 +50,27 @@ class Batches(Iterator[Batch]):
     def __init__(self, examples: Examples, batch_size: int, seed: int) -> None:
         self.examples = examples
         self.drawn = _Drawn(len(examples), min(batch_size, len(examples)), torch.Generator().manual_seed(seed))
-        self.made: Iterator[tuple[Batch, _Place]] | None = None
+        self.made: Iterator[tuple[Batch | None, _Place]] | None = None
         self.place = self.drawn.place()
 
     def __next__(self) -> Batch:
-        """The next batch."""
+        """The next batch. Where turns are taken, it has to be one of ours."""
+        batch = self._go_on()
+        assert batch is not None, "this batch is another process's"
+        return batch
+
+    def skip(self) -> None:
+        """Go past the next batch, which is another process's."""
+        batch = self._go_on()
+        assert batch is None, "this batch is ours"
+
+    def take_turns(self, turn: int, turns: int) -> None:
+        """From the next batch on, only every ``turns``-th is ours, the first of them that of number ``turn``."""
+        self.made = None
+        self.drawn.go_to(self.place)
+        self.drawn.turn, self.drawn.turns, self.drawn.number = turn, turns, 0
+
+    def _go_on(self) -> Batch | None:
         if self.made is None:
             self.made = _maker(self.examples)(self.examples, self.drawn)
         batch, self.place = next(self.made)
@@ -68,18 +87,21 @@ class Batches(Iterator[Batch]):
         self.drawn.go_to(self.place)
 
 
-class _Drawn(Iterator[Tensor]):
+class _Drawn(Iterator[tuple[Tensor, bool]]):
     """Indices of batch after batch. ``generator`` is for what is drawn to vary these examples, too."""
 
     def __init__(self, num: int, size: int, generator: torch.Generator) -> None:
         self.num, self.size, self.generator = num, size, generator
         self.queue = torch.empty(0, dtype=torch.int64)
+        self.turn, self.turns, self.number = 0, 1, 0
 
-    def __next__(self) -> Tensor:
+    def __next__(self) -> tuple[Tensor, bool]:
+        """Indices, and whether they are ours to read."""
         if len(self.queue) < self.size:
             self.queue = torch.cat([self.queue, torch.randperm(self.num, generator=self.generator)])
         indices, self.queue = self.queue[: self.size], self.queue[self.size :]
-        return indices
+        self.number += 1
+        return indices, (self.number - 1) % self.turns == self.turn
 
     def place(self) -> _Place:
         return self.generator.get_state(), self.queue
@@ -89,8 +111,8 @@ class _Drawn(Iterator[Tensor]):
         self.queue = place[1]
 
 
-def _maker(examples: Examples) -> Callable[[Any, _Drawn], Iterator[tuple[Batch, _Place]]]:
-    """Who reads them."""
+def _maker(examples: Examples) -> Callable[[Any, _Drawn], Iterator[tuple[Batch | None, _Place]]]:
+    """Who reads them. What it gives has no batch where that is another process's."""
     if not getattr(examples, "workers", 0):
         return _here
     if isinstance(examples, ClassExamples):
@@ -98,13 +120,22 @@ def _maker(examples: Examples) -> Callable[[Any, _Drawn], Iterator[tuple[Batch, 
     return _ahead
 
 
-def _here(examples: Examples, drawn: _Drawn) -> Iterator[tuple[Batch, _Place]]:
+def _skip(examples: Examples, indices: Tensor, generator: torch.Generator) -> None:
+    """Draw what `Examples.varied` would draw, and read nothing, if they know how to."""
+    if hasattr(examples, "varied_one"):
+        seeds(len(indices), generator)
+    else:
+        getattr(examples, "skip", examples.varied)(indices, generator)
+
+
+def _here(examples: Examples, drawn: _Drawn) -> Iterator[tuple[Batch | None, _Place]]:
     """Each batch, and where the next one begins."""
-    for indices in drawn:
-        yield examples.varied(indices, drawn.generator), drawn.place()
+    for indices, is_ours in drawn:
+        batch = examples.varied(indices, drawn.generator) if is_ours else _skip(examples, indices, drawn.generator)
+        yield batch, drawn.place()
 
 
-def _read_ahead(examples: ClassExamples, drawn: _Drawn) -> Iterator[tuple[Batch, _Place]]:
+def _read_ahead(examples: ClassExamples, drawn: _Drawn) -> Iterator[tuple[Batch | None, _Place]]:
     """What `_here` would give, of files that are read by processes as far as the present epoch's order goes.
 
     What varies them is drawn here between the orders of two epochs, by the same generator.
@@ -112,35 +143,43 @@ def _read_ahead(examples: ClassExamples, drawn: _Drawn) -> Iterator[tuple[Batch,
     Raises:
         DataError: a file can't be read.
     """
-    queues = deque[Tensor]()
+    epoch = deque[tuple[Tensor, bool, Tensor]]()
 
-    def epochs() -> Iterator[list[Tensor]]:
+    def ours() -> Iterator[list[Tensor]]:
         while True:
-            whole: list[Tensor] = []
-            while not whole or len(drawn.queue) >= drawn.size:
-                whole.append(next(drawn))
-                queues.append(drawn.queue)
-            yield whole
+            yield [indices for indices, is_ours, _ in epoch if is_ours]
 
     assert isinstance(examples.images, Files)
-    for indices, stored in ahead(examples.images, epochs(), examples.workers):
-        batch = examples.varied_of(stored, indices, drawn.generator)
-        yield batch, (drawn.generator.get_state(), queues.popleft())
+    read = ahead(examples.images, ours(), examples.workers)
+    while True:
+        while not epoch or len(drawn.queue) >= drawn.size:
+            epoch.append((*next(drawn), drawn.queue))
+        while epoch:
+            indices, is_ours, queue = epoch[0]  # which `ours` may still be asked for
+            stored = next(read)[1] if is_ours else None
+            epoch.popleft()
+            batch = None
+            if stored is None:
+                examples.skip(indices, drawn.generator)
+            else:
+                batch = examples.varied_of(stored, indices, drawn.generator)
+            yield batch, (drawn.generator.get_state(), queue)
 
 
-def _ahead(examples: Examples, drawn: _Drawn) -> Iterator[tuple[Batch, _Place]]:
+def _ahead(examples: Examples, drawn: _Drawn) -> Iterator[tuple[Batch | None, _Place]]:
     """What `_here` would give, read by processes while others are trained on.
 
     Raises:
         DataError: an example can't be read.
     """
-    each, places = cast(OneByOne, examples), deque[_Place]()
+    each, places = cast(OneByOne, examples), deque[tuple[bool, _Place]]()
 
     def asked() -> Iterator[list[tuple[int, int]]]:
-        for i in drawn:
+        for i, is_ours in drawn:
             ones = list(zip(i.tolist(), seeds(len(i), drawn.generator), strict=True))
-            places.append(drawn.place())
-            yield ones
+            places.append((is_ours, drawn.place()))
+            if is_ours:
+                yield ones
 
     loader = DataLoader(
         _Varied(each), batch_sampler=cast(Any, asked()), num_workers=each.workers, collate_fn=list,
@@ -150,7 +189,9 @@ def _ahead(examples: Examples, drawn: _Drawn) -> Iterator[tuple[Batch, _Place]]:
         for one in ones:
             if isinstance(one, DataError):
                 raise one
-        yield each.batch(ones), places.popleft()
+        while not places[0][0]:
+            yield None, places.popleft()[1]
+        yield each.batch(ones), places.popleft()[1]
 
 
 class _Varied(Dataset[Any]):

@@ -3,13 +3,16 @@
 B batch, C channels, H W height and width. Images are float [B, C, H, W] in 0..1 and stay so. All that is random comes
 from the generator (of the CPU) and is drawn for each image on its own: the same generator, the same images.
 
+What is drawn depends on the images' shape alone, so that it can be drawn without them, by who leaves them to others.
+
 These are of whole batches: torchvision's transforms, which vary pictures with boxes and masks (`data.varying`), take an
 image at a time, and for 64 images of 8 x 8 pixels 3 to 14 ms instead of 0.1 to 0.6, half of a small network's step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
@@ -20,7 +23,7 @@ from torch import Tensor
 from deploy_prune.recipe.parts import Augment
 
 Mix = Literal["mixup", "cutmix"]
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+Numbers = tuple[Tensor, ...]
 
 LUMA: Final = (0.299, 0.587, 0.114)
 """What red, green and blue weigh in grey (ITU-R BT.601)."""
@@ -41,39 +44,70 @@ MIXUP_ALPHA = 0.2  # arXiv 1710.09412, section 3.1: 0.1 to 0.4 on ImageNet
 CUTMIX_ALPHA = 1.0  # arXiv 1905.04899, section 3.1: uniform
 
 
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """A line of AUGMENTS: what is drawn for images of a shape (B, C, H, W), and what becomes of them by that."""
+
+    draw: Callable[[Sequence[int], torch.Generator], Numbers]
+    vary: Callable[..., Tensor]
+
+
 def augmented(x_BCHW: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
     """The images varied in one of the ways of AUGMENTS: float [B, C, H, W] in 0..1, as they came."""
-    return AUGMENTS[augment](x_BCHW, generator)
+    return AUGMENTS[augment].vary(x_BCHW, *drawn(x_BCHW.shape, augment, generator))
 
 
-def _none(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+def drawn(shape_BCHW: Sequence[int], augment: Augment, generator: torch.Generator) -> Numbers:
+    """All that `augmented` draws for images of this shape."""
+    return AUGMENTS[augment].draw(shape_BCHW, generator)
+
+
+def _draw_none(shape_BCHW: Sequence[int], generator: torch.Generator) -> Numbers:
+    return ()
+
+
+def _none(x_BCHW: Tensor) -> Tensor:
     return x_BCHW
 
 
-def _shift(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+def _reach(height: int) -> int:
+    """How far an image of this height is moved at most, in pixels."""
+    return max(1, height // 8)
+
+
+def _draw_shift(shape_BCHW: Sequence[int], generator: torch.Generator) -> Numbers:
+    return (torch.randint(2 * _reach(shape_BCHW[2]) + 1, (shape_BCHW[0], 2), generator=generator),)
+
+
+def _shift(x_BCHW: Tensor, moves_B2: Tensor) -> Tensor:
     """Each image moved by up to an eighth of its size, zeros coming in.
 
     He et al., arXiv 1512.03385, section 4.2: 4 of 32 pixels.
     """
-    batch, _, height, width = x_BCHW.shape
-    reach = max(1, height // 8)
-    padded = F.pad(x_BCHW, (reach, reach, reach, reach))
-    moves = torch.randint(2 * reach + 1, (batch, 2), generator=generator).tolist()
+    height, width = x_BCHW.shape[2:]
+    padded = F.pad(x_BCHW, (_reach(height),) * 4)
     return torch.stack(
-        [image[:, dy : dy + height, dx : dx + width] for image, (dy, dx) in zip(padded, moves, strict=True)]
+        [image[:, dy : dy + height, dx : dx + width] for image, (dy, dx) in zip(padded, moves_B2.tolist(), strict=True)]
     )
 
 
-def _shift_flip(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+def _draw_shift_flip(shape_BCHW: Sequence[int], generator: torch.Generator) -> Numbers:
+    return (*_draw_shift(shape_BCHW, generator), torch.rand(shape_BCHW[0], generator=generator))
+
+
+def _shift_flip(x_BCHW: Tensor, moves_B2: Tensor, mirror_B: Tensor) -> Tensor:
     """As `_shift`, and about every second image mirrored."""
-    x = _shift(x_BCHW, generator)
-    mirrored = torch.rand(len(x), generator=generator) < 0.5
-    return torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
+    x = _shift(x_BCHW, moves_B2)
+    return torch.where((mirror_B < 0.5).view(-1, 1, 1, 1), x.flip(-1), x)
 
 
-def _affine(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+def _draw_affine(shape_BCHW: Sequence[int], generator: torch.Generator) -> Numbers:
+    return (torch.rand(6, shape_BCHW[0], generator=generator),)
+
+
+def _affine(x_BCHW: Tensor, places_6B: Tensor) -> Tensor:
     """Each image turned, scaled, slanted and moved a little, which suits handwriting; bilinear, zeros coming in."""
-    turn, slant, wide, high, right, down = (torch.rand(6, len(x_BCHW), generator=generator) * 2 - 1).unbind()
+    turn, slant, wide, high, right, down = (places_6B * 2 - 1).unbind()
     cos, sin = (turn * MAX_TURN).cos(), (turn * MAX_TURN).sin()
     wide, high, slant = 1 + MAX_SCALE * wide, 1 + MAX_SCALE * high, MAX_SLANT * slant
     # output position -> input position, in -1..1:  R(turn) [[wide, slant], [0, high]] p + move
@@ -85,14 +119,18 @@ def _affine(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(x_BCHW, grid, align_corners=False)
 
 
-def _crop_flip(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+def _draw_crop_flip(shape_BCHW: Sequence[int], generator: torch.Generator) -> Numbers:
+    return (torch.rand(5, shape_BCHW[0], generator=generator),)
+
+
+def _crop_flip(x_BCHW: Tensor, places_5B: Tensor) -> Tensor:
     """A crop of each image, scaled (bilinear) to the whole image's size, and about every second one mirrored.
 
     Szegedy et al., arXiv 1409.4842, section 6, with crops that keep most of the image: the area's share is uniform in
     0.6..1; the aspect, against the image's own, uniform in its logarithm in 3/4..4/3, as far as such a crop fits in;
     the place uniform.
     """
-    area, aspect, right, down, mirror = torch.rand(5, len(x_BCHW), generator=generator).unbind()
+    area, aspect, right, down, mirror = places_5B.unbind()
     area = MIN_AREA + (1 - MIN_AREA) * area
     reach = (1 / area).clamp(max=MAX_ASPECT).log()  # beyond 1 / area, a side would be longer than the image's
     half = ((2 * aspect - 1) * reach / 2).exp()
@@ -107,16 +145,20 @@ def _crop_flip(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(x_BCHW, grid, padding_mode="border", align_corners=False)
 
 
-def _crop_flip_colour(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+def _draw_crop_flip_colour(shape_BCHW: Sequence[int], generator: torch.Generator) -> Numbers:
+    crop, batch = _draw_crop_flip(shape_BCHW, generator), shape_BCHW[0]
+    return (*crop, torch.rand(3, batch, generator=generator), torch.rand(3, batch, generator=generator))
+
+
+def _crop_flip_colour(x_BCHW: Tensor, places_5B: Tensor, factors_3B: Tensor, order_3B: Tensor) -> Tensor:
     """As `_crop_flip`, then brightness, contrast and saturation by factors in 0.6..1.4, in an order of their own.
 
     As torchvision's ColorJitter(0.4, 0.4, 0.4): x -> factor x + (1 - factor) other, in 0..1, where other is black, the
     image's mean grey, or the image in grey. One channel has no saturation.
     """
-    x = _crop_flip(x_BCHW, generator)
-    factors_3B = 1 + MAX_JITTER * (2 * torch.rand(3, len(x), generator=generator) - 1)
-    order_3B = torch.rand(3, len(x), generator=generator).argsort(0)
-    for step in order_3B:
+    x = _crop_flip(x_BCHW, places_5B)
+    factors_3B = 1 + MAX_JITTER * (2 * factors_3B - 1)
+    for step in order_3B.argsort(0):
         for kind, other_of in enumerate((_black, _mean_grey, _grey)):
             chosen = (step == kind).nonzero().flatten()
             mine = x[chosen]
@@ -142,12 +184,12 @@ def _mean_grey(x_BCHW: Tensor) -> Tensor:
 
 
 AUGMENTS: Final[dict[Augment, Augmentation]] = {
-    "none": _none,
-    "shift": _shift,
-    "shift_flip": _shift_flip,
-    "affine": _affine,
-    "crop_flip": _crop_flip,
-    "crop_flip_colour": _crop_flip_colour,
+    "none": Augmentation(draw=_draw_none, vary=_none),
+    "shift": Augmentation(draw=_draw_shift, vary=_shift),
+    "shift_flip": Augmentation(draw=_draw_shift_flip, vary=_shift_flip),
+    "affine": Augmentation(draw=_draw_affine, vary=_affine),
+    "crop_flip": Augmentation(draw=_draw_crop_flip, vary=_crop_flip),
+    "crop_flip_colour": Augmentation(draw=_draw_crop_flip_colour, vary=_crop_flip_colour),
 }
 
 
@@ -171,18 +213,27 @@ def mixed(
     Returns:
         The images [B, C, H, W] and soft labels, float32 [B, num_classes], which sum up to 1 for each example.
     """
-    order = torch.randperm(len(x_BCHW), generator=generator)
+    order, share, (rows, columns) = drawn_mix(x_BCHW.shape, kind, generator)
     if kind == "mixup":
-        share = _beta(MIXUP_ALPHA, generator)
         x = share * x_BCHW + (1 - share) * x_BCHW[order]
     else:
         height, width = x_BCHW.shape[2:]
-        rows, columns = _box(height, width, _beta(CUTMIX_ALPHA, generator), generator)
         x = x_BCHW.clone()
         x[:, :, rows, columns] = x_BCHW[order, :, rows, columns]
         share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
     y = F.one_hot(labels_B, num_classes).float()
     return x, share * y + (1 - share) * y[order]
+
+
+def drawn_mix(
+    shape_BCHW: Sequence[int], kind: Mix, generator: torch.Generator
+) -> tuple[Tensor, float, tuple[slice, slice]]:
+    """All that `mixed` draws for images of this shape: an order int64 [B], a share, and a box (of "cutmix" only)."""
+    order = torch.randperm(shape_BCHW[0], generator=generator)
+    if kind == "mixup":
+        return order, _beta(MIXUP_ALPHA, generator), (slice(0), slice(0))
+    share = _beta(CUTMIX_ALPHA, generator)
+    return order, share, _box(*shape_BCHW[2:], share, generator)
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:
