@@ -121,9 +121,9 @@ class VerificationError(DeployPruneError):
 
 
 class TrainingError(DeployPruneError):
-    """Training can't go on: the loss is not finite, or the device isn't there.
+    """Training can't go on: the loss is not finite, the device isn't there, or a process of several has ended.
 
-    Lower the learning rate that the message names, or change `device`.
+    Lower the learning rate that the message names, or change `device` or `processes`.
     """
 
     exit_code = 19

@@ -108,7 +108,8 @@ class ClassExamples:
 
     def skip(self, indices: Tensor, generator: torch.Generator) -> None:
         """Draw what `varied` would draw for these examples, and read none."""
-        height, width = self.size or tuple(self.images.shape[2:])
+        stored = self.images.size if isinstance(self.images, Files) else self.images.shape[2:]
+        height, width = self.size or stored
         drawn((len(indices), len(self.mean), height, width), self.augment, generator)
 
     def subset(self, indices: Tensor) -> ClassExamples:

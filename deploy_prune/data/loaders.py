@@ -34,6 +34,16 @@ class OneByOne(Protocol):
         """Some of them together."""
 
 
+class InTurns(Protocol):
+    """Batches that several processes share out."""
+
+    def take_turns(self, turn: int, turns: int) -> None:
+        """From the next batch on, only every ``turns``-th is ours, the first of them that of number ``turn``."""
+
+    def skip(self) -> None:
+        """Go past the next batch, which is another process's."""
+
+
 def batches(examples: Examples, batch_size: int, seed: int) -> Batches:
     """Endless batches to train on, the same for the same seed; every example once per epoch, in a new order.
 
@@ -60,12 +70,12 @@ class Batches(Iterator[Batch]):
         return batch
 
     def skip(self) -> None:
-        """Go past the next batch, which is another process's."""
+        """As `InTurns`."""
         batch = self._go_on()
         assert batch is None, "this batch is ours"
 
     def take_turns(self, turn: int, turns: int) -> None:
-        """From the next batch on, only every ``turns``-th is ours, the first of them that of number ``turn``."""
+        """As `InTurns`."""
         self.made = None
         self.drawn.go_to(self.place)
         self.drawn.turn, self.drawn.turns, self.drawn.number = turn, turns, 0
@@ -131,7 +141,11 @@ def _skip(examples: Examples, indices: Tensor, generator: torch.Generator) -> No
 def _here(examples: Examples, drawn: _Drawn) -> Iterator[tuple[Batch | None, _Place]]:
     """Each batch, and where the next one begins."""
     for indices, is_ours in drawn:
-        batch = examples.varied(indices, drawn.generator) if is_ours else _skip(examples, indices, drawn.generator)
+        batch = None
+        if is_ours:
+            batch = examples.varied(indices, drawn.generator)
+        else:
+            _skip(examples, indices, drawn.generator)
         yield batch, drawn.place()
 
 

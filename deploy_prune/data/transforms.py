@@ -232,8 +232,8 @@ def drawn_mix(
     order = torch.randperm(shape_BCHW[0], generator=generator)
     if kind == "mixup":
         return order, _beta(MIXUP_ALPHA, generator), (slice(0), slice(0))
-    share = _beta(CUTMIX_ALPHA, generator)
-    return order, share, _box(*shape_BCHW[2:], share, generator)
+    (_, _, height, width), share = shape_BCHW, _beta(CUTMIX_ALPHA, generator)
+    return order, share, _box(height, width, share, generator)
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:

@@ -182,19 +182,13 @@ class RetrainPart(Part):
         description="Training steps. null: 20 passes over the examples, but at least 400 steps and at most 4000.",
     )
     batch_size: BatchSize = Field(default=64, description="Examples of a batch.")
-    lr: Rate | None = Field(
-        default=None,
-        description=RETRAIN_LR,
-    )
+    lr: Rate | None = Field(default=None, description=RETRAIN_LR)
     first_layer_lr: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
         description="The first layer's learning rate as a share of the last layer's; it grows from layer to layer.",
     )
     weight_decay: WeightDecay = Field(default=5e-4, description="Weight decay.")
-    distill: Share = Field(
-        default=0.9,
-        description=RETRAIN_DISTILL,
-    )
+    distill: Share = Field(default=0.9, description=RETRAIN_DISTILL)
     temperature: Rate = Field(default=2.0, description="Temperature of that comparison.")
     features: Annotated[float, Field(ge=0, le=1e6)] | None = Field(
         default=None,
@@ -329,13 +323,19 @@ class Recipe(Part):
     accumulate: Annotated[int, Field(ge=1)] = Field(
         default=1, description="Batches whose mean gradient makes one training step."
     )
+    processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
+        default=1,
+        description="Processes that train together, on one CUDA device each, or on the CPU. Each takes `accumulate` "
+        "batches of a step: 2 processes come to what one comes to with twice as many. auto: one for each CUDA device.",
+    )
     track: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], AfterValidator(distinct)] = Field(
         default=[],
         description="Trackers that losses and costs are sent to meanwhile. Their files lie in the run's tracking/.",
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="CPU threads of training. null: as many as other programs leave cores. "
+        description="CPU threads of training, of each process. null: as many as other programs leave cores; of several "
+        "processes, their share of the cores. "
         "Another number adds up in another order, which changes the last digits of a result.",
     )
 

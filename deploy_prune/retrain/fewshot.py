@@ -15,7 +15,7 @@ from torch.optim import AdamW
 
 from deploy_prune.data.examples import Batch, ClassExamples, Examples
 from deploy_prune.data.loaders import Batches, batches
-from deploy_prune.data.transforms import Mix, mixed
+from deploy_prune.data.transforms import Mix, drawn_mix, mixed
 from deploy_prune.errors import RecipeError
 from deploy_prune.recipe.parts import RetrainPart
 from deploy_prune.retrain.distill import taught
@@ -95,7 +95,7 @@ def adapt(
         average = Average(network, part.ema) if part.ema is not None else None
         schedulers: list[Stepped] = [*one_cycle(optimizer, steps), *([average] if average else [])]
         candidate = average.network if average else network
-        best = BestSoFar(candidate, held, objective, steps) if held is not None else None
+        best = BestSoFar(candidate, held, objective, steps, session.ranks) if held is not None else None
         schedulers += [best] if best else []
         losses = fit(
             lambda batch: loss(network, batch), mixed_batches(stream, part, examples, session.seed), [optimizer],
@@ -154,14 +154,15 @@ def mixed_batches(stream: Batches, part: RetrainPart, examples: Examples, seed: 
     if not isinstance(examples, ClassExamples):
         message = f"retrain.mix: {part.mix} mixes images that have a class each; this task's examples have none."
         raise RecipeError(message)
-    return Mixed(stream, part.mix, int(examples.labels.max()) + 1, seed)
+    shape = examples.take(torch.tensor([0])).inputs[0].shape[1:]
+    return Mixed(stream, part.mix, int(examples.labels.max()) + 1, seed, (stream.drawn.size, *shape))
 
 
 class Mixed(Iterator[Batch]):
     """A stream whose examples are mixed with each other."""
 
-    def __init__(self, stream: Batches, kind: Mix, num_classes: int, seed: int) -> None:
-        self.stream, self.kind, self.num_classes = stream, kind, num_classes
+    def __init__(self, stream: Batches, kind: Mix, num_classes: int, seed: int, shape: tuple[int, ...]) -> None:
+        self.stream, self.kind, self.num_classes, self.shape = stream, kind, num_classes, shape
         self.generator = torch.Generator().manual_seed(seed)
 
     def __next__(self) -> Batch:
@@ -169,6 +170,15 @@ class Mixed(Iterator[Batch]):
         batch = next(self.stream)
         x, shares = mixed(batch.inputs[0], batch.targets, self.num_classes, self.kind, self.generator)
         return Batch((x,), shares)
+
+    def take_turns(self, turn: int, turns: int) -> None:
+        """As `InTurns`."""
+        self.stream.take_turns(turn, turns)
+
+    def skip(self) -> None:
+        """As `InTurns`."""
+        self.stream.skip()
+        drawn_mix(self.shape, self.kind, self.generator)
 
     def state_dict(self) -> dict[str, Any]:
         """Which batch is next, and how it is mixed."""

@@ -15,6 +15,7 @@ from deploy_prune.data.examples import Examples
 from deploy_prune.errors import DataError
 from deploy_prune.tasks.task import Objective
 from deploy_prune.training.loop import batch_that_fits, device_of, placed
+from deploy_prune.training.ranks import ALONE, Ranks
 
 CHECKS: Final = 20
 """How often the held-out examples are asked, in all steps."""
@@ -98,8 +99,10 @@ class BestSoFar:
     on its way down.
     """
 
-    def __init__(self, network: nn.Module, held: Examples, objective: Objective, steps: int) -> None:
-        self.network, self.held, self.objective = network, held, objective
+    def __init__(
+        self, network: nn.Module, held: Examples, objective: Objective, steps: int, ranks: Ranks = ALONE
+    ) -> None:
+        self.network, self.held, self.objective, self.ranks = network, held, objective, ranks
         self.every, self.half = max(1, steps // CHECKS), steps / 2
         self.loss, self.steps, self.chosen, self.checks_since = float("inf"), 0, 0, 0
         self.state: dict[str, Tensor] = {}
@@ -109,7 +112,7 @@ class BestSoFar:
         self.steps += 1
         if self.steps % self.every:
             return False
-        loss = self._held_out_loss()
+        loss = self.ranks.told(self._held_out_loss)
         if loss < self.loss:
             self.loss, self.chosen, self.checks_since = loss, self.steps, 0
             self.state = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}

@@ -59,12 +59,14 @@ class NoOptions(Part):
 class SearchMethod:
     """One line of ``METHODS``: the method, its options, and what its scores are.
 
-    ``valued``: they are values as they stand, in units of the loss; all others only rank.
+    ``valued``: they are values as they stand, in units of the loss; all others only rank. ``in_steps``: it takes the
+    search's steps (`loop.fit`), which several processes can take together.
     """
 
     score: Method
     options: type[Part] = NoOptions
     valued: bool = False
+    in_steps: bool = False
 
     def __call__(self, job: SearchJob) -> SearchResult:
         """As `Method`."""

@@ -13,7 +13,7 @@ Legend: N units of all groups, C units of one group, G groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -87,7 +87,7 @@ def learn_gates(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation)
     """Train gates (and weights, if joint) while the limit on the expected cost falls to the budget's.
 
     Returns the averaged logits, which rank the units; the state dict: of the trained copy, learned scales multiplied
-    into the weights, or as it was where weights are resampled; and the trace, a row a batch: ``loss`` (the task's),
+    into the weights, or as it was where weights are resampled; and the trace, a row a step: ``loss`` (the task's),
     ``cost`` and ``limit`` (relative to dense), ``lambda`` (the price) and ``kept`` (expected number of open gates).
 
     Raises:
@@ -131,24 +131,35 @@ class GateSearch:
         self.slope_N = self._slope()
         self.price, self.unit = 0.0, 0.0
         self.parts: int = job.session.accelerator.gradient_accumulation_steps
-        self.batches: int = self.parts * job.config.steps
         self.trace: list[dict[str, float]] = []
+        self.row: dict[str, float] = {}  # of the step under way
+        self.losses, self.norms = 0.0, 0.0  # of its batches: sums
         self.shares: list[float] = []
 
     def loss(self, batch: Any) -> Tensor:
         """The task's loss with the gates on, plus what the open gates cost at the present price."""
         if self.options.weights == "resample":
             redraw(self.network)
-        self._average()
         gates_N, expected_N = self._gates()
+        if not self.row:
+            self._open(expected_N)
         forward = self.gating.forward(self._by_group(self._watched(gates_N)), self.scales)
         task_loss = self.job.loss(forward, batch)
-        cost = self._cost(expected_N)
-        gap = cost - self._limit()
-        self.price = max(0.0, self.price + self.options.gain / self.parts * gap)
-        self._note(task_loss, cost, expected_N)
+        self.losses += float(task_loss.detach())
+        gap = self.row["cost"] - self.row["limit"]
         price = self.unit * (self.price + self.options.damping * max(0.0, gap))
         return task_loss + price * (self.slope_N * expected_N).sum()
+
+    def figures(self) -> list[float]:
+        """The task's loss, and the L1 norm of its gradient."""
+        return [self.losses / self.parts, self.norms / self.parts]
+
+    def close(self, figures: Sequence[float]) -> None:
+        """Note the step, and what its batches tell of the price's unit: the running norm of the task's gradient."""
+        loss, norm = figures
+        self.unit = 0.9 * self.unit + 0.1 * norm if self.unit else norm
+        self.trace.append({"step": self.row["step"], "loss": loss, **self.row})
+        self.row, self.losses, self.norms = {}, 0.0, 0.0
 
     def told(self, progress: Progress) -> Progress:
         """The progress, told of the expected cost, its limit and what is kept, in all and of each group, too."""
@@ -216,16 +227,15 @@ class GateSearch:
 
     def _limit(self) -> float:
         """1 at the start, falling linearly to the goal's share of the dense cost."""
-        done = min(1.0, (len(self.trace) + 1) / (self.options.anneal * self.batches))
+        done = min(1.0, (len(self.trace) + 1) / (self.options.anneal * self.job.config.steps))
         return 1 - done * (1 - min(1.0, self.job.goal.limit / self.dense))
 
     def _watched(self, gates_N: Tensor) -> Tensor:
-        """The same gates, whose gradient from the task sets the unit of the price: its running L1 norm."""
+        """The same gates, whose gradient from the task sets the unit of the price: its L1 norm is noted."""
         watched_N = gates_N.view_as(gates_N)
 
         def note(gradient_N: Tensor) -> None:
-            norm = self.parts * float(gradient_N.abs().sum())
-            self.unit = 0.9 * self.unit + 0.1 * norm if self.unit else norm
+            self.norms += self.parts * float(gradient_N.abs().sum())
 
         watched_N.register_hook(note)
         return watched_N
@@ -234,16 +244,18 @@ class GateSearch:
         return dict(zip(self.sizes, torch.split(values_N, list(self.sizes.values())), strict=True))
 
     def _average(self) -> None:
-        if len(self.trace) >= (1 - self.options.average) * self.batches:
+        if len(self.trace) >= (1 - self.options.average) * self.job.config.steps:
             self.sum_N += self.logit_N.detach()
             self.num_summed += 1
 
-    def _note(self, task_loss: Tensor, cost: float, expected_N: Tensor) -> None:
-        row = {"step": len(self.trace) + 1, "loss": float(task_loss.detach()), "cost": cost}
+    def _open(self, expected_N: Tensor) -> None:
+        """What is the same for all batches of a step: the cost, its limit and the price."""
+        self._average()
+        row = {"step": len(self.trace) + 1, "cost": self._cost(expected_N), "limit": self._limit()}
+        self.price = max(0.0, self.price + self.options.gain * (row["cost"] - row["limit"]))
         kept_G = torch.zeros(len(self.sizes), device=expected_N.device).index_add(0, self.group_N, expected_N.detach())
         self.shares = (kept_G / torch.bincount(self.group_N)).tolist()
-        kept = float(kept_G.sum())
-        self.trace.append(row | {"limit": self._limit(), "lambda": self.price, "kept": kept})
+        self.row = row | {"lambda": self.price, "kept": float(kept_G.sum())}
 
 
 def weight_optimizers(

@@ -5,7 +5,7 @@ Legend: C units of one group, A coordinates of one axis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,8 +45,7 @@ def learn_masks(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation,
         if options.weights == "resample":
             redraw(network)
         task_loss = job.loss(masked, batch)
-        row = {"step": len(masked.trace) + 1, "loss": float(task_loss.detach()), "kept": masked.kept()}
-        masked.trace.append(row)
+        masked.losses.append(float(task_loss.detach()))
         return task_loss
 
     optimizers, schedulers = weight_optimizers(network, options, job.config)
@@ -64,7 +63,7 @@ def learn_masks(job: SearchJob, options: RelaxedOptions, relaxation: Relaxation,
 class MaskedNetwork:
     """A network whose every weight of two or more axes is sampled on or off at each call, and scaled.
 
-    ``trace``: of the search so far.
+    ``trace``: of the search so far. ``losses``: of the batches of the step under way.
     """
 
     def __init__(self, network: nn.Module, relaxation: Relaxation) -> None:
@@ -76,6 +75,7 @@ class MaskedNetwork:
             for n, w in self.weights.items()
         }
         self.trace: list[Mapping[str, float]] = []
+        self.losses: list[float] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output with a fresh sample of all masks."""
@@ -94,6 +94,15 @@ class MaskedNetwork:
         """The share of weights that are on: m >= 0."""
         on = sum(int((m >= 0).sum()) for m in self.logits.values())
         return on / sum(m.numel() for m in self.logits.values())
+
+    def figures(self) -> list[float]:
+        """The task's loss."""
+        return [sum(self.losses) / len(self.losses)]
+
+    def close(self, figures: Sequence[float]) -> None:
+        """Note the step."""
+        self.trace.append({"step": len(self.trace) + 1, "loss": figures[0], "kept": self.kept()})
+        self.losses = []
 
     def state_dict(self) -> dict[str, Any]:
         """All but the network's."""

@@ -1,1 +1,1 @@
-"""Training: the loop, batch-norm statistics, devices and trackers."""
+"""Training: the loop, batch-norm statistics, processes that train together, devices and trackers."""

@@ -1,12 +1,13 @@
-"""Re-estimation of batch-norm statistics on the training data."""
+"""Batch-norm statistics: taken anew on the training data, and those of a step that several processes take."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deploy_prune.data.examples import Batch
@@ -44,3 +45,82 @@ def reestimate(network: nn.Module, batches: Iterator[Batch], num_examples: int =
         for module, mode in modes.items():
             module.training = mode
     return len(norms)
+
+
+class RunningStatistics:
+    """Running means and variances of steps whose batches several processes take, as if one took them in their order.
+
+    A batch in which a norm is called c times takes its statistic r to a r + b, with a = (1 - momentum)^c, and b what
+    comes of r = 0. So each process begins its batches at 0, and after n batches r is
+
+        a^n r + sum_j a^(n - 1 - j) b_j
+
+    With ``momentum: None`` (the plain average of t calls) it is (t r + c sum_j b_j) / (t + c n). A norm is called
+    equally often in every batch.
+    """
+
+    def __init__(self, trained: Sequence[Any], num_batches: int) -> None:
+        networks = [part for part in trained if isinstance(part, nn.Module)]
+        modules = {m: None for network in networks for m in network.modules()}
+        self.norms = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats and m.training]
+        self.num_batches = num_batches
+        self.before: list[Tensor] = []
+        self.counts: list[int] = []
+        self.calls: list[int] = []
+        self.sums: list[Tensor] = []
+
+    def begin(self) -> None:
+        """Before the first batch of a step."""
+        self.before, self.counts = [x.clone() for x in self._statistics()], self._counted()
+        self.sums = [torch.zeros_like(x) for x in self.before]
+
+    @contextmanager
+    def batch(self, number: int) -> Iterator[None]:
+        """The forward of our batch of this number."""
+        for x in (*self._statistics(), *self._counts()):
+            x.zero_()
+        yield
+        self.calls = self._counted()
+        with torch.no_grad():
+            for total, found, weight in zip(self.sums, self._statistics(), self._weights(number), strict=True):
+                total.add_(found, alpha=weight)
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """After the last batch of a step, when ``sums`` are those of all processes."""
+        for x, before, total, left in zip(self._statistics(), self.before, self.sums, self._left(), strict=True):
+            x.copy_(before * left + total)
+        for x, count, calls in zip(self._counts(), self.counts, self.calls, strict=True):
+            x.fill_(count + calls * self.num_batches)
+
+    def _statistics(self) -> list[Tensor]:
+        return [cast(Tensor, x) for norm in self.norms for x in (norm.running_mean, norm.running_var)]
+
+    def _counts(self) -> list[Tensor]:
+        return [cast(Tensor, norm.num_batches_tracked) for norm in self.norms]
+
+    def _counted(self) -> list[int]:
+        counts = self._counts()
+        return torch.stack(counts).tolist() if counts else []
+
+    def _weights(self, number: int) -> list[float]:
+        """What b of the batch of this number counts for, of each statistic."""
+        found = []
+        for norm, count, calls in zip(self.norms, self.counts, self.calls, strict=True):
+            if norm.momentum is None:
+                weight = calls / max(1, count + calls * self.num_batches)
+            else:
+                weight = (1 - norm.momentum) ** (calls * (self.num_batches - 1 - number))
+            found += [weight, weight]
+        return found
+
+    def _left(self) -> list[float]:
+        """What the statistic before the step counts for."""
+        found = []
+        for norm, count, calls in zip(self.norms, self.counts, self.calls, strict=True):
+            if norm.momentum is None:
+                left = count / (count + calls * self.num_batches) if calls else 1.0
+            else:
+                left = (1 - norm.momentum) ** (calls * self.num_batches)
+            found += [left, left]
+        return found

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,15 +19,16 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils._pytree import tree_leaves, tree_map
 
 from deploy_prune.data.examples import Examples
-from deploy_prune.data.loaders import batches
+from deploy_prune.data.loaders import InTurns, batches
 from deploy_prune.errors import TrainingError
 from deploy_prune.networks.compare import relative
 from deploy_prune.networks.copies import copied
 from deploy_prune.recipe.parts import TrainPart
 from deploy_prune.tasks.task import Objective
 from deploy_prune.training.accelerator import OwnAccelerator
-from deploy_prune.training.batchnorm import reestimate
+from deploy_prune.training.batchnorm import RunningStatistics, reestimate
 from deploy_prune.training.kept import Kept, Stateful
+from deploy_prune.training.ranks import ALONE, Ranks
 from deploy_prune.types import Progress, silent
 
 MOMENTUM = 0.9
@@ -46,6 +47,17 @@ class Stepped(Protocol):
         """Take it; True if that was enough."""
 
 
+@runtime_checkable
+class Books(Protocol):
+    """What keeps account of each step, which may have several batches, taken by several processes."""
+
+    def figures(self) -> list[float]:
+        """Of our batches of this step: means over them."""
+
+    def close(self, figures: Sequence[float]) -> None:
+        """The step's gradients are there; ``figures``: means over all its batches."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Session:
     """Where training runs, from which seed, and what is told of its progress.
@@ -55,12 +67,14 @@ class Session:
         seed: of everything that is drawn.
         progress: called with the work's name, steps done and steps in all.
         kept: where a training that was stopped goes on, and keeps how far it has come; None: it begins anew.
+        ranks: the processes that train together.
     """
 
     accelerator: Accelerator
     seed: int
     progress: Progress = silent
     kept: Kept | None = None
+    ranks: Ranks = ALONE
 
 
 def set_seed(seed: int) -> None:
@@ -185,7 +199,8 @@ def fit(
 
     Whatever is in ``schedulers`` takes a step after each, and may say that it is enough. What is trained must be on the
     accelerator's device already; batches (tensors, nested as they like) are moved. A step takes as many batches as the
-    accelerator accumulates gradients over, and their mean loss.
+    accelerator accumulates gradients over, and their mean loss. Several processes (``session.ranks``) take so many each
+    of the same batches, which must be `InTurns`, and all take the same steps; only the first comes back.
 
     Where the session keeps how far a training has come, batches and schedulers have a state, too (`Stateful`), and
     ``trained`` is all else that changes: networks, and what the loss remembers. A training that was stopped goes on
@@ -195,31 +210,69 @@ def fit(
         TrainingError: the loss is not finite, or beyond all measure; with the work, the step and the learning rate.
             Nothing is updated then.
     """
-    accelerator, kept = session.accelerator, session.kept
-    parts = accelerator.gradient_accumulation_steps
+    kept, ranks = session.kept, session.ranks
     changing = cast(Sequence[Stateful], [*trained, *optimizers, *schedulers, batches])
     losses = kept.restore(changing) if kept else []
     if kept and losses:
         kept.tell(f"{work} goes on at step {len(losses) + 1} of {steps}")
+    parameters = [x for optimizer in optimizers for group in optimizer.param_groups for x in group["params"]]
+    book = next((part for part in trained if isinstance(part, Books)), None)
+    running = RunningStatistics(trained if ranks.size > 1 else (), _batches_a_step(session))
+    if ranks.size > 1:
+        cast(InTurns, batches).take_turns(ranks.rank, ranks.size)
     for step in range(len(losses) + 1, steps + 1):
-        losses.append(0.0)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        for _ in range(parts):
-            batch = send_to_device(next(batches), accelerator.device)
-            with accelerator.autocast():
-                loss = step_loss(batch)
-            losses[-1] += _finite(loss, step, work, optimizers) / parts
-            accelerator.backward(loss)  # of the loss over parts
+        running.begin()
+        own_loss = _backward(step_loss, batches, running, optimizers, session=session, step=step, work=work)
+        loss, *figures = ranks.share(parameters, running.sums, [own_loss, *(book.figures() if book else ())])
+        running.end()
+        if book:
+            book.close(figures)
+        losses.append(loss)
         for optimizer in optimizers:
             optimizer.step()
         enough = [scheduler.step() for scheduler in schedulers]
-        session.progress(work, step, steps, loss=losses[-1])
+        session.progress(work, step, steps, loss=loss)
         if True in enough:
             break
         if kept:
             kept.keep(changing, losses)
+    if ranks.size > 1:
+        ranks.leave()
+        cast(InTurns, batches).take_turns(0, 1)
     return losses
+
+
+def _batches_a_step(session: Session) -> int:
+    """Of all processes together."""
+    parts: int = session.accelerator.gradient_accumulation_steps
+    return parts * session.ranks.size
+
+
+def _backward(
+    step_loss: Callable[[Any], Tensor], batches: Iterator[Any], running: RunningStatistics,
+    optimizers: Sequence[Optimizer], *, session: Session, step: int, work: str,
+) -> float:  # fmt: skip
+    """Take our batches of a step: their mean gradient, which is accumulated, and their mean loss.
+
+    Where a step has several batches, global generators begin anew for each: what is drawn for a batch (dropout, gates)
+    is then the same, whoever takes it.
+    """
+    accelerator, num = session.accelerator, _batches_a_step(session)
+    mean = 0.0
+    for number in range(num):
+        if not session.ranks.is_ours(number):
+            cast(InTurns, batches).skip()
+            continue
+        batch = send_to_device(next(batches), accelerator.device)
+        if num > 1:
+            set_seed(int(np.random.SeedSequence((session.seed, step, number)).generate_state(1, np.uint64)[0]))
+        with running.batch(number), accelerator.autocast():
+            loss = step_loss(batch)
+        mean += _finite(loss, step, work, optimizers) / accelerator.gradient_accumulation_steps
+        accelerator.backward(loss)  # of the loss over the batches that are accumulated
+    return mean
 
 
 def train_network(

@@ -24,9 +24,9 @@ from deploy_prune.search.threshold import threshold_values
 from deploy_prune.types import Scores
 
 METHODS: Final = {
-    "dap": SearchMethod(score=dap, options=DapOptions),
-    "gate": SearchMethod(score=gate, options=GateOptions),
-    "gumbel": SearchMethod(score=gumbel, options=GumbelOptions),
+    "dap": SearchMethod(score=dap, options=DapOptions, in_steps=True),
+    "gate": SearchMethod(score=gate, options=GateOptions, in_steps=True),
+    "gumbel": SearchMethod(score=gumbel, options=GumbelOptions, in_steps=True),
     "uniform": SearchMethod(score=uniform),
     "random": SearchMethod(score=random),
     "magnitude": SearchMethod(score=magnitude, options=MagnitudeOptions),
