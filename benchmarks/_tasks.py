@@ -29,7 +29,7 @@ from deploy_prune.families import raw_form
 from deploy_prune.recipe.parts import MeasurePart, ModelPart, PrunePart, RetrainPart, SourceSearchPart, TrainPart
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt
-from deploy_prune.run.stages import as_if_trained
+from deploy_prune.run.trained import as_if_trained
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.surgery.try_groups import keep_cuttable

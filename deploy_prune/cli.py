@@ -24,6 +24,7 @@ from deploy_prune.commands.frame import (
     settings,
 )
 from deploy_prune.commands.outcome import require_met, require_ok, show_rows, write_artifact, write_bundles
+from deploy_prune.system.launched import require_started_once
 from deploy_prune.system.locks import hold
 from deploy_prune.system.shell import write_text
 from deploy_prune.types import silent
@@ -54,6 +55,7 @@ def recipe(name: str, settings: Sequence[str], out: Path, fresh: bool, wait: boo
 
     NAME is a shipped recipe or a path. Run the same command again to resume a run that was stopped.
     """
+    require_started_once()
     from deploy_prune.recipe.file import load_recipe
 
     parsed = load_recipe(name, settings)

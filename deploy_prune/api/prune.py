@@ -29,7 +29,7 @@ from deploy_prune.networks.unchanged import unchanged
 from deploy_prune.networks.weights import load_state
 from deploy_prune.recipe.parts import MeasurePart, PrunePart, SearchPart, parse_budget
 from deploy_prune.run.reach import reaches, require_reach
-from deploy_prune.run.stages import as_if_trained
+from deploy_prune.run.trained import as_if_trained
 from deploy_prune.search.frame import SearchGoal, SearchJob
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.search.methods import METHODS, check_options, values

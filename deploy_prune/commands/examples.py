@@ -9,6 +9,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "deploy-prune recipe quickstart",
         "deploy-prune recipe mobilenet --set budgets=[50%] --set search.method=uniform --out other-runs",
         "deploy-prune recipe my-recipe.yaml --fresh",
+        "deploy-prune recipe my-recipe.yaml --set processes=auto",
     ),
     "check": ("deploy-prune check mobilenet --set budgets=[20%]",),
     "bench": (

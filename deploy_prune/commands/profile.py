@@ -21,7 +21,7 @@ from deploy_prune.export.examples import drawn, zeros
 from deploy_prune.latency.granularity import kept_ratios
 from deploy_prune.latency.table import fit_table
 from deploy_prune.recipe.parts import ModelPart, PrunePart
-from deploy_prune.run.stages import as_if_trained
+from deploy_prune.run.trained import as_if_trained
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery import remembered
 from deploy_prune.system.guard import scratch

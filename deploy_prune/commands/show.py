@@ -22,7 +22,7 @@ from deploy_prune.export.examples import zeros
 from deploy_prune.report.row import Row
 from deploy_prune.report.show import Cost, GroupLine, LayerLine, Overview
 from deploy_prune.run.folder import RunFolder
-from deploy_prune.run.stages import as_if_trained
+from deploy_prune.run.trained import as_if_trained
 from deploy_prune.surgery.try_groups import without
 from deploy_prune.system.guard import scratch
 from deploy_prune.types import Counts, Input, Layer, Structure

@@ -36,6 +36,7 @@ from deploy_prune.system.outputs import require_outside_runs
 from deploy_prune.system.shell import shown, write_text
 from deploy_prune.tasks import Objective, task_named
 from deploy_prune.training.loop import Session, make_accelerator, network_score, set_seed
+from deploy_prune.training.processes import batches_a_step
 from deploy_prune.training.threads import Tell, share_cores
 from deploy_prune.types import Progress, Structure, silent
 
@@ -92,7 +93,7 @@ def transfer(
     with hold(out, keep=False):
         given = gather(source, teacher, trust)
         recipe = transfer_recipe(given, settings)
-        accelerator = make_accelerator(recipe.device, recipe.mixed_precision, recipe.accumulate)
+        accelerator = make_accelerator(recipe.device, recipe.mixed_precision, batches_a_step(recipe))
         told = share_cores(progress, recipe.threads, accelerator.device, tell_threads)
         session = Session(accelerator=accelerator, seed=recipe.seed, progress=told)
         return _transferred(given, recipe, session, out, episodes, trust)

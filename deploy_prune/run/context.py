@@ -28,6 +28,7 @@ from deploy_prune.training.loop import (
     Session,
     make_accelerator,
 )
+from deploy_prune.training.processes import require_processes
 from deploy_prune.training.threads import Tell, share_cores
 from deploy_prune.training.trackers import Tracked, require_trackers
 from deploy_prune.types import Progress, Target
@@ -37,7 +38,8 @@ from deploy_prune.types import Progress, Target
 class RunContext:
     """What every stage needs. ``since``: what was measured before (seconds since 1970) is measured again.
 
-    ``summary``: sentences of what goes into the network, and what speaks against it.
+    ``summary``: sentences of what goes into the network, and what speaks against it. ``processes``: so many train
+    together.
     """
 
     recipe: Recipe
@@ -48,6 +50,7 @@ class RunContext:
     targets: tuple[Target, ...]
     since: float
     summary: tuple[str, ...]
+    processes: int = 1
 
     @cached_property
     def basis(self) -> keys.Basis:
@@ -92,19 +95,20 @@ def prepare(
     check_options(recipe.search)
     targets = _targets(recipe)
     require_trackers(recipe.track)
+    processes = require_processes(recipe)
     accelerator = make_accelerator(
         recipe.device, recipe.mixed_precision, recipe.accumulate, recipe.track, folder.path / "tracking"
     )
     if recipe.track:
         progress = Tracked(progress, accelerator, recipe.name, {"recipe": recipe.model_dump_json()})
-    progress = share_cores(progress, recipe.threads, accelerator.device, tell_threads)
+    progress = share_cores(progress, recipe.threads, accelerator.device, tell_threads if processes == 1 else None)
     session = Session(accelerator=accelerator, seed=recipe.seed, progress=progress)
     found = preprocessing.resolve(recipe)
     summary = found.summary + preprocessing.try_weights(found, accelerator.device)
     require_held(torch.bincount(found.data.target_train.strata).tolist(), recipe.retrain.hold_out)
     return RunContext(
         recipe=found.recipe, task=found.task, folder=folder, data=found.data, session=session, targets=targets,
-        summary=summary,
+        summary=summary, processes=processes,
         since=time.time() if fresh else cache.still_valid(),
     )  # fmt: skip
 

@@ -31,10 +31,11 @@ come out the same again keep everything that was made of them.
 What the entries are: ``package`` is this package's version and a digest of its source, for a version stands still
 between releases. ``torch`` and ``formats`` are versions: torch's, and those of the format's converter and runtime.
 ``model`` is its source and arguments, and the library's version or, for ``module:callable``, a digest of the user's
-code (``user_code``). ``task`` is its name, its score and, of ``module:callable``, a digest of the user's code. Data
-counts by content: images in memory or their files, targets, normalisation, size and augmentation. A target counts by
-what changes its artifacts and its latency, never by its title, notes or sources. Not in any key: paths, names,
-trackers, limits of time and memory, where and on how many threads training runs (which changes the last digits only).
+code (``user_code``). ``precision`` is that, and how many batches make a step, whoever takes them. ``task`` is its name,
+its score and, of ``module:callable``, a digest of the user's code. Data counts by content: images in memory or their
+files, targets, normalisation, size and augmentation. A target counts by what changes its artifacts and its latency,
+never by its title, notes or sources. Not in any key: paths, names, trackers, limits of time and memory, where and on
+how many threads training runs (which changes the last digits only).
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ from deploy_prune.recipe.parts import LIBRARIES, ModelPart, Recipe
 from deploy_prune.surgery.remembered import own_code
 from deploy_prune.system.shell import digest
 from deploy_prune.system.user_code import code_digest
+from deploy_prune.training.processes import batches_a_step
 from deploy_prune.types import Artifact, Budget, Structure, Target
 from deploy_prune.version import __version__
 
@@ -78,7 +80,7 @@ class Basis:
     def trained(self) -> Key:
         """Of every stage that takes steps."""
         recipe = self.recipe
-        precision = {"mixed_precision": recipe.mixed_precision, "accumulate": recipe.accumulate}
+        precision = {"mixed_precision": recipe.mixed_precision, "accumulate": batches_a_step(recipe)}
         return {**self.common, "task": self.task_code, "seed": recipe.seed, "precision": precision}
 
     @cached_property

@@ -21,6 +21,7 @@ from deploy_prune.run.reach import unusable_targets
 from deploy_prune.run.rows import dense_row, empty_row, failed_rows, parity, require_size, with_costs, with_network
 from deploy_prune.run.stages import place_of
 from deploy_prune.system.guard import scratch
+from deploy_prune.system.launched import require_started_once
 from deploy_prune.system.locks import hold
 from deploy_prune.training.threads import Tell
 from deploy_prune.types import Artifact, Budget, Progress, SearchResult, Target, silent
@@ -62,6 +63,7 @@ def run(
         DeployPruneError: before any training if the recipe can't work; a single target x budget that fails becomes
             a row with status "failed".
     """
+    require_started_once()
     with hold(out / recipe.name), scratch() as folder:
         context = _prepare(recipe, out, progress, fresh, tell_threads)
         for sentence in context.summary:
@@ -156,7 +158,7 @@ def _steps(
     row = empty_row(target, budget.text, budget.metric, context.task.score)
     planned = stages.plan(context, costs, found, target, budget)
     yield (row := with_costs(context, costs, row, target, budget))
-    trained = stages.retrain(context, costs, found[1], teacher, place, planned)
+    trained = stages.retrain(context, costs, place, planned)
     slim = stages.slim_network(context, costs, place)
     yield (row := with_network(context, row, slim, place))
     pictures.draw(context, place, slim, trained)

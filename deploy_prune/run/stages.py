@@ -11,47 +11,38 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deploy_prune.architecture import json_file
 from deploy_prune.budget.candidates import CandidateCosts, identity_of
 from deploy_prune.budget.loop import Plan, enforce
-from deploy_prune.data.loaders import batches
 from deploy_prune.errors import ParityError
 from deploy_prune.export import FORMATS, isolated
-from deploy_prune.networks import build, weights
-from deploy_prune.networks.copies import copied
+from deploy_prune.networks import weights
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.report.units import in_unit
-from deploy_prune.retrain.distill import taught
-from deploy_prune.retrain.features import Match, match
-from deploy_prune.retrain.fewshot import adapt, for_new_classes
-from deploy_prune.run import keys
+from deploy_prune.run import keys, trained
 from deploy_prune.run.context import RunContext
-from deploy_prune.run.folder import RunFolder, thinned
+from deploy_prune.run.folder import RunFolder
 from deploy_prune.run.proof import calibration_inputs, prove_artifact, some_inputs
-from deploy_prune.search.frame import SearchGoal, SearchJob
+from deploy_prune.run.trained import PROOF_EXAMPLES as PROOF_EXAMPLES
+from deploy_prune.run.trained import source_network as source_network
+from deploy_prune.run.trained import target_network as target_network
+from deploy_prune.run.trained import teacher_of as teacher_of
+from deploy_prune.search.frame import SearchGoal
 from deploy_prune.search.gated_network import gates_of
 from deploy_prune.search.methods import METHODS, values
-from deploy_prune.surgery import remembered, verify
+from deploy_prune.surgery import verify
 from deploy_prune.surgery.cut import cut
 from deploy_prune.system.shell import remove
-from deploy_prune.tasks import Objective, Score
-from deploy_prune.training.loop import Session, channels_last, network_score, sample, set_seed, train_network
+from deploy_prune.tasks import Score
 from deploy_prune.types import Artifact, Budget, SearchResult, Structure, Target
-
-PROOF_EXAMPLES = 8
-"""Real examples on which a cut is compared with the network."""
 
 
 def candidate_costs(context: RunContext, scratch: Path) -> CandidateCosts:
     """The network with initial weights, and its channel groups, each tried for real."""
-    set_seed(context.recipe.seed)
     context.session.progress("find the channel groups", 0, 1)
-    network = as_if_trained(context.build(context.data.num_source).form.network)
-    inputs = some_inputs(context.data.source_test, PROOF_EXAMPLES // 2)
-    structure = remembered.cuttable_groups(network, context.example, inputs, context.recipe.prune, gates_of)
+    network, structure = trained.cuttable(context)
     context.session.progress("find the channel groups", 1, 1, groups=len(structure.groups))
     return CandidateCosts(
         network=network, structure=structure, inputs=context.example, identity=identity_of(context.recipe.model),
@@ -61,38 +52,12 @@ def candidate_costs(context: RunContext, scratch: Path) -> CandidateCosts:
     )  # fmt: skip
 
 
-def as_if_trained(network: nn.Module) -> nn.Module:
-    """Initial biases and norms are all alike, and exporters store equal tensors once; a trained network's differ."""
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.empty_like(parameter).uniform_(-0.1, 0.1))
-    return network
-
-
 def train_dense(context: RunContext) -> str:
     """dense/weights.safetensors: the recipe's weights, or the network trained on the source data."""
-    recipe, folder, key = context.recipe, context.folder, keys.dense(context.basis)
+    folder, key = context.folder, keys.dense(context.basis)
 
     def compute() -> None:
-        set_seed(recipe.seed)
-        given = build.build_network(recipe.model, context.data.num_source)
-        losses: list[float] = []
-        taken = weights.load_given(given, recipe.model, context.data.num_source)
-        made = context.objective(given)
-        network = made.form.network
-        if taken is None or recipe.model.head == "new":
-            losses = train_network(
-                network, context.data.source_train, made, recipe.train, session=context.session_of("dense", key),
-                work="train the dense network",
-            )  # fmt: skip
-        folder.write_tensors("dense/weights.safetensors", network.state_dict())
-        found = network_score(network, context.data.source_test, made, accelerator=context.session.accelerator)
-        norm = {"mean": getattr(recipe.data, "mean", None), "std": getattr(recipe.data, "std", None)}
-        folder.write_json(
-            "dense/training.json",
-            {"loss": thinned(losses), "source_score": found, **norm, "taken": taken and vars(taken)},
-        )
+        trained.do(context, "dense", key, trained.dense, in_steps=trained.is_trained(context.recipe))
 
     folder.stage("dense", key, ["dense/weights.safetensors", "dense/training.json"], compute)
     return folder.content(["dense/weights.safetensors"])
@@ -100,27 +65,11 @@ def train_dense(context: RunContext) -> str:
 
 def search(context: RunContext, costs: CandidateCosts, dense: str) -> tuple[str, SearchResult]:
     """search/: scores per group, and the network's weights when the search ended. One search for all budgets."""
-    recipe, folder = context.recipe, context.folder
-    key = keys.search(context.basis, dense, costs.structure, strictest(context, costs))
+    folder, key = context.folder, keys.search(context.basis, dense, costs.structure, strictest(context, costs))
 
     def compute() -> None:
-        made = source_network(context, folder.read_tensors("dense/weights.safetensors"))
-        network = made.form.network
-        stream = batches(context.data.source_train, recipe.search.batch_size, recipe.seed)
-        set_seed(recipe.seed)
-        device = context.session.accelerator.device
-        teacher = copied(network).to(device).eval()
-        loss = taught(made, teacher, recipe.search.distill, recipe.search.temperature)
-        job = SearchJob(
-            network=network, structure=costs.structure, loss=loss, batches=stream, goal=smallest_goal(context, costs),
-            config=recipe.search, session=context.session_of("search", key),
-        )  # fmt: skip
-        inputs = sample(context.data.source_train, device)
-        with channels_last(network, inputs, device), channels_last(teacher, inputs, device):
-            found = METHODS[recipe.search.method](job)
-        folder.write_tensors("search/scores.safetensors", found.scores)
-        folder.write_tensors("search/weights.safetensors", found.state)
-        folder.write_json("search/trace.json", thinned(found.trace))
+        in_steps, goal = METHODS[context.recipe.search.method].in_steps, smallest_goal(context, costs)
+        trained.do(context, "search", key, trained.search, goal, structure=costs.structure, in_steps=in_steps)
 
     files = ["search/scores.safetensors", "search/weights.safetensors", "search/trace.json"]
     folder.stage("search", key, files, compute)
@@ -154,30 +103,6 @@ def strictest(context: RunContext, costs: CandidateCosts) -> tuple[Target, Budge
     return min(((t, b) for t in context.targets for b in context.recipe.parsed_budgets), key=order)
 
 
-def source_network(context: RunContext, state: Mapping[str, Tensor]) -> Objective:
-    """The dense network for the source classes, with these weights."""
-    made = context.build(context.data.num_source)
-    weights.load_state(made.form.network, state)
-    return made
-
-
-def target_network(context: RunContext, state: Mapping[str, Tensor] | None) -> Objective:
-    """The dense network for the target classes: new class layers, all else as in ``state`` (None: all new)."""
-    set_seed(context.recipe.seed)
-    made = context.build(context.data.num_target)
-    if state is not None:
-        head = frozenset[str]() if context.same_task else _head_tensors(context)
-        weights.load_state(made.form.network, {k: v for k, v in state.items() if k not in head}, strict=False)
-    return made
-
-
-def _head_tensors(context: RunContext) -> frozenset[str]:
-    """The dense network's tensors whose shapes depend on the number of target classes."""
-    return build.head_tensors(
-        context.recipe.model, context.data.num_target, lambda network: context.objective(network).form.network
-    )
-
-
 def adapt_dense(context: RunContext, dense: str) -> str:
     """dense/adapted.safetensors: the dense network on the target task, the teacher and the yardstick.
 
@@ -186,45 +111,11 @@ def adapt_dense(context: RunContext, dense: str) -> str:
     folder, key = context.folder, keys.adapt(context.basis, dense)
 
     def compute() -> None:
-        state = folder.read_tensors("dense/weights.safetensors")
-        if context.same_task:
-            found = folder.read_json("dense/training.json")["source_score"]
-            told = {"score": found, "steps": 0, "chosen_step": 0, "held_out": 0}
-        else:
-            made = target_network(context, state)
-            network = made.form.network
-            session = context.session_of("adapt", key)
-            told = _adapt(context, network, made, None, None, "adapt the dense network", session)
-            state = network.state_dict()
-        folder.write_tensors("dense/adapted.safetensors", state)
-        folder.write_json("dense/adapted.json", {**told, "adapted": not context.same_task})
+        trained.do(context, "adapt", key, trained.adapted, in_steps=not context.same_task)
 
     files = ["dense/adapted.safetensors", "dense/adapted.json"]
     folder.stage("adapt", key, files, compute)
     return folder.content(files[:1])
-
-
-def teacher_of(context: RunContext) -> nn.Module:
-    """The dense network on the target task."""
-    network = target_network(context, None).form.network
-    weights.load_state(network, context.folder.read_tensors("dense/adapted.safetensors"))
-    return network
-
-
-def _adapt(
-    context: RunContext, network: nn.Module, objective: Objective, teacher: nn.Module | None, match: Match | None,
-    work: str, session: Session,
-) -> dict[str, Any]:  # fmt: skip
-    """Train in place on the target task; what there is to tell of it."""
-    part = context.recipe.retrain if teacher else context.recipe.retrain.model_copy(update={"init": "inherit"})
-    part = part if context.same_task else for_new_classes(part)
-    work = f"{work} with {len(context.data.target_train)} of {context.data.num_available} examples"
-    done = adapt(
-        network, context.data.target_train, objective, part, teacher=teacher, session=session, match=match, work=work,
-    )  # fmt: skip
-    found = network_score(network, context.data.target_test, objective, accelerator=context.session.accelerator)
-    told = {"steps": len(done.losses), "chosen_step": done.chosen_step, "held_out": done.num_held_out}
-    return {"score": found, **told}
 
 
 def plan(
@@ -259,9 +150,7 @@ def prove(context: RunContext, structure: Structure, network: nn.Module, planned
     return verify.prove(network, structure, planned.keep, inputs, gates_of(structure))
 
 
-def retrain(
-    context: RunContext, costs: CandidateCosts, found: SearchResult, teacher: nn.Module, place: str, key: str
-) -> str:
+def retrain(context: RunContext, costs: CandidateCosts, place: str, key: str) -> str:
     """TARGET/BUDGET/weights.safetensors: the slim network, adapted to the target task with the dense one as teacher."""
     folder, recipe = context.folder, context.recipe
     began = folder.content(["search/weights.safetensors"]) if recipe.retrain.init == "inherit" else ""
@@ -269,14 +158,7 @@ def retrain(
     depends = keys.retrain(context.basis, key, began, taught_by)
 
     def compute() -> None:
-        keep = json_file.load(folder.path / place / "architecture.json").keep
-        made = target_network(context, found.state if recipe.retrain.init == "inherit" else None)
-        slim = cut(made.form.network, costs.structure, keep)
-        work = f"{place.replace('/', ' ')}: retrain"
-        session = context.session_of(f"{place}/retrain", depends)
-        told = _adapt(context, slim, made, teacher, match(costs.structure, keep), work, session)
-        folder.write_tensors(f"{place}/weights.safetensors", slim.state_dict())
-        folder.write_json(f"{place}/retrain.json", told)
+        trained.do(context, f"{place}/retrain", depends, trained.retrained, place, structure=costs.structure)
 
     files = [f"{place}/weights.safetensors", f"{place}/retrain.json"]
     folder.stage(f"{place}/retrain", depends, files, compute)

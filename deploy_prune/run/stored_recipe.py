@@ -21,6 +21,7 @@ from deploy_prune.errors import RecipeError, RunFolderError
 from deploy_prune.recipe.file import dump, load_recipe
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.system.shell import write_text
+from deploy_prune.training.processes import batches_a_step
 
 NAME: Final = "recipe.yaml"
 TARGETS: Final = "targets"
@@ -28,6 +29,8 @@ EXPERIMENT: Final = ("task", "model.source", "data.source", "search.method")
 """What a run folder's results are of."""
 _NO_RESULT: Final = frozenset({"name", "targets", "budgets", "metric", "device", "threads", "track"})
 """Keys that no finished result depends on."""
+_BATCHES: Final = ("accumulate", "processes")
+"""Of these, only the product is part of a result."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -40,11 +43,11 @@ def require_same_experiment(recipe: Recipe, folder: Path) -> None:
     if not (folder / NAME).is_file() or not any((folder / ".stages").glob("*.json")):
         return
     try:
-        before = dict(_flat(load_recipe(str(folder / NAME)).model_dump()))
+        earlier = load_recipe(str(folder / NAME))
     except RecipeError as error:
         message = f"The run folder {folder} can't be resumed: {error} Give another name, or --fresh."
         raise RunFolderError(message) from error
-    now = dict(_flat(recipe.model_dump()))
+    before, now = (dict(_flat(each.model_dump())) for each in (earlier, recipe))
     for key in EXPERIMENT:
         if before.get(key) != now.get(key):
             message = (
@@ -55,6 +58,8 @@ def require_same_experiment(recipe: Recipe, folder: Path) -> None:
             raise RunFolderError(message)
     changed = [key for key in now if key.partition(".")[0] not in _NO_RESULT and before.get(key) != now[key]]
     changed = [key for key in changed if key not in {"model.weights", "data.root"}]  # these count by their content
+    if batches_a_step(earlier) == batches_a_step(recipe):
+        changed = [key for key in changed if key not in _BATCHES]
     if changed:
         told = ", ".join(f"{key} {before.get(key)!r} -> {now[key]!r}" for key in changed[:5])
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""

@@ -44,7 +44,7 @@ def run_stages(path, progress, fresh=False):
     found = stages.search(context, costs, dense)
     stages.adapt_dense(context, dense)
     planned = stages.plan(context, costs, found, load_target("pixel-8"), parse_budget("50% macs", "latency"))
-    stages.retrain(context, costs, found[1], stages.teacher_of(context), "pixel-8/50% macs", planned)
+    stages.retrain(context, costs, "pixel-8/50% macs", planned)
     return path
 
 

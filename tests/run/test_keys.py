@@ -84,6 +84,8 @@ def in_order(value):
     [
         ({"name": "other"}, set()),
         ({"threads": 2}, set()),
+        ({"processes": "auto"}, set()),  # one on a CPU
+        ({"processes": 2}, {"dense", "search", "adapt", "retrain"}),
         ({"track": ["tensorboard"]}, set()),
         ({"budgets": ["40%"]}, set()),
         ({"targets": ["host", "pixel-8"]}, set()),
@@ -282,3 +284,9 @@ def test_the_score_counts_where_networks_are_scored():
     )
     before, after = all_keys(one), all_keys(other)
     assert {name for name in before if before[name] != after[name]} >= {"dense", "adapt", "retrain", "export"}
+
+
+def test_of_processes_and_accumulated_batches_only_the_product_counts():
+    splits_of_four = [{"accumulate": 4}, {"accumulate": 2, "processes": 2}, {"processes": 4}]
+    first, *others = (all_keys(with_recipe(**changes)) for changes in splits_of_four)
+    assert others == [first, first]

@@ -279,7 +279,9 @@ def test_weights_of_another_architecture_are_refused(again):
 
 
 def test_what_is_finished_is_not_done_again(again, finished, monkeypatch):
-    for name in ("train_network", "adapt", "enforce", "prove_artifact"):
+    for name in ("train_network", "adapt"):
+        monkeypatch.setattr(stages.trained, name, forbidden)
+    for name in ("enforce", "prove_artifact"):
         monkeypatch.setattr(stages, name, forbidden)
     monkeypatch.setattr(final_latency, "measure_steadily", forbidden)
     before = stamps(again)

@@ -75,7 +75,7 @@ def test_the_dense_network_is_trained_and_scored(context):
 
 
 def test_weights_of_the_recipe_are_taken_as_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "train_network", no_training)
+    monkeypatch.setattr(stages.trained, "train_network", no_training)
     network = build.build_network(tiny_recipe().model, 3)
     save_tensors(tmp_path / "given.safetensors", network.state_dict())
     model = {"source": "tiny_run:network", "weights": str(tmp_path / "given.safetensors")}
@@ -97,7 +97,7 @@ def test_a_new_head_is_trained_on_top_of_the_files_other_layers(tmp_path, monkey
         seen.update({name: tensor.clone() for name, tensor in network.state_dict().items()})
         return [1.0]
 
-    monkeypatch.setattr(stages, "train_network", train)
+    monkeypatch.setattr(stages.trained, "train_network", train)
     torch.save({"state_dict": given}, tmp_path / "given.pt")
     model = {"source": "tiny_run:network", "weights": str(tmp_path / "given.pt")}
     with pytest.raises(WeightsError, match=r"model\.head: new"):
@@ -144,7 +144,9 @@ def test_the_same_task_keeps_its_classifier(tmp_path):
 
 def test_a_new_classifier_takes_a_higher_rate(context, monkeypatch):
     asked = []
-    monkeypatch.setattr(stages, "adapt", lambda *args, **kwargs: asked.append(args[3].lr) or adapt(*args, **kwargs))
+    monkeypatch.setattr(
+        stages.trained, "adapt", lambda *args, **kwargs: asked.append(args[3].lr) or adapt(*args, **kwargs)
+    )
     stages.adapt_dense(context, stages.train_dense(context))
     assert asked == [RATES["fresh"]]
     assert context.folder.read_json("dense/adapted.json")["adapted"]
@@ -152,7 +154,7 @@ def test_a_new_classifier_takes_a_higher_rate(context, monkeypatch):
 
 @pytest.mark.parametrize("shots", [5, None])
 def test_where_the_classes_stay_the_dense_network_is_the_one_given(tmp_path, monkeypatch, shots):
-    monkeypatch.setattr(stages, "adapt", no_training)
+    monkeypatch.setattr(stages.trained, "adapt", no_training)
     changes = {"target_classes": [0, 1, 2], "shots": shots}
     context = make_context(tmp_path, data=tiny_recipe().data.model_dump() | changes)
     stages.adapt_dense(context, stages.train_dense(context))
@@ -174,7 +176,7 @@ def retrained(path, **part):
     found = stages.search(context, costs, dense)
     stages.adapt_dense(context, dense)
     planned = stages.plan(context, costs, found, PIXEL, parse_budget("50% macs", "latency"))
-    stages.retrain(context, costs, found[1], stages.teacher_of(context), "pixel-8/50% macs", planned)
+    stages.retrain(context, costs, "pixel-8/50% macs", planned)
     return context.folder.read_tensors("pixel-8/50% macs/weights.safetensors")
 
 

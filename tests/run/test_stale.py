@@ -12,6 +12,7 @@ from tiny_run import arithmetic_device, tiny_recipe
 from deploy_prune.device.targets import load_target, targets_folder
 from deploy_prune.latency import granularity
 from deploy_prune.run import pipeline, stages
+from deploy_prune.run import trained as work
 from deploy_prune.run.context import prepare
 from deploy_prune.run.folder import RunFolder
 
@@ -28,11 +29,11 @@ def make(num_classes):
 def trained(monkeypatch):
     """The names of what was trained, searched and scored anew."""
     calls = []
-    adapt, classify = stages.adapt, stages.train_network
-    monkeypatch.setattr(stages, "adapt", lambda n, *a, **k: calls.append(k["work"]) or adapt(n, *a, **k))
-    monkeypatch.setattr(stages, "train_network", lambda n, *a, **k: calls.append(k["work"]) or classify(n, *a, **k))
-    methods = {name: counted(method, calls) for name, method in stages.METHODS.items()}
-    monkeypatch.setattr(stages, "METHODS", methods)
+    adapt, classify = work.adapt, work.train_network
+    monkeypatch.setattr(work, "adapt", lambda n, *a, **k: calls.append(k["work"]) or adapt(n, *a, **k))
+    monkeypatch.setattr(work, "train_network", lambda n, *a, **k: calls.append(k["work"]) or classify(n, *a, **k))
+    methods = {name: counted(method, calls) for name, method in work.METHODS.items()}
+    monkeypatch.setattr(work, "METHODS", methods)
     return calls
 
 

@@ -56,12 +56,30 @@ def test_a_task_of_ones_own_is_resumed_and_not_taken_for_another(folder):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"budgets": ["40% macs"]}, {"targets": ["pixel-8", "pixel-6"]}, {"track": ["tensorboard"]}, {"threads": 2}],
+    [
+        {},
+        {"budgets": ["40% macs"]},
+        {"targets": ["pixel-8", "pixel-6"]},
+        {"track": ["tensorboard"]},
+        {"threads": 2},
+        {"processes": "auto"},
+    ],
     ids=str,
 )
 def test_what_replaces_no_result_goes_on_without_a_word(folder, changes, caplog):
     stored_recipe.require_same_experiment(tiny_recipe(**changes), folder)
     assert caplog.records == []
+
+
+def test_of_accumulate_and_processes_only_the_product_is_part_of_a_result(tmp_path, caplog):
+    (tmp_path / ".stages").mkdir()
+    (tmp_path / ".stages/dense.json").write_text("{}")
+    stored_recipe.write(tiny_recipe(accumulate=4, processes=2), tmp_path)
+    with caplog.at_level(logging.WARNING):
+        stored_recipe.require_same_experiment(tiny_recipe(accumulate=1, processes=8), tmp_path)
+        assert caplog.records == []
+        stored_recipe.require_same_experiment(tiny_recipe(accumulate=4, processes=1), tmp_path)
+    assert "other settings than before (processes 2 -> 1)" in caplog.text
 
 
 @pytest.mark.parametrize(
