@@ -42,7 +42,7 @@ SECTIONS: Final[dict[str, dict[str, Text]]] = {
     "Formats": {"formats": _texts.formats, "parity": _texts.parity},
     "Costs": {
         "search_step": _texts.step, "cut_speed": _texts.cut_speed, "busy_training_mobilenet": _texts.busy,
-        "busy_training_quickstart": _texts.busy,
+        "busy_training_quickstart": _texts.busy, "reading": _texts.reading,
     },
     "Any network, any moment": {
         "zoo": _texts.zoo, "zoo_others": _texts.zoo_others, "kill_resume": _texts.resume,

@@ -111,6 +111,20 @@ def cut_speed(figures: dict[str, Any]) -> str:
     return f"{head}\n\n{table(['network', 'ours', 'torch-pruning'], rows)}"
 
 
+def reading(figures: dict[str, Any]) -> str:
+    """Images per second, beside torchvision's."""
+    rows = [
+        [
+            str(row["workers"]), name, f"{row[f'ours_per_s_{name}']:g}", f"{row[f'theirs_per_s_{name}']:g}",
+            f"{row[f'ratio_{name}']:.2f}",
+        ]
+        for row in figures["rows"] for name in ("wall", "processor") if f"ratio_{name}" in row
+    ]  # fmt: skip
+    head = f"Training batches from {figures['images']} JPEGs of 500 x 375 pixels at 224, images per second beside "
+    head += f"torchvision's ImageFolder and a DataLoader, {figures['turns']} turns (`benchmarks/reading.py`):"
+    return f"{head}\n\n{table(['workers', 'time', 'ours', 'torchvision', 'ratio'], rows)}"
+
+
 def busy(figures: dict[str, Any]) -> str:
     """Training beside other programs, before and now."""
     head = (

@@ -122,14 +122,14 @@ class ClassExamples:
 
     def _scaled(self, x: Tensor) -> Tensor:
         """Of images as stored."""
-        x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+        x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
         if self.size is None or tuple(x.shape[2:]) == self.size:
             return x
         return F.interpolate(x, self.size, mode="bilinear", antialias=True)
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x - mean) / std per channel, [B, C, H, W]."""
-        return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+        return (x - self.mean.view(-1, 1, 1)).div_(self.std.view(-1, 1, 1))
 
 
 def all_of(examples: Examples) -> Batch:

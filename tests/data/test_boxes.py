@@ -360,8 +360,8 @@ def test_a_copy_to_score_on_is_counted(tmp_path):
 
 def test_pictures_are_decoded_once_as_long_as_there_is_room(tmp_path, monkeypatch):
     examples, read = load(picture_sets.voc(tmp_path)).source_train, []
-    plain = pictures.picture.load
-    monkeypatch.setattr(pictures.picture, "load", lambda path, channels: read.append(path) or plain(path, channels))
+    plain = pictures.picture.decoded
+    monkeypatch.setattr(pictures.picture, "decoded", lambda path, channels: read.append(path) or plain(path, channels))
     one = 64 * 96 * 3
     for room, expected in ((3 * one, 3), (2 * one, 6), (0, 6)):
         monkeypatch.setattr(pictures, "_KEPT", pictures._Kept(room))

@@ -45,14 +45,14 @@ def read(root, seed=0, **changes):
 @pytest.fixture
 def decoded(monkeypatch):
     """The files that this process decodes, from here on; nothing is kept in memory."""
-    found, plain = [], picture.load
+    found, plain = [], picture.decoded
     _KEPT.arrays.clear()
 
     def counted(path, channels):
         found.append(path)
         return plain(path, channels)
 
-    monkeypatch.setattr(picture, "load", counted)
+    monkeypatch.setattr(picture, "decoded", counted)
     return found
 
 

@@ -43,10 +43,10 @@ IMAGE = {
 @pytest.fixture
 def decoded(monkeypatch):
     """The files that this process decodes, from here on; nothing is kept of those before."""
-    found, plain, plain_mask = [], pictures.picture.load, mask_files.read_mask
+    found, plain, plain_mask = [], pictures.picture.decoded, mask_files.read_mask
     pictures._KEPT.arrays.clear()
     clear("pictures")
-    monkeypatch.setattr(pictures.picture, "load", lambda path, channels: found.append(path) or plain(path, channels))
+    monkeypatch.setattr(pictures.picture, "decoded", lambda path, channels: found.append(path) or plain(path, channels))
     monkeypatch.setattr(mask_files, "read_mask", lambda path, how=1: found.append(path) or plain_mask(path, how))
     return found
 

@@ -67,17 +67,28 @@ def read(path: Path, width: int, height: int, channels: int, fit: str = "cut") -
     Raises:
         ValueError: as `load`.
     """
-    return fitted(load(path, channels), width, height, fit)
+    return _put(decoded(path, channels), channels, width, height, fit, PAD, _bilinear())
 
 
 def load(path: Path, channels: int) -> numpy.ndarray:
     """uint8 [H, W, C], upright and of its own size.
 
     Raises:
+        ValueError: as `decoded`.
+    """
+    import numpy
+
+    image = decoded(path, channels)
+    return numpy.asarray(image).reshape(image.height, image.width, channels)
+
+
+def decoded(path: Path, channels: int) -> Image.Image:
+    """The image upright and of its own size, in 8 bits of grey (1 channel) or colour.
+
+    Raises:
         ValueError: it is no image of FORMATS, is cut off, has 32 bits a value or a side of less than MIN_SIDE_PX, or
             would unpack to more pixels than Pillow takes for harmless (``PIL.Image.MAX_IMAGE_PIXELS``).
     """
-    import numpy
     from PIL import Image
 
     name = os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -99,7 +110,7 @@ def load(path: Path, channels: int) -> numpy.ndarray:
     if small:
         message = f"{name} is an image of {wide}x{high} pixels; each side must have {MIN_SIDE_PX} or more"
         raise ValueError(message)
-    return numpy.asarray(found).reshape(high, wide, channels)
+    return found
 
 
 def placement(size: tuple[int, int], width: int, height: int, fit: str) -> Placement:
@@ -123,16 +134,14 @@ def placement(size: tuple[int, int], width: int, height: int, fit: str) -> Place
 
 def fitted(pixels: numpy.ndarray, width: int, height: int, fit: str, pad: int = PAD) -> numpy.ndarray:
     """Bytes uint8 [H, W, C] of the size asked for, of a picture's, scaled (bilinear). ``pad``: around a letterbox."""
-    from PIL import Image
-
-    return _put(pixels, width, height, fit, pad, Image.Resampling.BILINEAR)
+    return _put(_image(pixels), pixels.shape[2], width, height, fit, pad, _bilinear())
 
 
 def fitted_mask(mask: numpy.ndarray, width: int, height: int, fit: str, pad: int) -> numpy.ndarray:
     """A mask uint8 [H, W] as `fitted`, but each pixel has the value of the nearest one."""
     from PIL import Image
 
-    return _put(mask[..., None], width, height, fit, pad, Image.Resampling.NEAREST)[..., 0]
+    return _put(_image(mask[..., None]), 1, width, height, fit, pad, Image.Resampling.NEAREST)[..., 0]
 
 
 def to_input(boxes: numpy.ndarray, size: tuple[int, int], width: int, height: int, fit: str) -> numpy.ndarray:
@@ -184,13 +193,26 @@ def _map(boxes: numpy.ndarray, placed: Placement) -> tuple[numpy.ndarray, numpy.
     return numpy.tile(scale, times).astype(boxes.dtype), numpy.tile(shift, times).astype(boxes.dtype)
 
 
-def _put(pixels: numpy.ndarray, width: int, height: int, fit: str, pad: int, resample: Any) -> numpy.ndarray:
+def _bilinear() -> Any:
+    from PIL import Image
+
+    return Image.Resampling.BILINEAR
+
+
+def _image(pixels: numpy.ndarray) -> Image.Image:
+    """Of bytes [H, W, 1 or 3]."""
     import numpy
     from PIL import Image
 
-    high, wide, channels = pixels.shape
-    box, (left, top, right, bottom) = placement((wide, high), width, height, fit)
-    image = Image.fromarray(numpy.ascontiguousarray(pixels if channels == 3 else pixels[..., 0]))
+    return Image.fromarray(numpy.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]))
+
+
+def _put(
+    image: Image.Image, channels: int, width: int, height: int, fit: str, pad: int, resample: Any
+) -> numpy.ndarray:
+    import numpy
+
+    box, (left, top, right, bottom) = placement(image.size, width, height, fit)
     inner = numpy.asarray(image.resize((right - left, bottom - top), resample, box=box))
     inner = inner.reshape(bottom - top, right - left, channels)
     if inner.shape[:2] == (height, width):
@@ -285,7 +307,7 @@ def plain(image: Image.Image, mode: str) -> Image.Image:
         coloured = image.convert("RGBA")
         image = Image.new("RGB", coloured.size, "white")
         image.paste(coloured, mask=coloured)
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _eight_bits(image: Image.Image, full: int, is_negative: bool, clear: int | None) -> Image.Image:
