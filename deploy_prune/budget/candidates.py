@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from deploy_prune import cost
 from deploy_prune.budget.choose import smallest_counts
+from deploy_prune.budget.shelf import Shelf
 from deploy_prune.cost import CostModel
 from deploy_prune.export import FORMATS, isolated
 from deploy_prune.export.inputs import as_given, called_in_order
@@ -77,6 +79,8 @@ class Tabled:
 class CandidateCosts:
     """A dense network, its groups, and how its cuts are exported and measured.
 
+    Several threads may use it: one at a time traces, cuts and writes, and meanwhile the others can measure.
+
     Attributes:
         network: its weights don't matter.
         structure: its channel groups, all of which can be cut.
@@ -98,13 +102,24 @@ class CandidateCosts:
     progress: Progress = silent
     calibration: tuple[Tensor, ...] | None = None
     since: float = field(default_factory=still_valid)
-    _dense: dict[str, Artifact] = field(default_factory=dict)
+    _shelf: Shelf = field(default_factory=Shelf)
     _ops: list[Op] = field(default_factory=list)
-    _sizes: dict[tuple[str, tuple[tuple[str, int], ...]], int] = field(default_factory=dict)
+    _sizes: dict[tuple[str, str, tuple[tuple[str, int], ...]], int] = field(default_factory=dict)
+    _alone: threading.RLock = field(default_factory=threading.RLock)
 
     def granule(self, target: Target) -> int:
         """Channel counts on this target are multiples of this."""
-        return granularity(target, writer(target, self.export), self.since)
+        write = writer(target, self.export)
+
+        def written(network: nn.Module, example: Tensor, name: str, folder: Path) -> Artifact:
+            def first(path: Path) -> Artifact:
+                return write(network, example, name, path.parent)
+
+            path = folder / f"{name}{FORMATS[target.format].suffix}"
+            with self._alone:
+                return self._shelf.take((target.format, target.precision, name), path, self.scratch, first)
+
+        return granularity(target, written, self.since)
 
     def cost(self, target: Target, metric: Metric) -> CostModel:
         """The cost model of a metric on a target, in the metric's unit; it predicts; ``observe`` measures."""
@@ -134,27 +149,31 @@ class CandidateCosts:
             MeasurementError: a variant can't be measured.
         """
         granule = self.granule(target)
-        key = {**self._identity(target), "granule": granule}
-        kept = kept_json("table", key, self.since)
-        if kept is None or kept["variants"] < variants or kept["held_out"] < held_out:
+
+        def compute() -> _Record:
             started = time.perf_counter()
             known = self._variants([self.structure.dense_counts, self.smallest(target)], granule, variants, 0)
             others = self._variants(known, granule, held_out, 1)[len(known) :]
             rows = self._measure_variants(target, known, others)
-            kept = {
+            return {
                 "variants": variants, "held_out": held_out, "samples": rows[: len(known)], "others": rows[len(known) :],
                 "seconds": time.perf_counter() - started,
             }  # fmt: skip
-            store_json("table", key, kept)
+
+        def enough(kept: _Record) -> bool:
+            return bool(kept["variants"] >= variants and kept["held_out"] >= held_out)
+
+        kept = cached_json("table", {**self._identity(target), "granule": granule}, compute, self.since, enough)
         samples, rest = (tuple(map(_sample, kept[name])) for name in ("samples", "others"))
         return Tabled(samples=samples, held_out=rest, seconds=kept["seconds"])
 
     def _operators(self) -> list[Op]:
         """What the dense network makes a runtime do; read once."""
-        if not self._ops:
-            program = trace(self.network, self.inputs, self.prune.trace_timeout_s)
-            self._ops.extend(list_ops(program))
-        return self._ops
+        with self._alone:
+            if not self._ops:
+                program = trace(self.network, self.inputs, self.prune.trace_timeout_s)
+                self._ops.extend(list_ops(program))
+            return self._ops
 
     def smallest(self, target: Target) -> Counts:
         """Every group at its lowest stair."""
@@ -181,10 +200,8 @@ class CandidateCosts:
 
     def size_bytes(self, target: Target, counts: Counts) -> int:
         """The size of the artifact with these counts; one that was written before is not written again."""
-        key = target.name, _hashable(counts)
-        if counts == self.structure.dense_counts:
-            self._sizes[key] = self._dense_artifact(target).size_bytes
-        elif key not in self._sizes:
+        key = target.format, target.precision, _hashable(counts)
+        if key not in self._sizes:
             with scratch() as folder:
                 self._sizes[key] = self._artifact(target, counts, folder).size_bytes
         return self._sizes[key]
@@ -196,24 +213,24 @@ class CandidateCosts:
     def _time(self, target: Target, counts: Counts) -> dict[str, float]:
         part = self.measure
         with scratch() as folder:
-            pair = [self._dense_artifact(target), self._artifact(target, counts, folder)]
+            whole = self._artifact(target, self.structure.dense_counts, folder / "whole")
+            pair = [whole, self._artifact(target, counts, folder)]
             dense, slim = measure_steadily(target, pair, part.runs, part.warmup, self.progress)
         return {"dense_ms": dense.p50_ms, "slim_ms": slim.p50_ms}
 
-    def _dense_artifact(self, target: Target) -> Artifact:
-        if target.name not in self._dense:
-            counts = self.structure.dense_counts
-            self._dense[target.name] = self._artifact(target, counts, self.scratch / target.name)
-        return self._dense[target.name]
-
     def _artifact(self, target: Target, counts: Counts, folder: Path) -> Artifact:
+        """Written at most once for all targets of its format and precision."""
         name = "dense" if counts == self.structure.dense_counts else "slim"
-        kind = FORMATS[target.format]
-        path = folder / f"{name}{kind.suffix}"
+        path = folder / f"{name}{FORMATS[target.format].suffix}"
+        key = target.format, target.precision, _hashable(counts)
+        with self._alone:
+            return self._shelf.take(key, path, self.scratch, lambda path: self._write(target, counts, path))
+
+    def _write(self, target: Target, counts: Counts, path: Path) -> Artifact:
         real = None if self.calibration is None else as_given([x[:CANDIDATE_INPUTS] for x in self.calibration])
         given = as_given(self.inputs)
         network = called_in_order(self._cut(counts), given)
-        work = f"{target.name}: write {'the dense' if name == 'dense' else 'a slim'} artifact"
+        work = f"{target.name}: write {'the dense' if path.stem == 'dense' else 'a slim'} artifact"
         self.progress(work, 0, 1)
         artifact = isolated.write(target.format, network, given, path, target.precision, self.export, real)
         self.progress(work, 1, 1)
@@ -222,7 +239,8 @@ class CandidateCosts:
     def _cut(self, counts: Counts) -> nn.Module:
         """Which units stay doesn't matter to cost: the first ones."""
         keep: Keep = {g.name: torch.arange(g.channels) < counts[g.name] for g in self.structure.groups}
-        return cut(self.network, self.structure, keep)
+        with self._alone:
+            return cut(self.network, self.structure, keep)
 
     def _size(self, target: Target) -> CostModel:
         """A line through the dense and the smallest artifact: both are written."""

@@ -58,6 +58,8 @@ KEPT: Final = 0.5
 """A worker that keeps more of the memory that a write may take isn't asked again."""
 POLL_S: Final = 0.05
 """How often the worker's memory is looked at."""
+END_S: Final = 1.0
+"""When this process ends, a thread that is still writing is waited for so long."""
 LINES: Final = 5
 """So many of the last lines on its standard error are told."""
 MOST_LOG_BYTES: Final = 256 * 2**20
@@ -175,7 +177,8 @@ def _places() -> list[str]:
 
 
 _worker: Worker | None = None
-_lock = threading.Lock()
+_lock = threading.RLock()
+"""Held for a whole write: torch.export, which makes the program, isn't for several threads either."""
 
 
 def write(
@@ -199,7 +202,7 @@ def write(
     if not path.name.endswith(kind.suffix):
         message = f"A file of the format {name} ends in {kind.suffix}; {path} doesn't, and runtimes need that ending."
         raise ExportError(message)
-    with scratch() as folder, atomic(path) as temporary:
+    with _lock, scratch() as folder, atomic(path) as temporary:
         request = {
             "module": kind.__name__,  # type: ignore[attr-defined]
             "path": str(temporary.resolve()), "precision": precision, "part": part.model_dump(),
@@ -234,10 +237,14 @@ def _ask(request: dict[str, Any], limits: Limits) -> dict[str, Any]:
 def stop() -> None:
     """End the worker, if there is one; the next write starts another."""
     global _worker  # noqa: PLW0603
-    with _lock:
+    alone = _lock.acquire(timeout=END_S)
+    try:
         if _worker is not None and _worker.owner == os.getpid():
             _worker.end()
         _worker = None
+    finally:
+        if alone:
+            _lock.release()
 
 
 def _pack(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,6 +21,7 @@ from deploy_prune.recipe.parts import Recipe
 from deploy_prune.retrain.stopping import require_held
 from deploy_prune.run import keys, preprocessing
 from deploy_prune.run.folder import RunFolder
+from deploy_prune.run.twins import Twins
 from deploy_prune.search.methods import check_options
 from deploy_prune.system import cache
 from deploy_prune.tasks import Objective, Task
@@ -39,7 +41,7 @@ class RunContext:
     """What every stage needs. ``since``: what was measured before (seconds since 1970) is measured again.
 
     ``summary``: sentences of what goes into the network, and what speaks against it. ``processes``: so many train
-    together.
+    together. ``jobs``: so many devices are measured on at once.
     """
 
     recipe: Recipe
@@ -51,6 +53,7 @@ class RunContext:
     since: float
     summary: tuple[str, ...]
     processes: int = 1
+    jobs: int = 1
 
     @cached_property
     def basis(self) -> keys.Basis:
@@ -69,6 +72,12 @@ class RunContext:
     def objective(self, network: nn.Module) -> Objective:
         """The network in its raw form, which shares its weights, and what it is trained for."""
         return Objective(task=self.task, form=raw_form(network, self.example))
+
+    def stage(self, name: str, key: keys.Key, files: Sequence[str], compute: Callable[[], None]) -> None:
+        """A stage for which a finished twin's files serve, too: of the same key, in this run or in one beside it."""
+        runs, progress = self.folder.path.parent.resolve(), self.session.progress
+        twins = Twins(runs=runs, since=self.since, tell=lambda sentence: progress(sentence, 1, 1))
+        self.folder.stage(name, key, files, compute, twins)
 
     def session_of(self, stage: str, key: keys.Key) -> Session:
         """The session in which a stage trains: it goes on where it was stopped."""

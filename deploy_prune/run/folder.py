@@ -13,15 +13,17 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from deploy_prune.errors import RunFolderError, printable
 from deploy_prune.report.row import Row
+from deploy_prune.run.twins import Twins
 from deploy_prune.system import strict_json
-from deploy_prune.system.shell import atomic, shown, sweep, write_text
+from deploy_prune.system.shell import atomic, files_of, shown, sweep, write_text
 from deploy_prune.system.shell import digest as digest_of
 from deploy_prune.types import Artifact
 
@@ -52,6 +54,7 @@ class _Mark:
 
     stage: str
     seconds: float | None = None
+    taken_from: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,9 @@ class RunFolder:
     """One run on disk. A stage is finished once its mark, with the key of what it depends on, is written."""
 
     path: Path
+    _sums: dict[Path, tuple[list[tuple[str, int, int, int]], str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def open(self, fresh: bool) -> None:
         """Make the folder; sweep out what a killed run left half-written; with ``fresh``, forget finished stages.
@@ -88,27 +94,46 @@ class RunFolder:
     def _marks(self) -> Path:
         return self.path / ".stages"
 
-    def stage(self, name: str, key: Mapping[str, Any], files: Sequence[str], compute: Callable[[], None]) -> str:
+    def stage(
+        self, name: str, key: Mapping[str, Any], files: Sequence[str], compute: Callable[[], None],
+        twins: Twins | None = None,
+    ) -> str:  # fmt: skip
         """Run ``compute``, which writes ``files`` (paths in the folder), unless it is finished for this key.
+
+        ``twins``: take the files of a finished stage of the same key and kind, if there is one.
 
         Returns:
             A digest of the key.
         """
         digest, mark = self.digest(name, key), self._mark(name)
-        if not self._finished(mark, digest, files):
-            mark.unlink(missing_ok=True)
-            started = time.perf_counter()
-            compute()
-            sums = {file: sha256(self.path / file) for file in files}
-            told = {"digest": digest, "files": sums, "stage": name, "seconds": round(time.perf_counter() - started, 1)}
-            write_text(mark, json.dumps(told, indent=1) + "\n")
+        if not self.is_finished(name, key, files):
+            with twins.alone(name, digest) if twins else nullcontext():
+                paths, started = [self.path / file for file in files], time.perf_counter()
+                mark.unlink(missing_ok=True)
+                taken = twins.take(name, digest, paths) if twins else None
+                if taken is None:
+                    compute()
+                how = {"seconds": round(time.perf_counter() - started, 1)} if taken is None else {"taken_from": taken}
+                sums = [self.sha256(file) for file in paths]
+                told = {"digest": digest, "files": dict(zip(files, sums, strict=True)), "stage": name, **how}
+                write_text(mark, json.dumps(told, indent=1) + "\n")
+                if twins:
+                    twins.remember(digest, paths, sums)
         self.partial(name).unlink(missing_ok=True)
         return digest
 
     def digest(self, name: str, key: Mapping[str, Any]) -> str:
-        """A digest of a stage's key."""
-        text = json.dumps({**key, "stage": name}, sort_keys=True, default=str)
+        """A digest of a stage's key, the same wherever it lies: TARGET/BUDGET/export has that of any other export."""
+        text = json.dumps({**key, "stage": name.rpartition("/")[2]}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def sha256(self, path: Path) -> str:
+        """A file's or folder's sha256; read again only if a size, a time or an inode has changed since."""
+        stats = [(file, file.stat()) for file in files_of(path)]
+        seen = [(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino) for file, stat in stats]
+        if path not in self._sums or self._sums[path][0] != seen:
+            self._sums[path] = seen, sha256(path)
+        return self._sums[path][1]
 
     def partial(self, name: str) -> Path:
         """The file from which a stage goes on that was stopped."""
@@ -116,25 +141,34 @@ class RunFolder:
 
     def content(self, files: Sequence[str]) -> str:
         """A digest of files' contents, for the keys of later stages."""
-        return hashlib.sha256("".join(sha256(self.path / file) for file in files).encode()).hexdigest()
+        return hashlib.sha256("".join(self.sha256(self.path / file) for file in files).encode()).hexdigest()
 
     def forget(self, name: str) -> None:
         """The stage has to be done again."""
         self._mark(name).unlink(missing_ok=True)
 
     def seconds(self) -> dict[str, float]:
-        """How long each finished stage took, when it was computed; in the order in which they were."""
+        """How long each finished stage took that was computed here; in the order in which they were."""
+        return {one.stage: one.seconds for one in self._told() if one.seconds is not None}
+
+    def taken_from(self) -> dict[str, str]:
+        """Each stage whose files were taken from its twin, and from where."""
+        return {one.stage: one.taken_from for one in self._told() if one.taken_from is not None}
+
+    def _told(self) -> list[_Mark]:
         marks = sorted(self._marks.glob("*.json"), key=lambda mark: mark.stat().st_mtime_ns)
-        told = [strict_json.conform(_Mark, read_json(mark), RunFolderError, str(mark)) for mark in marks]
-        return {one.stage: one.seconds for one in told if one.seconds is not None}
+        return [strict_json.conform(_Mark, read_json(mark), RunFolderError, str(mark)) for mark in marks]
 
     def _mark(self, name: str) -> Path:
         return self._marks / f"{name.replace('/', '__')}.json"
 
-    def _finished(self, mark: Path, digest: str, files: Sequence[str]) -> bool:
+    def is_finished(self, name: str, key: Mapping[str, Any], files: Sequence[str]) -> bool:
+        """Whether a stage is finished for this key, and its files are as it left them."""
         try:
-            kept = read_json(mark)
-            return kept["digest"] == digest and all(sha256(self.path / f) == kept["files"][f] for f in files)
+            kept = read_json(self._mark(name))
+            return kept["digest"] == self.digest(name, key) and all(
+                self.sha256(self.path / f) == kept["files"][f] for f in files
+            )
         except (OSError, RunFolderError, KeyError, TypeError):
             return False
 
@@ -218,8 +252,9 @@ class RunFolder:
                 "command": shlex.join(["deploy-prune", *sys.argv[1:]]),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": self.seconds(),
+                "taken_from": self.taken_from(),
                 "recipe_sha256": hashlib.sha256(recipe_text.encode()).hexdigest(),
-                "files": {p.relative_to(self.path).as_posix(): sha256(p) for p in files},
+                "files": {p.relative_to(self.path).as_posix(): self.sha256(p) for p in files},
             },
         )
 

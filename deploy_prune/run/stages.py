@@ -59,7 +59,7 @@ def train_dense(context: RunContext) -> str:
     def compute() -> None:
         trained.do(context, "dense", key, trained.dense, in_steps=trained.is_trained(context.recipe))
 
-    folder.stage("dense", key, ["dense/weights.safetensors", "dense/training.json"], compute)
+    context.stage("dense", key, ["dense/weights.safetensors", "dense/training.json"], compute)
     return folder.content(["dense/weights.safetensors"])
 
 
@@ -72,7 +72,7 @@ def search(context: RunContext, costs: CandidateCosts, dense: str) -> tuple[str,
         trained.do(context, "search", key, trained.search, goal, structure=costs.structure, in_steps=in_steps)
 
     files = ["search/scores.safetensors", "search/weights.safetensors", "search/trace.json"]
-    folder.stage("search", key, files, compute)
+    context.stage("search", key, files, compute)
     result = SearchResult(
         scores=folder.read_tensors(files[0]),
         state=folder.read_tensors(files[1]),
@@ -114,7 +114,7 @@ def adapt_dense(context: RunContext, dense: str) -> str:
         trained.do(context, "adapt", key, trained.adapted, in_steps=not context.same_task)
 
     files = ["dense/adapted.safetensors", "dense/adapted.json"]
-    folder.stage("adapt", key, files, compute)
+    context.stage("adapt", key, files, compute)
     return folder.content(files[:1])
 
 
@@ -123,12 +123,10 @@ def plan(
 ) -> str:
     """TARGET/BUDGET/architecture.json: what stays, met by measurement and proven equal to masking."""
     folder, place = context.folder, place_of(target, budget)
+    key, files = _of_plan(context, costs, found, target, budget)
 
     def compute() -> None:
-        scores = values(context.recipe.search.method, found[1].scores, costs.cost(target, budget.metric))
-        planned = enforce(
-            costs, target, budget, scores, context.session.progress, f"{target.name} {budget.text}: budget"
-        )
+        planned = choose_channels(context, costs, found, target, budget)
         proof = prove(context, costs.structure, source_network(context, found[1].state).form.network, planned)
         dense = target_network(context, None).form.network
         described = json_file.describe(
@@ -139,9 +137,32 @@ def plan(
         folder.write_json(f"{place}/verification.json", asdict(proof))
         folder.write_json(f"{place}/loop.json", planned.as_json(context.recipe.measure.tolerance))
 
-    files = [f"{place}/{n}.json" for n in ("architecture", "verification", "loop")]
-    folder.stage(f"{place}/plan", keys.plan(context.basis, found[0], costs.structure, target, budget), files, compute)
+    folder.stage(f"{place}/plan", key, files, compute)
     return folder.content(files[:1])
+
+
+def is_planned(
+    context: RunContext, costs: CandidateCosts, found: tuple[str, SearchResult], target: Target, budget: Budget
+) -> bool:
+    """Whether ``plan`` would do nothing."""
+    key, files = _of_plan(context, costs, found, target, budget)
+    return context.folder.is_finished(f"{place_of(target, budget)}/plan", key, files)
+
+
+def _of_plan(
+    context: RunContext, costs: CandidateCosts, found: tuple[str, SearchResult], target: Target, budget: Budget
+) -> tuple[keys.Key, list[str]]:
+    """A plan's key and files."""
+    files = [f"{place_of(target, budget)}/{n}.json" for n in ("architecture", "verification", "loop")]
+    return keys.plan(context.basis, found[0], costs.structure, target, budget), files
+
+
+def choose_channels(
+    context: RunContext, costs: CandidateCosts, found: tuple[str, SearchResult], target: Target, budget: Budget
+) -> Plan:
+    """What stays, by the search's scores; candidates are written and measured."""
+    scores = values(context.recipe.search.method, found[1].scores, costs.cost(target, budget.metric))
+    return enforce(costs, target, budget, scores, costs.progress, f"{target.name} {budget.text}: budget")
 
 
 def prove(context: RunContext, structure: Structure, network: nn.Module, planned: Plan) -> verify.Verification:
@@ -161,7 +182,7 @@ def retrain(context: RunContext, costs: CandidateCosts, place: str, key: str) ->
         trained.do(context, f"{place}/retrain", depends, trained.retrained, place, structure=costs.structure)
 
     files = [f"{place}/weights.safetensors", f"{place}/retrain.json"]
-    folder.stage(f"{place}/retrain", depends, files, compute)
+    context.stage(f"{place}/retrain", depends, files, compute)
     return folder.content([f"{place}/architecture.json", f"{place}/weights.safetensors"])
 
 
@@ -188,13 +209,13 @@ def export(context: RunContext, network: nn.Module, target: Target, place: str, 
                 raise ParityError(message) from error
             remove(path)
             artifact, told = _proven(context, network, target, path, "fp16")
-            told["refused"] = f"int8 was refused: {error}"
+            told["refused"] = f"int8 was refused: {str(error).replace(str(path), path.name)}"
         context.folder.write_json(f"{place}/parity.json", told)
         record = {**asdict(artifact), "path": path.name, "versions": dict(artifact.versions)}
         context.folder.write_json(f"{place}/artifact.json", record)
 
     files = [name, f"{place}/parity.json", f"{place}/artifact.json"]
-    context.folder.stage(f"{place}/export", keys.export(context.basis, key, target), files, compute)
+    context.stage(f"{place}/export", keys.export(context.basis, key, target), files, compute)
     return artifact_of(context.folder, place)
 
 

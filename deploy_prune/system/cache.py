@@ -23,9 +23,10 @@ MAX_AGE_DAYS: Final = 30.0
 """What was measured is measured again after so many days. A choice: a run that is resumed in the next weeks takes the
 same way, and a new driver, firmware or cooling, which no key can see, is noticed within a month."""
 DAY_S: Final = 86_400.0
-KINDS: Final = ("granularity", "groups", "latency", "missed", "pictures", "table")
+KINDS: Final = ("granularity", "groups", "latency", "missed", "pictures", "stages", "table")
 """What the package keeps: a device's steps of channels, a network's groups, latencies of cuts, the time of the last
-miss (older latencies of that network aren't used), what was found in files of pictures, and latency tables."""
+miss (older latencies of that network aren't used), what was found in files of pictures, where finished stages lie, and
+latency tables."""
 _ENTRY: Final = re.compile(r"[0-9a-f]{32}\.json")
 
 Json = Any
@@ -52,16 +53,20 @@ def still_valid() -> float:
     return time.time() - MAX_AGE_DAYS * DAY_S
 
 
-def cached_json(kind: str, key: Mapping[str, Json], compute: Callable[[], Json], since: float = 0.0) -> Json:
+def cached_json(
+    kind: str, key: Mapping[str, Json], compute: Callable[[], Json], since: float = 0.0,
+    enough: Callable[[Json], bool] = lambda value: True,
+) -> Json:  # fmt: skip
     """The value of ``compute`` for this key, computed at most once per cache folder.
 
-    The file holds the key and the time beside the value. A file that can't be read, holds another key, or is from
-    before ``since`` (seconds since 1970) is written again. Processes that ask at the same time wait for the first.
+    The file holds the key and the time beside the value. A file that can't be read, holds another key, is from before
+    ``since`` (seconds since 1970), or whose value isn't ``enough``, is written again. Processes and threads that ask at
+    the same time wait for the first.
     """
-    if (kept := _kept(kind, key, since)) is not None:
+    if (kept := _kept(kind, key, since)) is not None and enough(kept["value"]):
         return kept["value"]
     with one_at_a_time(kind, str(_path(kind, key))):
-        if (kept := _kept(kind, key, since)) is not None:
+        if (kept := _kept(kind, key, since)) is not None and enough(kept["value"]):
             return kept["value"]
         value = compute()
         store_json(kind, key, value)

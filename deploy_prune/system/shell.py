@@ -133,6 +133,21 @@ def digest(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def linked(source: Path, path: Path) -> None:
+    """Give a file, or all files of a folder, a second name by hard links; copies, where there can be none."""
+    if source.is_dir():
+        shutil.copytree(source, path, copy_function=_link)
+    else:
+        _link(source, path)
+
+
+def _link(source: Path | str, path: Path | str) -> None:
+    try:
+        os.link(source, path)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, path)
+
+
 def size_bytes(path: Path) -> int:
     """A file's size, or that of all files in a folder."""
     return sum(file.stat().st_size for file in files_of(path))

@@ -1,6 +1,7 @@
 """What a cut costs on a target: measured until two measurements agree, and kept per machine."""
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from tiny_run import ArithmeticDevice, arithmetic_device, tiny_recipe
 
 from deploy_prune.budget import candidates
 from deploy_prune.budget.candidates import CandidateCosts, Timed, identity_by_graph, identity_of
+from deploy_prune.budget.shelf import Shelf
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import ExportError, MeasurementError
 from deploy_prune.export.inputs import several
@@ -53,7 +55,7 @@ def costs(tiny, tmp_path, monkeypatch):
         return Artifact(path=path, format="onnx", precision="fp32", sha256="0", input_shape=(1,), versions={})
 
     monkeypatch.setattr(CandidateCosts, "_artifact", artifact)
-    return replace(tiny, scratch=tmp_path, _dense={})
+    return replace(tiny, scratch=tmp_path, _shelf=Shelf())
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def test_what_was_measured_is_not_measured_again(costs, ratios):
     ratios += [0.5]
     first = costs.timed(HOST, half(costs))
     assert costs.timed(HOST, half(costs)) == first
-    assert replace(costs, _dense={}).timed(HOST, half(costs)) == first, "nor by another run"
+    assert replace(costs, _shelf=Shelf()).timed(HOST, half(costs)) == first, "nor by another run"
 
 
 def other_counts(costs):
@@ -227,7 +229,7 @@ def test_the_next_run_knows_of_the_correction(costs, ratios):
     ratios += [0.5, 0.6]
     costs.timed(HOST, half(costs))
     costs.override(HOST, costs.smallest(HOST), Timed(slim_ms=1.3, dense_ms=2.0))
-    later = replace(costs, _dense={})
+    later = replace(costs, _shelf=Shelf())
     assert later.timed(HOST, costs.smallest(HOST)) == Timed(slim_ms=1.3, dense_ms=2.0)
     assert later.timed(HOST, half(costs)).slim_ms == pytest.approx(0.6 * DENSE_MS)
     assert ratios == []
@@ -286,7 +288,7 @@ def writing(tiny, written, told, tmp_path, monkeypatch):
     monkeypatch.setenv("DEPLOY_PRUNE_CACHE", str(tmp_path / "cache"))
     inputs = torch.arange(20.0).view(20, 1, 1, 1).expand(-1, 1, 16, 16)
     return replace(
-        tiny, scratch=tmp_path, _dense={}, _sizes={}, calibration=(inputs,),
+        tiny, scratch=tmp_path, _shelf=Shelf(), _sizes={}, calibration=(inputs,),
         progress=lambda work, done, total, **figures: told.append((work, done, total)),
     )  # fmt: skip
 
@@ -298,9 +300,8 @@ def test_a_candidate_is_the_dense_network_cut_to_the_first_units_and_timed_besid
     dense, slim, smallest = written.asked
     assert [one.widths for one in written.asked] == [[16, 16, 32], [8, 8, 16], [4, 4, 4]]
     assert torch.equal(slim.first, dense.first[:8])
-    assert dense.path == writing.scratch / "host" / "dense.onnx"
-    assert {slim.path.name, smallest.path.name} == {"slim.onnx"}
-    assert not slim.path.exists(), "only the dense one is kept"
+    assert [one.path.name for one in written.asked] == ["dense.onnx", "slim.onnx", "slim.onnx"]
+    assert all(one.path.is_relative_to(writing.scratch) for one in written.asked)
     assert all(one.inputs.flatten(1)[:, 0].tolist() == list(range(16)) for one in written.asked)
     works = [f"host: write {what} artifact" for what in ("the dense", "a slim", "a slim")]
     assert told == [(work, done, 1) for work in works for done in (0, 1)]
@@ -322,7 +323,60 @@ def test_a_size_is_the_files_and_each_is_written_once(writing, written):
     assert model.metric == "size"
     assert (round(model(dense)), round(model(smallest))) == (sizes["dense"], sizes["smallest"])
     assert writing.size_bytes(replace(HOST, name="other"), smallest) == sizes["smallest"]
-    assert len(written.asked) == 3, "another target's files are others"
+    assert len(written.asked) == 2, "another target's files are the same"
+    assert writing.size_bytes(replace(HOST, precision="fp16"), smallest) == sizes["smallest"]
+    assert len(written.asked) == 3, "those of another precision are others"
+
+
+def test_all_that_is_timed_and_weighed_is_written_once_for_alike_targets(writing, written, timing, ratios):
+    ratios += [0.5] * 4
+    others = [HOST, replace(HOST, name="b", threads=2), replace(HOST, name="c", threads=3)]
+    for target in others:
+        writing.tabled(target, 2, 1)
+        writing.timed(target, half(writing))
+        writing.size_bytes(target, writing.smallest(target))
+    assert [one[0] for one in timing if len(one) == 4 and one[1] == candidates.TABLE_RUNS] == ["host", "b", "c"]
+    widths = Counter(tuple(one.widths) for one in written.asked)
+    assert len(widths) >= 4
+    assert set(widths.values()) == {1}
+
+
+def test_networks_of_a_granularity_are_written_once_for_alike_targets(writing, written, monkeypatch, tmp_path):
+    network, found = torch.nn.Conv2d(1, 4, 3), []
+
+    def probe(target, write, since):
+        found.append(write(network, torch.zeros(1, 1, 8, 8), "63", tmp_path / target.name).path)
+        return 8
+
+    monkeypatch.setattr(candidates, "granularity", probe)
+    for name in ("a", "b"):
+        writing.granule(replace(HOST, name=name))
+    assert found == [tmp_path / name / "63.onnx" for name in ("a", "b")]
+    assert found[0].samefile(found[1])
+    assert len(written.asked) == 1
+
+
+def test_a_shelf_keeps_only_so_much(tmp_path):
+    shelf, asked = Shelf(most_bytes=25), []
+
+    def take(key):
+        def write(path):
+            asked.append(key)
+            write_text(path, "x" * 10)
+            return Artifact(path=path, format="onnx", precision="fp32", sha256="0", input_shape=(1,), versions={})
+
+        return shelf.take(key, tmp_path / f"{len(asked)}{key}" / "a.onnx", tmp_path / "shelf", write)
+
+    first = take("a")
+    for key in "bac":  # b was not asked for the longest
+        take(key)
+    assert asked == ["a", "b", "c"]
+    take("a")
+    assert asked == ["a", "b", "c"]
+    take("b")
+    assert asked == ["a", "b", "c", "b"]
+    assert first.path.read_text() == "x" * 10, "who has it keeps it"
+    assert len(list((tmp_path / "shelf").rglob("*.onnx"))) == 2
 
 
 @pytest.fixture
@@ -513,7 +567,7 @@ def test_a_network_of_any_inputs_has_its_costs(kind, shapes, weights, tmp_path):
         timed = costs.timed(HOST, dense)
         assert timed.slim_ms == timed.dense_ms == pytest.approx(0.02 + 1e-5 * sum(weights))
         assert costs.timed(HOST, costs.smallest(HOST)).slim_ms < timed.dense_ms
-    assert costs._dense["host"].shapes == shapes
+    assert costs._artifact(HOST, dense, tmp_path / "dense").shapes == shapes
     assert costs.size_bytes(HOST, costs.smallest(HOST)) < costs.size_bytes(HOST, dense)
     roofline = costs.cost(replace(load_target("pixel-8"), granularity=4), "latency")
     assert 0 < roofline(costs.smallest(HOST)) < roofline(dense)
@@ -523,7 +577,7 @@ def test_int8_candidates_are_calibrated_on_every_input(tmp_path):
     costs = costs_of_kind("two", tmp_path)
     target = replace(HOST, precision="int8")
     assert costs.size_bytes(target, costs.structure.dense_counts) > 0
-    one = replace(costs, calibration=costs.calibration[:1], _dense={}, _sizes={})
+    one = replace(costs, calibration=costs.calibration[:1], _shelf=Shelf(), _sizes={})
     with pytest.raises(ExportError):
         one.size_bytes(target, costs.structure.dense_counts)
 
