@@ -24,6 +24,7 @@ def run_recipe(
     *,
     overrides: Sequence[str] = (),
     fresh: bool = False,
+    jobs: int = 1,
     progress: Progress = silent,
 ) -> Run:
     """Run a recipe, as ``deploy-prune recipe`` does. Finished stages in ``out/NAME`` are not done again.
@@ -33,13 +34,14 @@ def run_recipe(
         out: the folder for run folders.
         overrides: as with ``--set``: ``["budgets=[50%]", "train.steps=100"]``. Only for a path or a name.
         fresh: do every stage again, measurements too.
+        jobs: so many devices are measured on at once while budgets are planned.
         progress: called with the work's name, steps done and steps in all.
 
     Raises:
         DeployPruneError: the recipe can't be run. If only one target and budget fails, its row has the status "failed".
     """
     parsed = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe), overrides)
-    return run(parsed, Path(out), progress, fresh)
+    return run(parsed, Path(out), progress, fresh, jobs=jobs)
 
 
 def run_network(
@@ -50,6 +52,7 @@ def run_network(
     budgets: str | Sequence[str] = "50%",
     out: str | Path = "runs",
     fresh: bool = False,
+    jobs: int = 1,
     progress: Progress = silent,
     **keys: Any,
 ) -> Run:
@@ -65,6 +68,7 @@ def run_network(
         budgets: as in a recipe: "50%", "12 ms", "2.5 MB".
         out: the folder for run folders.
         fresh: do every stage again, measurements too.
+        jobs: so many devices are measured on at once while budgets are planned.
         progress: called with the work's name, steps done and steps in all.
         keys: a recipe's other keys: ``name``, ``data={"root": "photos"}``, ``model={"weights": "dense.pt"}``,
             ``train={"steps": 500}``. Default for ``name``: the network's.
@@ -81,7 +85,7 @@ def run_network(
         "targets": [targets] if isinstance(targets, str) else [*targets],
         "budgets": [budgets] if isinstance(budgets, str) else [*budgets],
     }  # fmt: skip
-    return run(resolve(values, name="run_network"), Path(out), progress, fresh)
+    return run(resolve(values, name="run_network"), Path(out), progress, fresh, jobs=jobs)
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

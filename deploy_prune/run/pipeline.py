@@ -14,7 +14,7 @@ from deploy_prune.errors import DeployPruneError
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.page import write_page
 from deploy_prune.report.row import Row
-from deploy_prune.run import final_latency, pictures, stages, stored_recipe
+from deploy_prune.run import final_latency, pictures, rack, stages, stored_recipe
 from deploy_prune.run.context import RunContext, prepare
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.run.reach import unusable_targets
@@ -50,12 +50,14 @@ def run(
     fresh: bool = False,
     tell: Tell = untold,
     tell_threads: Tell | None = None,
+    jobs: int = 1,
 ) -> Run:
     """Do what the recipe says, in ``out/NAME``; what is finished there is not done again (unless ``fresh``).
 
     ``tell`` gets, before any work, sentences of what goes into the network: its input and the examples.
     ``tell_threads``: training on a CPU may use fewer threads where other programs are at work, and this is told how
     many, and why; None: the number of threads that torch has stays. The recipe's ``threads`` wins.
+    ``jobs``: so many devices are measured on at once while budgets are planned.
 
     Nobody else may write in ``out/NAME`` meanwhile.
 
@@ -65,7 +67,7 @@ def run(
     """
     require_started_once()
     with hold(out / recipe.name), scratch() as folder:
-        context = _prepare(recipe, out, progress, fresh, tell_threads)
+        context = replace(_prepare(recipe, out, progress, fresh, tell_threads), jobs=jobs)
         for sentence in context.summary:
             tell(sentence)
         try:
@@ -86,6 +88,7 @@ def _run_stages(context: RunContext, costs: CandidateCosts) -> Run:
     teacher = stages.teacher_of(context)
     pictures.draw(context, "dense", teacher, adapted)
 
+    rack.look_ahead(usable, costs, found)
     rows: list[Row] = []
     for target in context.targets:
         for row in _target_rows(context, costs, found, (adapted, teacher), target, unusable.get(target.name)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Final
 
 from deploy_prune.budget.candidates import CandidateCosts
@@ -19,10 +19,13 @@ from deploy_prune.errors import (
     ParityError,
 )
 from deploy_prune.report.results import BudgetReach, TargetReach
+from deploy_prune.run import rack
 from deploy_prune.run.context import RunContext
 from deploy_prune.types import Budget, Metric, Progress, Target, silent
 
 _GRANULARITY: Final = "find the channel granularity"
+_UNUSABLE: Final = (CommandError, ExportError, MeasurementError, MissingDependencyError, ParityError)
+"""Errors of one target: others can go on."""
 
 
 def reaches(
@@ -136,13 +139,18 @@ def unusable_targets(context: RunContext, costs: CandidateCosts) -> dict[str, De
         DeployPruneError: no target can be used; the first one's reason.
     """
     broken: dict[str, DeployPruneError] = {}
-    for target in context.targets:
-        try:
-            require_reach(reaches(costs, (target,), context.recipe.parsed_budgets, context.session.progress)[1])
-            for metric in {budget.metric for budget in context.recipe.parsed_budgets}:
-                costs.cost(target, metric)
-        except (CommandError, ExportError, MeasurementError, MissingDependencyError, ParityError) as error:
-            broken[target.name] = error
+
+    def look(costs: CandidateCosts, target: Target) -> None:
+        require_reach(reaches(costs, (target,), context.recipe.parsed_budgets, costs.progress)[1])
+        for metric in {budget.metric for budget in context.recipe.parsed_budgets}:
+            costs.cost(target, metric)
+
+    with closing(rack.at_once(costs, context.targets, context.jobs, look)) as outcomes:
+        for target, outcome in zip(context.targets, outcomes, strict=True):
+            if isinstance(outcome, _UNUSABLE):
+                broken[target.name] = outcome
+            elif outcome is not None:
+                raise outcome
     if len(broken) == len(context.targets):
         raise next(iter(broken.values()))
     return broken

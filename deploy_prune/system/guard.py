@@ -11,6 +11,7 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -83,6 +84,14 @@ def discard(entry: Entry) -> None:
     with _lock, suppress(ValueError):  # a fork of the process that had it
         _list.remove(entry)
         _tell(False, entry)
+
+
+def end_all() -> None:
+    """End all processes that this one started and guards; whoever waits for one of them sees it end."""
+    with _lock:
+        for group in [entry for entry in _list if isinstance(entry, int)]:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
 
 
 def _tell(comes: bool, entry: Entry) -> None:
