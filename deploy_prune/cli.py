@@ -42,23 +42,39 @@ def main(debug: bool) -> None:
 
 
 @main.command(epilog=examples("recipe"))
-@click.argument("name")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @settings
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of run folders."
 )
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="Of one recipe, so many devices are measured on at once (default: 1). "
+    "Of several, so many run at once (default: one on each of --devices)."
+)  # fmt: skip
+@click.option("--devices", help="Where recipes train in turn, one process each, as in cuda:0,cuda:1.")
 @click.option("--fresh", is_flag=True, help="Do every stage again, measurements too.")
 @click.option("--wait", is_flag=True, help="Wait while another process works in this run folder.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
-def recipe(name: str, settings: Sequence[str], out: Path, fresh: bool, wait: bool, quiet: bool) -> None:
+def recipe(
+    names: Sequence[str], settings: Sequence[str], out: Path, fresh: bool, wait: bool, jobs: int | None,
+    devices: str | None, quiet: bool,
+) -> None:  # fmt: skip
     """Run a recipe: search, cut, retrain, export, measure.
 
     NAME is a shipped recipe or a path. Run the same command again to resume a run that was stopped.
+
+    Several recipes run in a process each, and one that fails doesn't stop the others. A recipe with a list where a key
+    takes one value, as in search.method: [dap, gate] or seed: [0, 1], stands for a recipe with each of them.
     """
     require_started_once()
-    from deploy_prune.recipe.file import load_recipe
+    from deploy_prune.recipe.sweep import load_recipes
 
-    parsed = load_recipe(name, settings)
+    found = [(name, one) for name in names for one in load_recipes(name, settings)]
+    if len(found) > 1 or devices:
+        from deploy_prune.commands.many import run_recipes
+
+        return run_recipes(found, out, jobs, devices, [*["--fresh"] * fresh, *["--wait"] * wait], quiet)
+    parsed = found[0][1].recipe
     if not quiet:
         say_first("Run", parsed)
     with hold(out / parsed.name, (lambda told: say(told, err=True)) if wait else None):
@@ -67,11 +83,11 @@ def recipe(name: str, settings: Sequence[str], out: Path, fresh: bool, wait: boo
 
         with nullcontext(silent) if quiet else rich_progress() as progress:
             tell = pipeline.untold if quiet else partial(say, err=True)
-            run = pipeline.run(parsed, out, progress, fresh, tell, tell)
+            run = pipeline.run(parsed, out, progress, fresh, tell, tell, jobs or 1)
     show_rows(run.rows)
     output().print(*run.summary, sep="\n", markup=False, highlight=False)
     output().print(f"{run.folder}", markup=False, highlight=False)
-    require_ok(run.rows)
+    return require_ok(run.rows)
 
 
 @main.command(epilog=examples("check"))

@@ -176,7 +176,7 @@ def test_recipe_passes_everything_on_and_shows_the_results(pipeline):
     )
     assert result.exit_code == 0
     parsed = load_recipe("quickstart", ["seed=3", "budgets=[30%]"])
-    assert pipeline.calls == [("run", parsed, Path("o"), silent, True, untold, untold)]
+    assert pipeline.calls == [("run", parsed, Path("o"), silent, True, untold, untold, 1)]
     assert result.stderr == ""
     assert "dense" in result.stdout
     assert "Input: 3 x 32 x 32 pixels." in result.stdout
@@ -185,7 +185,7 @@ def test_recipe_passes_everything_on_and_shows_the_results(pipeline):
 
 def test_recipe_shows_progress_unless_told_not_to(pipeline):
     call("recipe", "quickstart")
-    (_, _, out, progress, fresh, tell, tell_threads), *_ = pipeline.calls
+    (_, _, out, progress, fresh, tell, tell_threads, _), *_ = pipeline.calls
     assert (out, fresh) == (Path("runs"), False)
     assert tell is tell_threads is not untold
     assert progress is not silent

@@ -10,6 +10,9 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "deploy-prune recipe mobilenet --set budgets=[50%] --set search.method=uniform --out other-runs",
         "deploy-prune recipe my-recipe.yaml --fresh",
         "deploy-prune recipe my-recipe.yaml --set processes=auto",
+        "deploy-prune recipe rack-of-phones.yaml --jobs 4",
+        "deploy-prune recipe a.yaml b.yaml c.yaml --jobs 2",
+        "deploy-prune recipe mobilenet --set search.method=[dap,gate] --set seed=[0,1] --devices cuda:0,cuda:1",
     ),
     "check": ("deploy-prune check mobilenet --set budgets=[20%]",),
     "bench": (

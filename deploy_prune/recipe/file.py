@@ -35,7 +35,7 @@ _PHRASES: Final = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Source:
+class Source:
     """Where the values came from: the file's tree with its line numbers, and what --set changed."""
 
     name: str
@@ -102,17 +102,26 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: it can't be found or read, or a key or value is wrong; says file and line, or which --set.
     """
+    return validated(*read_values(name_or_path, overrides))
+
+
+def read_values(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[dict[Any, Any], Source]:
+    """A recipe's values, as plain as the file has them, and where they came from; arguments as `load_recipe`.
+
+    Raises:
+        RecipeError: it can't be found or read.
+    """
     path = find(name_or_path)
     tree = strict_yaml.read(path, RecipeError)
     if not isinstance(tree, CommentedMap):
         found = "is empty" if tree is None else "is not a mapping of keys to values"
         message = f"{path}:1: the recipe {found}; it needs at least the keys name and model."
         raise RecipeError(message)
-    source = _Source(name=str(path), tree=tree)
+    source = Source(name=str(path), tree=tree)
     values = _plain(tree, source)
     for text in overrides:
         _override(values, text, source)
-    return _validated(values, source)
+    return values, source
 
 
 def resolve(values: Mapping[str, Any], overrides: Sequence[str] = (), name: str = "the recipe") -> Recipe:
@@ -121,10 +130,10 @@ def resolve(values: Mapping[str, Any], overrides: Sequence[str] = (), name: str 
     Raises:
         RecipeError: a key or value is wrong.
     """
-    source, changed = _Source(name=name, tree=CommentedMap()), copy.deepcopy(dict(values))
+    source, changed = Source(name=name, tree=CommentedMap()), copy.deepcopy(dict(values))
     for text in overrides:
         _override(changed, text, source)
-    return _validated(changed, source)
+    return validated(changed, source)
 
 
 def dump(recipe: Recipe) -> str:
@@ -138,7 +147,7 @@ def dump(recipe: Recipe) -> str:
     return stream.getvalue()
 
 
-def _plain(node: Any, source: _Source, key: Key = ()) -> Any:
+def _plain(node: Any, source: Source, key: Key = ()) -> Any:
     """The tree as plain dicts, lists, text, numbers, booleans and None."""
     if isinstance(node, dict):
         return {k: _plain(v, source, (*key, k)) for k, v in node.items()}
@@ -157,7 +166,7 @@ def _plain(node: Any, source: _Source, key: Key = ()) -> Any:
     raise RecipeError(message)
 
 
-def _override(values: dict[Any, Any], text: str, source: _Source) -> None:
+def _override(values: dict[Any, Any], text: str, source: Source) -> None:
     """Write one "key.sub=value" into the values."""
     dotted, equals, written = text.partition("=")
     key = tuple(dotted.strip().split("."))
@@ -166,7 +175,7 @@ def _override(values: dict[Any, Any], text: str, source: _Source) -> None:
         raise RecipeError(message)
     source.overrides[key] = text
     tree = strict_yaml.parse(written, lambda line: f"--set {text}", RecipeError)
-    value = _plain(tree, _Source(name="", tree=tree, overrides={(): text}), key)
+    value = _plain(tree, Source(name="", tree=tree, overrides={(): text}), key)
     inner = values
     for depth, part in enumerate(key[:-1], 1):
         inner = inner.setdefault(part, {})
@@ -176,7 +185,8 @@ def _override(values: dict[Any, Any], text: str, source: _Source) -> None:
     inner[key[-1]] = value
 
 
-def _validated(values: dict[Any, Any], source: _Source) -> Recipe:
+def validated(values: dict[Any, Any], source: Source) -> Recipe:
+    """The recipe that has these values; RecipeError, with their place, if it can't have one."""
     kind = recipe_for(values.get("task", "classification"))
     try:
         return kind.model_validate(values, strict=True)
@@ -186,7 +196,7 @@ def _validated(values: dict[Any, Any], source: _Source) -> Recipe:
         raise RecipeError(_sentence(faults[0], source, kind) + more) from error
 
 
-def _sentence(fault: ErrorDetails, source: _Source, kind: type[Recipe]) -> str:
+def _sentence(fault: ErrorDetails, source: Source, kind: type[Recipe]) -> str:
     key = tuple(part for part in fault["loc"] if part != "[key]")
     return f"{source.where(key)}: {_dotted(key)}: {_cause(fault, key, kind)}"
 

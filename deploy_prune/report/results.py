@@ -110,3 +110,18 @@ class Transfer:
     def as_json(self) -> dict[str, Any]:
         """For transfer.json."""
         return {key: value for key, value in asdict(self).items() if key != "folder"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of one recipe of many: exit code, the error's sentence if it isn't 0, and the results that it wrote.
+
+    ``device``: where it trained, if it was told where.
+    """
+
+    name: str
+    code: int
+    error: str | None
+    device: str | None
+    seconds: float
+    rows: tuple[Row, ...] = ()

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy_prune.report import latency
-from deploy_prune.report.results import BudgetReach, CheckReport, TargetReach
+from deploy_prune.report.results import BudgetReach, CheckReport, Outcome, TargetReach
 from deploy_prune.report.row import Row
 from deploy_prune.report.units import NONE, amount, in_unit, percent, plain
 from deploy_prune.types import ChannelGroup, Structure
@@ -124,6 +124,27 @@ def _result(row: Row) -> tuple[str | Text, ...]:
         score(row).replace("→ ", "→\n"),
         status(row),
     )
+
+
+def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
+    """A row for each recipe's target and budget; below it, the error of each recipe that failed."""
+    table = _table("recipe", "target", "budget")
+    for header in ("speed-up\n(95%)", "p50 ms\nslim / dense", "score\ndense → slim", "minutes"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("status")
+    for one in outcomes:
+        took = f"{one.seconds / 60:.1f}"
+        slim = [row for row in one.rows if row.budget != "dense"]
+        if not slim:
+            table.add_row(Text(one.name), *[""] * 5, took, "failed", style="red")
+        for row in slim:
+            figures = (lines(*faster(row)), lines(*milliseconds(row)), score(row))
+            style = "red" if row.status == "failed" else None
+            table.add_row(Text(one.name), Text(row.target), Text(row.budget), *figures, took, status(row), style=style)
+            took = ""
+    errors = [f"{one.name}: {one.error}" for one in outcomes if one.code]
+    table.caption, table.caption_justify = Text("\n".join(errors), style="red not italic", justify="left"), "left"
+    return table
 
 
 def lines(*cells: str) -> str:

@@ -11,7 +11,15 @@ from typing import Final, TextIO
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -38,6 +46,26 @@ def rich_progress(stream: TextIO | None = None) -> Iterator[types.Progress]:
         return
     with _bars(console) as bars:
         yield Bars(bars)
+
+
+@contextmanager
+def recipe_lines(names: Sequence[str], stream: TextIO | None = None) -> Iterator[Callable[[str, str], object]]:
+    """Yield what is told a recipe's name and its last line: a line each on a terminal, on anything else all of them."""
+    stream = stream or sys.stderr
+    console = PrintableConsole(file=stream)
+    if not (stream.isatty() and console.is_interactive):
+        yield lambda name, line: stream.write(f"{printable(f'{name}: {line}')}\n") and stream.flush()
+        return
+    columns = ("{task.description}", "{task.fields[line]}")
+    shown = Progress(*(TextColumn(column, markup=False) for column in columns), TimeElapsedColumn(), console=console)
+    with shown:
+        tasks = {name: shown.add_task(name, total=None, start=False, line="waits") for name in names}
+
+        def show(name: str, line: str) -> None:
+            shown.start_task(tasks[name])
+            shown.update(tasks[name], line=printable(line))
+
+        yield show
 
 
 def output() -> Console:
