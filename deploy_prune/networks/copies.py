@@ -48,8 +48,8 @@ def _plain(code: Any) -> Any:
     return code
 
 
-def copied(network: nn.Module) -> nn.Module:
-    """A deep copy, without its wrappers at any depth, in plain PyTorch.
+def copied(network: nn.Module, *, share: bool = False) -> nn.Module:
+    """A deep copy, without its wrappers at any depth, in plain PyTorch; ``share``: with the same memory of parameters.
 
     Tensors that are no leaves of a graph (feature maps that a module keeps, weights that a hook computes) are detached
     in it. Hooks and other functions that close over a module close over its copy. Gradients are left behind.
@@ -59,7 +59,7 @@ def copied(network: nn.Module) -> nn.Module:
             copied; with the module's name.
     """
     require_plain(network)
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(p): _sharing(p) for p in network.parameters() if share and type(p) is nn.Parameter}
     try:
         with _Detached():
             functions = _closures(network)
@@ -78,6 +78,10 @@ def copied(network: nn.Module) -> nn.Module:
         message = f"The network can't be copied: {_uncopyable(network)}: {type(error).__name__}: {_first(error)}. "
         message += "Keep it outside the network."
         raise SurgeryError(message) from error
+
+
+def _sharing(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
 
 
 def require_plain(network: nn.Module) -> None:

@@ -95,8 +95,11 @@ def _own_memory(slim: nn.Module, network: nn.Module) -> None:
 
 
 def _copy(network: nn.Module) -> nn.Module:
-    """A deep copy, gradients included (which deepcopy leaves behind)."""
-    slim = copied(network)
+    """A copy, gradients included (which deepcopy leaves behind), with the same memory of parameters for now.
+
+    So a cut takes the memory of what it keeps, not of the whole network besides.
+    """
+    slim = copied(network, share=True)
     for old, new in zip(network.parameters(), slim.parameters(), strict=True):
         new.grad = None if old.grad is None else old.grad.clone()
     return slim

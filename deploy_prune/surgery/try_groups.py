@@ -172,7 +172,7 @@ class Trials:
     network: nn.Module
     inputs: Sequence[Tensor]
     gates_of: GatesOf
-    _kept: dict[torch.dtype | None, tuple[nn.Module, list[Tensor]]] = field(default_factory=dict)
+    _kept: dict[tuple[int, torch.dtype | None], tuple[nn.Module, list[Tensor]]] = field(default_factory=dict)
 
     def failure(self, structure: Structure, groups: Sequence[ChannelGroup]) -> Failure | None:
         """What goes wrong if these groups are cut, unevenly (see ``uneven``); None if it is shown that nothing does."""
@@ -230,12 +230,11 @@ class Trials:
                 break
 
     def _copy(self, seed: int, dtype: torch.dtype | None) -> tuple[nn.Module, list[Tensor]]:
-        """A copy with the weights of a seed, and its inputs; those of the first are made once."""
-        if seed != SEEDS[0]:
-            return redrawn(self.network, self.inputs, seed, dtype), in_type(self.inputs, dtype)
-        if dtype not in self._kept:
-            self._kept[dtype] = redrawn(self.network, self.inputs, seed, dtype), in_type(self.inputs, dtype)
-        return self._kept[dtype]
+        """A copy with the weights of a seed, and its inputs; the last one is kept, and no other."""
+        if (seed, dtype) not in self._kept:
+            self._kept.clear()
+            self._kept[seed, dtype] = redrawn(self.network, self.inputs, seed, dtype), in_type(self.inputs, dtype)
+        return self._kept[seed, dtype]
 
 
 def without(structure: Structure, reasons: dict[str, str]) -> Structure:

@@ -282,15 +282,15 @@ def watching(folder: Path) -> Iterator[Watch]:
         sys._deploy_prune_audited = True  # type: ignore[attr-defined]
     watch = Watch(folder=folder.resolve())
     _watches.append(watch)
-    before = _memory_kb("VmRSS", reset=True)
+    before = memory_kb("VmRSS", reset=True)
     try:
         yield watch
     finally:
         _watches.remove(watch)
-    assert _memory_kb("VmHWM") - before < MAX_MEMORY_KB
+    assert memory_kb("VmHWM") - before < MAX_MEMORY_KB
 
 
-def _memory_kb(name: str, reset: bool = False) -> int:
+def memory_kb(name: str, reset: bool = False) -> int:
     """Memory of this process; ``reset``: its peak begins anew."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")

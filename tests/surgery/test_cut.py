@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fuzzing import memory_kb
 from surgery_networks import build, groups_of, half, tried
 from torch import Tensor, nn
 
@@ -19,6 +20,15 @@ from deploy_prune.surgery.try_groups import keep_cuttable
 
 def keep_all(structure: object) -> dict[str, Tensor]:
     return {g.name: torch.ones(g.channels, dtype=torch.bool) for g in structure.groups}
+
+
+def test_a_cut_takes_the_memory_of_what_stays() -> None:
+    network = nn.Sequential(nn.Linear(4000, 6000), nn.ReLU(), nn.Linear(6000, 4000)).eval()  # 192 MB
+    structure, few = groups_of(network, torch.randn(2, 4000)), torch.arange(6000) < 600
+    before = memory_kb("VmRSS", reset=True)
+    slim = cut(network, structure, {group.name: few for group in structure.groups})
+    assert memory_kb("VmHWM") - before < 60_000, "19 MB stay"
+    assert all(torch.equal(slim[2].weight, network[2].weight[:, :600]) for _ in structure.groups)
 
 
 def test_what_a_user_set_survives() -> None:
