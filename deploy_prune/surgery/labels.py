@@ -65,11 +65,11 @@ def varying(labels: Tensor) -> tuple[int, ...]:
 
 
 def compress(labels: Tensor) -> Tensor:
-    """The same field with every dimension along which it is constant narrowed to size 1."""
+    """The same field with every dimension along which it is constant narrowed to size 1, in no more memory than that."""
     for dim, size in enumerate(labels.shape):
         if size > 1 and bool((labels == labels.narrow(dim, 0, 1)).all()):
             labels = labels.narrow(dim, 0, 1)
-    return labels.contiguous()
+    return labels.clone(memory_format=torch.contiguous_format)  # a view would hold the memory of the wide field
 
 
 @dataclass(kw_only=True)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from deploy_prune.api.prune import prune
 from deploy_prune.networks import build
-from deploy_prune.recipe.parts import ModelPart
+from deploy_prune.recipe.parts import ModelPart, PrunePart
 from deploy_prune.surgery.graph_network import _BATCH, GraphNetwork
+from deploy_prune.surgery.groups import with_blueprint
 
 
 def slim() -> GraphNetwork:
@@ -38,6 +39,14 @@ def test_a_saved_network_comes_back_whole():
     assert torch.equal(loaded.conv1.weight.grad, network.conv1.weight.grad)
     loaded.eval(), network.eval()
     assert torch.equal(loaded(x), network(x)), "the same running statistics"
+
+
+def test_labels_of_sequences_take_little_memory():
+    layer = nn.TransformerEncoderLayer(256, 4, 512, dropout=0, batch_first=True)
+    structure = with_blueprint(nn.Sequential(layer, nn.Linear(256, 4)).eval(), [torch.randn(2, 400, 256)], PrunePart())
+    fields = [f for value in structure.blueprint.values.values() for f in getattr(value, "fields", ())]
+    held = {f.untyped_storage().data_ptr(): f.untyped_storage().nbytes() for f in fields}
+    assert sum(held.values()) < 1_000_000, "8 bytes a channel, or a unit of the hidden layer; not of each position"
 
 
 class KeepsItsShape(nn.Module):
