@@ -65,7 +65,7 @@ def varying(labels: Tensor) -> tuple[int, ...]:
 
 
 def compress(labels: Tensor) -> Tensor:
-    """The same field with every dimension along which it is constant narrowed to size 1, in no more memory than that."""
+    """The same field, in memory of its own, with every dimension along which it is constant narrowed to size 1."""
     for dim, size in enumerate(labels.shape):
         if size > 1 and bool((labels == labels.narrow(dim, 0, 1)).all()):
             labels = labels.narrow(dim, 0, 1)
