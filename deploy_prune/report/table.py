@@ -136,7 +136,8 @@ def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
         took = f"{one.seconds / 60:.1f}"
         slim = [row for row in one.rows if row.budget != "dense"]
         if not slim:
-            table.add_row(Text(one.name), *[""] * 5, took, "failed", style="red")
+            ended = ("failed", "red") if one.code else ("no results", None)
+            table.add_row(Text(one.name), *[""] * 5, took, ended[0], style=ended[1])
         for row in slim:
             figures = (lines(*faster(row)), lines(*milliseconds(row)), score(row))
             style = "red" if row.status == "failed" else None
