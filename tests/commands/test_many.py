@@ -101,7 +101,7 @@ def test_two_of_one_name_are_refused(log, tmp_path):
 
 
 def test_an_interrupt_ends_all_of_them(log, tmp_path, monkeypatch):
-    monkeypatch.setattr(many, "END_S", 1.0)
+    monkeypatch.setattr(many, "END_S", 4.0)
 
     def interrupt():
         while not log.exists() or len(events(log)) < 2:
@@ -113,7 +113,7 @@ def test_an_interrupt_ends_all_of_them(log, tmp_path, monkeypatch):
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run_many(jobs("forever", "stubborn", "never"), tmp_path, 2, [], lambda *told: None)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 30
     assert [(what, name) for _, what, name, _ in sorted(events(log))][2:] == [("interrupted", "forever")]
     assert not subprocess.run(["pgrep", "-f", str(tmp_path / "program")], capture_output=True, check=False).stdout
 
