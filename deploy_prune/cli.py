@@ -83,7 +83,7 @@ def recipe(
 
         with nullcontext(silent) if quiet else rich_progress() as progress:
             tell = pipeline.untold if quiet else partial(say, err=True)
-            run = pipeline.run(parsed, out, progress, fresh, tell, tell, jobs or 1)
+            run = pipeline.run(parsed, out, progress, fresh, tell, tell_threads=tell, jobs=jobs or 1)
     show_rows(run.rows)
     output().print(*run.summary, sep="\n", markup=False, highlight=False)
     output().print(f"{run.folder}", markup=False, highlight=False)

@@ -181,8 +181,8 @@ def test_a_run_says_what_was_decided(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("quiet", [[], ["--quiet"]])
 def test_the_command_line_adapts_also_where_it_says_nothing(quiet, monkeypatch):
-    def run(*args):
-        args[-1]("2 cores")
+    def run(*args, tell_threads, **others):
+        tell_threads("2 cores")
         raise DeployPruneError
 
     monkeypatch.setattr(pipeline, "run", run)
