@@ -100,6 +100,7 @@ def test_two_of_one_name_are_refused(log, tmp_path):
     assert not log.exists()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_all_of_them(log, tmp_path, monkeypatch):
     monkeypatch.setattr(many, "END_S", 4.0)
 

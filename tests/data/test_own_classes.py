@@ -144,7 +144,8 @@ def test_labels_that_are_stated_are_not_looked_for(own):
 
 @pytest.mark.parametrize("keys", [{}, {"image_size": None}, {"unreadable": "skip"}])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_else_all_are_read_once_and_that_is_kept(own, keys, workers):
+def test_else_all_are_read_once_and_that_is_kept(own, keys, workers, monkeypatch, tmp_path):
+    monkeypatch.setenv("DEPLOY_PRUNE_CACHE", str(tmp_path / "cache"))
     kind = Told if keys else Noise
     train, test = list(range(0, 91, 7)), list(range(700, 770, 7))  # of one size
     source = own((kind(train), kind(test)))

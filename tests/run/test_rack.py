@@ -226,6 +226,7 @@ def test_a_fault_of_the_program_is_raised_where_its_outcome_is_asked_for():
         list(rack.at_once(Costs(), TARGETS, 4, work))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_every_thread_and_what_they_wait_for():
     begun, threads, went_on = threading.Barrier(5), [], []
 

@@ -27,7 +27,7 @@ def recipe(tmp_path):
         "source": "folder", "root": str(tmp_path / "images"), "image_size": 16, "channels": 1, "mean": [0.2],
         "std": [0.2], "source_classes": [0, 1, 2], "target_classes": [3, 4, 5], "shots": 5,
     }  # fmt: skip
-    return tiny_recipe(data=data)
+    return tiny_recipe(data=data, export={"calibration_examples": 16})
 
 
 @pytest.fixture
@@ -46,4 +46,4 @@ def decoded(monkeypatch):
 
 
 def test_a_check_decodes_few(recipe, decoded):
-    assert 0 < decoded(lambda: check(recipe)) < 250, "of 492"
+    assert 0 < decoded(lambda: check(recipe)) < 60, "of 492"
