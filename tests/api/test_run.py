@@ -17,7 +17,7 @@ from deploy_prune.run.folder import RunFolder
 def asked(monkeypatch) -> list[Recipe]:
     """The recipes that would be run."""
     found: list[Recipe] = []
-    monkeypatch.setattr(run_module, "run", lambda recipe, *rest: found.append(recipe))
+    monkeypatch.setattr(run_module, "run", lambda recipe, *rest, **more: found.append(recipe))
     return found
 
 
