@@ -6,7 +6,6 @@ import hashlib
 import os
 import pickle
 import stat
-import sys
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 from types import FunctionType
@@ -21,6 +20,7 @@ from torch.utils.data import Dataset
 from deploy_prune.data.kept_scans import listed
 from deploy_prune.data.pictures import array_digest, file_digest
 from deploy_prune.errors import DataError
+from deploy_prune.system.user_code import files_of
 
 _FOLDERS: Final = 4  # in which names of files are looked for
 _LONGEST: Final = 4096  # characters of a path
@@ -30,9 +30,9 @@ _PLAIN: Final = frozenset({int, float, bool, tuple, list, dict, type(None)})  # 
 def identity(items: Any, where: str) -> str:
     """SHA-256 (hexadecimal) of what the Dataset is: another one, if it would give other items.
 
-    Of what it holds (arrays by their content), of the files with the code of its classes and functions, and of names,
-    sizes and times of the files that it names, with their folder or without. A Dataset says it itself with a text
-    ``digest``, as the library `datasets` does with its fingerprints.
+    Of what it holds (arrays by their content), of the files with the code of its classes and functions (and what these
+    import of the user's own), and of names, sizes and times of the files that it names, with their folder or without.
+    A Dataset says it itself with a text ``digest``, as the library `datasets` does with its fingerprints.
 
     Raises:
         DataError: it holds what can't be told.
@@ -45,9 +45,9 @@ def identity(items: Any, where: str) -> str:
         message = f"data.source: {where} can't be told from another Dataset ({type(error).__name__}: {error}); give it "
         message += "an attribute digest, a text that you change whenever its items change."
         raise DataError(message) from error
-    for module in sorted(told.modules):
-        file = getattr(sys.modules.get(module), "__file__", None)
-        content = file_digest(Path(file)) if file and Path(file).is_file() else b""
+    files = {name: file for module in told.modules for name, file in files_of(module).items() if file.is_file()}
+    for module in sorted(told.modules | {*files}):
+        content = file_digest(files[module]) if module in files else b""
         found.update(repr((module, content)).encode())
     found.update(repr((PIL.__version__, listed(_files(told.names)))).encode())
     return found.hexdigest()

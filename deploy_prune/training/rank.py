@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 
+from deploy_prune.system.shell import atomic
 from deploy_prune.training.processes import LEFT, device_of_rank
 from deploy_prune.training.ranks import DoneError, LeftError, Ranks
 
@@ -41,8 +42,8 @@ def main(told: Mapping[str, Any]) -> None:
     except LeftError:
         _end(LEFT)
     except BaseException as error:
-        (folder / "writing").with_suffix(f".{rank}").write_bytes(_packed(error))
-        (folder / "writing").with_suffix(f".{rank}").rename(folder / f"error-{rank}")
+        with atomic(folder / f"error-{rank}") as temporary:
+            temporary.write_bytes(_packed(error))
         _end(1)
     sys.stdin.read()
     dist.destroy_process_group()

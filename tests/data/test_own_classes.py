@@ -16,6 +16,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, ra
 
 from deploy_prune.data import item_images, own_sets
 from deploy_prune.data.files import taken
+from deploy_prune.data.identity import identity
 from deploy_prune.data.loaders import batches
 from deploy_prune.data.pictures import _KEPT
 from deploy_prune.data.splits import load
@@ -412,3 +413,16 @@ def test_pictures_of_every_kind_are_what_their_files_are(tmp_path):
         assert np.array_equal(found, expected), name
     turned = own_sets.image_bytes(Image.open(tmp_path / "turned.jpg"))
     assert np.array_equal(np.rot90(turned, -1), own_sets.picture.load(tmp_path / "turned.jpg", 3))
+
+
+def test_a_change_in_code_that_its_class_imports_makes_another_data_set(tmp_path, monkeypatch):
+    (tmp_path / "own_helper.py").write_text("def label(n):\n    return n % 3\n")
+    (tmp_path / "own_items.py").write_text(
+        "from own_helper import label\nclass Items:\n    def __getitem__(self, n):\n        return None, label(n)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    items = importlib.import_module("own_items").Items()
+    before = identity(items, "train")
+    assert identity(items, "train") == before
+    (tmp_path / "own_helper.py").write_text("def label(n):\n    return n % 2\n")
+    assert identity(items, "train") != before
