@@ -64,8 +64,8 @@ def pipeline(monkeypatch):
     fake.calls = []
 
     def note(name, result):
-        def call(*args):
-            fake.calls.append((name, *args))
+        def call(*args, **named):
+            fake.calls.append((name, *args, *([named] if named else ())))
             if isinstance(result, BaseException):
                 raise result
             return result
@@ -176,7 +176,7 @@ def test_recipe_passes_everything_on_and_shows_the_results(pipeline):
     )
     assert result.exit_code == 0
     parsed = load_recipe("quickstart", ["seed=3", "budgets=[30%]"])
-    assert pipeline.calls == [("run", parsed, Path("o"), silent, True, untold, untold, 1)]
+    assert pipeline.calls == [("run", parsed, Path("o"), silent, True, untold, {"tell_threads": untold, "jobs": 1})]
     assert result.stderr == ""
     assert "dense" in result.stdout
     assert "Input: 3 x 32 x 32 pixels." in result.stdout
@@ -185,9 +185,9 @@ def test_recipe_passes_everything_on_and_shows_the_results(pipeline):
 
 def test_recipe_shows_progress_unless_told_not_to(pipeline):
     call("recipe", "quickstart")
-    (_, _, out, progress, fresh, tell, tell_threads, _), *_ = pipeline.calls
+    (_, _, out, progress, fresh, tell, named), *_ = pipeline.calls
     assert (out, fresh) == (Path("runs"), False)
-    assert tell is tell_threads is not untold
+    assert tell is named["tell_threads"] is not untold
     assert progress is not silent
 
 
