@@ -15,8 +15,8 @@ from deploy_prune.networks.copies import copied
 from deploy_prune.networks.tensors import own_tensors, tensors_held
 from deploy_prune.networks.tracing import told
 from deploy_prune.surgery.graph_network import Blueprint, with_weights
+from deploy_prune.surgery.limits import require_enough
 from deploy_prune.surgery.rewrite import rewrite
-from deploy_prune.surgery.trace import require_enough
 from deploy_prune.types import Keep, Structure
 
 Lost = dict[tuple[str, int], Tensor]

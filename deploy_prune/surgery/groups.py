@@ -22,9 +22,11 @@ from deploy_prune.recipe.parts import PrunePart
 from deploy_prune.surgery.applied import Applied, layers, note
 from deploy_prune.surgery.graph_network import Blueprint, trace_batched, unlifted
 from deploy_prune.surgery.labels import Labels, Value
+from deploy_prune.surgery.limits import LimitError, require_enough
 from deploy_prune.surgery.rules.call import Call
 from deploy_prune.surgery.rules.table import rule_for, unknown
-from deploy_prune.surgery.trace import LimitError, require_enough, trace
+from deploy_prune.surgery.trace import trace
+from deploy_prune.system.memory import large_blocks_given_back
 from deploy_prune.types import Axis, ChannelGroup, Structure, Whole
 
 
@@ -104,6 +106,7 @@ def _propagate(program: ExportedProgram) -> _Labelled:
     return _Labelled(labels=labels, applied=applied, values=_label(program, labels, applied))
 
 
+@large_blocks_given_back()
 def _label(program: ExportedProgram, labels: Labels, applied: list[Applied]) -> dict[str, Any]:
     """Run a graph over labels; returns what became of every node, by its name."""
     values: dict[fx.Node, Any] = {}

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import faulthandler
-import signal
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from types import FrameType
 from typing import Any, Final
 
 import torch
@@ -19,12 +15,7 @@ from torch.export import ExportedProgram
 from deploy_prune.errors import SurgeryError
 from deploy_prune.networks.copies import require_plain
 from deploy_prune.networks.tracing import tracing, why_not_traced
-
-_STANDARD_ERROR: Final = 2
-_LEAST_HANG_S: Final = 2.0
-"""A call of compiled code may go on for so long past the limit, at least: short ones are everywhere."""
-_NO_MEMORY: Final = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "out of memory")
-"""How torch and the system say it in a RuntimeError."""
+from deploy_prune.surgery.limits import require_enough, time_limit
 
 
 @contextmanager
@@ -42,67 +33,6 @@ def evaluating(network: nn.Module, training: bool = False) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-class LimitError(SurgeryError):
-    """The time or the memory was not enough: it says nothing of the network, and nothing that came of it is kept."""
-
-
-def require_enough(error: BaseException, doing: str) -> None:
-    """Stop if an error came of this machine or of a limit, not of the network that it was raised by.
-
-    Raises:
-        LimitError: it is one itself, or memory ran out, or a file or a process failed.
-    """
-    told = str(error)
-    if isinstance(error, LimitError):
-        raise error
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in told for words in _NO_MEMORY):
-        message = f"{doing} took more memory than there is: {(told.splitlines() or [''])[0][:200]}"
-        raise LimitError(message) from error
-    if isinstance(error, OSError):
-        message = f"{doing} failed for a reason of this machine: {type(error).__name__}: {told[:200]}"
-        raise LimitError(message) from error
-
-
-@contextmanager
-def time_limit(seconds: float, doing: str) -> Iterator[None]:
-    """Stop the work inside after this long (main thread of a POSIX system; elsewhere there is no limit).
-
-    Python can't interrupt a call of compiled code, only what comes after it. If such a call goes on for twice the time
-    (and two seconds), the process is ended, with the place where it hangs on standard error.
-
-    Raises:
-        LimitError: the time is up, also where the code inside has caught the first word of it and gone on.
-    """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    message = f"{doing} took longer than {seconds:g} s; raise prune.trace_timeout_s or skip modules (prune.skip)."
-    error = LimitError(message)
-    late = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal late
-        late = True
-        raise error
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    faulthandler.dump_traceback_later(max(2 * seconds, seconds + _LEAST_HANG_S), exit=True, file=_STANDARD_ERROR)
-    try:
-        yield
-    except Exception as other:
-        if late and other is not error:
-            raise error from other
-        raise
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    if late:
-        raise error
 
 
 def trace(

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from deploy_prune.networks.compare import not_finite, relative_difference, tensors_of
 from deploy_prune.networks.tracing import failed_module, told
 from deploy_prune.surgery.cut import cut
-from deploy_prune.surgery.trace import evaluating, require_enough
+from deploy_prune.surgery.limits import require_enough
+from deploy_prune.surgery.trace import evaluating
 from deploy_prune.surgery.verify import GatesOn, gates, without_strongest
 from deploy_prune.surgery.visible_copy import WithoutDropout
 from deploy_prune.types import Keep, Structure

@@ -17,7 +17,7 @@ from deploy_prune.recipe.parts import PrunePart
 from deploy_prune.surgery.applied import with_whole
 from deploy_prune.surgery.finite import require_finite
 from deploy_prune.surgery.groups import with_blueprint
-from deploy_prune.surgery.trace import LimitError
+from deploy_prune.surgery.limits import LimitError
 from deploy_prune.surgery.trial import BrokenError, GatesOf, Outcome, Trial
 from deploy_prune.surgery.uneven import uneven
 from deploy_prune.surgery.verify import TOLERANCE

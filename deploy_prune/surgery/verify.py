@@ -18,7 +18,7 @@ from deploy_prune.networks.tracing import told
 from deploy_prune.networks.unchanged import unchanged
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.finite import require_finite
-from deploy_prune.surgery.trace import require_enough
+from deploy_prune.surgery.limits import require_enough
 from deploy_prune.surgery.visible_copy import in_type
 from deploy_prune.types import ChannelGroup, Forward, Keep, Structure
 

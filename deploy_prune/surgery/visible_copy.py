@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from deploy_prune.networks.copies import copied
 from deploy_prune.networks.tensors import moved
-from deploy_prune.surgery.trace import require_enough
+from deploy_prune.surgery.limits import require_enough
 
 GAIN: Final = 2.0
 """Weights have a variance of this over their fan-in: He et al., arXiv 1502.01852, equation 10."""

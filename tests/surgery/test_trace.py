@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
-
 import pytest
 import torch
 from surgery_networks import groups_of, half
@@ -18,45 +14,6 @@ from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.surgery.try_groups import keep_cuttable
-
-
-class Slow(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        time.sleep(5)
-        return x
-
-
-def test_the_time_limit_ends_tracing_with_a_clear_error() -> None:
-    started = time.perf_counter()
-    with pytest.raises(SurgeryError, match=r"longer than 0\.5 s.*trace_timeout_s"):
-        find_groups(Slow(), (torch.zeros(1),), PrunePart(trace_timeout_s=0.5))
-    assert time.perf_counter() - started < 3
-
-
-HANGS = """
-import itertools
-import torch
-from deploy_prune.recipe.parts import PrunePart
-from deploy_prune.surgery.groups import find_groups
-
-class Hangs(torch.nn.Module):
-    def forward(self, x):
-        return x + sum(itertools.repeat(1, 10**12))
-
-find_groups(Hangs(), (torch.zeros(1),), PrunePart(trace_timeout_s=0.5))
-"""
-
-
-def test_a_call_of_compiled_code_that_hangs_ends_the_process_and_says_where() -> None:
-    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode != 0
-    assert "Timeout (0:00:02" in done.stderr
-    assert "in forward" in done.stderr
-
-
-def test_the_time_limit_is_gone_afterwards() -> None:
-    find_groups(nn.Linear(2, 2), (torch.zeros(1, 2),), PrunePart(trace_timeout_s=0.5))
-    time.sleep(1.2)
 
 
 class Auxiliary(nn.Module):

@@ -19,7 +19,7 @@ from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery import remembered, trial, try_groups
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
-from deploy_prune.surgery.trace import LimitError
+from deploy_prune.surgery.limits import LimitError
 from deploy_prune.surgery.visible_copy import redrawn
 from deploy_prune.types import ChannelGroup, Structure
 
