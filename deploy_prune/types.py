@@ -7,7 +7,7 @@ L coordinates of one tensor axis, K kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from statistics import quantiles
@@ -209,7 +209,8 @@ class Target:
     ``granularity``: channel counts are chosen in multiples of this; None = find it by measurement. ``runner``: the
     device's name: ``local``, ``ssh://...`` or ``adb://...`` (device/address.py); None = no device attached, latency is
     predicted from ``roofline``. ``error``: of those predictions, where it is known. ``program``: the path, on this
-    machine, of the runtime's own benchmark program, for a device without Python (device/programs.py).
+    machine, of the runtime's own benchmark program, for a device without Python (device/programs.py). ``alike``: more
+    devices of the same kind, any of which may measure in the place of ``runner``.
     """
 
     name: str
@@ -224,6 +225,16 @@ class Target:
     notes: str = ""
     error: ErrorBand | None = None
     program: str | None = None
+    alike: tuple[str, ...] = ()
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Every device that may measure; () without one."""
+        return () if self.runner is None else (self.runner, *self.alike)
+
+    def on(self, device: str) -> Target:
+        """The same target, measured on this device and no other."""
+        return replace(self, runner=device, alike=())
 
 
 @dataclass(frozen=True, kw_only=True)

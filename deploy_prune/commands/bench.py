@@ -57,7 +57,7 @@ def _moved(targets: Mapping[str, Target], device: str) -> dict[str, Target]:
             f"Nothing of this run can be measured on {device}: its runtimes are {known}, not {', '.join(RUNTIMES)}."
         )
         raise TargetError(message)
-    return {k: replace(t, runner=device) if t.runtime in RUNTIMES else t for k, t in targets.items()}
+    return {k: t.on(device) if t.runtime in RUNTIMES else t for k, t in targets.items()}
 
 
 def _measured_again(

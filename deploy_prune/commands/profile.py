@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -167,7 +167,7 @@ def attached(target: Target, device: str | None) -> Target:
     """
     if device is not None:
         parse(device)
-        target = replace(target, runner=device)
+        target = target.on(device)
     if target.runner is None:
         message = f"No device is attached for {target.name}: name one with --device, or use `deploy-prune predict`."
         raise TargetError(message)

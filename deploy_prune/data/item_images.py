@@ -18,10 +18,10 @@ import torch
 
 from deploy_prune.data import map_style
 from deploy_prune.data.identity import identity
+from deploy_prune.data.in_workers import each
 from deploy_prune.data.kept_scans import A_TIME
 from deploy_prune.data.own_sets import image_bytes
 from deploy_prune.data.pictures import KIND, Array, Size, array_digest, kept_last, with_channels
-from deploy_prune.data.processes import each
 from deploy_prune.device.payload import picture
 from deploy_prune.errors import DataError
 from deploy_prune.recipe.data import DataPart

@@ -13,10 +13,10 @@ import numpy as np
 import PIL
 
 from deploy_prune.data.images import read_mask
+from deploy_prune.data.in_workers import each
 from deploy_prune.data.kept_scans import A_TIME, listed
 from deploy_prune.data.object_masks import VOID
 from deploy_prune.data.pictures import KIND, Array, Scan, array_digest, file_digest
-from deploy_prune.data.processes import each
 from deploy_prune.errors import DataError
 from deploy_prune.recipe.data import MasksPart
 from deploy_prune.system.cache import cached_json

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from deploy_prune.data.folders import shown
 from deploy_prune.data.images import read_image
-from deploy_prune.data.processes import each
+from deploy_prune.data.in_workers import each
 from deploy_prune.device.payload import picture
 from deploy_prune.errors import DataError
 from deploy_prune.system.cache import cached_json

@@ -38,10 +38,17 @@ def _known_program(path: str) -> str:
     return path
 
 
-def _reachable(runner: str) -> str:
-    if runner != "none":
+def _reachable(runner: str | list[str]) -> str | list[str]:
+    devices = [runner] if isinstance(runner, str) else runner
+    if "none" in devices[1:] or devices[0] == "none" != runner:
+        message = "'none' can't stand beside devices"
+        raise ValueError(message)
+    if len(set(devices)) < len(devices):
+        message = "a device is named twice"
+        raise ValueError(message)
+    for device in devices if runner != "none" else ():
         try:
-            parse(runner)
+            parse(device)
         except TargetError as error:
             raise ValueError(str(error)) from error
     return runner
@@ -101,7 +108,7 @@ class _Target(_Part):
     precision: Literal["fp32", "fp16", "int8"]
     runtime: Text
     granularity: _Granularity
-    runner: Annotated[str, AfterValidator(_reachable)]
+    runner: Annotated[str | Annotated[list[str], Field(min_length=1, max_length=1024)], AfterValidator(_reachable)]
     threads: Annotated[int, Field(ge=1, le=1024)]
     roofline: _Roofline | None = None
     error: _Error | None = None
@@ -110,7 +117,7 @@ class _Target(_Part):
     notes: str = ""
 
 
-_BRANCHES = ("constrained-int", "literal['measure']", "constrained-float", "float", "constrained-str")
+_BRANCHES = ("constrained-int", "literal['measure']", "constrained-float", "float", "constrained-str", "str")
 """What pydantic adds to a location for the branches of a union."""
 
 
@@ -182,7 +189,7 @@ def _parse(path: Path) -> CommentedMap:
 
 
 def _target(part: _Target, folder: Path) -> Target:
-    step = part.granularity.value
+    step, devices = part.granularity.value, [part.runner] if isinstance(part.runner, str) else part.runner
     return Target(
         name=part.name,
         title=part.title,
@@ -190,7 +197,8 @@ def _target(part: _Target, folder: Path) -> Target:
         precision=part.precision,
         runtime=part.runtime,
         granularity=None if step == "measure" else step,
-        runner=None if part.runner == "none" else part.runner,
+        runner=None if devices == ["none"] else devices[0],
+        alike=tuple(devices[1:]),
         threads=part.threads,
         roofline=None if part.roofline is None else _roofline(part.roofline),
         error=None if part.error is None else ErrorBand(**part.error.model_dump()),

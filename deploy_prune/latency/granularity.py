@@ -25,6 +25,7 @@ from deploy_prune.errors import CommandError, MeasurementError
 from deploy_prune.latency.measure import measure
 from deploy_prune.system.cache import cached_json, still_valid
 from deploy_prune.system.guard import scratch
+from deploy_prune.system.strict_json import shown
 from deploy_prune.types import Artifact, Target
 
 STEPS: Final = (1, 2, 4, 8, 16, 32)
@@ -35,6 +36,8 @@ PAYS: Final = 0.5
 _METHOD: Final = 5
 """Part of the cache's key: raise it when the measurement changes."""
 _RUNS: Final = 300
+_ALIKE: Final = ("board", "cpu", "cores", "clock_max_mhz", "clock_min_mhz", "governors", "gpu", "power_mode", "system")
+"""What devices tell of themselves (payload/about.py) that has to be the same where one stands for another."""
 
 Write = Callable[[nn.Module, Tensor, str, Path], Artifact]
 """Writes a network's artifact, for an example input, under a name in a folder, in the target's format and precision."""
@@ -115,12 +118,32 @@ def machine(target: Target) -> dict[str, Any]:
         MeasurementError: the device can't be asked.
     """
     package = PACKAGES.get(target.runtime, target.runtime)
-    if target.runner in {None, LOCAL}:
+    if target.devices in {(), (LOCAL,)}:
         return {**_this_machine(), "runtime": installed(package), "method": _METHOD}
-    about = _told(str(target.runner), target.program)
+    kinds = {device: _kind(device, target.program, package) for device in target.devices}
+    _require_alike(target, kinds)
+    return {"device": target.runner, **kinds[str(target.runner)], "method": _METHOD}
+
+
+def _kind(device: str, program: str | None, package: str) -> dict[str, Any]:
+    about = _told(device, program)
     told = {key: value for key, value in about.items() if key != "packages"}
     runtime = {name: number for name, number in about.get("packages", {}).items() if name.startswith(package)}
-    return {"device": target.runner, "about": told, "runtime": runtime, "method": _METHOD}
+    return {"about": told, "runtime": runtime}
+
+
+def _require_alike(target: Target, kinds: Mapping[str, Mapping[str, Any]]) -> None:
+    """Stop if devices that are to stand for one another differ in what latency depends on."""
+
+    def facts(kind: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: kind["about"].get(key) for key in _ALIKE} | {"runtime": kind["runtime"]}
+
+    (first, its), *others = ((device, facts(kind)) for device, kind in kinds.items())
+    for device, told in others:
+        if differ := [key for key, value in told.items() if value != its[key]]:
+            has = "; ".join(f"{key.replace('_', ' ')} {shown(told[key])}, not {shown(its[key])}" for key in differ)
+            message = f"{device} can't measure in the place of {first}, as {target.name} has it: its {has}."
+            raise MeasurementError(message + " Make them alike, or give each a target of its own.")
 
 
 def installed(package: str) -> str | None:

@@ -20,6 +20,7 @@ MAX_RUNS: Final = 3000
 MAX_MS: Final = 1e9
 """Eleven days; no inference takes as long."""
 _MEASURED_ON: Final = {LOCAL: "host"}
+_WAITS: Final = "wait for another process that measures there"
 
 
 def measure(
@@ -41,7 +42,7 @@ def measure(
     number of samples: ``runs``, or more to fill ``min_s`` seconds (at most 3000).
 
     Args:
-        target: a target with a runner.
+        target: a target with a runner; of several devices, one that is free is taken.
         artifacts: at least one.
         runs: timed inferences per artifact, at least.
         warmup: untimed inferences per artifact before them.
@@ -53,7 +54,7 @@ def measure(
         MeasurementError: no device is attached, the runtime fails, or it outlasts ``timeout_s``.
     """
     spec = {"mode": "bench", "runs": runs, "warmup": warmup, "min_s": min_s, "max_runs": MAX_RUNS}
-    answer = _run(target, artifacts, spec, timeout_s, progress)
+    device, answer = _run(target, artifacts, spec, timeout_s, progress)
     samples = _samples(target, answer)
     each, conditions = answer.get("runs_per_sample", 1), answer.get("conditions")
     if type(each) is not int or not 0 < each <= MAX_RUNS or not isinstance(conditions, dict | None):
@@ -68,7 +69,7 @@ def measure(
             warmup=warmup,
             threads=target.threads,
             device=printable(answer.get("device"), 200),
-            measured_on=_MEASURED_ON.get(str(target.runner), str(target.runner)),
+            measured_on=_MEASURED_ON.get(device, device),
             conditions=(conditions,) if conditions else (),
             disturbed=disturbance(conditions),
             runs_per_sample=each,
@@ -88,7 +89,7 @@ def profile(
     Raises:
         MeasurementError: as ``measure``, or the runtime has no profiler.
     """
-    answer = _run(target, artifacts, {"mode": "profile", "runs": runs, "warmup": warmup}, timeout_s)
+    _, answer = _run(target, artifacts, {"mode": "profile", "runs": runs, "warmup": warmup}, timeout_s)
     try:
         found = tuple({str(name): float(ms) for name, ms in nodes.items()} for nodes in answer["nodes"])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -106,6 +107,11 @@ def profile_for(
     """``profile``, each artifact for about so many seconds: 20 to 300 runs. ``slowest_ms``: of the slowest artifact."""
     runs = round(1e3 * seconds / (2 * slowest_ms))
     return profile(target, artifacts, runs=min(max(runs, 20), 300), warmup=5)
+
+
+def device_of(latency: Latency) -> str:
+    """Where it was measured, as targets name devices."""
+    return next((device for device, shown in _MEASURED_ON.items() if shown == latency.measured_on), latency.measured_on)
 
 
 def _samples(target: Target, answer: Mapping[str, Any]) -> list[tuple[float, ...]]:
@@ -126,7 +132,8 @@ def _run(
     spec: Mapping[str, Any],
     timeout_s: float,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> tuple[str, dict[str, Any]]:
+    """The device that was free, and its answer."""
     if target.runner is None:
         message = f"No device is attached for {target.name} (runner: none); its latency can only be predicted."
         raise MeasurementError(message)
@@ -137,10 +144,10 @@ def _run(
         message = f"{target.name} can't be measured: its runtime '{target.runtime}' is none of {', '.join(RUNTIMES)}."
         raise MeasurementError(message)
     models = [entry(artifact, target.runtime) for artifact in artifacts]
-    start, work = reach(target.runner, target.program), f"{target.name}: wait for another process that measures there"
+    told, work = {**spec, "models": models, "threads": target.threads}, f"{target.name}: {_WAITS}"
     try:  # two that measure beside each other both measure too much
-        with one_at_a_time("device", target.runner, lambda: progress(work, 0, 1)):
-            return start(SCRIPT, {**spec, "models": models, "threads": target.threads}, timeout_s)
+        with one_at_a_time("device", *target.devices, wait=lambda: progress(work, 0, 1)) as device:
+            return device, reach(device, target.program)(SCRIPT, told, timeout_s)
     except CommandError as error:
         message = f"The measurement on {target.name} failed. {error}"
         raise MeasurementError(message) from error

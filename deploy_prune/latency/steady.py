@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from deploy_prune.latency.measure import measure
+from deploy_prune.latency.measure import device_of, measure
 from deploy_prune.types import Artifact, Latency, Progress, Target, silent
 
 AGREE: Final = 0.01
@@ -42,6 +42,8 @@ def measure_steadily(
     while len(rounds) < 2 or (not _agree(*rounds[-2:]) and len(rounds) < MEASUREMENTS):
         progress(work, len(rounds), MEASUREMENTS, **({"p50_ms": rounds[-1][-1].p50_ms} if rounds else {}))
         rounds.append(measure(target, artifacts, runs, warmup, progress=progress))
+        if target.alike:  # the others on the device that the first was on
+            target = target.on(device_of(rounds[0][0]))
     progress(work, len(rounds), len(rounds), p50_ms=rounds[-1][-1].p50_ms)
     pooled = ([sample for one in each for sample in one.samples_ms] for each in zip(*rounds, strict=True))
     conditions = tuple(told for each in rounds for told in each[0].conditions)

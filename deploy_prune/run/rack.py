@@ -1,14 +1,14 @@
-"""A rack of devices: what is measured on different ones is measured at once, with one thread for each device."""
+"""A rack of devices: what is measured on different ones is measured at once, with a thread for each device."""
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 import torch
@@ -18,7 +18,7 @@ from deploy_prune.errors import DeployPruneError
 from deploy_prune.run import stages
 from deploy_prune.run.context import RunContext
 from deploy_prune.system import guard
-from deploy_prune.types import Progress, SearchResult, Target
+from deploy_prune.types import Budget, Progress, SearchResult, Target
 
 T = TypeVar("T")
 END_S: Final = 3.0
@@ -29,33 +29,36 @@ class StoppedError(BaseException):
     """A thread of the rack was told to stop; of a kind that nothing catches on the way."""
 
 
-def at_once(
-    costs: CandidateCosts, targets: Sequence[Target], jobs: int, work: Callable[[CandidateCosts, Target], T]
-) -> Generator[T | DeployPruneError, None, None]:
-    """What ``work`` gives for each target in turn, or its error; different devices at once, at most ``jobs``.
+Work = tuple[Target, Callable[[CandidateCosts], T]]
+"""A target, and what is to be done for it."""
 
-    With one job or one device, a target's work begins when it is asked for. Close the iterator to end the others.
+
+def at_once(costs: CandidateCosts, works: Sequence[Work[T]], jobs: int) -> Generator[T | DeployPruneError, None, None]:
+    """What comes of each work in turn, or its error; on different devices at once, at most ``jobs``.
+
+    A target with several devices has as many works at once. With one job or one device, a work begins when it is asked
+    for. Close the iterator to end the others.
     """
-    devices: dict[str | None, list[Target]] = {}
-    for target in targets:
-        devices.setdefault(target.runner, []).append(target)
-    if min(jobs, len(devices)) <= 1:
-        for target in targets:
+    places: dict[str | None, int] = {}
+    for target, _ in works:
+        places[target.runner] = max(1, len(target.devices), places.get(target.runner, 0))
+    num_threads = min(jobs, sum(places.values()), len(works))
+    if num_threads <= 1:
+        for _, work in works:
             try:
-                yield work(costs, target)
+                yield work(costs)
             except DeployPruneError as error:
                 yield error
         return
-    rack = _Rack(costs=costs, work=work)
-    for each in devices.values():
-        rack.devices.put(each)
-    threads = [threading.Thread(target=rack.run, daemon=True) for _ in range(min(jobs, len(devices)))]
+    rack = _Rack(costs=costs, left=[(*work, Future()) for work in works], free=places)
+    outcomes = [outcome for _, _, outcome in rack.left]
+    threads = [threading.Thread(target=rack.run, daemon=True) for _ in range(num_threads)]
     try:
         with torch.random.fork_rng(devices=[]):  # threads share torch's generator
             for thread in threads:
                 thread.start()
-            for target in targets:
-                yield rack.outcome(target).result()
+            for outcome in outcomes:
+                yield outcome.result()
     except BaseException:  # an interrupt, a fault in a thread, or nobody asks any more
         rack.end(threads)
         raise
@@ -63,35 +66,37 @@ def at_once(
 
 @dataclass(frozen=True, kw_only=True)
 class _Rack(Generic[T]):
-    """What the threads share: devices that nobody is at yet, outcomes, and whether all is to stop."""
+    """What the threads share: works that nobody is at yet, devices that are free, and whether all is to stop."""
 
     costs: CandidateCosts
-    work: Callable[[CandidateCosts, Target], T]
-    devices: queue.Queue[list[Target]] = field(default_factory=queue.Queue)
+    left: list[tuple[Target, Callable[[CandidateCosts], T], Future[T | DeployPruneError]]]
+    free: dict[str | None, int]
     stop: threading.Event = field(default_factory=threading.Event)
-    outcomes: dict[str, Future[T | DeployPruneError]] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def outcome(self, target: Target) -> Future[T | DeployPruneError]:
-        """What comes of a target."""
-        with self.lock:
-            return self.outcomes.setdefault(target.name, Future())
-
     def run(self) -> None:
-        """A thread: one device after the other, as long as there are any."""
+        """A thread: one work after the other, as long as there is one with a free device."""
         costs = replace(self.costs, progress=self._told(self.costs.progress))
-        while not self.devices.empty() and not self.stop.is_set():
+        while not self.stop.is_set() and (taken := self._take()) is not None:
+            target, work, outcome = taken
             try:
-                targets = self.devices.get_nowait()
-            except queue.Empty:
-                return
-            for target in targets:
-                try:
-                    self.outcome(target).set_result(self.work(costs, target))
-                except DeployPruneError as error:
-                    self.outcome(target).set_result(error)
-                except BaseException as error:  # noqa: BLE001  (raised where the outcome is asked for)
-                    self.outcome(target).set_exception(error)
+                outcome.set_result(work(costs))
+            except DeployPruneError as error:
+                outcome.set_result(error)
+            except BaseException as error:  # noqa: BLE001  (raised where the outcome is asked for)
+                outcome.set_exception(error)
+            finally:
+                with self.lock:
+                    self.free[target.runner] += 1
+
+    def _take(self) -> tuple[Target, Callable[[CandidateCosts], T], Future[T | DeployPruneError]] | None:
+        """The first work with a free device. None: whoever has the device goes on with what is left for it."""
+        with self.lock:
+            for place, (target, _, _) in enumerate(self.left):
+                if self.free[target.runner]:
+                    self.free[target.runner] -= 1
+                    return self.left.pop(place)
+        return None
 
     def _told(self, progress: Progress) -> Progress:
         def tell(work: str, done: int, total: int, **figures: float) -> None:
@@ -112,18 +117,19 @@ class _Rack(Generic[T]):
 
 
 def look_ahead(context: RunContext, costs: CandidateCosts, found: tuple[str, SearchResult]) -> None:
-    """Plan every target and budget that is not planned yet, different devices at once; what was measured is kept.
+    """Plan every target and budget that is not planned yet, on different devices at once; what was measured is kept.
 
     The plans themselves are made one after the other later, and find all that they measure in the cache. So do errors:
     who meets one again tells of it.
     """
 
-    def plan(costs: CandidateCosts, target: Target) -> None:
-        for budget in context.recipe.parsed_budgets:
-            if not stages.is_planned(context, costs, found, target, budget):
-                stages.choose_channels(context, costs, found, target, budget)
+    def plan(costs: CandidateCosts, target: Target, budget: Budget) -> None:
+        if not stages.is_planned(context, costs, found, target, budget):
+            stages.choose_channels(context, costs, found, target, budget)
 
+    asked = [(target, budget) for target in context.targets for budget in context.recipe.parsed_budgets]
+    works: list[Work[None]] = [(target, partial(plan, target=target, budget=budget)) for target, budget in asked]
     if context.jobs > 1:
-        with closing(at_once(costs, context.targets, context.jobs, plan)) as outcomes:
+        with closing(at_once(costs, works, context.jobs)) as outcomes:
             for _ in outcomes:
                 pass

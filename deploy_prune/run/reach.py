@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Final
 
 from deploy_prune.budget.candidates import CandidateCosts
@@ -145,7 +146,8 @@ def unusable_targets(context: RunContext, costs: CandidateCosts) -> dict[str, De
         for metric in {budget.metric for budget in context.recipe.parsed_budgets}:
             costs.cost(target, metric)
 
-    with closing(rack.at_once(costs, context.targets, context.jobs, look)) as outcomes:
+    works: list[rack.Work[None]] = [(target, partial(look, target=target)) for target in context.targets]
+    with closing(rack.at_once(costs, works, context.jobs)) as outcomes:
         for target, outcome in zip(context.targets, outcomes, strict=True):
             if isinstance(outcome, _UNUSABLE):
                 broken[target.name] = outcome

@@ -38,7 +38,7 @@ class Twins:
         def wait() -> None:
             self.tell(f"{stage}: wait for another run that does the same")
 
-        with one_at_a_time("stage", f"{shown(self.runs)} {key}", wait):
+        with one_at_a_time("stage", f"{shown(self.runs)} {key}", wait=wait):
             yield
 
     def take(self, stage: str, key: str, files: Sequence[Path]) -> str | None:

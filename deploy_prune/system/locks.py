@@ -11,9 +11,10 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -60,30 +61,40 @@ def hold(folder: Path, wait: Callable[[str], object] | None = None, *, keep: boo
 
 
 @contextmanager
-def one_at_a_time(kind: str, key: str, wait: Callable[[], object] | None = None) -> Iterator[None]:
-    """Wait until no other process or thread of this user, on this machine, is at this work; ``wait`` is told if so."""
+def one_at_a_time(kind: str, *keys: str, wait: Callable[[], object] | None = None) -> Iterator[str]:
+    """Wait until no other process or thread of this user, on this machine, is at this work; ``wait`` is told if so.
+
+    Of several keys, the first that is free; yields which.
+    """
     folder = Path(tempfile.gettempdir()) / f"deploy-prune-locks-{os.getuid()}"
-    name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:32]
-    lock = FileLock(folder / f"{kind}-{name}.lock", is_singleton=True)
+    names = {key: hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:32] for key in keys}
+    locks = {key: FileLock(folder / f"{kind}-{name}.lock", is_singleton=True) for key, name in names.items()}
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
             message = f"{folder} belongs to somebody else; remove it, or set TMPDIR to a folder of your own."
             raise RunFolderError(message)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if wait is not None:
-                wait()
-            lock.acquire()
+        key = _first_free(locks, wait)
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
         message = f"No lock can be made in {folder} ({reason}); set TMPDIR to another folder."
         raise RunFolderError(message) from error
     try:
-        yield
+        yield key
     finally:
-        lock.release()
+        locks[key].release()
+
+
+def _first_free(locks: Mapping[str, FileLock], wait: Callable[[], object] | None) -> str:
+    for attempt in count():
+        for key, lock in locks.items():
+            with suppress(Timeout):
+                lock.acquire(timeout=0)
+                return key
+        if attempt == 0 and wait is not None:
+            wait()
+        time.sleep(WAIT_S)
+    raise AssertionError
 
 
 def _take(lock: FileLock, folder: Path, wait: Callable[[str], object] | None) -> None:

@@ -92,6 +92,17 @@ def test_own_file(tmp_path):
     assert (target.roofline.winograd, target.error) == (2.0, None)
 
 
+def test_one_target_may_have_several_devices(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(OWN.replace("runner: none", "runner: [ssh://pi@a, ssh://pi@b:2222]"))
+    target = load_target(str(path))
+    assert (target.runner, target.alike) == ("ssh://pi@a", ("ssh://pi@b:2222",))
+    assert target.devices == ("ssh://pi@a", "ssh://pi@b:2222")
+    moved = target.on("local")
+    assert (moved.runner, moved.alike, moved.devices) == ("local", (), ("local",))
+    assert load_target("jetson-nano").devices == ()
+
+
 def test_own_file_with_error_and_without_winograd(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
@@ -125,6 +136,10 @@ error: {median: 0.2, low: 0.8, high: 1.3, networks: 7, source: g}
         ("{value: 4,", "{value: .nan,", 14, "'roofline.gbytes_per_s.value' is nan"),
         ("{value: 4,", "{value: -4,", 14, "greater than 0"),
         ("format: onnx", "format: onyx", 3, "'format' is 'onyx': there is no format 'onyx'; known: onnx"),
+        ("runner: none", "runner: [ssh://a, none]", 9, "'none' can't stand beside devices"),
+        ("runner: none", "runner: [ssh://a, ssh://b, ssh://a]", 9, "a device is named twice"),
+        ("runner: none", "runner: [ssh://a, telnet://b]", 9, "'runner' is ['ssh://a', 'telnet://b']"),
+        ("runner: none", "runner: []", 9, "'runner' is []"),
         ("precision: fp32", "precision: fp8", 4, "'precision' is 'fp8'"),
         ("  value: 8", "  value: some", 7, "'granularity.value' is 'some'"),
         ("{value: 4, source: c}", "{value: 4}", 14, "'roofline.gbytes_per_s.source' is missing"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from deploy_prune.device.targets import load_target
+from deploy_prune.errors import MeasurementError
 from deploy_prune.export import onnx
 from deploy_prune.latency import granularity as module
 from deploy_prune.latency.granularity import STEPS, WIDTH, granularity, kept_ratios, smallest_paying, time_ratios
@@ -80,6 +81,45 @@ def test_cache_checks_the_key(monkeypatch, tmp_path):
     assert cached_json("kind", {"a": [2], "b": 1}, lambda: 6) == 6
     kept = json.loads(path.read_text())
     assert (kept["key"], kept["value"]) == ({"a": [2], "b": 1}, 6)
+
+
+class Told:
+    """What devices tell of themselves."""
+
+    def __init__(self, **about):
+        self.about = about
+
+    def __call__(self, device, program):
+        return lambda *asked: {"about": self.about[device.removeprefix("ssh://")]}
+
+
+PI = {"cpu": ["A76"], "cores": 4, "memory_mib": 8000, "packages": {"onnxruntime": "1.2", "numpy": "2.0"}}
+
+
+@pytest.mark.parametrize(
+    ("another", "words"),
+    [
+        ({}, None),
+        ({"memory_mib": 7990}, None),
+        ({"packages": {"onnxruntime": "1.2", "numpy": "2.1"}}, None),
+        ({"cores": 8}, "cores 8, not 4"),
+        (
+            {"cpu": ["A72"], "governors": ["powersave"]},
+            r"cpu .*A72.*, not .*A76.*; governors .*, not None",
+        ),
+        ({"packages": {"onnxruntime": "1.3"}}, "runtime .*1.3.*, not .*1.2"),
+    ],
+)
+def test_devices_that_stand_for_one_another_must_be_alike(monkeypatch, another, words):
+    module._told.cache_clear()
+    monkeypatch.setattr(module, "reach", Told(a=PI, b=PI, c={**PI, **another}))
+    first, several = HOST.on("ssh://a"), replace(HOST, runner="ssh://a", alike=("ssh://b", "ssh://c"))
+    if words is None:
+        assert module.machine(several) == module.machine(first)
+    else:
+        with pytest.raises(MeasurementError, match=f"ssh://c can't measure in the place of ssh://a.*{words}"):
+            module.machine(several)
+    module._told.cache_clear()
 
 
 def test_a_real_measurement_is_plausible():

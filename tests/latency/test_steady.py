@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -109,3 +110,19 @@ def test_one_artifact_alone_is_measured_until_its_own_time_comes_back(alone, giv
     (only,) = steady.measure_steadily(HOST, [ONE], RUNS, 1)
     assert only.samples_ms[::RUNS] == tuple(given[:used])
     assert only.disturbed == disturbed or only.disturbed.startswith(disturbed)
+
+
+def test_what_one_of_several_devices_began_it_measures_to_the_end(monkeypatch):
+    asked = []
+
+    def measure(target, artifacts, runs, warmup, progress):
+        asked.append(target.devices)
+        times = (1.0, 0.5 + len(asked) / 10)
+        return tuple(
+            Latency(samples_ms=(ms,) * runs, warmup=warmup, threads=1, device="test", measured_on=target.devices[-1])
+            for ms in times
+        )
+
+    monkeypatch.setattr(steady, "measure", measure)
+    steady.measure_steadily(replace(HOST, runner="ssh://a", alike=("ssh://b",)), (ONE, ONE), RUNS, 1)
+    assert asked == [("ssh://a", "ssh://b"), *[("ssh://b",)] * (steady.MEASUREMENTS - 1)]

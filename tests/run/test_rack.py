@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,7 +46,7 @@ class Devices:
     def __call__(self, device, program):
         def run(payload, spec, timeout_s):
             if "mode" not in spec:
-                return {"about": {"cpu": device, "packages": {}}}
+                return {"about": {"cpu": device[-1], "packages": {}}}
             if device in self.broken:
                 message = f"{device} is gone"
                 raise CommandError(message)
@@ -113,18 +114,23 @@ class Costs:
     progress: Progress = silent
 
 
-def planned(tiny, jobs, monkeypatch, folder):
+def planned(tiny, jobs, monkeypatch, folder, targets=TARGETS, budgets=BUDGETS):
     """What a run does before it trains and before it delivers: (the targets that can't be used, seconds)."""
     costs = replace(tiny, _shelf=Shelf(), _sizes={}, since=time.time(), scratch=folder)
-    context = SimpleNamespace(recipe=tiny_recipe(), targets=TARGETS, jobs=jobs)
-    monkeypatch.setattr(type(context.recipe), "parsed_budgets", BUDGETS)
+    context = SimpleNamespace(recipe=tiny_recipe(), targets=targets, jobs=jobs)
+    monkeypatch.setattr(type(context.recipe), "parsed_budgets", budgets)
     monkeypatch.setattr(stages, "is_planned", lambda *args: False)
     monkeypatch.setattr(stages, "choose_channels", lambda context, costs, found, *asked: plan(costs, *asked))
     started = time.perf_counter()
     unusable = reach.unusable_targets(context, costs)
-    context.targets = tuple(target for target in TARGETS if target.name not in unusable)
+    context.targets = tuple(target for target in targets if target.name not in unusable)
     rack.look_ahead(context, costs, None)
     return costs, unusable, time.perf_counter() - started
+
+
+def each(targets, work):
+    """The same work for each target."""
+    return [(target, partial(work, target)) for target in targets]
 
 
 def plan(costs, target, budget):
@@ -157,6 +163,23 @@ def test_four_devices_take_little_longer_than_one_and_the_loop_goes_the_same_way
     assert set(written.values()) == {1}, "each once for all four"
     assert plans(costs) == expected
     assert devices.measured == asked + asked, "the loop finds all that it measures"
+
+
+def test_alike_devices_share_the_budgets_of_one_target(tiny, devices, written, monkeypatch, tmp_path):
+    alone, several = replace(TARGETS[0], name="farm"), ("ssh://a-0", "ssh://b-0", "ssh://c-0")  # alike: equally slow
+    budgets = tuple(parse_budget(text, "latency") for text in ("80%", "70%", "60%", "50%"))
+    found = {}
+    for name, target in (("one", alone), ("several", replace(alone, runner=several[0], alike=several[1:]))):
+        monkeypatch.setenv("DEPLOY_PRUNE_CACHE", str(tmp_path / name))
+        devices.sleep_s, devices.measured, devices.most = SLEEP_S, Counter(), Counter()
+        costs, _, seconds = planned(tiny, 3, monkeypatch, tmp_path / f"{name}-files", (target,), budgets)
+        found[name] = seconds, devices.measured.copy(), devices.most.copy(), plans(costs, (target,))
+    assert found["one"][2]["all"] == 1
+    assert set(found["several"][1]) == set(several)
+    assert {found["several"][2][device] for device in several} == {1}
+    assert found["several"][2]["all"] == 3
+    assert found["several"][3] == found["one"][3]
+    assert found["several"][0] < 0.8 * found["one"][0], found
 
 
 def test_an_error_on_one_device_is_that_targets_only(tiny, devices, written, monkeypatch, tmp_path):
@@ -198,7 +221,7 @@ def test_what_is_planned_is_not_looked_at_again(monkeypatch):
 def test_outcomes_come_in_the_order_of_the_targets(jobs):
     most, inside, lock = [0], [0], threading.Lock()
 
-    def work(costs, target):
+    def work(target, costs):
         with lock:
             inside[0] += 1
             most[0] = max(most[0], inside[0])
@@ -211,7 +234,7 @@ def test_outcomes_come_in_the_order_of_the_targets(jobs):
 
     targets = [*TARGETS, replace(TARGETS[0], name="same-device")]
     state = torch.get_rng_state()
-    with closing(rack.at_once(Costs(), targets, jobs, work)) as outcomes:
+    with closing(rack.at_once(Costs(), each(targets, work), jobs)) as outcomes:
         found = [str(outcome) for outcome in outcomes]
     assert found == [target.name for target in targets]
     assert most[0] == min(jobs, 4)
@@ -219,18 +242,18 @@ def test_outcomes_come_in_the_order_of_the_targets(jobs):
 
 
 def test_a_fault_of_the_program_is_raised_where_its_outcome_is_asked_for():
-    def work(costs, target):
+    def work(target, costs):
         return 1 / 0
 
     with pytest.raises(ZeroDivisionError):
-        list(rack.at_once(Costs(), TARGETS, 4, work))
+        list(rack.at_once(Costs(), each(TARGETS, work), 4))
 
 
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_every_thread_and_what_they_wait_for():
     begun, threads, went_on = threading.Barrier(5), [], []
 
-    def work(costs, target):
+    def work(target, costs):
         threads.append(threading.current_thread())
         begun.wait(10)
         if target is TARGETS[0]:
@@ -248,7 +271,7 @@ def test_an_interrupt_ends_every_thread_and_what_they_wait_for():
     threading.Thread(target=interrupt).start()
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        list(rack.at_once(Costs(), TARGETS, 4, work))
+        list(rack.at_once(Costs(), each(TARGETS, work), 4))
     assert time.monotonic() - started < 8
     assert len(threads) == 4
     assert not any(thread.is_alive() for thread in threads)

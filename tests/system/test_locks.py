@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -144,13 +145,34 @@ def test_who_has_to_wait_is_told_once_and_nobody_else():
     told, entered, go_on = [], threading.Event(), threading.Event()
 
     def first():
-        with one_at_a_time("device", "a test's own", lambda: told.append("first")):
+        with one_at_a_time("device", "a test's own", wait=lambda: told.append("first")):
             entered.set()
             go_on.wait(10)
 
     thread = threading.Thread(target=first)
     thread.start()
     entered.wait(10)
-    with one_at_a_time("device", "a test's own", lambda: told.append("second") or go_on.set()):
+    with one_at_a_time("device", "a test's own", wait=lambda: told.append("second") or go_on.set()):
         thread.join()
     assert told == ["second"]
+
+
+def test_of_several_the_first_that_is_free_is_taken_and_none_twice():
+    most, taken, inside, lock = [0], set(), set(), threading.Lock()
+
+    def work():
+        with one_at_a_time("device", "test/a", "test/b", "test/c") as key:
+            with lock:
+                assert key not in inside
+                inside.add(key)
+                taken.add(key)
+                most[0] = max(most[0], len(inside))
+            time.sleep(0.1)
+            with lock:
+                inside.remove(key)
+
+    with ThreadPoolExecutor(6) as threads:
+        for done in [threads.submit(work) for _ in range(9)]:
+            done.result()
+    assert taken == {"test/a", "test/b", "test/c"}
+    assert most == [3]
