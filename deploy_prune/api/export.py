@@ -183,7 +183,8 @@ def export_saved(source: Path, target: str, out: Path, trust: bool = False, inpu
     example = as_given(zeros(inputs or described.inputs))
     network, calibration = called_in_order(network, example), None
     if chosen.precision != "fp32" and recipe is not None and not inputs:
-        real = calibration = calibration_inputs(task_named(recipe.task).load(recipe.data, recipe.seed), part)
+        data = task_named(recipe.task).load(recipe.data, recipe.seed)
+        real = calibration = calibration_inputs(data, part.calibration_examples)
     artifact = isolated.write(chosen.format, network, example, out, chosen.precision, part, calibration)
     if _compared(network, artifact, real):
         return artifact

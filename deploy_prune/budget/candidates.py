@@ -87,7 +87,7 @@ class CandidateCosts:
         inputs: an example of each input, [1, ...] of any rank and type: what artifacts are made for.
         identity: names the network where figures are kept: ``identity_of`` a recipe's, ``identity_by_graph`` of any.
         scratch: a folder for artifacts.
-        calibration: real examples [N, ...] of each input, for int8.
+        calibration: real examples [N, ...] of each input, for int8; CANDIDATE_INPUTS are enough.
         since: what was measured before (seconds since 1970) is measured again.
     """
 

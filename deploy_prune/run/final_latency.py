@@ -104,7 +104,7 @@ def explained(
     if refused(context, place) is not None:
         message += "its candidate was in int8, and this artifact, for which int8 was refused, is in fp16."
         return BudgetMissedError(message, missed.slim, missed.dense)
-    inputs = tuple(x[:LOOKED_AT] for x in calibration_inputs(context.data, context.recipe.export))
+    inputs = calibration_inputs(context.data, LOOKED_AT)
     found = most_denormal(slim_network(context, costs, place), inputs)
     if found is None:
         message += "the device was slower, or its runtime treats these weights differently."

@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_structure, tree_unflatten
 from deploy_prune.data.examples import Examples, spread
 from deploy_prune.data.splits import TransferData
 from deploy_prune.export.parity import artifact_outputs, can_run, check_parity, compare_contents, unchecked
-from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.tasks import Objective
 from deploy_prune.training.loop import network_score
 from deploy_prune.types import Artifact
@@ -31,12 +30,12 @@ def some_inputs(examples: Examples, num: int) -> tuple[Tensor, ...]:
     return examples.take(spread(examples.strata, num)).inputs
 
 
-def calibration_inputs(data: TransferData, part: ExportPart) -> tuple[Tensor, ...]:
-    """So many inputs, each [N, ...], as the part says (or all there are), not augmented, evenly spread.
+def calibration_inputs(data: TransferData, wanted: int) -> tuple[Tensor, ...]:
+    """So many inputs (or all there are), each [N, ...], not augmented, evenly spread.
 
     The target task's training examples, and the source's if they are too few.
     """
-    left, found = part.calibration_examples, list[tuple[Tensor, ...]]()
+    left, found = wanted, list[tuple[Tensor, ...]]()
     for examples in (data.target_train, data.source_train):
         num = min(left, len(examples))
         if num > 0:

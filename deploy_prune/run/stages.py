@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from deploy_prune.architecture import json_file
-from deploy_prune.budget.candidates import CandidateCosts, identity_of
+from deploy_prune.budget.candidates import CANDIDATE_INPUTS, CandidateCosts, identity_of
 from deploy_prune.budget.loop import Plan, enforce
 from deploy_prune.errors import ParityError
 from deploy_prune.export import FORMATS, isolated
@@ -44,10 +44,12 @@ def candidate_costs(context: RunContext, scratch: Path) -> CandidateCosts:
     context.session.progress("find the channel groups", 0, 1)
     network, structure = trained.cuttable(context)
     context.session.progress("find the channel groups", 1, 1, groups=len(structure.groups))
+    part, int8 = context.recipe.export, any(target.precision == "int8" for target in context.targets)
+    wanted = min(part.calibration_examples, CANDIDATE_INPUTS)
     return CandidateCosts(
         network=network, structure=structure, inputs=context.example, identity=identity_of(context.recipe.model),
-        scratch=scratch, prune=context.recipe.prune, export=context.recipe.export, measure=context.recipe.measure,
-        progress=context.session.progress, calibration=calibration_inputs(context.data, context.recipe.export),
+        scratch=scratch, prune=context.recipe.prune, export=part, measure=context.recipe.measure,
+        progress=context.session.progress, calibration=calibration_inputs(context.data, wanted) if int8 else None,
         since=context.since,
     )  # fmt: skip
 
@@ -228,7 +230,7 @@ def _proven(
         ParityError: it isn't the network; or, in int8 where fp16 may take its place, its score drops too far.
     """
     part = context.recipe.export
-    inputs = calibration_inputs(context.data, part) if precision == "int8" else None
+    inputs = calibration_inputs(context.data, part.calibration_examples) if precision == "int8" else None
     artifact = isolated.write(target.format, network, context.example, path, precision, part, inputs)
     told = prove_artifact(context.data, network, artifact, target_network(context, None))
     if precision == "int8" and part.on_refusal == "fp16":

@@ -28,7 +28,7 @@ def examples(count, value):
 @pytest.mark.parametrize(("wanted", "target", "source"), [(3, 3, 0), (10, 6, 4), (100, 6, 20)])
 def test_calibration_takes_the_target_tasks_examples_first(wanted, target, source):
     data = SimpleNamespace(target_train=examples(6, 0.25), source_train=examples(20, 0.75))
-    (x,) = proof.calibration_inputs(data, ExportPart(calibration_examples=wanted))
+    (x,) = proof.calibration_inputs(data, wanted)
     assert x.shape == (target + source, 1, 4, 4)
     assert x[:, 0, 0, 0].tolist() == [0.25] * target + [0.75] * source
 
@@ -39,7 +39,7 @@ def test_calibration_examples_are_spread_evenly(wanted):
     images = torch.arange(20.0).view(-1, 1, 1, 1).expand(-1, 1, 4, 4) / 20
     ordered = ClassExamples(images=images, labels=torch.zeros(20).long(), mean=torch.zeros(1), std=torch.ones(1))
     data = SimpleNamespace(target_train=ordered, source_train=examples(20, 0.75))
-    (taken,) = proof.calibration_inputs(data, ExportPart(calibration_examples=wanted))
+    (taken,) = proof.calibration_inputs(data, wanted)
     taken = (taken[:, 0, 0, 0] * 20).round()
     gaps = taken.diff().tolist()
     assert (len(taken), taken[0], taken[-1]) == (wanted, 0, 19)

@@ -1,4 +1,4 @@
-"""How many images of a folder are decoded by a check: few, if the recipe gives mean and deviation."""
+"""How many images of a folder each command decodes: few, if the recipe gives mean and deviation."""
 
 import numpy
 import pytest
@@ -6,7 +6,10 @@ from PIL import Image
 from tiny_run import tiny_recipe
 
 from deploy_prune.commands.check import check
+from deploy_prune.commands.export import bundles
+from deploy_prune.commands.transfer import transfer
 from deploy_prune.data import pictures
+from deploy_prune.run import pipeline
 
 TRAIN, TEST = 80, 2  # of each class
 
@@ -27,7 +30,7 @@ def recipe(tmp_path):
         "source": "folder", "root": str(tmp_path / "images"), "image_size": 16, "channels": 1, "mean": [0.2],
         "std": [0.2], "source_classes": [0, 1, 2], "target_classes": [3, 4, 5], "shots": 5,
     }  # fmt: skip
-    return tiny_recipe(data=data, export={"calibration_examples": 16})
+    return tiny_recipe(data=data)
 
 
 @pytest.fixture
@@ -47,3 +50,20 @@ def decoded(monkeypatch):
 
 def test_a_check_decodes_few(recipe, decoded):
     assert 0 < decoded(lambda: check(recipe)) < 60, "of 492"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_each_command_decodes(recipe, decoded, tmp_path):
+    run = lambda: pipeline.run(recipe, tmp_path / "runs")  # noqa: E731
+    first = decoded(run)
+    again = decoded(run)
+    folder = tmp_path / "runs" / recipe.name
+    exported = decoded(lambda: bundles(folder, "pixel-8", "50% macs", tmp_path / "again", trust=True))
+    place = folder / "pixel-8/50% macs"
+    moved = decoded(lambda: transfer(place, ["data.shots=3"], out=tmp_path / "moved", episodes=3, trust=True))
+    print(f"of {6 * (TRAIN + TEST)}: recipe {first}, again {again}, export {exported}, transfer of 3 episodes {moved}")
+    assert first > 3 * TRAIN, "the source classes are trained on"
+    assert again < 20
+    assert exported < 100
+    assert moved < 60, "three draws of 9, and what is scored"
