@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from deploy_prune.commands.cli_devices import cache, schema, targets
+from deploy_prune.commands.cli_networks import predict, profile, show
 from deploy_prune.commands.examples import examples
 from deploy_prune.commands.frame import (
     Commands,
     file_option,
+    json_file,
     network_inputs,
-    result_file,
     run_folder,
     say,
     say_first,
     settings,
+    write_json,
 )
 from deploy_prune.commands.outcome import require_met, require_ok, show_rows, write_artifact, write_bundles
 from deploy_prune.system.launched import require_started_once
 from deploy_prune.system.locks import hold
-from deploy_prune.system.shell import write_text
+from deploy_prune.system.outputs import require_outside_runs
 from deploy_prune.types import silent
 from deploy_prune.version import __version__
 
@@ -55,9 +58,10 @@ def main(debug: bool) -> None:
 @click.option("--fresh", is_flag=True, help="Do every stage again, measurements too.")
 @click.option("--wait", is_flag=True, help="Wait while another process works in this run folder.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
+@json_file
 def recipe(
-    names: Sequence[str], settings: Sequence[str], out: Path, fresh: bool, wait: bool, jobs: int | None,
-    devices: str | None, quiet: bool,
+    names: Sequence[str], settings: Sequence[str], out: Path, jobs: int | None, devices: str | None,
+    json_file: Path | None, **flags: bool,
 ) -> None:  # fmt: skip
     """Run a recipe: search, cut, retrain, export, measure.
 
@@ -67,13 +71,14 @@ def recipe(
     takes one value, as in search.method: [dap, gate] or seed: [0, 1], stands for a recipe with each of them.
     """
     require_started_once()
+    fresh, wait, quiet = flags["fresh"], flags["wait"], flags["quiet"]
     from deploy_prune.recipe.sweep import load_recipes
 
     found = [(name, one) for name in names for one in load_recipes(name, settings)]
     if len(found) > 1 or devices:
         from deploy_prune.commands.many import run_recipes
 
-        return run_recipes(found, out, jobs, devices, [*["--fresh"] * fresh, *["--wait"] * wait], quiet)
+        return run_recipes(found, out, jobs, devices, [*["--fresh"] * fresh, *["--wait"] * wait], quiet, json_file)
     parsed = found[0][1].recipe
     if not quiet:
         say_first("Run", parsed)
@@ -85,6 +90,7 @@ def recipe(
             tell = pipeline.untold if quiet else partial(say, err=True)
             run = pipeline.run(parsed, out, progress, fresh, tell, tell_threads=tell, jobs=jobs or 1)
     show_rows(run.rows)
+    write_json(json_file, [{"recipe": parsed.name, **asdict(row)} for row in run.rows])
     output().print(*run.summary, sep="\n", markup=False, highlight=False)
     output().print(f"{run.folder}", markup=False, highlight=False)
     return require_ok(run.rows)
@@ -94,7 +100,8 @@ def recipe(
 @click.argument("name")
 @settings
 @click.option("--quiet", is_flag=True, help="Show no progress.")
-def check(name: str, settings: Sequence[str], quiet: bool) -> None:
+@json_file
+def check(name: str, settings: Sequence[str], quiet: bool, json_file: Path | None) -> None:
     """Say without training whether a recipe's budgets can be met.
 
     NAME is a shipped recipe or a path. Takes seconds, or minutes if artifacts must be written and timed. Fails if a
@@ -112,6 +119,7 @@ def check(name: str, settings: Sequence[str], quiet: bool) -> None:
     with nullcontext(silent) if quiet else rich_progress() as progress:
         report = checking.check(parsed, progress)
     output().print(*check_tables(report), sep="\n")
+    write_json(json_file, report.as_json())
     require_met(report)
 
 
@@ -124,7 +132,7 @@ def check(name: str, settings: Sequence[str], quiet: bool) -> None:
 @click.option(
     "--trust", is_flag=True, help="Allow the program that a target of the run names to be started on its device."
 )
-@click.option("--json", "json_file", type=result_file, help="Also write the rows to this file.")
+@json_file
 def bench(run: Path, runs: int, device: str | None, trust: bool, json_file: Path | None) -> None:
     """Measure a run's latency again.
 
@@ -139,9 +147,32 @@ def bench(run: Path, runs: int, device: str | None, trust: bool, json_file: Path
 
     found = bench.bench(run, runs, device, trust)
     output().print(*bench_tables(found), sep="\n")
-    if json_file:
-        write_text(json_file, json.dumps([one.as_json() for one in found], indent=2) + "\n")
+    write_json(json_file, [one.as_json() for one in found])
     require_ok([one.row for one in found])
+
+
+@main.command(epilog=examples("compare"))
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=file_option, help="The page to write. Default: compare.html beside the first run.")
+@json_file
+def compare(runs: Sequence[Path], out: Path | None, json_file: Path | None) -> None:
+    """Compare runs: which networks are worth having on each device.
+
+    RUN is a run folder. A network is worth having if no other one is as fast and as good: these are marked. A network's
+    latency is its share of the dense network's, measured in the same rounds, times the median latency of that dense
+    network over the runs. Also shown is in what the recipes differ. On the page, a click on a point leads to its
+    network.
+    """
+    from deploy_prune.report.compare import compare as compared
+    from deploy_prune.report.compare_page import write_compare_page
+    from deploy_prune.report.compare_table import compare_tables
+    from deploy_prune.report.terminal import output
+
+    found, page = compared(runs), out or runs[0].resolve().parent / "compare.html"
+    require_outside_runs(page)
+    output().print(*compare_tables(found), sep="\n")
+    write_json(json_file, found.as_json())
+    say(write_compare_page(found, page))
 
 
 @main.command(epilog=examples("export"))
@@ -240,89 +271,6 @@ def transfer(source: Path, settings: Sequence[str], quiet: bool, **how: Any) -> 
     output().print(transfer_table(found))
 
 
-@main.command(epilog=examples("show"))
-@click.argument("source", metavar="ARCHITECTURE_OR_RUN_FOLDER", type=click.Path(path_type=Path))
-@click.option("--target", help="Predict latency on this target too, see `deploy-prune targets`.")
-@click.option(
-    "--trust", is_flag=True, help="Allow code of your own (module:callable) that the architecture names to run."
-)
-@network_inputs
-@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
-def show(source: Path, target: str | None, trust: bool, inputs: Sequence[str], as_json: bool) -> None:
-    """Draw an architecture layer by layer: channels, MACs, latency.
-
-    Reads an architecture.json, or that of a run's TARGET/BUDGET folder. Weights are not needed. MACs are
-    multiply-accumulates. With --target, each layer's latency is predicted: on an attached device by a latency table,
-    which is measured if there is none yet, else by the rates in the target's file.
-    """
-    from deploy_prune.commands.given_inputs import parse_inputs
-    from deploy_prune.commands.show import overview
-    from deploy_prune.report.show import overview_tables
-    from deploy_prune.report.terminal import output
-
-    found = overview(source, target, trust, parse_inputs(inputs))
-    if as_json:
-        say(json.dumps(found.as_json(), indent=1))
-    else:
-        output().print(*overview_tables(found), sep="\n")
-
-
-@main.command(epilog=examples("predict"))
-@click.argument("model")
-@click.option("--target", required=True, help="A target: a name that `deploy-prune targets` lists, or a file.")
-@network_inputs
-@click.option(
-    "--trust", is_flag=True, help="Allow code of your own (module:callable) that the architecture names to run."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
-def predict(model: str, target: str, inputs: Sequence[str], trust: bool, as_json: bool) -> None:
-    """Predict a network's latency on a device that isn't attached.
-
-    Shows the latency and how far off it may be. MODEL is torchvision:NAME, timm:NAME, ultralytics:NAME, an
-    architecture.json or a run's TARGET/BUDGET folder; with --trust also module:callable, a function of your own that
-    builds it. A detector is looked at without what only training or decoding needs.
-    """
-    from deploy_prune.commands import predict
-    from deploy_prune.commands.given_inputs import parse_inputs
-
-    found = predict.predicted(model, target, parse_inputs(inputs), trust)
-    say(json.dumps(found.as_json(), indent=1) if as_json else str(found))
-
-
-@main.command(epilog=examples("profile"))
-@click.argument("model")
-@click.option("--target", required=True, help="A target: a name that `deploy-prune targets` lists, or a file.")
-@click.option("--device", help="Measure there: local, ssh://USER@HOST[:PORT] or adb://SERIAL.")
-@network_inputs
-@click.option(
-    "--classes", type=click.IntRange(min=1), default=1000, show_default=True, help="Number of classes of the network."
-)
-@click.option(
-    "--variants", type=click.IntRange(min=1), default=8, show_default=True, help="Networks that the table is made of."
-)
-@click.option(
-    "--trust", is_flag=True, help="Allow code of your own (module:callable) that the architecture names to run."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@click.option("--out", type=result_file, help="Also write the JSON to this file.")
-def profile(model: str, inputs: Sequence[str], as_json: bool, out: Path | None, **how: Any) -> None:
-    """Measure a network's latency table on a device, and how good it is.
-
-    Takes minutes. Networks of random widths are measured: some to make the table, as many others to check it. Recipes
-    for the same network, classes, input size and device use the table. MODEL is as for predict.
-    """
-    from deploy_prune.commands import profile
-    from deploy_prune.commands.given_inputs import parse_inputs
-    from deploy_prune.report.terminal import rich_progress
-
-    with rich_progress() as progress:
-        found = profile.profile(inputs=parse_inputs(inputs), model=model, progress=progress, **how)
-    text = json.dumps(found.as_json(), indent=1)
-    if out:
-        write_text(out, text + "\n")
-    say(text if as_json else str(found))
-
-
 @main.command(epilog=examples("report"))
 @run_folder
 def report(run: Path) -> None:
@@ -334,66 +282,8 @@ def report(run: Path) -> None:
         say(write_page(run))
 
 
-@main.group(
-    invoke_without_command=True,
-    epilog=examples("targets"),
-)
-@click.pass_context
-def targets(context: click.Context) -> None:
-    """List the targets (devices), or describe a new one.
-
-    The list says for each whether its latency is measured or predicted, and how far off predictions are.
-    """
-    if context.invoked_subcommand is None:
-        from deploy_prune.device.targets import list_targets
-        from deploy_prune.report.terminal import output, targets_table
-
-        output().print(targets_table(list_targets()))
-
-
-@targets.command(epilog=examples("targets new"))
-@click.argument("name")
-@click.option("--ssh", "host", metavar="[USER@]HOST[:PORT]", help="Reach it by ssh; a path to its python3 may follow.")
-@click.option("--adb", "serial", metavar="SERIAL", help="Reach it by adb; `adb devices` lists serial numbers.")
-@click.option("--program", type=file_option, help="A benchmark program to start there, if the device has no Python.")
-@click.option("--out", type=file_option, help="Write it to this file instead of NAME.yaml.")
-def new(name: str, host: str | None, serial: str | None, program: Path | None, out: Path | None) -> None:
-    """Ask a device what it is, and write its target file.
-
-    The file is NAME.yaml, or --out. Its path is used like a target's name.
-    """
-    if (host is None) == (serial is None):
-        message = "give either --ssh or --adb"
-        raise click.UsageError(message)
-    from deploy_prune.device.new_target import new_target
-
-    device = f"adb://{serial}" if host is None else f"ssh://{host}"
-    say(new_target(name, device, out or Path(f"{name}.yaml"), program))
-
-
-@main.command(epilog=examples("schema"))
-@click.option("--out", type=result_file, help="Write it to this file instead of standard output.")
-def schema(out: Path | None) -> None:
-    """Print the recipe's JSON schema, for editors."""
-    from deploy_prune.recipe.tasks import schema as recipe_schema
-
-    text = json.dumps(recipe_schema(), indent=2)
-    write_text(out, text + "\n") if out else say(text)
-
-
-@main.command(epilog=examples("cache"))
-@click.option(
-    "--clear", "kind", is_flag=False, flag_value="all", help="Remove one kind, as listed; without KIND, everything."
-)
-def cache(kind: str | None) -> None:
-    """List what was measured and found before, or remove it.
-
-    Measured latencies are used for 30 days. `deploy-prune recipe --fresh` uses none of them.
-    """
-    from deploy_prune.commands.outcome import clear_cache, show_cache
-
-    show_cache() if kind is None else clear_cache(kind)
-
+for command in (show, predict, profile, targets, schema, cache):
+    main.add_command(command)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,11 +17,11 @@ import deploy_prune
 from deploy_prune import api, commands, errors, run
 from deploy_prune.cli import main
 from deploy_prune.commands.examples import EXAMPLES
-from deploy_prune.errors import BudgetError, DeployPruneError
+from deploy_prune.errors import BudgetError, DeployPruneError, RunFolderError
 from deploy_prune.recipe.file import load_recipe
-from deploy_prune.report.results import Bench
+from deploy_prune.report.results import Bench, BudgetReach, CheckReport, TargetReach
 from deploy_prune.report.row import Row
-from deploy_prune.types import Artifact, Structure, silent
+from deploy_prune.types import Artifact, ChannelGroup, Structure, silent
 
 ERROR_CLASSES = [DeployPruneError, *DeployPruneError.__subclasses__()]
 
@@ -42,18 +42,18 @@ def benches(*rows: Row) -> tuple[Bench, ...]:
     return tuple(Bench(row=one, macs_share=1.0) for one in rows)
 
 
-def check_report(*, met: bool = True) -> SimpleNamespace:
-    budget = SimpleNamespace(
+def check_report(*, met: bool = True, groups: tuple[ChannelGroup, ...] = ()) -> CheckReport:
+    budget = BudgetReach(
         target="host", budget="1%", metric="latency", asked=0.1, met=met, reason="the smallest is 2 ms"
     )
-    reach = SimpleNamespace(
+    reach = TargetReach(
         target="host", granularity=8, granularity_source="measured", metric="latency", smallest=2.0, dense=10.0,
         predicted_by="table",
     )  # fmt: skip
-    return SimpleNamespace(
-        recipe_name="quickstart", network="resnet20", structure=Structure(groups=(), layers=(), whole=()),
-        dense={"macs": 1e6, "params": 1e5}, targets=[reach], budgets=[budget], seconds=1.0,
-        summary=("Input: 3 x 32 x 32 pixels.",),
+    return CheckReport(
+        recipe_name="quickstart", network="resnet20", dense={"macs": 1e6, "params": 1e5},
+        structure=Structure(groups=groups, layers=(), whole=()),
+        targets=(reach,), budgets=(budget,), seconds=1.0, summary=("Input: 3 x 32 x 32 pixels.",),
     )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def test_an_example_parses(line):
     program, *words = shlex.split(line)
     assert program == "deploy-prune"
     name, command, args = main.resolve_command(click.Context(main), words)
-    if args and isinstance(command, click.Group):
+    if args and args[0] in getattr(command, "commands", ()):
         name, command, args = command.resolve_command(click.Context(command), args)
     command.make_context(name, args)
 
@@ -248,6 +248,43 @@ def test_bench_writes_its_rows_as_json(pipeline, tmp_path):
     assert result.exit_code == 0
     assert pipeline.calls == [("bench", Path("runs/quickstart"), 50, None, False)]
     assert [r["budget"] for r in json.loads((tmp_path / "again.json").read_text())] == ["dense", "50%"]
+
+
+def test_recipe_writes_its_rows_as_json(pipeline, tmp_path):
+    assert call("recipe", "quickstart", "--quiet", "--json", str(tmp_path / "rows.json")).exit_code == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["recipe"], row["budget"]) for row in rows] == [("quickstart", "dense"), ("quickstart", "50%")]
+
+
+def test_check_writes_what_it_found_as_json(pipeline, tmp_path):
+    a, b = (SimpleNamespace(tensor=f"{name}.weight") for name in "ab")
+    group = ChannelGroup(name="a", channels=8, period=1, members=(a, b), consumers=(b,))
+    pipeline.answer("check", check_report(groups=(group,)))
+    assert call("check", "quickstart", "--quiet", "--json", str(tmp_path / "found.json")).exit_code == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["groups"] == [
+        {"name": "a", "channels": 8, "period": 1, "tensors": ["a.weight", "b.weight"], "read_by": ["b.weight"]}
+    ]
+    assert found["budgets"][0]["met"] is True
+
+
+def test_targets_are_printed_as_json():
+    found = json.loads(call("targets", "--json").stdout)
+    assert {"host", "pixel-8"} <= {target["name"] for target in found}
+
+
+def test_compare_writes_its_page_beside_the_runs(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text("name: x\nmodel: {source: resnet20}\n")
+    result = call("compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json", str(tmp_path / "c.json"))
+    assert result.exit_code == 0
+    assert "a has no results yet." in result.stdout
+    assert result.stdout.endswith(f"{tmp_path / 'compare.html'}\n")
+    assert json.loads((tmp_path / "c.json").read_text())["runs"] == ["a", "b"]
+    (tmp_path / "a" / ".stages").mkdir()
+    inside = call("compare", str(tmp_path / "a"), "--out", str(tmp_path / "a" / "compare.html"))
+    assert inside.exit_code == RunFolderError.exit_code
 
 
 def test_export_names_the_artifact(pipeline, tmp_path):

@@ -14,11 +14,18 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "deploy-prune recipe a.yaml b.yaml c.yaml --jobs 2",
         "deploy-prune recipe mobilenet --set search.method=[dap,gate] --set seed=[0,1] --devices cuda:0,cuda:1",
     ),
-    "check": ("deploy-prune check mobilenet --set budgets=[20%]",),
+    "check": (
+        "deploy-prune check mobilenet --set budgets=[20%]",
+        "deploy-prune check my-recipe.yaml --json groups.json",
+    ),
     "bench": (
         "deploy-prune bench runs/mobilenet --runs 1000 --json again.json",
         "deploy-prune bench runs/mobilenet --device ssh://pi@raspberrypi.local",
         "deploy-prune bench runs/mobilenet --device ssh://pi@10.0.0.7:2222/home/pi/env/bin/python3",
+    ),
+    "compare": (
+        "deploy-prune compare runs/mobilenet-gate runs/mobilenet-dap",
+        "deploy-prune compare runs/* --out methods.html --json methods.json",
     ),
     "export": (
         "deploy-prune export runs/mobilenet --target host",
@@ -54,6 +61,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "report": ("deploy-prune report runs/mobilenet",),
     "targets": (
         "deploy-prune targets",
+        "deploy-prune targets --json",
         "deploy-prune targets new my-pi --ssh pi@raspberrypi.local",
     ),
     "targets new": (

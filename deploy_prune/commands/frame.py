@@ -14,7 +14,7 @@ import click
 
 from deploy_prune.errors import MAX_MESSAGE, DeployPruneError, RunFolderError, printable
 from deploy_prune.system.outputs import require_outside_runs
-from deploy_prune.system.shell import shown
+from deploy_prune.system.shell import shown, write_text
 
 if TYPE_CHECKING:
     from deploy_prune.recipe.parts import Recipe
@@ -116,3 +116,10 @@ def _is_json(path: Path) -> bool:
 
 
 result_file = ResultFile(dir_okay=False, path_type=Path)
+json_file = click.option("--json", "json_file", type=result_file, help="Also write the results to this file.")
+
+
+def write_json(path: Path | None, value: Any) -> None:
+    """Write a result to the file, if there is one to write to."""
+    if path:
+        write_text(path, json.dumps(value, indent=2) + "\n")

@@ -19,7 +19,7 @@ from typing import IO, Final
 
 import click
 
-from deploy_prune.commands.frame import say
+from deploy_prune.commands.frame import say, write_json
 from deploy_prune.errors import RecipeError, RunFolderError
 from deploy_prune.recipe.file import resolve
 from deploy_prune.recipe.sweep import Swept
@@ -135,9 +135,9 @@ def run_many(jobs: Sequence[Job], out: Path, at_once: int, devices: Sequence[str
 
 def run_recipes(
     recipes: Sequence[tuple[str, Swept]], out: Path, at_once: int | None, devices: str | None, flags: Sequence[str],
-    quiet: bool,
+    quiet: bool, json_file: Path | None = None,
 ) -> None:  # fmt: skip
-    """Run recipes, each with the name that it was given by, and show what came of them.
+    """Run recipes, each with the name that it was given by, and show (and write) what came of them.
 
     Raises:
         RecipeError: ``devices`` are none.
@@ -156,6 +156,7 @@ def run_recipes(
     with nullcontext(lambda name, line: None) if quiet else recipe_lines([job.name for job in jobs]) as show:
         outcomes = run_many(jobs, out, at_once or len(places) or 1, places, show)
     output().print(outcomes_table(outcomes))
+    write_json(json_file, [row for one in outcomes for row in one.as_json()])
     failed = [one for one in outcomes if one.code]
     if failed:
         say(f"deploy-prune: error: {len(failed)} of {len(outcomes)} recipes failed, see above.", err=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from math import isfinite
@@ -145,6 +145,19 @@ def dump(recipe: Recipe) -> str:
     yaml.representer.ignore_aliases = lambda value: True
     yaml.dump(recipe.model_dump(), stream)
     return stream.getvalue()
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """Every setting by its whole key, as in train.lr; lists and the user's own mappings (args, options) are values."""
+
+    def walk(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, Mapping) and key not in {"args", "options"}:
+                yield from walk(value, f"{above}{key}.")
+            else:
+                yield f"{above}{key}", value
+
+    return dict(walk(recipe.model_dump(), ""))
 
 
 def _plain(node: Any, source: Source, key: Key = ()) -> Any:

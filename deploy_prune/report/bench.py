@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from deploy_prune.report import latency
 from deploy_prune.report.results import Bench
-from deploy_prune.report.table import faster, lines, milliseconds, predicted, status
+from deploy_prune.report.table import faster, lines, milliseconds, plain_table, predicted, status
 from deploy_prune.report.units import NONE, amount, percent, plain
 
 
 def bench_tables(benches: Sequence[Bench]) -> tuple[RenderableType, ...]:
     """The speed-up, and p50 beside dense's in the same rounds, row by row; where it lags behind MACs, the layers."""
-    table = _table("target", "budget\nasked\npredicted")
+    table = plain_table("target", "budget\nasked\npredicted")
     headers = ("speed-up\n(95%)", "p50 ms\nslim / dense", "p90 ms\np99 ms", "MACs\nof dense")
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
@@ -49,7 +47,7 @@ def _why(found: Bench) -> RenderableType:
     head += f"with {percent(found.macs_share)} of its MACs"
     if not found.lost:
         return Text(f"{head}; no single layer can be named.", style="yellow")
-    table = _table("layer", title=f"{head}. Time lost against MACs, of the slim network's:")
+    table = plain_table("layer", title=f"{head}. Time lost against MACs, of the slim network's:")
     for header in ("lost", "ms\ndense → slim", "ms kept", "MACs kept"):
         table.add_column(header, justify="right")
     table.add_column("why")
@@ -57,10 +55,4 @@ def _why(found: Bench) -> RenderableType:
         times = f"{plain(x.dense_ms, 'latency')} → {plain(x.slim_ms, 'latency')}"
         kept = percent(x.slim_ms / x.dense_ms) if x.dense_ms > 0 else NONE
         table.add_row(Text(x.layer), percent(x.share), times, kept, percent(x.macs_share), x.reason)
-    return table
-
-
-def _table(*headers: str, title: str | None = None) -> Table:
-    table = Table(*headers, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.title_style, table.title_justify = "bold not italic", "left"
     return table

@@ -61,6 +61,7 @@ class Point(NamedTuple):
     """A network on the latency-score chart; ``measured`` False = its latency is predicted.
 
     ``low_ms`` and ``high_ms``: the ends of its error bar. ``about``: what is told of it where one points at it.
+    ``link``: where a click on it leads.
     """
 
     label: str
@@ -70,6 +71,7 @@ class Point(NamedTuple):
     low_ms: float | None = None
     high_ms: float | None = None
     about: str = ""
+    link: str = ""
 
 
 class Bar(NamedTuple):
@@ -80,11 +82,12 @@ class Bar(NamedTuple):
     kept: int
 
 
-def latency_score(series: Mapping[str, Sequence[Point]], name: str, unit: str) -> Markup:
-    """One line per target; its first point is the dense network. Hollow points are predicted.
+def latency_score(series: Mapping[str, Sequence[Point]], name: str, unit: str, front: Sequence[Point] = ()) -> Markup:
+    """One line per target (or run); its first point is the dense network. Hollow points are predicted.
 
     Args:
         series: target -> points.
+        front: points that no other beats, from the fastest on; a broad line leads through them.
         name: the score's.
         unit: the score's; "%" for scores from 0 to 1.
     """
@@ -93,6 +96,9 @@ def latency_score(series: Mapping[str, Sequence[Point]], name: str, unit: str) -
         axes = figure.add_subplot()
         for colour, (target, points) in zip(cycle(SERIES), series.items(), strict=False):
             _line(axes, target, points, colour, unit)
+        if front:
+            heights = [point.score * (100 if unit == "%" else 1) for point in front]
+            axes.plot([point.ms for point in front], heights, color=LINE, linewidth=9, zorder=0, label="worth having")
         latencies = [point.ms for points in series.values() for point in points]
         if max(latencies) > 8 * min(latencies):
             axes.set_xscale("log")
@@ -100,7 +106,7 @@ def latency_score(series: Mapping[str, Sequence[Point]], name: str, unit: str) -
             axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
         axes.margins(x=0.08, y=0.18)
-        axes.set(xlabel="latency, ms: share of dense × the dense row's latency", ylabel=f"{name}, {unit}".rstrip(", "))
+        axes.set(xlabel="latency, ms: share of dense × dense's latency", ylabel=f"{name}, {unit}".rstrip(", "))
         figure.legend(loc="outside upper left", ncols=4, handlelength=1.6)
         drawn = _svg(figure, f"{heading(name)} against latency", _describe(series, unit))
         return _with_tooltips(drawn, [point.about for points in series.values() for point in points])
@@ -128,7 +134,7 @@ def _line(axes: Any, target: str, points: Sequence[Point], colour: str, unit: st
         if point.low_ms is not None and point.high_ms is not None:
             axes.plot([point.low_ms, point.high_ms], [height, height], color=colour, linewidth=4, alpha=0.45)
         dot = axes.scatter(point.ms, height, marker=shape, s=size, facecolor=face, edgecolor=colour, linewidth=1.6)
-        dot.set(zorder=3, gid=POINT)
+        dot.set(zorder=3, gid=POINT, urls=[point.link or None])
         axes.annotate(
             point.label,
             (point.ms, height),

@@ -24,10 +24,12 @@ class Placed:
     """A row on the latency axis: its share of dense times the reference, and the same for the interval's ends.
 
     ``low_ms`` and ``high_ms`` are None where there is no interval: of a dense and of a predicted row.
+    ``reference``: the one dense latency in ms, see ``reference_ms``.
     """
 
     row: Row
     ms: float
+    reference: float
     low_ms: float | None = None
     high_ms: float | None = None
 
@@ -119,15 +121,16 @@ def without_dense_row(rows: Sequence[Row]) -> tuple[str, ...]:
 
 def _place(row: Row, reference: float) -> Placed | None:
     if row.budget == "dense":
-        return Placed(row=row, ms=reference) if latency_ms(row) is not None else None
+        return Placed(row=row, ms=reference, reference=reference) if latency_ms(row) is not None else None
     faster = speedup(row)
     if faster is None:
         return None
     if row.measured_on is None or row.speedup_low is None or row.speedup_high is None:
-        return Placed(row=row, ms=reference / faster)
+        return Placed(row=row, ms=reference / faster, reference=reference)
     return Placed(
-        row=row, ms=reference / faster, low_ms=reference / row.speedup_high, high_ms=reference / row.speedup_low
-    )
+        row=row, ms=reference / faster, reference=reference, low_ms=reference / row.speedup_high,
+        high_ms=reference / row.speedup_low,
+    )  # fmt: skip
 
 
 def remarks(rows: Sequence[Row]) -> tuple[str, ...]:

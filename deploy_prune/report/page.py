@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from deploy_prune.errors import RunFolderError, printable
 from deploy_prune.report import charts, latency, pictures, table
 from deploy_prune.report.files import read, shaped
 from deploy_prune.report.row import Row
-from deploy_prune.report.units import amount, heading, in_unit, percent, plain
+from deploy_prune.report.template import template
+from deploy_prune.report.units import in_unit
 from deploy_prune.system import strict_json
 from deploy_prune.system.shell import write_text
 from deploy_prune.types import Metric
@@ -84,7 +83,7 @@ def write_page(run: Path) -> Path:
     """
     found = read_run(run)
     names = dict.fromkeys(network.target for network in found.networks)
-    page = _template().render(
+    page = template("page.html.j2").render(
         run=found,
         sentences=headline(found.rows or ()),
         remarks=latency.remarks(found.rows or ()),
@@ -144,7 +143,7 @@ def _network(folder: Path) -> Network:
     return Network(
         target=folder.parent.name,
         budget=folder.name,
-        bars=read(folder / "architecture.json", _bars),
+        bars=bars_of(folder),
         loop=read(folder / "loop.json", _loop),
         measured=read(folder / "latency.json", _measured),
     )
@@ -175,6 +174,15 @@ class _Provenance:
 def _provenance(value: Any) -> dict[str, Any]:
     taken_apart = shaped(_Provenance, value)
     return {"finished": "", **value, **asdict(taken_apart)}
+
+
+def bars_of(folder: Path) -> tuple[charts.Bar, ...] | None:
+    """The channel groups of the network in a folder TARGET/BUDGET; None if it isn't there.
+
+    Raises:
+        RunFolderError: architecture.json is damaged.
+    """
+    return read(folder / "architecture.json", _bars)
 
 
 def _bars(architecture: Any) -> tuple[charts.Bar, ...]:
@@ -281,33 +289,3 @@ def _channel_charts(networks: Sequence[Network]) -> list[Markup]:
     """One chart per handful of budgets, so that panels stay readable."""
     bars = [(network.budget, network.bars) for network in networks if network.bars]
     return [charts.channels(dict(bars[at : at + MAX_PANELS])) for at in range(0, len(bars), MAX_PANELS)]
-
-
-def _shown(value: Any) -> Any:
-    """What is written into the page: text without control characters; what is markup already is ours."""
-    return printable(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _template() -> Any:
-    here = FileSystemLoader(Path(__file__).parent)
-    env = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    env.finalize = _shown
-    env.filters["ms"] = partial(amount, metric="latency")
-    env.filters["percent"] = percent
-    shown: Mapping[str, Callable[..., Any]] = {
-        "amount": amount,
-        "plain": plain,
-        "score": table.score,
-        "heading": heading,
-        "in_unit": in_unit,
-        "faster": table.faster,
-        "interval": latency.interval,
-        "latency_ms": latency.latency_ms,
-        "milliseconds": table.milliseconds,
-        "own_dense_ms": latency.own_dense_ms,
-        "speedup": latency.speedup,
-        "status": table.status,
-        "times": latency.times,
-    }
-    env.globals.update(shown)
-    return env.get_template("page.html.j2")

@@ -52,6 +52,23 @@ class CheckReport:
     seconds: float
     summary: tuple[str, ...] = ()
 
+    def as_json(self) -> dict[str, Any]:
+        """For a file: figures, groups that can be pruned, and layers that are left whole, with the reason."""
+        groups = [
+            {
+                "name": group.name, "channels": group.channels, "period": group.period,
+                "tensors": sorted({axis.tensor for axis in group.members}),
+                "read_by": sorted({axis.tensor for axis in group.consumers}),
+            }
+            for group in self.structure.groups
+        ]  # fmt: skip
+        whole = [asdict(part) for part in self.structure.whole]
+        figures = {"targets": [asdict(x) for x in self.targets], "budgets": [asdict(x) for x in self.budgets]}
+        return {
+            "recipe": self.recipe_name, "network": self.network, "dense": self.dense, "groups": groups, "whole": whole,
+            **figures, "seconds": self.seconds, "summary": list(self.summary),
+        }  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
@@ -125,3 +142,9 @@ class Outcome:
     device: str | None
     seconds: float
     rows: tuple[Row, ...] = ()
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Its rows with the recipe's name; of one that failed before there was any, one with the error."""
+        if not self.rows:
+            return [{"recipe": self.name, "status": "failed" if self.code else "ok", "error": self.error}]
+        return [{"recipe": self.name, **asdict(row)} for row in self.rows]

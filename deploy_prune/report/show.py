@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +13,7 @@ from rich.text import Text
 from deploy_prune.report import latency
 from deploy_prune.report import table as results
 from deploy_prune.report.row import Row
+from deploy_prune.report.table import plain_table
 from deploy_prune.report.units import NONE, amount, percent
 from deploy_prune.types import Input, LayerKind, Metric
 
@@ -98,7 +98,7 @@ def _headline(overview: Overview) -> Text:
 
 
 def _layers(overview: Overview) -> Table:
-    table = _table("layer", "kind")
+    table = plain_table("layer", "kind")
     for header in ("inputs", "outputs", "MACs kept"):
         table.add_column(header, justify="right")
     table.add_column("share of MACs\ndense → slim", justify="right")
@@ -139,7 +139,7 @@ def _rest(overview: Overview) -> Cost:
 
 
 def _totals(overview: Overview) -> Table:
-    table = _table("total")
+    table = plain_table("total")
     for header in ("kept", "slim", "dense"):
         table.add_column(header, justify="right")
     totals: list[tuple[str, Cost, Metric]] = [
@@ -157,7 +157,7 @@ def _totals(overview: Overview) -> Table:
 def _groups(groups: Sequence[GroupLine]) -> RenderableType:
     if not groups:
         return Text("No channels of this network are chosen.")
-    table = _table("group")
+    table = plain_table("group")
     for header in ("channels", "kept", "share"):
         table.add_column(header, justify="right")
     table.add_column("")
@@ -176,7 +176,3 @@ def _cut(line: LayerLine) -> bool:
 def _change(width: tuple[int, int]) -> str:
     dense, slim = width
     return str(dense) if dense == slim else f"{dense} → {slim}"
-
-
-def _table(*headers: str) -> Table:
-    return Table(*headers, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

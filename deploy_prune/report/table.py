@@ -22,7 +22,7 @@ def results_table(rows: Sequence[Row]) -> Table:
     The speed-up comes first, then p50 in ms beside dense's in the same rounds: ms of two rows can't be compared.
     Where the dense network was adapted to other classes, the original one comes first, with the score on its own.
     """
-    table = _table("target", "budget\nasked")
+    table = plain_table("target", "budget\nasked")
     for header in ("speed-up\n(95%)", "p50 ms\nslim / dense", "MMACs\nM params\nMB"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column(f"{rows[0].score_name if rows else 'score'}\ndense →\nslim", justify="right")
@@ -128,7 +128,7 @@ def _result(row: Row) -> tuple[str | Text, ...]:
 
 def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
     """A row for each recipe's target and budget; below it, the error of each recipe that failed."""
-    table = _table("recipe", "target", "budget")
+    table = plain_table("recipe", "target", "budget")
     for header in ("speed-up\n(95%)", "p50 ms\nslim / dense", "score\ndense → slim", "minutes"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("status")
@@ -169,7 +169,7 @@ def check_tables(report: CheckReport) -> tuple[RenderableType, ...]:
 def _groups(groups: Sequence[ChannelGroup]) -> RenderableType:
     if not groups:
         return Text("No channel of this network can be pruned.", style="red")
-    table = _table("group", title="Prunable channels")
+    table = plain_table("group", title="Prunable channels")
     table.add_column("channels", justify="right")
     table.add_column("period", justify="right")
     table.add_column("layers touched", justify="right")
@@ -184,7 +184,7 @@ def _groups(groups: Sequence[ChannelGroup]) -> RenderableType:
 def _whole(structure: Structure) -> RenderableType:
     if not structure.whole:
         return Text("Nothing is left whole.")
-    table = _table("left whole", title="Not prunable")
+    table = plain_table("left whole", title="Not prunable")
     table.add_column("channels", justify="right")
     table.add_column("why")
     for part in structure.whole:
@@ -193,7 +193,7 @@ def _whole(structure: Structure) -> RenderableType:
 
 
 def _targets(targets: Sequence[TargetReach]) -> Table:
-    table = _table("target", title="Reachable cost")
+    table = plain_table("target", title="Reachable cost")
     for header in ("smallest\nin % of dense", "smallest", "dense", "multiples of"):
         table.add_column(header, justify="right")
     table.add_column("multiples from")
@@ -207,7 +207,7 @@ def _targets(targets: Sequence[TargetReach]) -> Table:
 
 
 def _budgets(budgets: Sequence[BudgetReach]) -> Table:
-    table = _table("target", "budget", title="Budgets")
+    table = plain_table("target", "budget", title="Budgets")
     table.add_column("asked", justify="right")
     table.add_column("can be met")
     for reach in budgets:
@@ -216,7 +216,8 @@ def _budgets(budgets: Sequence[BudgetReach]) -> Table:
     return table
 
 
-def _table(*headers: str, title: str | None = None) -> Table:
+def plain_table(*headers: str, title: str | None = None) -> Table:
+    """An empty table with these columns, in the style of all."""
     table = Table(*headers, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.title_style, table.title_justify = "bold not italic", "left"
     return table

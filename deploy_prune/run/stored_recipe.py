@@ -9,16 +9,15 @@ the stages that depend on them are made again, which is said.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
 from io import StringIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ruamel.yaml import YAML
 
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import RecipeError, RunFolderError
-from deploy_prune.recipe.file import dump, load_recipe
+from deploy_prune.recipe.file import dump, flat, load_recipe
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.system.shell import write_text
 from deploy_prune.training.processes import batches_a_step
@@ -47,7 +46,7 @@ def require_same_experiment(recipe: Recipe, folder: Path) -> None:
     except RecipeError as error:
         message = f"The run folder {folder} can't be resumed: {error} Give another name, or --fresh."
         raise RunFolderError(message) from error
-    before, now = (dict(_flat(each.model_dump())) for each in (earlier, recipe))
+    before, now = flat(earlier), flat(recipe)
     for key in EXPERIMENT:
         if before.get(key) != now.get(key):
             message = (
@@ -115,12 +114,3 @@ def _kept(name: str, folder: Path) -> str:
 def _is_path(name: str) -> bool:
     """As ``load_target`` tells a path from a shipped target's name."""
     return "/" in name or Path(name).suffix in {".yaml", ".yml"}
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """("train.lr", 0.1) and so on; lists, and mappings of the user's own (args, options), are values."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and key not in {"args", "options"}:
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value

@@ -147,7 +147,7 @@ def test_a_place_is_left_of_dense_exactly_if_the_network_is_faster(alone, found)
         assert (place.ms < first.ms) == (one.speedup > 1)
         assert place.low_ms <= place.ms <= place.high_ms
     for left, right in pairwise(sorted(others, key=lambda place: place.ms)):
-        assert left.row.speedup >= right.row.speedup
+        assert left.row.speedup >= right.row.speedup * (1 - 1e-12)  # places may round to the same number
 
 
 def test_predictions_have_a_share_and_no_interval():

@@ -1,0 +1,81 @@
+"""Runs beside each other as one self-contained HTML page: a point for each network, which leads to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from markupsafe import Markup
+
+from deploy_prune.report import charts, latency
+from deploy_prune.report.compare import Candidate, Comparison, Field
+from deploy_prune.report.page import bars_of
+from deploy_prune.report.template import template
+from deploy_prune.report.units import in_unit
+from deploy_prune.system.shell import write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """A network on the page: its anchor, its chart (None: dense, or not there), and its run's own page."""
+
+    anchor: str
+    candidate: Candidate
+    chart: Markup | None
+    report: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Panel:
+    field: Field
+    chart: Markup
+    networks: tuple[_Shown, ...]
+
+
+def write_compare_page(comparison: Comparison, path: Path) -> Path:
+    """Write the page, atomically. Returns its path.
+
+    Raises:
+        RunFolderError: an architecture.json of a run is damaged.
+    """
+    panels = [_panel(number, field, path.parent) for number, field in enumerate(comparison.fields)]
+    keys = list(dict.fromkeys(key for differs in comparison.differences.values() for key in differs))
+    write_text(path, template("compare.html.j2").render(comparison=comparison, panels=panels, keys=keys))
+    return path
+
+
+def _panel(number: int, field: Field, beside: Path) -> _Panel:
+    anchors = {id(one): f"network-{number}-{place}" for place, one in enumerate(field.candidates)}
+    points = {id(one): _point(one, f"#{anchors[id(one)]}", field) for one in field.candidates}
+    series: dict[str, list[charts.Point]] = {}
+    for one in sorted(field.candidates, key=lambda one: (one.run, one.row.budget != "dense", one.ms)):
+        series.setdefault(one.run, []).append(points[id(one)])
+    front = [points[id(one)] for one in field.candidates if one.worth]
+    return _Panel(
+        field=field, chart=charts.latency_score(series, field.score_name, field.score_unit, front),
+        networks=tuple(_shown(one, anchors[id(one)], beside) for one in field.candidates),
+    )  # fmt: skip
+
+
+def _point(one: Candidate, link: str, field: Field) -> charts.Point:
+    label = "dense" if one.row.budget == "dense" else one.row.budget if one.worth else ""
+    told = latency.sentence(one.row) or ""
+    return charts.Point(
+        label, one.ms, one.score, measured=field.measured, low_ms=one.low_ms, high_ms=one.high_ms, link=link,
+        about=f"{one.run} {one.row.target} {one.row.budget}: {in_unit(one.score, field.score_unit)}; {told}",
+    )  # fmt: skip
+
+
+def _shown(one: Candidate, anchor: str, beside: Path) -> _Shown:
+    bars = None if one.row.budget == "dense" else bars_of(one.folder)
+    page = one.folder.parents[1] / "report.html"
+    link = quote(os.path.relpath(page, beside.absolute())) if page.is_file() else None
+    return _Shown(anchor=anchor, candidate=one, chart=_drawn(one.row.budget, bars), report=link)
+
+
+def _drawn(budget: str, bars: Sequence[charts.Bar] | None) -> Markup | None:
+    panels: Mapping[str, Sequence[charts.Bar]] = {budget: bars} if bars else {}
+    return charts.channels(panels) if panels else None
