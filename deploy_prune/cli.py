@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from deploy_prune.commands.cli_devices import cache, schema, targets
+from deploy_prune.commands.cli_devices import cache, doctor, schema, targets
 from deploy_prune.commands.cli_networks import predict, profile, show
 from deploy_prune.commands.examples import examples
 from deploy_prune.commands.frame import (
@@ -282,7 +282,7 @@ def report(run: Path) -> None:
         say(write_page(run))
 
 
-for command in (show, predict, profile, targets, schema, cache):
+for command in (show, predict, profile, targets, doctor, schema, cache):
     main.add_command(command)
 
 if __name__ == "__main__":

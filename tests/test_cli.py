@@ -16,9 +16,11 @@ from click.testing import CliRunner
 import deploy_prune
 from deploy_prune import api, commands, errors, run
 from deploy_prune.cli import main
+from deploy_prune.commands import doctor
 from deploy_prune.commands.examples import EXAMPLES
-from deploy_prune.errors import BudgetError, DeployPruneError, RunFolderError
+from deploy_prune.errors import BudgetError, DeployPruneError, MissingDependencyError, RunFolderError
 from deploy_prune.recipe.file import load_recipe
+from deploy_prune.report.doctor import Finding
 from deploy_prune.report.results import Bench, BudgetReach, CheckReport, TargetReach
 from deploy_prune.report.row import Row
 from deploy_prune.types import Artifact, ChannelGroup, Structure, silent
@@ -318,3 +320,20 @@ def test_schema_is_json_on_standard_output_or_in_a_file(tmp_path):
     printed = call("schema").stdout
     assert call("schema", "--out", str(tmp_path / "s.json")).stdout == ""
     assert json.loads(printed) == json.loads((tmp_path / "s.json").read_text())
+
+
+def test_doctor_fails_if_something_is_wrong(monkeypatch):
+    told = [
+        Finding(area="Formats", name="onnx", state="ok", told="there"),
+        Finding(area="Formats", name="ncnn", state="wrong", told="pnnx is missing", remedy="pip install 'x'"),
+    ]
+    asked = []
+    monkeypatch.setattr(doctor, "findings", lambda progress, *, attempt: asked.append(attempt) or told)
+    result = call("doctor", "--try")
+    assert asked == [True]
+    assert "pnnx is missing" in result.stdout
+    assert result.exit_code == MissingDependencyError.exit_code
+    assert result.stderr == "deploy-prune: error: 1 of 2 are wrong: ncnn.\n"
+    assert [one["state"] for one in json.loads(call("doctor", "--json").stdout)] == ["ok", "wrong"]
+    told.pop()
+    assert call("doctor").exit_code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import click
 
 from deploy_prune.commands.examples import examples
 from deploy_prune.commands.frame import file_option, result_file, say
+from deploy_prune.errors import MissingDependencyError
 from deploy_prune.system.shell import write_text
+from deploy_prune.types import silent
 
 
 @click.group(
@@ -53,6 +56,31 @@ def new(name: str, host: str | None, serial: str | None, program: Path | None, o
 
     device = f"adb://{serial}" if host is None else f"ssh://{host}"
     say(new_target(name, device, out or Path(f"{name}.yaml"), program))
+
+
+@click.command(epilog=examples("doctor"))
+@click.option("--try", "attempt", is_flag=True, help="Also write and run a small network in each format.")
+@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+def doctor(attempt: bool, as_json: bool) -> None:
+    """Look for what is missing or wrong on this machine.
+
+    Lists packages, formats and their runtimes, ssh and adb with the phones that it sees, the GPU, what disturbs
+    measurements here, and the folders that are written to; with what to do about it. Fails if something is wrong.
+    """
+    from deploy_prune.commands.doctor import findings
+    from deploy_prune.report.doctor import doctor_tables
+    from deploy_prune.report.terminal import output, rich_progress
+
+    with nullcontext(silent) if as_json else rich_progress() as progress:
+        found = list(findings(progress, attempt=attempt))
+    if as_json:
+        say(json.dumps([asdict(one) for one in found], indent=1))
+    else:
+        output().print(*doctor_tables(found), sep="\n")
+    wrong = [one.name for one in found if one.state == "wrong"]
+    if wrong:
+        message = f"{len(wrong)} of {len(found)} are wrong: {', '.join(wrong)}."
+        raise MissingDependencyError(message)
 
 
 @click.command(epilog=examples("schema"))

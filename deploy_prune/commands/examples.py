@@ -69,6 +69,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "deploy-prune targets new my-phone --adb R58M12ABCDE --program ./benchmark_model",
         "deploy-prune recipe mobilenet --set targets=[./my-pi.yaml]",
     ),
+    "doctor": ("deploy-prune doctor", "deploy-prune doctor --try"),
     "schema": ("deploy-prune schema --out recipe.schema.json",),
     "cache": (
         "deploy-prune cache",
