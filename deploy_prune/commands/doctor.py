@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Final
 
+import joblib
 import psutil
 import torch
 from packaging.requirements import Requirement
@@ -37,8 +38,6 @@ LIBRARIES: Final = ("timm", "ultralytics")
 BUSY: Final = 0.5
 """Cores in use by other programs, as a share of all, from which measurements suffer."""
 LEAST_FREE_GB: Final = 2.0
-_QUOTAS: Final = ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-"""Where Linux says how much of the processors a container gets (kernel documentation: cgroup-v2, sched-bwc)."""
 _STEADY: Final = frozenset({"performance", "schedutil", ""})
 """Governors that let a processor run at full speed under load."""
 
@@ -186,8 +185,10 @@ def _processor() -> Iterator[Finding]:
     if slow:
         remedy = "sudo cpupower frequency-set -g performance"
         yield _note(area, "governor", f"{', '.join(slow)}: the clock changes while networks are timed", remedy)
-    if (share := _quota()) is not None and share < cores:
-        yield _note(area, "quota", f"this container gets {share:g} of {cores} cores: timings stop when it is spent", "")
+    if (share := joblib.cpu_count()) < cores:
+        yield _note(
+            area, "quota", f"this container gets {share} of {cores} cores: timings stop when they are spent", ""
+        )
     used = psutil.cpu_percent(interval=0.5) / 100
     if used > BUSY:
         yield _note(
@@ -212,19 +213,6 @@ def _places() -> Iterator[Finding]:
         variable = "DEPLOY_PRUNE_CACHE" if name == "cache" else "TMPDIR"
         remedy = "" if state == "ok" else f"set {variable} to another folder"
         yield Finding(area="Folders", name=name, state=state, told=told, remedy=remedy)
-
-
-def _quota() -> float | None:
-    """Cores that this container may use at most; None: no limit is set."""
-    for path in map(Path, _QUOTAS):
-        try:
-            words = path.read_text(encoding="utf-8").split()
-            period = words[1] if len(words) > 1 else path.with_name("cpu.cfs_period_us").read_text(encoding="utf-8")
-            if words[0].isdigit():
-                return int(words[0]) / int(period)
-        except (OSError, ValueError, LookupError):
-            continue
-    return None
 
 
 def _version(package: str) -> str | None:
