@@ -27,6 +27,7 @@ from deploy_prune.commands.frame import (
     write_json,
 )
 from deploy_prune.commands.outcome import require_met, require_ok, show_rows, write_artifact, write_bundles
+from deploy_prune.recipe.parts import TASK_NAMES
 from deploy_prune.system.launched import require_started_once
 from deploy_prune.system.locks import hold
 from deploy_prune.system.outputs import require_outside_runs
@@ -94,6 +95,38 @@ def recipe(
     output().print(*run.summary, sep="\n", markup=False, highlight=False)
     output().print(f"{run.folder}", markup=False, highlight=False)
     return require_ok(run.rows)
+
+
+@main.command(epilog=examples("init"))
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--model", help="The network: torchvision:NAME, timm:NAME, ultralytics:NAME or module:callable.")
+@click.option("--weights", type=file_option, help="Its trained weights.")
+@click.option("--target", "targets", multiple=True, help="A device, as `deploy-prune targets` lists; repeatable.")
+@click.option("--budget", "budgets", multiple=True, help="As in '50%' or '4 ms'; repeatable. Default: what can be met.")
+@click.option("--task", type=click.Choice(TASK_NAMES), help="What the network is for, if the data fits several tasks.")
+@click.option("--out", type=file_option, help="The file to write. Default: NAME.yaml.")
+@click.option("--yes", is_flag=True, help="Ask nothing: take what is likeliest.")
+def init(out: Path | None, yes: bool, **said: Any) -> None:
+    """Write a recipe for your data, network and device.
+
+    DATA is a folder of images for each class, of pictures with boxes (YOLO, VOC, COCO) or with masks, or an .npz. What
+    can be found out is: the kind of data, what in it is broken, the size of inputs, a batch size that fits into memory,
+    and a budget that can be met. The rest is asked. Ends with what `check` says.
+    """
+    from deploy_prune.commands import init
+    from deploy_prune.report.table import check_tables
+    from deploy_prune.report.terminal import output, rich_progress
+
+    def ask(question: str, likely: str, answers: Sequence[str]) -> str:
+        return likely if yes else click.prompt(question, default=likely, type=click.Choice(answers) if answers else str)
+
+    with rich_progress() as progress:
+        begun, report = init.begin(init.Wanted(**said), ask, progress)
+    path = out or Path(f"{begun.values['name']}.yaml")
+    init.write(begun, path)
+    output().print(*check_tables(report)[-3:], sep="\n")
+    say(f"{path} is written. Run it: deploy-prune recipe {path}")
+    require_met(report)
 
 
 @main.command(epilog=examples("check"))

@@ -14,6 +14,11 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "deploy-prune recipe a.yaml b.yaml c.yaml --jobs 2",
         "deploy-prune recipe mobilenet --set search.method=[dap,gate] --set seed=[0,1] --devices cuda:0,cuda:1",
     ),
+    "init": (
+        "deploy-prune init photos",
+        "deploy-prune init photos --model timm:resnet18 --weights mine.safetensors --target pixel-8 --yes",
+        "deploy-prune init VOCdevkit --task detection --budget '4 ms' --out detector.yaml",
+    ),
     "check": (
         "deploy-prune check mobilenet --set budgets=[20%]",
         "deploy-prune check my-recipe.yaml --json groups.json",
