@@ -26,7 +26,14 @@ from deploy_prune.commands.frame import (
     settings,
     write_json,
 )
-from deploy_prune.commands.outcome import require_met, require_ok, show_rows, write_artifact, write_bundles
+from deploy_prune.commands.outcome import (
+    require_met,
+    require_ok,
+    show_recipes,
+    show_rows,
+    write_artifact,
+    write_bundles,
+)
 from deploy_prune.recipe.parts import TASK_NAMES
 from deploy_prune.system.launched import require_started_once
 from deploy_prune.system.locks import hold
@@ -46,7 +53,7 @@ def main(debug: bool) -> None:
 
 
 @main.command(epilog=examples("recipe"))
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="[NAME...]", nargs=-1)
 @settings
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of run folders."
@@ -66,11 +73,14 @@ def recipe(
 ) -> None:  # fmt: skip
     """Run a recipe: search, cut, retrain, export, measure.
 
-    NAME is a shipped recipe or a path. Run the same command again to resume a run that was stopped.
+    NAME is a shipped recipe or a path; without it, shipped recipes are listed. Run the same command again to resume a
+    run that was stopped.
 
     Several recipes run in a process each, and one that fails doesn't stop the others. A recipe with a list where a key
     takes one value, as in search.method: [dap, gate] or seed: [0, 1], stands for a recipe with each of them.
     """
+    if not names:
+        return show_recipes()
     require_started_once()
     fresh, wait, quiet = flags["fresh"], flags["wait"], flags["quiet"]
     from deploy_prune.recipe.sweep import load_recipes
@@ -130,30 +140,33 @@ def init(out: Path | None, yes: bool, **said: Any) -> None:
 
 
 @main.command(epilog=examples("check"))
-@click.argument("name")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @settings
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @json_file
-def check(name: str, settings: Sequence[str], quiet: bool, json_file: Path | None) -> None:
+def check(names: Sequence[str], settings: Sequence[str], quiet: bool, json_file: Path | None) -> None:
     """Say without training whether a recipe's budgets can be met.
 
     NAME is a shipped recipe or a path. Takes seconds, or minutes if artifacts must be written and timed. Fails if a
-    budget can't be met.
+    budget can't be met. Of a recipe with lists, as `recipe` takes them, each one is checked.
     """
-    from deploy_prune.recipe.file import load_recipe
+    from deploy_prune.recipe.sweep import load_recipes
 
-    parsed = load_recipe(name, settings)
+    recipes = [one.recipe for name in names for one in load_recipes(name, settings)]
     if not quiet:
-        say_first("Check", parsed)
+        say_first("Check", recipes[0])
     from deploy_prune.commands import check as checking
     from deploy_prune.report.table import check_tables
     from deploy_prune.report.terminal import output, rich_progress
 
-    with nullcontext(silent) if quiet else rich_progress() as progress:
-        report = checking.check(parsed, progress)
-    output().print(*check_tables(report), sep="\n")
-    write_json(json_file, report.as_json())
-    require_met(report)
+    reports = []
+    for parsed in recipes:
+        with nullcontext(silent) if quiet else rich_progress() as progress:
+            reports.append(checking.check(parsed, progress))
+        output().print(*check_tables(reports[-1]), sep="\n")
+    write_json(json_file, [report.as_json() for report in reports])
+    for report in reports:
+        require_met(report)
 
 
 @main.command(epilog=examples("bench"))

@@ -169,7 +169,7 @@ def test_an_interrupted_run_says_that_it_can_go_on(pipeline):
 
 def test_a_wrong_command_is_a_usage_error():
     assert call("chekc").exit_code == 2
-    assert call("recipe").exit_code == 2
+    assert call("check").exit_code == 2
 
 
 def test_recipe_passes_everything_on_and_shows_the_results(pipeline):
@@ -245,11 +245,28 @@ def test_check_fails_where_a_run_would(pipeline):
     assert "Budgets" in result.stdout
 
 
+def test_check_takes_several_recipes_and_sweeps(pipeline, tmp_path):
+    found = tmp_path / "found.json"
+    swept = call("check", "quickstart", "mobilenet", "--set", "seed=[0,1]", "--json", str(found))
+    assert swept.exit_code == 0
+    assert [recipe.seed for _, recipe, _ in pipeline.calls] == [0, 1, 0, 1]
+    assert [recipe.name for _, recipe, _ in pipeline.calls][:2] == ["quickstart-0", "quickstart-1"]
+    assert len(json.loads(found.read_text())) == swept.stdout.count("Reachable cost") == 4
+
+
 def test_bench_writes_its_rows_as_json(pipeline, tmp_path):
     result = call("bench", "runs/quickstart", "--runs", "50", "--json", str(tmp_path / "again.json"))
     assert result.exit_code == 0
     assert pipeline.calls == [("bench", Path("runs/quickstart"), 50, None, False)]
     assert [r["budget"] for r in json.loads((tmp_path / "again.json").read_text())] == ["dense", "50%"]
+
+
+def test_recipe_without_a_name_lists_what_is_shipped(pipeline):
+    result = call("recipe")
+    assert result.exit_code == 0
+    assert "quickstart       A complete run" in result.stdout
+    assert pipeline.calls == []
+    assert max(map(len, result.stdout.splitlines())) <= 140
 
 
 def test_recipe_writes_its_rows_as_json(pipeline, tmp_path):
@@ -263,7 +280,7 @@ def test_check_writes_what_it_found_as_json(pipeline, tmp_path):
     group = ChannelGroup(name="a", channels=8, period=1, members=(a, b), consumers=(b,))
     pipeline.answer("check", check_report(groups=(group,)))
     assert call("check", "quickstart", "--quiet", "--json", str(tmp_path / "found.json")).exit_code == 0
-    found = json.loads((tmp_path / "found.json").read_text())
+    (found,) = json.loads((tmp_path / "found.json").read_text())
     assert found["groups"] == [
         {"name": "a", "channels": 8, "period": 1, "tensors": ["a.weight", "b.weight"], "read_by": ["b.weight"]}
     ]

@@ -72,6 +72,16 @@ def require_met(report: CheckReport) -> None:
         raise BudgetError(message)
 
 
+def show_recipes() -> None:
+    """Print the shipped recipes, each with the first line of its file, which says what it is."""
+    from deploy_prune.recipe.file import shipped
+
+    for name, path in shipped().items():
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        say(f"{name:16} {first.lstrip('# ')}")
+    say("\nRun one: deploy-prune recipe NAME. Write one for your data: deploy-prune init DATA.")
+
+
 def show_cache() -> None:
     """Print what the cache has, a line for each kind."""
     from deploy_prune.system.cache import cache_folder, kinds
