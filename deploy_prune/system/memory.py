@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -16,6 +16,16 @@ _LARGEST: Final = 32 << 20
 """glibc's own limit for the threshold that it moves by itself on 64-bit systems (DEFAULT_MMAP_THRESHOLD_MAX), bytes."""
 
 
+def _mallopt() -> Callable[[int, int], int] | None:
+    """glibc's; None where another C library is."""
+    library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library.mallopt if hasattr(library, "gnu_get_libc_version") else None
+
+
+_MALLOPT: Final = _mallopt()
+"""Found once: while files of strangers are loaded, nothing loads code."""
+
+
 @contextmanager
 def large_blocks_given_back() -> Iterator[None]:
     """Inside, blocks of a megabyte or more go back to the system as soon as they are freed.
@@ -24,14 +34,12 @@ def large_blocks_given_back() -> Iterator[None]:
     freed. The heap shrinks from its end alone, so small blocks that are kept between large ones that are not hold all
     of it. Afterwards the threshold is where it would have moved to. Other C libraries are left alone.
     """
-    library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(library, "gnu_get_libc_version"):
+    if _MALLOPT is None:
         yield
         return
-    mallopt = library.mallopt
-    mallopt(_MMAP_THRESHOLD, _SMALL)
+    _MALLOPT(_MMAP_THRESHOLD, _SMALL)
     try:
         yield
     finally:
-        mallopt(_MMAP_THRESHOLD, _LARGEST)
-        mallopt(_TRIM_THRESHOLD, 2 * _LARGEST)
+        _MALLOPT(_MMAP_THRESHOLD, _LARGEST)
+        _MALLOPT(_TRIM_THRESHOLD, 2 * _LARGEST)
