@@ -34,7 +34,6 @@ from deploy_prune.commands.outcome import (
     write_artifact,
     write_bundles,
 )
-from deploy_prune.recipe.parts import TASK_NAMES
 from deploy_prune.system.launched import require_started_once
 from deploy_prune.system.locks import hold
 from deploy_prune.system.outputs import require_outside_runs
@@ -113,10 +112,10 @@ def recipe(
 @click.option("--weights", type=file_option, help="Its trained weights.")
 @click.option("--target", "targets", multiple=True, help="A device, as `deploy-prune targets` lists; repeatable.")
 @click.option("--budget", "budgets", multiple=True, help="As in '50%' or '4 ms'; repeatable. Default: what can be met.")
-@click.option("--task", type=click.Choice(TASK_NAMES), help="What the network is for, if the data fits several tasks.")
+@click.option("--task", help="What the network is for, if the data fits several: detection, segmentation ...")
 @click.option("--out", type=file_option, help="The file to write. Default: NAME.yaml.")
 @click.option("--yes", is_flag=True, help="Ask nothing: take what is likeliest.")
-def init(out: Path | None, yes: bool, **said: Any) -> None:
+def init(yes: bool, **said: Any) -> None:
     """Write a recipe for your data, network and device.
 
     DATA is a folder of images for each class, of pictures with boxes (YOLO, VOC, COCO) or with masks, or an .npz. What
@@ -130,12 +129,12 @@ def init(out: Path | None, yes: bool, **said: Any) -> None:
     def ask(question: str, likely: str, answers: Sequence[str]) -> str:
         return likely if yes else click.prompt(question, default=likely, type=click.Choice(answers) if answers else str)
 
+    wanted = init.answered(init.Wanted(**said), ask)
     with rich_progress() as progress:
-        begun, report = init.begin(init.Wanted(**said), ask, progress)
-    path = out or Path(f"{begun.values['name']}.yaml")
-    init.write(begun, path)
+        begun, report = init.begin(wanted, progress)
+    init.write(begun)
     output().print(*check_tables(report)[-3:], sep="\n")
-    say(f"{path} is written. Run it: deploy-prune recipe {path}")
+    say(f"{begun.path} is written. Run it: deploy-prune recipe {begun.path}")
     require_met(report)
 
 

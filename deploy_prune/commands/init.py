@@ -24,6 +24,7 @@ from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.results import CheckReport
 from deploy_prune.run import preprocessing
 from deploy_prune.run.context import example_of
+from deploy_prune.run.preprocessing import Resolved
 from deploy_prune.system.shell import shown, write_text
 from deploy_prune.tasks.task import Objective
 from deploy_prune.types import Progress, silent
@@ -61,16 +62,17 @@ class Wanted:
     targets: tuple[str, ...] = ()
     budgets: tuple[str, ...] = ()
     task: str | None = None
-    name: str | None = None
+    out: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """A recipe that was found: its values, and why each is so (by its whole key).
+    """A recipe that was found: its file, its values, and why each is so (by its whole key).
 
     ``words``: what the data is; ``told``: what goes into the network, and how many examples there are.
     """
 
+    path: Path
     values: Mapping[str, Any]
     reasons: Mapping[str, str]
     words: str
@@ -82,40 +84,58 @@ class Begun:
         return resolve(self.values, name="the new recipe")
 
 
-def begin(wanted: Wanted, ask: Ask, progress: Progress = silent) -> tuple[Begun, CheckReport]:
-    """A recipe, and what `check` says of it: that its budgets can be met, unless others were asked for.
+def answered(wanted: Wanted, ask: Ask) -> Wanted:
+    """With what the user has not said asked for, where it can't be found out: task, network, devices, in this order.
 
     Raises:
-        DataError: nothing in the folder is known, or it can't be read.
+        DataError: nothing in the folder is known, or nothing is for the task.
+    """
+    tasks = list(dict.fromkeys(one.task for one in readings(wanted.data)))
+    task = wanted.task or (tasks[0] if len(tasks) == 1 else ask("What is the network for?", tasks[0], tasks))
+    wanted = replace(wanted, task=_reading(wanted.data, task).task)
+    model = wanted.model or ask("Which network?", MODELS[task], ())
+    targets = wanted.targets or tuple(re.split(r"[\s,]+", ask("Which devices?", "host", ()).strip()))
+    return replace(wanted, model=model, targets=targets)
+
+
+def begin(wanted: Wanted, progress: Progress = silent) -> tuple[Begun, CheckReport]:
+    """A recipe, and what `check` says of it: that its budgets can be met, unless others were asked for.
+
+    Args:
+        wanted: as `answered` gives it.
+        progress: told of what `check` does.
+
+    Raises:
+        RecipeError: the file is there already.
+        DataError: the data can't be read.
         DeployPruneError: network, weights or target don't work.
     """
-    reading = _chosen(wanted, ask)
-    model = wanted.model or ask("Which network?", MODELS[reading.task], ())
-    targets = list(wanted.targets or re.split(r"[\s,]+", ask("Which devices?", "host", ()).strip()))
+    reading, model = _reading(wanted.data, str(wanted.task)), str(wanted.model)
+    name = _as_name(wanted.data, model)
+    path = wanted.out or Path(f"{name}.yaml")
+    if path.exists():
+        message = f"{shown(path)} is there already; name another with --out."
+        raise RecipeError(message)
     values: dict[str, Any] = {
-        "name": wanted.name or _as_name(wanted.data, model),
+        "name": name,
         "task": reading.task,
         "model": {"source": model, **({"weights": str(wanted.weights)} if wanted.weights else {})},
         "data": {"source": reading.source, "root": str(reading.root.resolve())},
-        "targets": targets,
+        "targets": list(wanted.targets),
         "budgets": list(wanted.budgets or ["50%"]),
     }
-    begun = Begun(values=values, reasons={"data.source": reading.words}, words=reading.words)
-    begun = _with_size(begun)
-    begun = _with_batch(begun)
+    begun = Begun(path=path, values=values, reasons={"data.source": reading.words}, words=reading.words)
+    begun, found = _with_size(begun)
+    begun = _with_batch(begun, found)
     return _checked(begun, free=not wanted.budgets, progress=progress)
 
 
-def _chosen(wanted: Wanted, ask: Ask) -> Reading:
-    """How the data is read: as the task that is named, else as asked for if there are several ways."""
-    found = readings(wanted.data)
-    tasks = list(dict.fromkeys(one.task for one in found))
-    task = wanted.task
-    if task is None:
-        task = tasks[0] if len(tasks) == 1 else ask("What is the network for?", tasks[0], tasks)
+def _reading(data: Path, task: str) -> Reading:
+    """How the data is read for this task."""
+    found = readings(data)
     fitting = [one for one in found if one.task == task]
     if not fitting:
-        message = f"{shown(wanted.data)} has nothing for {task}: it has {', '.join(one.words for one in found)}."
+        message = f"{shown(data)} has nothing for {task}: it has {', '.join(one.words for one in found)}."
         raise DataError(message)
     return fitting[0]
 
@@ -125,7 +145,7 @@ def _as_name(data: Path, model: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", words).strip("-._") or "my-network"
 
 
-def _with_size(begun: Begun) -> Begun:
+def _with_size(begun: Begun) -> tuple[Begun, Resolved]:
     """The data loads: with an image size if nothing says one, and without what is broken if something is.
 
     Raises:
@@ -136,9 +156,11 @@ def _with_size(begun: Begun) -> Begun:
     for more in ({}, size, loose, size | loose):
         tried = _set(begun, "data", more, {f"data.{key}": _WHY[key] for key in more})
         try:
-            return replace(tried, told=preprocessing.resolve(tried.recipe).summary)
+            found = preprocessing.resolve(tried.recipe)
         except DataError as error:
             first = first or error
+        else:
+            return replace(tried, told=found.summary), found
     assert first is not None
     raise first
 
@@ -153,16 +175,16 @@ def _set(begun: Begun, part: str, more: Mapping[str, Any], reasons: Mapping[str,
     return replace(begun, values=values, reasons={**begun.reasons, **reasons})
 
 
-def _with_batch(begun: Begun) -> Begun:
+def _with_batch(begun: Begun, found: Resolved) -> Begun:
     """The largest batch size whose step fits into the free memory."""
-    size, reason = _batch_size(begun.recipe)
+    size, reason = _batch_size(found)
     for part in ("train", "search", "retrain"):
         begun = _set(begun, part, {"batch_size": size}, {f"{part}.batch_size": reason} if part == "train" else {})
     return begun
 
 
-def _batch_size(recipe: Recipe) -> tuple[int, str]:
-    found = preprocessing.resolve(recipe)
+def _batch_size(found: Resolved) -> tuple[int, str]:
+    recipe = found.recipe
     network = build.build_network(recipe.model, found.data.num_source)
     made = Objective(task=found.task, form=raw_form(network, example_of(found.data)))
     batch = found.data.source_train.take(torch.arange(min(2, len(found.data.source_train))))
@@ -176,18 +198,19 @@ def _batch_size(recipe: Recipe) -> tuple[int, str]:
 
 
 def kept_bytes(objective: Objective, batch: Any) -> float:
-    """What a step on this batch keeps for its gradients, in bytes."""
+    """What a step on this batch keeps for its gradients beside the weights, in bytes."""
+    network: nn.Module = objective.form.network
+    own = {x.untyped_storage().data_ptr() for x in (*network.parameters(), *network.buffers())}
     sizes: dict[int, int] = {}
 
     def keep(x: torch.Tensor) -> torch.Tensor:
         sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    network: nn.Module = objective.form.network
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         loss = objective.batch_loss(network.train(), batch)
     del loss
-    return float(sum(sizes.values()))
+    return float(sum(size for place, size in sizes.items() if place not in own))
 
 
 def _free_bytes(device: str) -> float:
@@ -211,27 +234,23 @@ def _checked(begun: Begun, free: bool, progress: Progress) -> tuple[Begun, Check
     return begun, report
 
 
-def write(begun: Begun, path: Path) -> None:
+def write(begun: Begun) -> None:
     """Write the recipe with comments.
 
     Raises:
-        RecipeError: the file is there already.
         RunFolderError: it can't be written.
     """
-    if path.exists():
-        message = f"{shown(path)} is there already; name another with --out."
-        raise RecipeError(message)
-    write_text(path, text(begun, path))
+    write_text(begun.path, text(begun))
 
 
-def text(begun: Begun, path: Path) -> str:
+def text(begun: Begun) -> str:
     """The recipe's file, with what was found as comments."""
     lines = [
         f"# Written by deploy-prune init. The data: {begun.words}.",
         *(f"# {sentence}" for sentence in begun.told),
         "#",
-        f"#   deploy-prune check {path}      what can be pruned, and whether the budgets can be met",
-        f"#   deploy-prune recipe {path}     run it; the results are in runs/{begun.values['name']}",
+        f"#   deploy-prune check {begun.path}      what can be pruned, and whether the budgets can be met",
+        f"#   deploy-prune recipe {begun.path}     run it; the results are in runs/{begun.values['name']}",
         "#",
         "# Every key that is left out has a default: `deploy-prune schema` lists them all.",
         "",
