@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from deploy_prune.errors import RunFolderError, printable
 from deploy_prune.recipe.file import flat, load_recipe
@@ -54,7 +54,7 @@ class Field:
     score_unit: str
     higher_is_better: bool
     measured: bool
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...] = ()
 
     @property
     def title(self) -> str:
@@ -78,17 +78,6 @@ class Comparison:
             for one in self.fields
         ]
         return {**asdict(self), "fields": fields}
-
-
-class _Kind(NamedTuple):
-    """What networks that can be compared have in common; as ``Field`` has it."""
-
-    device: str
-    data: str
-    score_name: str
-    score_unit: str
-    higher_is_better: bool
-    measured: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +112,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     """
     runs, others = _read(folders)
     dense = _dense_ms(runs)
-    found: dict[_Kind, list[Candidate]] = {}
+    found: dict[Field, list[Candidate]] = {}
     for run in runs:
         for target, places in latency.placed(run.rows).items():
             device = _device(run, target)
@@ -131,10 +120,11 @@ def compare(folders: Sequence[Path]) -> Comparison:
             for place in places:
                 candidate, row = _candidate(run, place, scale), place.row
                 if candidate is not None:
-                    judged = row.score_name, row.score_unit, row.higher_is_better
-                    found.setdefault(_Kind(device, run.data, *judged, row.measured_on is not None), []).append(
-                        candidate
-                    )
+                    kind = Field(
+                        device=device, data=run.data, score_name=row.score_name, score_unit=row.score_unit,
+                        higher_is_better=row.higher_is_better, measured=row.measured_on is not None,
+                    )  # fmt: skip
+                    found.setdefault(kind, []).append(candidate)
     return Comparison(
         runs=tuple(run.name for run in runs), fields=tuple(_field(kind, each) for kind, each in found.items()),
         differences=_differences(runs), left_out=(*filter(None, map(_left_out, runs)), *others),
@@ -188,11 +178,8 @@ def _device(run: _Run, target: str) -> str:
 
 def _folder(run: _Run, row: Row) -> Path:
     """Where a row's files are."""
-    return (
-        run.folder
-        / ("dense" if row.budget == "dense" else row.target)
-        / (row.target if row.budget == "dense" else row.budget)
-    )
+    place = Path("dense", row.target) if row.budget == "dense" else Path(row.target, row.budget)
+    return run.folder / place
 
 
 def _dense_ms(runs: Sequence[_Run]) -> Mapping[tuple[str, tuple[Any, ...]], float]:
@@ -218,11 +205,11 @@ def _candidate(run: _Run, place: latency.Placed, scale: float) -> Candidate | No
     )  # fmt: skip
 
 
-def _field(kind: _Kind, candidates: Sequence[Candidate]) -> Field:
+def _field(kind: Field, candidates: Sequence[Candidate]) -> Field:
     """With the networks that are worth having marked, from the fastest on."""
     best = set(front([(one.ms, one.score if kind.higher_is_better else -one.score) for one in candidates]))
     marked = [replace(one, worth=place in best) for place, one in enumerate(candidates)]
-    return Field(**kind._asdict(), candidates=tuple(sorted(marked, key=lambda one: one.ms)))
+    return replace(kind, candidates=tuple(sorted(marked, key=lambda one: one.ms)))
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

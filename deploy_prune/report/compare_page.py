@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -48,15 +47,16 @@ def write_compare_page(comparison: Comparison, path: Path) -> Path:
 
 
 def _panel(number: int, field: Field, beside: Path) -> _Panel:
-    anchors = {id(one): f"network-{number}-{place}" for place, one in enumerate(field.candidates)}
-    points = {id(one): _point(one, f"#{anchors[id(one)]}", field) for one in field.candidates}
+    anchors = [f"network-{number}-{place}" for place in range(len(field.candidates))]
+    points = [_point(one, f"#{anchor}", field) for one, anchor in zip(field.candidates, anchors, strict=True)]
+    placed = list(zip(field.candidates, points, strict=True))
     series: dict[str, list[charts.Point]] = {}
-    for one in sorted(field.candidates, key=lambda one: (one.run, one.row.budget != "dense", one.ms)):
-        series.setdefault(one.run, []).append(points[id(one)])
-    front = [points[id(one)] for one in field.candidates if one.worth]
+    for one, point in sorted(placed, key=lambda pair: (pair[0].run, pair[0].row.budget != "dense", pair[0].ms)):
+        series.setdefault(one.run, []).append(point)
+    front = [point for one, point in placed if one.worth]
     return _Panel(
         field=field, chart=charts.latency_score(series, field.score_name, field.score_unit, front),
-        networks=tuple(_shown(one, anchors[id(one)], beside) for one in field.candidates),
+        networks=tuple(_shown(one, anchor, beside) for one, anchor in zip(field.candidates, anchors, strict=True)),
     )  # fmt: skip
 
 
@@ -71,11 +71,7 @@ def _point(one: Candidate, link: str, field: Field) -> charts.Point:
 
 def _shown(one: Candidate, anchor: str, beside: Path) -> _Shown:
     bars = None if one.row.budget == "dense" else bars_of(one.folder)
+    chart = charts.channels({one.row.budget: bars}) if bars else None
     page = one.folder.parents[1] / "report.html"
     link = quote(os.path.relpath(page, beside.absolute())) if page.is_file() else None
-    return _Shown(anchor=anchor, candidate=one, chart=_drawn(one.row.budget, bars), report=link)
-
-
-def _drawn(budget: str, bars: Sequence[charts.Bar] | None) -> Markup | None:
-    panels: Mapping[str, Sequence[charts.Bar]] = {budget: bars} if bars else {}
-    return charts.channels(panels) if panels else None
+    return _Shown(anchor=anchor, candidate=one, chart=chart, report=link)
