@@ -37,6 +37,7 @@ from deploy_prune.device.payload.picture import PAD
 from deploy_prune.device.payload.run import PACKAGES, POSTPROCESSING
 from deploy_prune.errors import ExportError
 from deploy_prune.export import FORMATS
+from deploy_prune.export.onnx_files import GRAPH
 from deploy_prune.export.parity import Reference, compare_contents, reference
 from deploy_prune.system.locks import one_at_a_time
 from deploy_prune.system.outputs import require_outside_runs
@@ -262,7 +263,8 @@ def _words(name: str, contents: Contents, held_to: Reference) -> dict[str, Any]:
     if artifact.layout == "NHWC":
         axes, steps = ("height", "width", "channels"), (1, channels)
     return {
-        **contents.about, "name": name, "artifact": artifact.path.name, "format": artifact.format,
+        **contents.about, "name": name, "artifact": artifact.path.name, "loaded": _loaded(artifact),
+        "format": artifact.format,
         "precision": artifact.precision, "layout": artifact.layout, "package": PACKAGES[contents.runtime],
         "axes": f"[{', '.join(('batch', *axes))}]", "channels": channels, "height": height, "width": width,
         "channel_step": steps[0], "pixel_step": steps[1],
@@ -277,6 +279,12 @@ def _words(name: str, contents: Contents, held_to: Reference) -> dict[str, Any]:
         "latency": contents.latency["in_words"] or "not known",
         "note": NOTES.get(artifact.format, ""), "output_names": _output_names(artifact),
     }  # fmt: skip
+
+
+def _loaded(artifact: Artifact) -> str:
+    """What the runtime is told to load, from the bundle on: a large ONNX artifact is a folder with its graph."""
+    within = (GRAPH,) if artifact.format == "onnx" and artifact.path.is_dir() else ()
+    return "/".join((artifact.path.name, *within))
 
 
 def _output_names(artifact: Artifact) -> str:

@@ -1,5 +1,6 @@
 """ONNX files, written by torch's exporter and run by ONNX Runtime on the CPU.
 
+Above 2 GB, which is a file's limit, it is a folder with the graph and, beside it, the weights (``onnx_files``).
 The same weights give the same bytes: what the exporter notes beside the graph (stack traces with this machine's
 paths, module classes) is removed.
 """
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from deploy_prune.errors import ExportError
+from deploy_prune.export import onnx_files
 from deploy_prune.export.artifact import Extra, describe, eval_mode, export_program, first_line, quiet
 from deploy_prune.export.denormals import flush_initializers
 from deploy_prune.export.inputs import Given, several
@@ -32,8 +34,6 @@ precisions: Final = PRECISIONS
 runtime: Final = "onnxruntime"
 extra: Final[Extra | None] = None
 packages: Final = ("torch", "onnx", "onnxscript", "onnxruntime")
-MAX_BYTES: Final = 2**31 - 1
-"""A protobuf message can't be longer (protobuf.dev, "Proto Limits")."""
 _REMOVED: Final = ("doc_string", "metadata_props")
 
 
@@ -45,24 +45,24 @@ def write(
     part: ExportPart,
     calibration: Given | None = None,
 ) -> Artifact:
-    """Export the network, in eval mode, to one ONNX file with its weights inside.
+    """Export the network, in eval mode, to one ONNX file with its weights inside, or to a folder if it is over 2 GB.
 
     Args:
         network: exported as it is; each module's train or eval mode is put back afterwards.
         example: an input [B, C, H, W] on the network's device; fixes the file's input shape (its batch, unless
             ``part.dynamic_batch``).
-        path: the file; it appears under this name only when complete.
+        path: the file or folder; it appears under this name only when complete.
         precision: "fp32", "fp16" or "int8"; inputs and outputs are float32 in all.
         part: the opset, and whether the batch size stays open.
         calibration: real inputs [N, C, H, W] for int8; see ``quantize``.
 
     Raises:
-        ExportError: another precision, over 2 GB, torch can't export it, the exporter left another opset, or int8
-            without calibration inputs.
+        ExportError: another precision, torch can't export it, the exporter left another opset, or int8 without
+            calibration inputs.
     """
     model = made(network, example, precision, part, calibration)
     with atomic(path) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        onnx_files.save(model, temporary)
     return describe(
         path, format="onnx", precision=precision, input_shape=several(example)[0].shape, versions=versions(part)
     )
@@ -77,7 +77,9 @@ def made(
     *,
     symmetric: bool = False,
 ) -> onnx.ModelProto:
-    """The checked ONNX model of a network; arguments as for ``write``, ``symmetric`` as for ``quantize.int8``.
+    """The ONNX model of a network; arguments as for ``write``, ``symmetric`` as for ``quantize.int8``.
+
+    It is checked, but for a large one, which can only be checked as a file.
 
     Raises:
         ExportError: as ``write``.
@@ -85,7 +87,6 @@ def made(
     if precision not in PRECISIONS:
         message = f"An ONNX file can't be written in {precision}; it has {', '.join(PRECISIONS)}."
         raise ExportError(message)
-    _refuse_large(network)
     with eval_mode(network), quiet():
         model = flush_initializers(_clean(_export(network, example, part)), precision)
         model = _clean(in_precision(model, precision, calibration, symmetric=symmetric))
@@ -156,21 +157,8 @@ def _check(model: onnx.ModelProto, opset: int) -> None:
     if found.get("") != opset:
         message = f"The exporter left opset {found.get('')} where export.opset asks for {opset}; choose another one."
         raise ExportError(message)
-    if model.ByteSize() > MAX_BYTES:
-        message = "The ONNX file would be over 2 GB, which the format can't hold in one file."
-        raise ExportError(message)
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        message = f"The exported ONNX file is not valid: {first_line(error)}"
-        raise ExportError(message) from error
-
-
-def _refuse_large(network: nn.Module) -> None:
-    size = sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
-    if size > MAX_BYTES:
-        message = f"The network's weights are {size / 1e9:.1f} GB; an ONNX file can hold at most 2 GB."
-        raise ExportError(message)
+    if not onnx_files.is_large(model):
+        onnx_files.check(model)
 
 
 def _root(error: BaseException) -> BaseException:

@@ -18,6 +18,7 @@ from deploy_prune.errors import ExportError
 from deploy_prune.export.artifact import Extra, describe, first_line
 from deploy_prune.export.inputs import Given, several
 from deploy_prune.export.onnx import made
+from deploy_prune.export.onnx_files import is_large
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system.shell import atomic
 from deploy_prune.types import Artifact
@@ -42,11 +43,14 @@ def write(
     """Export the network, in eval mode, to one .ort file. Arguments as for the format onnx.
 
     Raises:
-        ExportError: as there, or ONNX Runtime can't optimise the model.
+        ExportError: as there, it is over 2 GB, or ONNX Runtime can't optimise the model.
     """
     import onnxruntime
 
     model = made(network, example, precision, part, calibration)
+    if is_large(model):
+        message = "The .ort file would be over 2 GB, more than it can hold: choose the format onnx."
+        raise ExportError(message)
     with atomic(path) as temporary:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

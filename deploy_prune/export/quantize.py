@@ -17,7 +17,9 @@ activations with z = 0: for it there is ``symmetric``, slower on a CPU than floa
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
 from graphlib import TopologicalSorter
+from pathlib import Path
 from typing import Any, Final
 
 import numpy
@@ -25,6 +27,7 @@ import onnx
 
 from deploy_prune.errors import ExportError
 from deploy_prune.export.inputs import Given, batches, count, float32, several
+from deploy_prune.export.onnx_files import apart, is_large
 from deploy_prune.system.guard import scratch
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
@@ -60,7 +63,7 @@ def int8(model: onnx.ModelProto, calibration: Given | None, *, symmetric: bool =
     """The model with 8-bit weights and activations; its inputs and outputs stay float32.
 
     Args:
-        model: float32, batch norms folded into the convolutions.
+        model: float32, batch norms folded into the convolutions. A large one's weights are taken out of it.
         calibration: float32 [N, C, H, W], real inputs; those that don't fill a batch of the file are left out.
         symmetric: signed activations with z = 0, as TensorRT wants them.
 
@@ -69,16 +72,17 @@ def int8(model: onnx.ModelProto, calibration: Given | None, *, symmetric: bool =
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    batches = list(_batches(model, calibration))
-    with scratch() as folder:
-        path = folder / "int8.onnx"
+    batches, left, large = list(_batches(model, calibration)), _left_in_float32(model, symmetric), is_large(model)
+    with ExitStack() as stack:
+        path = stack.enter_context(scratch()) / "int8.onnx"
         quantize_static(
-            onnx.shape_inference.infer_shapes(model),
+            stack.enter_context(apart(model)) if large else onnx.shape_inference.infer_shapes(model),
             path,
             _Reader(batches),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=[*MULTIPLIED, *PASSED_ON],
-            nodes_to_exclude=_left_in_float32(model, symmetric),
+            nodes_to_exclude=left,
+            use_external_data_format=large,
             per_channel=True,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -150,15 +154,16 @@ def _transposed(model: onnx.ModelProto, above_groups: int) -> set[str]:
 
 
 def fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with half-precision weights and arithmetic, its inputs and outputs cast from and to float32.
+    """The model, changed in place, with half-precision weights and arithmetic; its inputs and outputs stay float32.
 
     Weights below 2**-24 in magnitude become that, those over 65504 that: half precision's ends.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    made: onnx.ModelProto = convert_float_to_float16(copied, keep_io_types=True)
+    with apart(model) if is_large(model) else nullcontext(model) as given:
+        made: onnx.ModelProto = convert_float_to_float16(
+            str(given) if isinstance(given, Path) else given, keep_io_types=True
+        )
     made.graph.ClearField("value_info")  # the converter leaves types that were true before; readers infer them anew
     _sort(made.graph)
     return made

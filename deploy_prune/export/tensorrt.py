@@ -3,7 +3,7 @@
 An engine runs only on the kind of GPU, and with the version of TensorRT, that built it. So the folder holds
 
     model.onnx        the network; fp16 and int8 (as QuantizeLinear and DequantizeLinear) are written into it, which
-                      every version from 8 to 11 understands
+                      every version from 8 to 11 understands; above 2 GB, its weights are in model.onnx.data
     model.json        its precision, input and outputs
     build_engine.py   builds engine.plan with the device's own trtexec; needs Python alone
     engine.plan       if this machine has an NVIDIA GPU and the tensorrt package
@@ -27,6 +27,7 @@ from deploy_prune.export import onnx as onnx_format
 from deploy_prune.export._tensorrt_qdq import make_symmetric
 from deploy_prune.export.artifact import describe
 from deploy_prune.export.inputs import Given, several
+from deploy_prune.export.onnx_files import GRAPH, save_in
 from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.system.cache import cache_folder
 from deploy_prune.system.shell import atomic, run_command
@@ -77,7 +78,7 @@ def write(
         model = onnx_format.made(network, example, precision, part, calibration, symmetric=True)
         if precision == "int8":
             make_symmetric(model)
-        (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
+        save_in(model, folder)
         about = _about(model.graph, example, precision, part)
         (folder / "model.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         shutil.copyfile(_DEVICE_SCRIPT, folder / _DEVICE_SCRIPT.name)
@@ -114,7 +115,7 @@ def _build(folder: Path, about: Mapping[str, Any], timeout_s: float) -> str:
         return TO_BE_BUILT
     spec = {
         **about,
-        "onnx": str(folder / "model.onnx"),
+        "onnx": str(folder / GRAPH),
         "engine": str(folder / "engine.plan"),
         "workspace_bytes": WORKSPACE_BYTES,
         "timing_caches": str(cache_folder() / "tensorrt"),

@@ -11,7 +11,8 @@ from deploy_prune.system.shell import files_of, shown
 
 ARTIFACT: Final = frozenset(
     {
-        "model.onnx", "model.json", "build_engine.py", "engine.plan", "model.param", "model.bin", "Manifest.json",
+        "model.onnx", "model.onnx.data", "model.json", "build_engine.py", "engine.plan", "model.param", "model.bin",
+        "Manifest.json",
     }
 )  # fmt: skip
 """Files of artifacts that are folders; those of Core ML's packages are in Data beside the last one."""

@@ -1,5 +1,5 @@
 // $artifact in ONNX Runtime's C++ API:
-// g++ -std=c++17 main.cpp -lonnxruntime && ./a.out ../$artifact ../sample/images.npy
+// g++ -std=c++17 main.cpp -lonnxruntime && ./a.out ../$loaded ../sample/images.npy
 #include <onnxruntime_cxx_api.h>
 
 #include <array>

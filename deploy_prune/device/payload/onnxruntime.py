@@ -1,4 +1,7 @@
-"""ONNX Runtime on the CPU: runs .onnx and .ort files, and tells the time of every node."""
+"""ONNX Runtime on the CPU: runs .onnx and .ort files, and tells the time of every node.
+
+A network over 2 GB is a folder with model.onnx in it.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ DTYPES = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
+GRAPH = "model.onnx"
 SUFFIX = "_kernel_time"
 
 
@@ -26,7 +30,8 @@ class Model:
     """A sequential CPU session."""
 
     def __init__(self, path: str, threads: int, layout: str) -> None:
-        self._session = onnxruntime.InferenceSession(path, self._options(threads), providers=["CPUExecutionProvider"])
+        file = str(Path(path) / GRAPH) if Path(path).is_dir() else path
+        self._session = onnxruntime.InferenceSession(file, self._options(threads), providers=["CPUExecutionProvider"])
         self._inputs = self._session.get_inputs()
         self.open_batch = not isinstance(self._inputs[0].shape[0], int)
         self._to_last = layout == "NHWC"
