@@ -28,7 +28,8 @@ from deploy_prune.networks import build
 from deploy_prune.recipe.file import load_recipe
 from deploy_prune.tasks.classification import CLASSIFIER
 from deploy_prune.training import threads
-from deploy_prune.training.loop import MOMENTUM, Session, channels_last, fit, make_accelerator, sample
+from deploy_prune.training.channels_last import channels_last, sample
+from deploy_prune.training.loop import MOMENTUM, Session, fit, make_accelerator
 from deploy_prune.types import Progress, silent
 
 SETTINGS = ("old", "new")

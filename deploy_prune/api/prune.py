@@ -38,7 +38,8 @@ from deploy_prune.surgery.groups import find_groups
 from deploy_prune.surgery.try_groups import keep_cuttable
 from deploy_prune.surgery.verify import Verification, prove
 from deploy_prune.system.guard import scratch
-from deploy_prune.training.loop import Session, channels_last, device_of, make_accelerator
+from deploy_prune.training.channels_last import channels_last
+from deploy_prune.training.loop import Session, device_of, make_accelerator
 from deploy_prune.types import Budget, Forward, Keep, Loss, SearchResult, Structure, Target
 
 COUNTED: Final = ("macs", "params")

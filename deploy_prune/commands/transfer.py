@@ -95,7 +95,10 @@ def transfer(
         recipe = transfer_recipe(given, settings)
         accelerator = make_accelerator(recipe.device, recipe.mixed_precision, batches_a_step(recipe))
         told = share_cores(progress, recipe.threads, accelerator.device, tell_threads)
-        session = Session(accelerator=accelerator, seed=recipe.seed, progress=told)
+        session = Session(
+            accelerator=accelerator, seed=recipe.seed, progress=told, checkpointing=recipe.gradient_checkpointing,
+            compiling=recipe.compile,
+        )  # fmt: skip
         return _transferred(given, recipe, session, out, episodes, trust)
 
 

@@ -82,4 +82,5 @@ def _save_apart(model: onnx.ModelProto, folder: Path) -> Path:
 
 
 def _bytes(entry: onnx.TensorProto) -> int:
-    return prod(entry.dims) * int(onnx.helper.tensor_dtype_to_np_dtype(entry.data_type).itemsize)
+    size: int = prod(entry.dims) * onnx.helper.tensor_dtype_to_np_dtype(entry.data_type).itemsize
+    return size

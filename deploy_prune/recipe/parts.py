@@ -15,13 +15,11 @@ from deploy_prune.recipe.data import Augment as Augment
 from deploy_prune.recipe.data import DataPart as DataPart
 from deploy_prune.recipe.data import Part as Part
 from deploy_prune.recipe.data import distinct, known_source
+from deploy_prune.recipe.model import BUILT_IN_NETWORKS as BUILT_IN_NETWORKS
+from deploy_prune.recipe.model import LIBRARIES as LIBRARIES
+from deploy_prune.recipe.model import ModelPart as ModelPart
 from deploy_prune.types import Budget, Metric
 
-BUILT_IN_NETWORKS: Final = (
-    "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "conv2", "conv4", "conv6", "grid_detector", "unet",
-)  # fmt: skip
-LIBRARIES: Final = ("torchvision", "timm", "ultralytics")
-"""Packages whose networks are built by name, as in timm:NAME; their code is not the user's."""
 SEARCH_METHODS: Final = ("dap", "gate", "gumbel", "uniform", "random", "magnitude", "bn_scale", "taylor")
 TASK_SCORES: Final = {
     "classification": ("accuracy",), "detection": ("mAP50-95", "mAP50"), "segmentation": ("mIoU",),
@@ -81,49 +79,6 @@ SEARCH_LR: Final = (
     "Learning rate of the weights, which are trained together with the gates. Default by task: 0.02 for "
     "classification, 0.001 for detection, 0.005 for segmentation, 0.002 for one of your own."
 )
-
-
-class ModelPart(Part):
-    """Which network, and its weights."""
-
-    source: str = Field(
-        description="The network: torchvision:NAME, timm:NAME, ultralytics:NAME, one of the built-in "
-        "resnet20/32/44/56/110, conv2/4/6, grid_detector and unet, or module:callable for a function of your own."
-    )
-    args: dict[str, Any] = Field(
-        default={}, description="Keyword arguments of the function that builds it. num_classes comes from the data."
-    )
-    weights: str | None = Field(
-        default=None,
-        description="The trained weights: a .safetensors file, or a file that torch.save wrote. null: the network is "
-        "trained on the source classes first, see train.",
-    )
-    weights_key: str | None = Field(
-        default=None, description="The entry of the weights file to use, if several would fit, as in state_dict_ema."
-    )
-    head: Literal["keep", "new"] = Field(
-        default="keep",
-        description="keep: the weights file has the class layers too. new: the file is of other classes; its class "
-        "layers are left out, and train trains new ones.",
-    )
-    score: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        default=None,
-        description="The accuracy (0 to 1) that a classifier's weights are said to have on the source classes. You are "
-        "warned if they score far less here.",
-    )
-
-    @field_validator("weights_key", "head")
-    @classmethod
-    def _of_weights(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value not in {None, "keep"} and info.data.get("weights") is None:
-            message = "it needs model.weights, which is not given; give it, or remove this key"
-            raise ValueError(message)
-        return value
-
-    @field_validator("source")
-    @classmethod
-    def _known_source(cls, source: str) -> str:
-        return known_source(source, BUILT_IN_NETWORKS, LIBRARIES, "network")
 
 
 class TrainPart(Part):
@@ -320,6 +275,16 @@ class Recipe(Part):
     mixed_precision: Literal["no", "bf16"] = Field(
         default="no", description="Precision of all training: no is float32."
     )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Whether training keeps only what goes into each block of the network and computes the rest again: "
+        "less memory, a third more time, the same result.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Whether the dense and the slim network are trained compiled by torch.compile, where it is faster: "
+        "on GPUs, in long trainings. The search isn't compiled.",
+    )
     accumulate: Annotated[int, Field(ge=1)] = Field(
         default=1, description="Batches whose mean gradient makes one training step."
     )
@@ -381,6 +346,14 @@ class Recipe(Part):
             message = f"there is no device {device!r}; write auto, cpu, cuda or cuda:N"
             raise ValueError(message)
         return device
+
+    @field_validator("compile")
+    @classmethod
+    def _compiled_or_checkpointed(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("gradient_checkpointing"):
+            message = "compile and gradient_checkpointing don't go together; remove one"
+            raise ValueError(message)
+        return value
 
     @field_validator("budgets")
     @classmethod

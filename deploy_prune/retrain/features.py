@@ -50,7 +50,8 @@ class Watch(TorchFunctionMode):
 
     def __init__(self, network: nn.Module, names: Iterable[str]) -> None:
         super().__init__()
-        parameters = dict(network.named_parameters(remove_duplicate=False))
+        plain = getattr(network, "_orig_mod", network)  # of a compiled one
+        parameters = dict(plain.named_parameters(remove_duplicate=False))
         self.names = {id(parameters[name]): name for name in names if name in parameters}
         self.read: dict[str, Tensor] = {}
 

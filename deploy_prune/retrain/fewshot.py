@@ -23,15 +23,16 @@ from deploy_prune.retrain.features import Match
 from deploy_prune.retrain.stopping import Average, BestSoFar, hold_out
 from deploy_prune.tasks.task import Objective
 from deploy_prune.training.batchnorm import reestimate
+from deploy_prune.training.channels_last import channels_last, sample
+from deploy_prune.training.checkpointing import checkpointed
+from deploy_prune.training.compiled import compiled
 from deploy_prune.training.loop import (
     Session,
     Stepped,
-    channels_last,
     decay_groups,
     fit,
     one_cycle,
     placed,
-    sample,
 )
 
 BETAS: Final = (0.9, 0.99)  # the second moment's memory (100 steps) must not outlast the training
@@ -89,6 +90,8 @@ def adapt(
         loss = taught(objective, teacher, part.distill, part.temperature, features=feature_weight(part), match=match)
         for asked in [network] if teacher is None or loss == objective.batch_loss else [network, teacher]:
             stack.enter_context(channels_last(asked, sample(examples, device), device))
+        stack.enter_context(checkpointed(network, session.checkpointing))
+        forward = stack.enter_context(compiled(network, session.compiling))
         if part.batchnorm == "freeze":
             freeze_statistics(network)
         optimizer = AdamW(decay_groups(network, part.weight_decay, peak_rate(part), part.first_layer_lr), betas=BETAS)
@@ -98,7 +101,7 @@ def adapt(
         best = BestSoFar(candidate, held, objective, steps, session.ranks) if held is not None else None
         schedulers += [best] if best else []
         losses = fit(
-            lambda batch: loss(network, batch), mixed_batches(stream, part, examples, session.seed), [optimizer],
+            lambda batch: loss(forward, batch), mixed_batches(stream, part, examples, session.seed), [optimizer],
             session=session, steps=steps, work=work, schedulers=schedulers, trained=[network],
         )  # fmt: skip
         if best is not None and best.state:

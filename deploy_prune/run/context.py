@@ -111,7 +111,10 @@ def prepare(
     if recipe.track:
         progress = Tracked(progress, accelerator, recipe.name, {"recipe": recipe.model_dump_json()})
     progress = share_cores(progress, recipe.threads, accelerator.device, tell_threads if processes == 1 else None)
-    session = Session(accelerator=accelerator, seed=recipe.seed, progress=progress)
+    session = Session(
+        accelerator=accelerator, seed=recipe.seed, progress=progress, checkpointing=recipe.gradient_checkpointing,
+        compiling=recipe.compile,
+    )  # fmt: skip
     found = preprocessing.resolve(recipe)
     summary = found.summary + preprocessing.try_weights(found, accelerator.device)
     require_held(torch.bincount(found.data.target_train.strata).tolist(), recipe.retrain.hold_out)

@@ -80,7 +80,10 @@ class Basis:
     def trained(self) -> Key:
         """Of every stage that takes steps."""
         recipe = self.recipe
-        precision = {"mixed_precision": recipe.mixed_precision, "accumulate": batches_a_step(recipe)}
+        precision = {
+            "mixed_precision": recipe.mixed_precision, "accumulate": batches_a_step(recipe),
+            "checkpointing": recipe.gradient_checkpointing, "compile": recipe.compile,
+        }  # fmt: skip
         return {**self.common, "task": self.task_code, "seed": recipe.seed, "precision": precision}
 
     @cached_property

@@ -34,13 +34,13 @@ from deploy_prune.search.methods import METHODS
 from deploy_prune.surgery import remembered
 from deploy_prune.surgery.cut import cut
 from deploy_prune.tasks import Objective
+from deploy_prune.training.channels_last import channels_last, sample
+from deploy_prune.training.checkpointing import checkpointed
 from deploy_prune.training.kept import Kept
 from deploy_prune.training.loop import (
     Session,
-    channels_last,
     make_accelerator,
     network_score,
-    sample,
     set_seed,
     train_network,
 )
@@ -107,7 +107,10 @@ def _in_rank(ranks: Ranks, tell: Callable[..., None], asked: _Asked, work: Work,
     accelerator = make_accelerator(
         device_of_rank(ranks.rank, recipe.device), recipe.mixed_precision, recipe.accumulate
     )  # fmt: skip
-    session = Session(accelerator=accelerator, seed=recipe.seed, progress=progress, kept=kept, ranks=ranks)
+    session = Session(
+        accelerator=accelerator, seed=recipe.seed, progress=progress, kept=kept, ranks=ranks,
+        checkpointing=recipe.gradient_checkpointing, compiling=recipe.compile,
+    )  # fmt: skip
     found = preprocessing.resolve(recipe)
     context = RunContext(
         recipe=found.recipe, task=found.task, folder=RunFolder(path=asked.folder), data=found.data, session=session,
@@ -175,7 +178,11 @@ def search(context: RunContext, session: Session, structure: Structure | None, g
         session=session,
     )  # fmt: skip
     inputs = sample(context.data.source_train, device)
-    with channels_last(network, inputs, device), channels_last(teacher, inputs, device):
+    with (
+        channels_last(network, inputs, device),
+        channels_last(teacher, inputs, device),
+        checkpointed(network, session.checkpointing),
+    ):
         found = METHODS[recipe.search.method](job)
     folder.write_tensors("search/scores.safetensors", found.scores)
     folder.write_tensors("search/weights.safetensors", found.state)

@@ -7,7 +7,7 @@ group and RMS norm are answered here instead: each channel counts with its gate.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from math import inf, prod
 from typing import Any, Final
 
@@ -267,6 +267,19 @@ class KeptStatistics(TorchFunctionMode):
         self._weights = weights or {}
         self._derived: dict[int, tuple[Tensor, Tensor]] = {}
         self.inside: list[Gates] = []
+
+    def from_here(self) -> AbstractContextManager[KeptStatistics]:
+        """The mode, entered again later, with the modules that run now: see `checkpointing.Resumed`."""
+        return self._inside(list(self.inside))
+
+    @contextmanager
+    def _inside(self, running: list[Gates]) -> Iterator[KeptStatistics]:
+        before, self.inside = self.inside, running
+        try:
+            with self:
+                yield self
+        finally:
+            self.inside = before
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer norms of the given weights; pass everything else on."""

@@ -16,26 +16,25 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from deploy_prune.data.examples import Examples
 from deploy_prune.data.loaders import InTurns, batches
 from deploy_prune.errors import TrainingError
-from deploy_prune.networks.compare import relative
-from deploy_prune.networks.copies import copied
 from deploy_prune.recipe.parts import TrainPart
 from deploy_prune.tasks.task import Objective
 from deploy_prune.training.accelerator import OwnAccelerator
 from deploy_prune.training.batchnorm import RunningStatistics, reestimate
+from deploy_prune.training.channels_last import channels_last, sample
+from deploy_prune.training.checkpointing import checkpointed
+from deploy_prune.training.compiled import compiled
 from deploy_prune.training.kept import Kept, Stateful
 from deploy_prune.training.ranks import ALONE, Ranks
 from deploy_prune.types import Progress, silent
 
 MOMENTUM = 0.9
 PRECISIONS = ("no", "bf16")
-SAMPLE = 4  # examples for a first look at a network
 SCORED, SCORED_NUMBERS = 256, 1 << 23  # examples that are scored at a time, and numbers of their inputs
-SAME = 1e-3  # of the largest output, by which outputs may change where sums are taken in another order
 DIVERGED = 1e15  # a loss from here on is one of a training that has gone astray, as one that is not finite
 WARMUP_SHARE = 0.2  # of the steps, in which the learning rate rises
 
@@ -68,6 +67,8 @@ class Session:
         progress: called with the work's name, steps done and steps in all.
         kept: where a training that was stopped goes on, and keeps how far it has come; None: it begins anew.
         ranks: the processes that train together.
+        checkpointing: feature maps are computed again instead of kept, see `checkpointed`.
+        compiling: dense and slim networks are compiled for training, see `compiled`; the search's isn't.
     """
 
     accelerator: Accelerator
@@ -75,6 +76,8 @@ class Session:
     progress: Progress = silent
     kept: Kept | None = None
     ranks: Ranks = ALONE
+    checkpointing: bool = False
+    compiling: bool = False
 
 
 def set_seed(seed: int) -> None:
@@ -134,54 +137,6 @@ def placed(network: nn.Module, device: torch.device, *, training: bool) -> Itera
         network.to(home)
         for module, mode in modes.items():
             module.training = mode
-
-
-@contextmanager
-def channels_last(network: nn.Module, inputs: Sequence[Tensor], device: torch.device) -> Iterator[nn.Module]:
-    """Inside, convolutions' weights lie with channels last, where the network can be trained so on ``inputs`` [B, ...].
-
-    On a CPU a step then takes from 0.6 (torchvision's MobileNetV2) to 1.0 (ResNet-18) of what it takes with channels
-    first (benchmarks/search_step.py); values are the same but for the order in which they are added up, and that is
-    tried. Nothing changes on other devices, nor for a network whose code looks at feature maps as rows, as in
-    ``x.view(len(x), -1)``: torch refuses that with channels last. B is at least 2. Afterwards all lies as before.
-    """
-    weights = [p for p in network.parameters() if p.dim() == 4 and p.is_contiguous()] if device.type == "cpu" else []
-    try:
-        if weights and not _lies_well(network, weights, inputs):
-            _lay_out(weights, torch.contiguous_format)
-        yield network
-    finally:
-        _lay_out(weights, torch.contiguous_format)
-
-
-def sample(examples: Examples, device: torch.device) -> tuple[Tensor, ...]:
-    """A few examples' inputs on the device, for a first look at a network."""
-    return tuple(x.to(device) for x in examples.take(torch.arange(min(SAMPLE, len(examples)))).inputs)
-
-
-def _lay_out(weights: Sequence[nn.Parameter], memory_format: torch.memory_format) -> None:
-    for weight in weights:
-        weight.data = weight.data.clone(memory_format=memory_format)
-
-
-def _lies_well(network: nn.Module, weights: Sequence[nn.Parameter], inputs: Sequence[Tensor]) -> bool:
-    """Lay the weights out; whether the outputs are the same, and training mode takes these inputs."""
-    with torch.no_grad(), torch.random.fork_rng():
-        try:
-            before = tree_leaves(copied(network).eval()(*inputs))
-            _lay_out(weights, torch.channels_last)
-            after = tree_leaves(copied(network).eval()(*inputs))
-            copied(network).train()(*inputs)
-            return len(before) == len(after) and all(map(_alike, before, after))
-        except (RuntimeError, ValueError):
-            return False
-
-
-def _alike(before: Any, after: Any) -> bool:
-    """Whether an output is the same but for the order of its sums; what is no floating-point tensor counts as that."""
-    if not isinstance(before, Tensor) or not before.is_floating_point() or not before.numel():
-        return True
-    return isinstance(after, Tensor) and relative(before, after) <= SAME
 
 
 def fit(
@@ -289,12 +244,17 @@ def train_network(
         TrainingError: the loss is not finite.
     """
     device = session.accelerator.device
-    with placed(network, device, training=True), channels_last(network, sample(examples, device), device):
+    with (
+        placed(network, device, training=True),
+        channels_last(network, sample(examples, device), device),
+        checkpointed(network, session.checkpointing),
+        compiled(network, session.compiling) as forward,
+    ):
         groups = decay_groups(network, part.weight_decay, part.lr)
         optimizer = SGD(groups, lr=part.lr, momentum=MOMENTUM, nesterov=True)
         stream = batches(examples, part.batch_size, session.seed)
         losses = fit(
-            lambda batch: objective.batch_loss(network, batch),
+            lambda batch: objective.batch_loss(forward, batch),
             stream,
             [optimizer],
             session=session,

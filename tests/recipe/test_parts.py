@@ -232,3 +232,8 @@ def test_a_detector_is_retrained_at_a_rate_and_with_a_share_of_its_own():
 def test_the_searchs_learning_rate_is_the_tasks():
     rates = {task: recipe_for(task)(**MINIMAL, task=task).search.lr for task in ("classification", "detection", "a:b")}
     assert rates == {"classification": 0.02, "detection": 0.001, "a:b": 0.002}
+
+
+def test_compiled_networks_cant_be_checkpointed():
+    with pytest.raises(ValidationError, match="compile and gradient_checkpointing don't go together; remove one"):
+        recipe_for("classification")(**MINIMAL, compile=True, gradient_checkpointing=True)

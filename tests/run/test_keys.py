@@ -104,6 +104,8 @@ def in_order(value):
         ({"export": {"opset": 19}}, {"plan", "export"}),
         ({"seed": 1}, TRAINS),
         ({"mixed_precision": "bf16"}, TRAINS),
+        ({"gradient_checkpointing": True}, TRAINS),
+        ({"compile": True}, TRAINS),
         ({"model": {"source": "tiny_run:network", "args": {"width": 24}}}, TRAINS | {"plan", "export", "pictures"}),
         ({"model": {"source": "resnet20"}}, TRAINS | {"plan", "export", "pictures"}),
     ],

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -46,6 +47,7 @@ from deploy_prune.run import final_latency, pipeline, preprocessing, stages
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.run.rows import empty_row, require_size
 from deploy_prune.tasks.classification import CLASSIFICATION, CLASSIFIER
+from deploy_prune.training import checkpointing
 from deploy_prune.training.loop import network_score
 from deploy_prune.types import Latency
 
@@ -726,6 +728,31 @@ def test_precision_and_accumulation_reach_every_stage_that_trains(finished, tmp_
         before, after = (RunFolder(path=r.folder).read_tensors(f"{name}.safetensors") for r in (finished, other))
         assert before.keys() == after.keys()
         assert any(not torch.equal(before[key], after[key]) for key in before), name
+
+
+def test_gradient_checkpointing_reaches_every_stage_that_trains_and_changes_no_result(tmp_path, monkeypatch):
+    again, by_work, torch_checkpoint = [], Counter(), checkpointing.checkpoint
+
+    def progress(work, done, total, **figures):
+        by_work[work.partition(" ")[0]] += len(again)
+        again.clear()
+
+    def computed_again(*given, **told):
+        again.append(1)
+        return torch_checkpoint(*given, **told)
+
+    monkeypatch.setattr(checkpointing, "checkpoint", computed_again)
+    model, runs = {"source": "tiny_run:blocks"}, []
+    for wanted in (False, True):
+        recipe = tiny_recipe(model=model, gradient_checkpointing=wanted)
+        runs.append(pipeline.run(recipe, tmp_path / str(wanted), progress=progress))
+        assert not again
+        assert bool(+by_work) is wanted
+    assert {work: n for work, n in by_work.items() if n} == {"train": 30, "search": 18, "adapt": 15, "pixel-8": 15}
+    for name in ("dense/weights", "search/weights", "search/scores", "dense/adapted", f"{PLACE}/weights"):
+        before, after = (RunFolder(path=run.folder).read_tensors(f"{name}.safetensors") for run in runs)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before), name
 
 
 def test_the_dense_network_teaches_the_search(finished, tmp_path):
