@@ -12,7 +12,7 @@ import sys
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import torch
@@ -48,6 +48,19 @@ def unchanged(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         memory.restore()
+
+
+def forgotten(network: nn.Module) -> nn.Module:
+    """The network, after its modules have thrown away what they keep of their weights from evaluation mode.
+
+    Attention biases for one (timm's LeViT). They do so when they are put into training mode; modes are as before.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    with suppress(NotImplementedError):  # the module of an exported program has no modes
+        network.train()
+    for module, mode in modes:
+        module.training = mode
+    return network
 
 
 class _Memory:

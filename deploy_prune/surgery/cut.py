@@ -14,6 +14,7 @@ from deploy_prune.errors import SurgeryError
 from deploy_prune.networks.copies import copied
 from deploy_prune.networks.tensors import own_tensors, tensors_held
 from deploy_prune.networks.tracing import told
+from deploy_prune.networks.unchanged import forgotten
 from deploy_prune.surgery.graph_network import Blueprint, with_weights
 from deploy_prune.surgery.limits import require_enough
 from deploy_prune.surgery.rewrite import rewrite
@@ -99,7 +100,7 @@ def _copy(network: nn.Module) -> nn.Module:
 
     So a cut takes the memory of what it keeps, not of the whole network besides.
     """
-    slim = copied(network, share=True)
+    slim = forgotten(copied(network, share=True))
     for old, new in zip(network.parameters(), slim.parameters(), strict=True):
         new.grad = None if old.grad is None else old.grad.clone()
     return slim

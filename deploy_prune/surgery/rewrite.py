@@ -106,13 +106,17 @@ def _set_argument(node: fx.Node, name: str, value: Any) -> None:
 
 
 def _sizes(name: str) -> Rewrite:
-    """view, reshape, expand: a list of the output's sizes; one that depends on the batch is left to torch (-1)."""
+    """view, reshape, expand: a list of the output's sizes; one that depends on the batch is left to torch (-1).
+
+    So what was left to torch before is told: where the batch is in another size, it is the same for every batch.
+    """
 
     def change(work: Rewriting, node: fx.Node) -> None:
         made, given = work.value(node), _argument(node, name)
         sizes = [s if s == -1 or work.whole(made, i) else work.size(made, i) for i, s in enumerate(given)]
         free = [i for i, s in enumerate(given) if isinstance(s, fx.Node) and not work.whole(made, i)]
-        if len(free) == 1 and -1 not in given:
+        if len(free) == 1 and (-1 not in given or _name(node) != "expand"):
+            sizes = [work.size(made, i) if s == -1 else s for i, s in enumerate(sizes)]
             sizes[free[0]] = -1
         _set_argument(node, name, sizes)
 

@@ -11,10 +11,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.nn.modules.batchnorm import _NormBase
 
 from deploy_prune.errors import SurgeryError
 from deploy_prune.networks.copies import require_plain
 from deploy_prune.networks.tracing import tracing, why_not_traced
+from deploy_prune.networks.unchanged import forgotten
 from deploy_prune.surgery.limits import require_enough, time_limit
 
 
@@ -22,12 +24,12 @@ from deploy_prune.surgery.limits import require_enough, time_limit
 def evaluating(network: nn.Module, training: bool = False) -> Iterator[None]:
     """Eval mode inside; every module's own mode afterwards.
 
-    ``training``: modules that hold others are in training mode, so that heads that only training has run.
+    ``training``: modules that hold others are in training mode, so that heads that only training has run; norms aren't.
     """
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     for module, _ in modes if training else ():
-        module.training = any(True for _ in module.children())
+        module.training = any(True for _ in module.children()) and not isinstance(module, _NormBase)
     try:
         yield
     finally:
@@ -62,6 +64,7 @@ def trace(
             if before is not None:
                 with torch.no_grad():
                     network(*before)
+            forgotten(network)
             program = torch.export.export(network, tuple(inputs), strict=False, dynamic_shapes=shapes)
             _inline_regions(program.graph_module)
             return program

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from deploy_prune.networks.copies import copied
 from deploy_prune.networks.tensors import moved
+from deploy_prune.networks.unchanged import forgotten
 from deploy_prune.surgery.limits import require_enough
 
 GAIN: Final = 2.0
@@ -37,6 +38,7 @@ def redrawn(network: nn.Module, inputs: Sequence[Tensor], seed: int, dtype: torc
         for name, parameter in other.named_parameters():
             if parameter.is_floating_point():
                 parameter.copy_(_drawn(name, parameter.shape, generator))
+        forgotten(other)
         _calibrate(other, in_type(inputs, dtype))
     return other
 

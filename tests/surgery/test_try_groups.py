@@ -20,6 +20,8 @@ from deploy_prune.surgery import remembered, trial, try_groups
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.surgery.limits import LimitError
+from deploy_prune.surgery.trace import evaluating
+from deploy_prune.surgery.try_groups import keep_cuttable
 from deploy_prune.surgery.visible_copy import redrawn
 from deploy_prune.types import ChannelGroup, Structure
 
@@ -207,6 +209,48 @@ def test_what_only_training_has_is_tried_in_training() -> None:
     wrong = reversed_consumers(right, "aux.0")
     left = try_groups.keep_cuttable(network, wrong, (X,), gates_of, PrunePart())
     assert "aux.0" not in {g.name for g in left.groups}
+
+
+class Active(nn.BatchNorm2d):
+    """A batch norm with its activation inside, as timm's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+def test_norms_that_hold_others_are_not_trained_in_a_trial() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), Active(8), nn.Conv2d(8, 4, 3))
+    with evaluating(net, training=True):
+        assert [m.training for m in net.modules()] == [True, False, False, False, False]
+
+
+class Rows(nn.Module):
+    """Channels as rows beside the examples', and a size for torch to find: the sizes are written in the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mix, self.head = nn.Conv2d(3, 16, 3), nn.Parameter(torch.rand(1, 1, 2, 2)), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, y = x.shape[0], self.conv(x)
+        y = y.view(batch * 16, -1, 1, 1) * self.mix
+        return self.head(y.view(batch, 16, 28, 28).relu()).flatten(1)
+
+
+def test_channels_may_be_rows_beside_the_examples() -> None:
+    net = Rows().eval()
+    structure = keep_cuttable(net, find_groups(net, (X[:1],), PrunePart()), (X[:2],), gates_of, PrunePart())
+    assert [(g.name, g.channels) for g in structure.groups] == [("conv", 16)]
+    assert structure.blueprint is not None
+    keep = {"conv": torch.arange(16) % 3 > 0}
+    slim = cut(net, structure, keep)
+    masked = gates_of(structure)(net, {"conv": keep["conv"].float()})
+    for batch in (1, 3):
+        torch.testing.assert_close(slim(X[:batch]), masked(X[:batch]))
 
 
 def test_a_group_that_nothing_shows_is_left_whole_with_the_reason() -> None:
