@@ -95,7 +95,7 @@ class ClassExamples:
 
     def take(self, indices: Tensor) -> Batch:
         """These examples: float32 [B, C, H, W] with (x - mean) / std per channel, and int64 [B]."""
-        return Batch((self.normalise(self.pixels(indices)),), self.labels[indices])
+        return Batch((self._normalise(self.pixels(indices)),), self.labels[indices])
 
     def varied(self, indices: Tensor, generator: torch.Generator) -> Batch:
         """As `take`, augmented before they are normalised."""
@@ -104,7 +104,7 @@ class ClassExamples:
     def varied_of(self, stored: Tensor, indices: Tensor, generator: torch.Generator) -> Batch:
         """As `varied`, of these examples' images, which were read before."""
         x = augmented(self._scaled(stored), self.augment, generator)
-        return Batch((self.normalise(x),), self.labels[indices])
+        return Batch((self._normalise(x),), self.labels[indices])
 
     def skip(self, indices: Tensor, generator: torch.Generator) -> None:
         """Draw what `varied` would draw for these examples, and read none."""
@@ -129,7 +129,11 @@ class ClassExamples:
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x - mean) / std per channel, [B, C, H, W]."""
-        return (x - self.mean.view(-1, 1, 1)).div_(self.std.view(-1, 1, 1))
+        return self._normalise(x.clone())
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        """The same, in place: memory that was never used before takes as long to get as the arithmetic."""
+        return x.sub_(self.mean.view(-1, 1, 1)).div_(self.std.view(-1, 1, 1))
 
 
 def all_of(examples: Examples) -> Batch:

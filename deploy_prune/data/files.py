@@ -75,7 +75,7 @@ class Files:
         found = [self.pictures[i].cut(self.size, self.channels, keep) for i in indices]
         height, width = self.size
         stacked = np.stack(found) if found else np.empty((0, height, width, self.channels), np.uint8)
-        return torch.tensor(stacked.transpose(0, 3, 1, 2)).contiguous()
+        return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
 
 
 Images = Tensor | Files

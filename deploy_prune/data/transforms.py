@@ -136,13 +136,17 @@ def _crop_flip(x_BCHW: Tensor, places_5B: Tensor) -> Tensor:
     half = ((2 * aspect - 1) * reach / 2).exp()
     wide, high = (area.sqrt() * half).clamp(max=1), (area.sqrt() / half).clamp(max=1)  # shares of the sides
     side = torch.where(mirror < 0.5, -wide, wide)
-    zero = torch.zeros_like(wide)
-    theta_B23 = torch.stack([
-        torch.stack([side, zero, (1 - wide) * (2 * right - 1)], 1),
-        torch.stack([zero, high, (1 - high) * (2 * down - 1)], 1),
-    ], 1)  # fmt: skip
-    grid = F.affine_grid(theta_B23, list(x_BCHW.shape), align_corners=False)
+    batch, _, height, width = x_BCHW.shape
+    grid = torch.empty(batch, height, width, 2)
+    grid[..., 0] = _places(width, side, (1 - wide) * (2 * right - 1))[:, None, :]
+    grid[..., 1] = _places(height, high, (1 - high) * (2 * down - 1))[:, :, None]
     return F.grid_sample(x_BCHW, grid, padding_mode="border", align_corners=False)
+
+
+def _places(size: int, scale_B: Tensor, move_B: Tensor) -> Tensor:
+    """[B, size]: which place (-1..1) of an image's side comes to each of its pixels."""
+    centres = (2 * torch.arange(size) + 1) / size - 1
+    return scale_B[:, None] * centres + move_B[:, None]
 
 
 def _draw_crop_flip_colour(shape_BCHW: Sequence[int], generator: torch.Generator) -> Numbers:
