@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -15,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deploy_prune.data.files import Files, Images, chosen, taken
-from deploy_prune.data.transforms import augmented, drawn
+from deploy_prune.data.transforms import AUGMENTS, drawn
 from deploy_prune.recipe.data import Augment
 
 _SPREAD_SEED = 0
 _HASHED = 1024  # images at a time
+_AT_ONCE = 2**20  # numbers of images that are varied at a time, so that they stay in the processor's cache
 
 
 class Batch(NamedTuple):
@@ -95,7 +97,8 @@ class ClassExamples:
 
     def take(self, indices: Tensor) -> Batch:
         """These examples: float32 [B, C, H, W] with (x - mean) / std per channel, and int64 [B]."""
-        return Batch((self._normalise(self.pixels(indices)),), self.labels[indices])
+        x = self.pixels(indices)
+        return Batch((self._normalise(x, out=x),), self.labels[indices])
 
     def varied(self, indices: Tensor, generator: torch.Generator) -> Batch:
         """As `take`, augmented before they are normalised."""
@@ -103,8 +106,14 @@ class ClassExamples:
 
     def varied_of(self, stored: Tensor, indices: Tensor, generator: torch.Generator) -> Batch:
         """As `varied`, of these examples' images, which were read before."""
-        x = augmented(self._scaled(stored), self.augment, generator)
-        return Batch((self._normalise(x),), self.labels[indices])
+        height, width = self.size or stored.shape[2:]
+        shape = (*stored.shape[:2], height, width)
+        numbers, made = drawn(shape, self.augment, generator), torch.empty(shape)
+        at_once = max(1, _AT_ONCE // prod(shape[1:]))
+        for few in (slice(start, start + at_once) for start in range(0, len(stored), at_once)):
+            x = AUGMENTS[self.augment].vary(self._scaled(stored[few]), *(n[few] for n in numbers))
+            self._normalise(x, out=made[few])
+        return Batch((made,), self.labels[indices])
 
     def skip(self, indices: Tensor, generator: torch.Generator) -> None:
         """Draw what `varied` would draw for these examples, and read none."""
@@ -129,11 +138,11 @@ class ClassExamples:
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x - mean) / std per channel, [B, C, H, W]."""
-        return self._normalise(x.clone())
+        return self._normalise(x, out=torch.empty_like(x))
 
-    def _normalise(self, x: Tensor) -> Tensor:
-        """The same, in place: memory that was never used before takes as long to get as the arithmetic."""
-        return x.sub_(self.mean.view(-1, 1, 1)).div_(self.std.view(-1, 1, 1))
+    def _normalise(self, x: Tensor, out: Tensor) -> Tensor:
+        """The same, into a tensor that is there: getting memory takes as long as the arithmetic."""
+        return torch.sub(x, self.mean.view(-1, 1, 1), out=out).div_(self.std.view(-1, 1, 1))
 
 
 def all_of(examples: Examples) -> Batch:

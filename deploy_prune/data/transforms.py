@@ -46,7 +46,7 @@ CUTMIX_ALPHA = 1.0  # arXiv 1905.04899, section 3.1: uniform
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """A line of AUGMENTS: what is drawn for images of a shape (B, C, H, W), and what becomes of them by that."""
+    """A line of AUGMENTS: what is drawn for images of a shape (B, C, H, W), each [B, ...], and what is made of it."""
 
     draw: Callable[[Sequence[int], torch.Generator], Numbers]
     vary: Callable[..., Tensor]
@@ -102,12 +102,12 @@ def _shift_flip(x_BCHW: Tensor, moves_B2: Tensor, mirror_B: Tensor) -> Tensor:
 
 
 def _draw_affine(shape_BCHW: Sequence[int], generator: torch.Generator) -> Numbers:
-    return (torch.rand(6, shape_BCHW[0], generator=generator),)
+    return (torch.rand(6, shape_BCHW[0], generator=generator).T,)
 
 
-def _affine(x_BCHW: Tensor, places_6B: Tensor) -> Tensor:
+def _affine(x_BCHW: Tensor, places_B6: Tensor) -> Tensor:
     """Each image turned, scaled, slanted and moved a little, which suits handwriting; bilinear, zeros coming in."""
-    turn, slant, wide, high, right, down = (places_6B * 2 - 1).unbind()
+    turn, slant, wide, high, right, down = (places_B6 * 2 - 1).unbind(1)
     cos, sin = (turn * MAX_TURN).cos(), (turn * MAX_TURN).sin()
     wide, high, slant = 1 + MAX_SCALE * wide, 1 + MAX_SCALE * high, MAX_SLANT * slant
     # output position -> input position, in -1..1:  R(turn) [[wide, slant], [0, high]] p + move
@@ -120,17 +120,17 @@ def _affine(x_BCHW: Tensor, places_6B: Tensor) -> Tensor:
 
 
 def _draw_crop_flip(shape_BCHW: Sequence[int], generator: torch.Generator) -> Numbers:
-    return (torch.rand(5, shape_BCHW[0], generator=generator),)
+    return (torch.rand(5, shape_BCHW[0], generator=generator).T,)
 
 
-def _crop_flip(x_BCHW: Tensor, places_5B: Tensor) -> Tensor:
+def _crop_flip(x_BCHW: Tensor, places_B5: Tensor) -> Tensor:
     """A crop of each image, scaled (bilinear) to the whole image's size, and about every second one mirrored.
 
     Szegedy et al., arXiv 1409.4842, section 6, with crops that keep most of the image: the area's share is uniform in
     0.6..1; the aspect, against the image's own, uniform in its logarithm in 3/4..4/3, as far as such a crop fits in;
     the place uniform.
     """
-    area, aspect, right, down, mirror = places_5B.unbind()
+    area, aspect, right, down, mirror = places_B5.unbind(1)
     area = MIN_AREA + (1 - MIN_AREA) * area
     reach = (1 / area).clamp(max=MAX_ASPECT).log()  # beyond 1 / area, a side would be longer than the image's
     half = ((2 * aspect - 1) * reach / 2).exp()
@@ -151,22 +151,22 @@ def _places(size: int, scale_B: Tensor, move_B: Tensor) -> Tensor:
 
 def _draw_crop_flip_colour(shape_BCHW: Sequence[int], generator: torch.Generator) -> Numbers:
     crop, batch = _draw_crop_flip(shape_BCHW, generator), shape_BCHW[0]
-    return (*crop, torch.rand(3, batch, generator=generator), torch.rand(3, batch, generator=generator))
+    return (*crop, torch.rand(3, batch, generator=generator).T, torch.rand(3, batch, generator=generator).T)
 
 
-def _crop_flip_colour(x_BCHW: Tensor, places_5B: Tensor, factors_3B: Tensor, order_3B: Tensor) -> Tensor:
+def _crop_flip_colour(x_BCHW: Tensor, places_B5: Tensor, factors_B3: Tensor, order_B3: Tensor) -> Tensor:
     """As `_crop_flip`, then brightness, contrast and saturation by factors in 0.6..1.4, in an order of their own.
 
     As torchvision's ColorJitter(0.4, 0.4, 0.4): x -> factor x + (1 - factor) other, in 0..1, where other is black, the
     image's mean grey, or the image in grey. One channel has no saturation.
     """
-    x = _crop_flip(x_BCHW, places_5B)
-    factors_3B = 1 + MAX_JITTER * (2 * factors_3B - 1)
-    for step in order_3B.argsort(0):
+    x = _crop_flip(x_BCHW, places_B5)
+    factors_B3 = 1 + MAX_JITTER * (2 * factors_B3 - 1)
+    for step in order_B3.argsort(1).T:
         for kind, other_of in enumerate((_black, _mean_grey, _grey)):
             chosen = (step == kind).nonzero().flatten()
             mine = x[chosen]
-            factor = factors_3B[kind, chosen].view(-1, 1, 1, 1)
+            factor = factors_B3[chosen, kind].view(-1, 1, 1, 1)
             x = x.index_copy(0, chosen, (factor * mine + (1 - factor) * other_of(mine)).clamp(0, 1))
     return x
 
