@@ -109,7 +109,7 @@ def recipe(
 @main.command(epilog=examples("init"))
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--model", help="The network: torchvision:NAME, timm:NAME, ultralytics:NAME or module:callable.")
-@click.option("--weights", type=file_option, help="Its trained weights.")
+@click.option("--weights", metavar="FILE", help="Its trained weights; or: default, hf://OWNER/NAME/FILE.safetensors.")
 @click.option("--target", "targets", multiple=True, help="A device, as `deploy-prune targets` lists; repeatable.")
 @click.option("--budget", "budgets", multiple=True, help="As in '50%' or '4 ms'; repeatable. Default: what can be met.")
 @click.option("--task", help="What the network is for, if the data fits several: detection, segmentation ...")

@@ -58,7 +58,7 @@ class Wanted:
 
     data: Path
     model: str | None = None
-    weights: Path | None = None
+    weights: str | None = None
     targets: tuple[str, ...] = ()
     budgets: tuple[str, ...] = ()
     task: str | None = None
@@ -119,7 +119,7 @@ def begin(wanted: Wanted, progress: Progress = silent) -> tuple[Begun, CheckRepo
     values: dict[str, Any] = {
         "name": name,
         "task": reading.task,
-        "model": {"source": model, **({"weights": str(wanted.weights)} if wanted.weights else {})},
+        "model": {"source": model, **({"weights": wanted.weights} if wanted.weights else {})},
         "data": {"source": reading.source, "root": str(reading.root.resolve())},
         "targets": list(wanted.targets),
         "budgets": list(wanted.budgets or ["50%"]),
@@ -280,9 +280,7 @@ _MEANS: Final = {
     "budgets": "of the dense network's latency; or '4 ms', '50% macs', '3 Mparams', '2.5 MB'",
 }
 _OFFERED: Final = {
-    "model": (
-        "  # weights: my-network.safetensors    # your trained weights; without them the network is trained here",
-    ),
+    "model": ("  # weights: my-network.safetensors    # your trained weights, or default for the library's own",),
     "train": ("  # steps: 300                         # longer is better, and takes longer",),
 }
 

@@ -1,4 +1,4 @@
-"""Build a recipe's network, with its weights and its input. Nothing is ever downloaded or unpickled."""
+"""Build a recipe's network, with its weights and its input. Nothing is downloaded here, nothing unpickled."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def _refuse_downloads(part: ModelPart) -> None:
     for key in _DOWNLOADS:
         if key in part.args:
             message = (
-                f"model.args: {key} would fetch weights; nothing is downloaded: give a local file as model.weights."
+                f"model.args: {key} would fetch weights: write model.weights: default, or a file of your own there."
             )
             raise ModelError(message)
 

@@ -1,4 +1,4 @@
-"""A network's weights, from files. Nothing is ever downloaded or unpickled."""
+"""A network's weights, from files. Nothing in them is run."""
 
 from __future__ import annotations
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 from deploy_prune.data.examples import ClassExamples
 from deploy_prune.data.files import Files, measured
 from deploy_prune.data.splits import TransferData
-from deploy_prune.errors import DataError, DeployPruneError
+from deploy_prune.errors import DataError, DeployPruneError, WeightsError
 from deploy_prune.networks import build, weights
 from deploy_prune.networks.build import OwnInput
+from deploy_prune.networks.published import fetch
 from deploy_prune.recipe.parts import DataPart, Part, Recipe
 from deploy_prune.tasks import task_named
 from deploy_prune.tasks.classification import CLASSIFICATION
@@ -61,8 +63,11 @@ def resolve(recipe: Recipe) -> Resolved:
         DataError: as the task's ``load``; or nothing says how large the input is.
         ModelError: the network can't be built.
         RecipeError: there is no such task.
+        WeightsError: published weights can't be fetched, or don't fit.
     """
     task = task_named(recipe.task, recipe.score)
+    if (published := fetch(recipe.model)) is not None:
+        return _of_published(resolve(_with_file(recipe, published.path)), published.told)
     if "image_size" not in type(recipe.data).model_fields:
         examples = _loaded(recipe.data, recipe, task)
         shapes = ", ".join("x".join(map(str, x.shape[1:])) or "a number" for x in _first_inputs(examples))
@@ -80,6 +85,41 @@ def resolve(recipe: Recipe) -> Resolved:
     )
     found = recipe.model_copy(update={"data": part})
     return Resolved(recipe=found, task=task, data=examples, own=own, summary=summary)
+
+
+def _with_model(recipe: Recipe, **changes: Any) -> Recipe:
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
+
+
+def _with_file(recipe: Recipe, path: Path) -> Recipe:
+    """The recipe with this weights file."""
+    return _with_model(recipe, weights=str(path))
+
+
+def _of_published(resolved: Resolved, told: str) -> Resolved:
+    """With the class layers that published weights need, and with a sentence of which weights these are."""
+    head, told = _head_that_fits(resolved), f"Weights: {told}."
+    told += " Its class layers are of other classes; new ones are trained." if head == "new" else ""
+    recipe = _with_model(resolved.recipe, head=head)
+    return replace(resolved, recipe=recipe, summary=(*resolved.summary, told))
+
+
+def _head_that_fits(found: Resolved) -> str:
+    """``head``, as the recipe says, or as published weights for other classes need it.
+
+    Raises:
+        WeightsError: the weights don't fit, whatever the classes are.
+    """
+    model, num_classes = found.recipe.model, found.data.num_source
+    if "head" in model.model_fields_set or not build.takes_classes(model):
+        return model.head
+    network = build.build_network(model, num_classes)
+    try:
+        weights.load_given(network, model, num_classes)
+    except WeightsError:
+        weights.load_given(network, model.model_copy(update={"head": "new"}), num_classes)
+        return "new"
+    return "keep"
 
 
 def _loaded(part: Part, recipe: Recipe, task: Task) -> TransferData:

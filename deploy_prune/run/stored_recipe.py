@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import RecipeError, RunFolderError
 from deploy_prune.recipe.file import dump, flat, load_recipe
+from deploy_prune.recipe.model import is_published
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.system.shell import write_text
 from deploy_prune.training.processes import batches_a_step
@@ -69,7 +70,8 @@ def write(recipe: Recipe, folder: Path) -> None:
     """Write recipe.yaml, with absolute paths, and a copy of each target file of the user's own in targets/."""
     targets = [_kept(name, folder) if _is_path(name) else name for name in recipe.targets]
     weights, root = recipe.model.weights, recipe.data.root
-    model = recipe.model.model_copy(update={"weights": weights and str(Path(weights).absolute())})
+    kept = weights if weights is None or is_published(weights) else str(Path(weights).absolute())
+    model = recipe.model.model_copy(update={"weights": kept})
     data = recipe.data.model_copy(update={"root": root and str(Path(root).expanduser().absolute())})
     whole = recipe.model_copy(update={"targets": targets, "model": model, "data": data})
     write_text(folder / NAME, dump(whole))
