@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -11,7 +12,7 @@ from together import JOBS, STEPS, all_jobs, do, failing, going_on
 
 from deploy_prune.errors import DataError, TrainingError
 from deploy_prune.training import processes
-from deploy_prune.training.processes import run_together
+from deploy_prune.training.processes import LEFT, run_together
 
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
 
@@ -75,6 +76,22 @@ def test_a_process_that_fails_ends_all_with_its_error(how, rank, error, sentence
         run_together(2, failing, [how, rank], lambda *_: failed.append(time.monotonic()), "cpu")
     assert time.monotonic() - failed[0] < 30
     assert not [pid for pid in ours() if pid not in before]
+
+
+@pytest.mark.parametrize(
+    ("codes", "number"), [((LEFT, -9), 2), ((1, LEFT), 1), ((None, LEFT, 3), 3), ((LEFT, LEFT), 1)]
+)
+def test_who_ended_because_another_had_is_not_the_cause(codes, number, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "GRACE_S", 0.0)
+    (tmp_path / "log").touch()
+    ranks = [
+        processes._Rank(
+            number=i, size=3, process=SimpleNamespace(poll=lambda code=code: code, returncode=code),
+            error=tmp_path / "none", log=tmp_path / "log",
+        )
+        for i, code in enumerate(codes)
+    ]  # fmt: skip
+    assert str(processes._cause(ranks)).startswith(f"Process {number} of the 3 that train together ")
 
 
 def ours():
