@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.segment import Segment
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from deploy_prune import types
@@ -34,6 +34,7 @@ _BLOCKS: Final = "▁▂▃▄▅▆▇█"
 _MOST_BLOCKS: Final = 32
 """... of so many at most; beyond, every block is the mean of neighbours."""
 _PIPED_WIDTH = 160  # columns of a table that no terminal shows
+_BAR: Final = 12  # columns
 
 
 @contextmanager
@@ -83,21 +84,26 @@ class PrintableConsole(Console):
 
 
 class PlainLines:
-    """A progress that writes "work: done/total figures" at a work's first and last step and every few seconds."""
+    """A progress that writes "work: done/total figures, 3 min left" at first and last steps and every few seconds."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
         self._shown: dict[str, float] = {}
+        self._begun: dict[str, tuple[float, int]] = {}
 
     def __call__(self, work: str, done: int, total: int, **figures: float) -> None:
         """Write a line if it is time for one."""
         now = self._clock()
+        since, first = self._begun.setdefault(work, (now, done))
         if done < total and now - self._shown.get(work, -PLAIN_EVERY_S) < PLAIN_EVERY_S:
             return
         self._shown[work] = now
-        line = printable(f"{work}: {done}/{total} {_shown(figures)}".rstrip())
-        print(line, file=self._stream, flush=True)
+        left = (now - since) / (done - first) * (total - done) if done > first else 0.0
+        told = f"{work}: {done}/{total} {_shown(figures)}".rstrip() + (f", {in_words(left)} left" if left >= 1 else "")
+        print(printable(told), file=self._stream, flush=True)
+        if done >= total:
+            del self._begun[work]
 
 
 class Bars:
@@ -119,20 +125,30 @@ class Bars:
 
 
 def _bars(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}", markup=False),
-    )
-    return Progress(*columns, console=console)
+    """What a narrow terminal has no room for is cut off from the texts, never from the numbers."""
+    work, figures = (Column(no_wrap=True, overflow="ellipsis", ratio=ratio, min_width=8) for ratio in (3, 2))
+    bar, count, left = (Column(no_wrap=True, min_width=width) for width in (_BAR, 1, 1))
+    return Progress(
+        TextColumn("{task.description}", markup=False, table_column=work),
+        BarColumn(bar_width=_BAR, table_column=bar),
+        MofNCompleteColumn(table_column=count),
+        TimeRemainingColumn(table_column=left),
+        TextColumn("{task.fields[figures]}", markup=False, table_column=figures),
+        console=console, expand=True,
+    )  # fmt: skip
 
 
 def _shown(figures: dict[str, float]) -> str:
     plain = [f"{name}={_figure(value)}" for name, value in figures.items() if not name.startswith(SHARE)]
     shares = [value for name, value in figures.items() if name.startswith(SHARE)]
     return " ".join(plain + ([_blocks(shares)] if shares else []))
+
+
+def in_words(seconds: float) -> str:
+    """A duration in its largest unit, as in "40 s", "3 min" or "1.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _figure(value: float) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -78,13 +79,17 @@ def run(
 
 def _run_stages(context: RunContext, costs: CandidateCosts) -> Run:
     """Train, search, adapt; then every target and budget in turn."""
+    part_done = _count_parts(context)
     unusable = unusable_targets(context, costs)
     usable = replace(context, targets=tuple(t for t in context.targets if t.name not in unusable))
 
     pictures.draw(context, pictures.TRUTH)
     dense = stages.train_dense(context)
+    part_done()
     found = stages.search(usable, costs, dense)
+    part_done()
     adapted = stages.adapt_dense(context, dense)
+    part_done()
     teacher = stages.teacher_of(context)
     pictures.draw(context, "dense", teacher, adapted)
 
@@ -94,10 +99,18 @@ def _run_stages(context: RunContext, costs: CandidateCosts) -> Run:
         for row in _target_rows(context, costs, found, (adapted, teacher), target, unusable.get(target.name)):
             rows.append(row)
             context.folder.write_results(rows)
+            part_done()
 
     context.folder.write_provenance(stored_recipe.read(context.folder.path), context.recipe.seed, context.summary)
     write_page(context.folder.path)
     return Run(folder=context.folder.path, rows=tuple(rows), summary=context.summary)
+
+
+def _count_parts(context: RunContext) -> Callable[[], None]:
+    """What tells the progress, after each part of the run, how many of all are done."""
+    rows = len(context.targets) * (1 + len(context.recipe.budgets))
+    total, numbers = 3 + rows, itertools.count(1)  # 3: dense network, search, adaptation
+    return lambda: context.session.progress("whole run", next(numbers), total)
 
 
 def _target_rows(

@@ -10,7 +10,7 @@ from rich.text import Text
 from deploy_prune import types
 from deploy_prune.commands import frame
 from deploy_prune.report import terminal
-from deploy_prune.report.terminal import PLAIN_EVERY_S, PlainLines, rich_progress, targets_table
+from deploy_prune.report.terminal import PLAIN_EVERY_S, PlainLines, in_words, rich_progress, targets_table
 
 
 class Terminal(io.StringIO):
@@ -28,6 +28,42 @@ def test_elsewhere_there_are_plain_lines_now_and_then():
     assert lines[0] == "train: 1/100 loss=0.333"
     assert lines[-1] == "train: 100/100 loss=0.333"
     assert len(lines) == 10 / PLAIN_EVERY_S + 1
+
+
+def test_lines_say_how_long_it_will_take():
+    stream, now = io.StringIO(), [0.0]
+    progress = PlainLines(stream, clock=lambda: now[0])
+    for step in (1, 11, 31, 41):
+        now[0] = step * 6.0
+        progress("train", step, 41)
+    now[0] = 300.0
+    progress("train", 1, 41)
+    assert stream.getvalue().splitlines() == [
+        "train: 1/41", "train: 11/41, 3 min left", "train: 31/41, 60 s left", "train: 41/41", "train: 1/41",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(1.2, "1 s"), (99.4, "99 s"), (100, "2 min"), (5999, "100 min"), (9000, "2.5 h")]
+)
+def test_durations_in_words(seconds, words):
+    assert in_words(seconds) == words
+
+
+@pytest.mark.parametrize("columns", [60, 80, 140])
+def test_a_narrow_terminal_shows_all_numbers(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with rich_progress(stream) as progress:
+        progress("whole run", 3, 11)
+        for step in range(1, 100):
+            progress("pixel-8 50%: retrain with 1437 of 1437 examples", step, 300, loss=0.1234, cost=1.2e7)
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue().split("whole run")[-1])
+    assert "3/11" in last
+    assert "99/300" in last
+    assert re.search(r"\d:\d\d:\d\d", last)
+    assert max(map(len, last.splitlines())) <= columns
 
 
 def test_each_work_has_its_own_first_line():

@@ -83,15 +83,29 @@ def test_a_process_that_fails_ends_all_with_its_error(how, rank, error, sentence
 )
 def test_who_ended_because_another_had_is_not_the_cause(codes, number, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "GRACE_S", 0.0)
-    (tmp_path / "log").touch()
-    ranks = [
+    assert str(processes._cause(ended(codes, tmp_path))).startswith(f"Process {number} of the 3 that train together ")
+
+
+def ended(codes, folder):
+    """Processes that ended with these codes, or still run (None)."""
+    (folder / "log").touch()
+    return [
         processes._Rank(
             number=i, size=3, process=SimpleNamespace(poll=lambda code=code: code, returncode=code),
-            error=tmp_path / "none", log=tmp_path / "log",
+            error=folder / "none", log=folder / "log",
         )
         for i, code in enumerate(codes)
     ]  # fmt: skip
-    assert str(processes._cause(ranks)).startswith(f"Process {number} of the 3 that train together ")
+
+
+@pytest.mark.timeout(30)
+def test_the_first_one_need_not_end_for_the_end_of_another_to_be_seen(tmp_path):
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with pytest.raises(TrainingError, match="Process 2 of the 3 .* ended by SIGKILL"):
+        processes._follow(reading, ended((None, -9, None), tmp_path), print)
+    for end in (reading, writing):
+        os.close(end)
 
 
 def ours():
