@@ -103,6 +103,18 @@ def task(figures: Mapping[str, Any]) -> str:
     )
 
 
+def yolo(figures: Mapping[str, Any]) -> str:
+    """How near a YOLO comes to its budget."""
+    told = [
+        f"{row['share']:.1%} in {format} (uniform width of equal MACs: {row['share'] * row['uniform_over_ours']:.0%})"
+        for format, row in figures["rows"].items()
+    ]
+    return (
+        f"{figures['network']} at {figures['size']} pixels, asked for {figures['budget']} of its measured latency: "
+        f"{', '.join(told)} (`benchmarks/yolo_latency.py`)."
+    )
+
+
 def runtimes(figures: Mapping[str, Any]) -> str:
     """In which runtimes the networks run that classify no pictures."""
     rows = figures["rows"].values()
@@ -140,7 +152,7 @@ def summary(results: Mapping[str, dict[str, Any]]) -> str:
     """All of it; ``results``: a file's name without its suffix -> its figures. What isn't there isn't told."""
     networks = [figures for name, figures in results.items() if name.startswith("cifar_")]
     single = {
-        "detection": task, "segmentation": task,
+        "detection": task, "segmentation": task, "yolo_latency": yolo,
         "recovery_resnet56": recovery, "transfer": carried, "transfer_defaults": carried, "formats": formats,
         "parity": parity, "search_step": step, "published_latencies": published, "kill_resume": resume, "zoo": zoo,
         "zoo_others": runtimes,

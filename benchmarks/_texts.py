@@ -254,6 +254,26 @@ def parity(figures: dict[str, Any]) -> str:
     return f"{head}\n\n{table(['format', 'precision', 'pass', 'off by', 'agree'], rows)}"
 
 
+def yolo(figures: dict[str, Any]) -> str:
+    """A YOLO cut to a share of its measured latency, runtime by runtime."""
+    rows = [
+        [
+            format, f"{row['dense_ms']:.2f} → {row['slim_ms']:.2f}", f"{row['share']:.3f}", f"{row['error']:+.1%}",
+            f"{row['macs']:.0%}", f"{row['uniform_over_ours']:.2f}",
+        ]
+        for format, row in figures["rows"].items()
+    ]  # fmt: skip
+    head = f"{figures['network']} at {figures['size']} pixels, random weights, cut to {figures['budget']} of its "
+    head += (
+        "measured latency in each runtime on this machine, one thread; the finished artifact in turns with the dense "
+    )
+    head += (
+        "one and with uniform width at equal MACs, which takes so many times as long (`benchmarks/yolo_latency.py`):"
+    )
+    titles = ["runtime", "ms", "share", "off the budget", "MACs left", "uniform width"]
+    return f"{head}\n\n{table(titles, rows)}"
+
+
 def reductions(figures: dict[str, Any]) -> str:
     """What a benchmark changed of a recipe's defaults, in sentences."""
     told = ""
