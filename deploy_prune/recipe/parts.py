@@ -278,7 +278,7 @@ class Recipe(Part):
     gradient_checkpointing: bool = Field(
         default=False,
         description="Whether training keeps only what goes into each block of the network and computes the rest again: "
-        "less memory, a third more time, the same result.",
+        "less memory, a quarter to a third more time, the same result.",
     )
     compile: bool = Field(
         default=False,
