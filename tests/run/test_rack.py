@@ -219,15 +219,18 @@ def test_what_is_planned_is_not_looked_at_again(monkeypatch):
 
 @pytest.mark.parametrize("jobs", [1, 2, 9])
 def test_outcomes_come_in_the_order_of_the_targets(jobs):
-    most, inside, lock = [0], [0], threading.Lock()
+    most, inside, lock = [0], Counter(), threading.Lock()
 
     def work(target, costs):
         with lock:
-            inside[0] += 1
-            most[0] = max(most[0], inside[0])
+            inside[target.runner] += 1
+            assert inside[target.runner] == 1, "two at once on a device"
+            most[0] = max(most[0], inside.total())
+        if jobs > 1:
+            torch.rand(1)
         time.sleep(0.3 if target is TARGETS[0] else 0.1)
         with lock:
-            inside[0] -= 1
+            inside[target.runner] -= 1
         if target is TARGETS[1]:
             raise BudgetError(target.name)
         return target.name
