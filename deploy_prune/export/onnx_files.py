@@ -22,8 +22,8 @@ MAX_BYTES: Final = 2**31 - 1
 """A protobuf message can't be longer (protobuf.dev, "Proto Limits")."""
 GRAPH: Final = "model.onnx"
 WEIGHTS: Final = "model.onnx.data"
-MOST_OF_THE_GRAPH: Final = 2**20
-"""Left for what isn't weights, of which this package's largest graphs have a fifth."""
+MOST_OF_THE_GRAPH: Final = 2**24
+"""Left for what isn't weights: nodes, names and shapes."""
 
 
 def is_large(model: onnx.ModelProto) -> bool:

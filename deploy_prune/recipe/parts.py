@@ -282,8 +282,8 @@ class Recipe(Part):
     )
     compile: bool = Field(
         default=False,
-        description="Whether the dense and the slim network are trained compiled by torch.compile, where it is faster: "
-        "on GPUs, in long trainings. The search isn't compiled.",
+        description="Whether the dense and the slim network are trained compiled by torch.compile, which takes its "
+        "time at the beginning of each stage. The search isn't compiled.",
     )
     accumulate: Annotated[int, Field(ge=1)] = Field(
         default=1, description="Batches whose mean gradient makes one training step."

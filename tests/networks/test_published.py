@@ -11,6 +11,7 @@ from tiny_run import tiny_recipe
 from deploy_prune.errors import WeightsError
 from deploy_prune.networks import build, published
 from deploy_prune.networks.published import fetch
+from deploy_prune.recipe.model import WITH_DEFAULTS
 from deploy_prune.recipe.parts import ModelPart
 from deploy_prune.run import preprocessing, stored_recipe
 from deploy_prune.run.folder import save_tensors
@@ -100,6 +101,10 @@ def test_without_a_network_a_sentence_says_what_to_do(weights, site, hub, monkey
     told = r"can't be fetched: \[Errno -2\] Name or service not known\. Where there is no network, fetch the file"
     with pytest.raises(WeightsError, match=told):
         fetch(part(weights=weights))
+
+
+def test_recipes_know_which_libraries_publish_weights():
+    assert tuple(published._DEFAULTS) == WITH_DEFAULTS
 
 
 @pytest.mark.parametrize("weights", [None, "my.safetensors", "hf-of-mine.pt"])
