@@ -5,7 +5,7 @@
 A NAME of torchvision or timm has its prefix: torchvision:mobilenet_v2:3,224,224:1000. Per network and budget, of the
 latency of this machine's `host` (ONNX Runtime, one thread), the closed loop is run as a recipe runs it: with a latency
 table of its own (an empty cache), the finished artifact measured beside the dense one, and planned again if that is
-over the budget, at most pipeline.PLANS times. `timing.learn` does the latter for a run folder; there is none here, so
+over the budget, at most deliver.PLANS times. `timing.learn` does the latter for a run folder; there is none here, so
 `Workbench.correct` is called as it does. Then both are measured once more, and no choice depends on that: it is the
 share in the rows. Then the slim network is timed beside another one that has the same share of every group, plain
 counts without granularity, and most nearly the same MACs. Scores are magnitudes of initial weights: latency doesn't
@@ -47,7 +47,7 @@ from deploy_prune.export import isolated
 from deploy_prune.latency.paired import paired_ratio
 from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.recipe.parts import parse_budget
-from deploy_prune.run.pipeline import PLANS
+from deploy_prune.run.deliver import PLANS
 from deploy_prune.run.reach import reaches
 from deploy_prune.surgery.cut import cut
 from deploy_prune.types import Artifact, Budget, Keep, Scores, Target, silent

@@ -6,19 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
-from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Final, Generic, TypeVar
 
 import torch
 
 from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.errors import DeployPruneError
-from deploy_prune.run import stages
-from deploy_prune.run.context import RunContext
 from deploy_prune.system import guard
-from deploy_prune.types import Budget, Progress, SearchResult, Target
+from deploy_prune.types import Progress, Target
 
 T = TypeVar("T")
 END_S: Final = 3.0
@@ -39,9 +35,7 @@ def at_once(costs: CandidateCosts, works: Sequence[Work[T]], jobs: int) -> Gener
     A target with several devices has as many works at once. With one job or one device, a work begins when it is asked
     for. Close the iterator to end the others.
     """
-    places: dict[str | None, int] = {}
-    for target, _ in works:
-        places[target.runner] = max(1, len(target.devices), places.get(target.runner, 0))
+    places = _places([target for target, _ in works])
     num_threads = min(jobs, sum(places.values()), len(works))
     if num_threads <= 1:
         for _, work in works:
@@ -62,6 +56,19 @@ def at_once(costs: CandidateCosts, works: Sequence[Work[T]], jobs: int) -> Gener
     except BaseException:  # an interrupt, a fault in a thread, or nobody asks any more
         rack.end(threads)
         raise
+
+
+def num_devices(targets: Sequence[Target]) -> int:
+    """On how many devices these targets can be measured at once; those without one count as one."""
+    return sum(_places(targets).values())
+
+
+def _places(targets: Sequence[Target]) -> dict[str | None, int]:
+    """By runner, how many may be at work there at once."""
+    places: dict[str | None, int] = {}
+    for target in targets:
+        places[target.runner] = max(1, len(target.devices), places.get(target.runner, 0))
+    return places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,22 +121,3 @@ class _Rack(Generic[T]):
         while any(thread.is_alive() for thread in threads) and time.monotonic() < until:
             guard.end_all()
             threads[0].join(0.1)
-
-
-def look_ahead(context: RunContext, costs: CandidateCosts, found: tuple[str, SearchResult]) -> None:
-    """Plan every target and budget that is not planned yet, on different devices at once; what was measured is kept.
-
-    The plans themselves are made one after the other later, and find all that they measure in the cache. So do errors:
-    who meets one again tells of it.
-    """
-
-    def plan(costs: CandidateCosts, target: Target, budget: Budget) -> None:
-        if not stages.is_planned(context, costs, found, target, budget):
-            stages.choose_channels(context, costs, found, target, budget)
-
-    asked = [(target, budget) for target in context.targets for budget in context.recipe.parsed_budgets]
-    works: list[Work[None]] = [(target, partial(plan, target=target, budget=budget)) for target, budget in asked]
-    if context.jobs > 1:
-        with closing(at_once(costs, works, context.jobs)) as outcomes:
-            for _ in outcomes:
-                pass

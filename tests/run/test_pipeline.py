@@ -14,7 +14,6 @@ from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import tiny_run
@@ -43,7 +42,7 @@ from deploy_prune.networks import build
 from deploy_prune.recipe.file import dump, load_recipe
 from deploy_prune.recipe.parts import parse_budget
 from deploy_prune.report.row import Row
-from deploy_prune.run import final_latency, pipeline, preprocessing, stages
+from deploy_prune.run import deliver, final_latency, pipeline, preprocessing, stages
 from deploy_prune.run.folder import RunFolder
 from deploy_prune.run.rows import empty_row, require_size
 from deploy_prune.tasks.classification import CLASSIFICATION, CLASSIFIER
@@ -692,19 +691,22 @@ def delivered(monkeypatch, misses):
     learned = []
     target, budget = load_target("host"), parse_budget("50%", "latency")
 
-    def steps(*args):
-        yield replace(empty_row(target, "50%", "latency", CLASSIFICATION.score), macs=7)
+    def timed(context, target, budget, dense, attempt):
         if len(learned) < misses:
             message = "too slow"
-            raise final_latency.BudgetMissedError(message, took(1.2), took(2.0))
-        yield replace(empty_row(target, "50%", "latency", CLASSIFICATION.score), macs=5, measured_p50_ms=1.0)
+            missed = final_latency.BudgetMissedError(message, took(1.2), took(2.0))
+            row = final_latency.with_latency(attempt.row, budget, missed.slim, missed.dense)
+            return replace(attempt, row=replace(row, macs=7), failure=missed)
+        return replace(attempt, row=replace(attempt.row, macs=5, measured_p50_ms=1.0))
 
-    monkeypatch.setattr(pipeline, "_steps", steps)
+    row = empty_row(target, "50%", "latency", CLASSIFICATION.score)
+    monkeypatch.setattr(deliver, "make", lambda *args: deliver.Attempt(row=row))
+    monkeypatch.setattr(deliver, "measured", timed)
     monkeypatch.setattr(final_latency, "explained", lambda context, costs, target, budget, missed: missed)
     monkeypatch.setattr(
         final_latency, "replan_after_miss", lambda context, bench, target, budget, missed: learned.append(missed.slim)
     )
-    return pipeline._deliver(SimpleNamespace(task=CLASSIFICATION), None, None, None, target, budget, None), learned
+    return deliver.deliver(None, None, None, target, budget, None), learned
 
 
 def test_a_budget_that_the_finished_artifact_misses_is_planned_once_more(monkeypatch):
@@ -717,7 +719,7 @@ def test_a_budget_that_is_missed_again_is_a_failed_row_with_what_is_known(monkey
     row, learned = delivered(monkeypatch, misses=9)
     assert (row.status, row.macs, row.error) == ("failed", 7, "too slow")
     assert (row.measured_p50_ms, row.asked) == (1.2, 1.0), "by how much is shown, too"
-    assert len(learned) == pipeline.PLANS
+    assert len(learned) == deliver.PLANS
 
 
 @pytest.mark.parametrize("changes", [{"mixed_precision": "bf16"}, {"accumulate": 2}])
