@@ -23,9 +23,10 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from deploy_prune.networks import build
+from deploy_prune.networks.coordinates import lost_coordinates
 from deploy_prune.recipe.parts import ModelPart, PrunePart
 from deploy_prune.search.gated_network import gates_of
-from deploy_prune.surgery.cut import cut, lost_coordinates
+from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.surgery.try_groups import keep_cuttable
 from deploy_prune.types import ChannelGroup, Keep, Structure

@@ -175,6 +175,7 @@ class Roofline:
     ``gbytes_per_s`` 1e9 bytes a second, ``layer_overhead_ms`` per convolution or matrix product (latency/predict.py
     has the other operators' share), ``winograd`` how much faster 3x3 convolutions of stride 1 are per
     multiply-accumulate (1: no such kernel), ``network_overhead_ms`` once a network. ``source``: of the numbers.
+    ``precision``: what they are of; None: of the target's own.
     """
 
     gmacs_per_s: float
@@ -185,6 +186,7 @@ class Roofline:
     source: str
     winograd: float = 2.0
     matmul_gmacs_per_s: float | None = None
+    precision: Precision | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +212,8 @@ class Target:
     device's name: ``local``, ``ssh://...`` or ``adb://...`` (device/address.py); None = no device attached, latency is
     predicted from ``roofline``. ``error``: of those predictions, where it is known. ``program``: the path, on this
     machine, of the runtime's own benchmark program, for a device without Python (device/programs.py). ``alike``: more
-    devices of the same kind, any of which may measure in the place of ``runner``.
+    devices of the same kind, any of which may measure in the place of ``runner``. ``rates_of``: the format and
+    precision that ``roofline`` is of, where they aren't this target's.
     """
 
     name: str
@@ -226,6 +229,7 @@ class Target:
     error: ErrorBand | None = None
     program: str | None = None
     alike: tuple[str, ...] = ()
+    rates_of: str | None = None
 
     @property
     def devices(self) -> tuple[str, ...]:

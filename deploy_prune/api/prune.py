@@ -28,6 +28,8 @@ from deploy_prune.networks.tensors import moved
 from deploy_prune.networks.unchanged import unchanged
 from deploy_prune.networks.weights import load_state
 from deploy_prune.recipe.parts import MeasurePart, PrunePart, SearchPart, parse_budget
+from deploy_prune.retrain.features import match
+from deploy_prune.retrain.repair import Repaired, repair
 from deploy_prune.run.reach import reaches, require_reach
 from deploy_prune.run.trained import as_if_trained
 from deploy_prune.search.frame import SearchGoal, SearchJob
@@ -73,6 +75,7 @@ class Pruned:
         network: the slim network, on the dense network's device and in its mode. Its weights are those that the search
             ended with: it is not retrained.
         form: the same network, with its family's loss and decoding where it has them.
+        dense: the network that was given, no copy of it.
         structure: the channel groups, and in ``structure.whole`` what was not pruned and why.
         keep: group -> bool[C], which units stay.
         plan: how the counts were found: the loop's steps (``plan.candidates``), each with what was asked, predicted and
@@ -88,6 +91,7 @@ class Pruned:
 
     budget: Budget
     form: RawForm
+    dense: RawForm
     structure: Structure
     keep: Keep
     plan: Plan
@@ -113,6 +117,21 @@ class Pruned:
     def dense_ms(self) -> float | None:
         """p50 of the dense network's artifact, in ms."""
         return self.plan.chosen.dense if self.budget.metric == "latency" else None
+
+    def repair(self, inputs: Tensor | Sequence[Tensor]) -> Repaired:
+        """Compute the slim network's weights anew, so that its layers give what the dense ones do: no training.
+
+        By least squares, layer by layer (He et al., arXiv 1707.06168); batch norms are measured anew. The dense network
+        is the one that was given, as it is now. It helps where no training follows, or little.
+
+        Args:
+            inputs: a few hundred real examples [B, ...], one tensor for each input of the network; no labels.
+
+        Raises:
+            DataError: there are fewer than two examples.
+        """
+        dense = copied(self.dense.network, share=True)
+        return repair(self.network, dense, match(self.structure, self.keep), _examples(inputs))
 
     @property
     def is_measured(self) -> bool:
@@ -363,8 +382,8 @@ def _cut(
     proof = prove(dense, structure, plan.keep, asked.examples, gates_of(structure))
     slim = moved(cut(dense, structure, plan.keep), device_of(form.network))
     return Pruned(
-        budget=budget, form=replace(form, network=slim), structure=structure, keep=plan.keep, plan=plan, proof=proof,
-        target=None if asked.target.name == ANY_DEVICE else asked.target, found=found,
+        budget=budget, form=replace(form, network=slim), dense=form, structure=structure, keep=plan.keep, plan=plan,
+        proof=proof, target=None if asked.target.name == ANY_DEVICE else asked.target, found=found,
         dense_macs=round(macs(structure.dense_counts)), macs=round(macs(plan.chosen.counts)),
         dense_params=_num_params(form.network), params=_num_params(slim),
     )  # fmt: skip

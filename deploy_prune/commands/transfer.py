@@ -308,7 +308,7 @@ class _Task:
     def _teacher(self, examples: TransferData, session: Session) -> tuple[nn.Module | None, float | None]:
         """The dense network, adapted to the task with the same examples, and its score."""
         asked = self.recipe.retrain
-        if self.given.teacher is None or (asked.distill == 0 and feature_weight(asked) == 0):
+        if self.given.teacher is None or not (asked.distill or feature_weight(asked) or asked.repair):
             return None, None
         part = self.part.model_copy(update={"init": "inherit"})
         teacher = self._dense(session.seed)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, TypeGuard, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml.comments import CommentedMap
@@ -21,6 +22,7 @@ from deploy_prune.types import ErrorBand, Precision, Roofline, Target
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 NotNegative = Annotated[float, Field(ge=0, le=1e6)]
 Text = Annotated[str, Field(min_length=1)]
+PRECISIONS: Final = get_args(Precision)
 
 
 def _known_format(name: str) -> str:
@@ -105,7 +107,7 @@ class _Target(_Part):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
     title: Text
     format: Annotated[str, AfterValidator(_known_format)]
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Precision
     runtime: Text
     granularity: _Granularity
     runner: Annotated[str | Annotated[list[str], Field(min_length=1, max_length=1024)], AfterValidator(_reachable)]
@@ -144,14 +146,41 @@ def list_targets() -> tuple[Target, ...]:
     return tuple(_read(path) for path in sorted(targets_folder().glob("*.yaml")))
 
 
-def load_target(name_or_path: str) -> Target:
+def load_target(name: str) -> Target:
     """A shipped target by its name, or a file of the user's own by its path (with a slash or ending in .yaml).
 
+    NAME@FORMAT, NAME@PRECISION or NAME@FORMAT:PRECISION is the same device with another format or precision.
+
     Raises:
-        TargetError: there is no such target (the nearest names are given), or its file is wrong (with file and line).
+        TargetError: there is no such target, format or precision (the nearest names are given), or its file is wrong
+            (with file and line).
     """
+    base, setting = split(name)
+    found = _found(base)
+    return _varied(found, name, setting) if setting else found
+
+
+def split(name: str) -> tuple[str, str]:
+    """A target's name or path, and what follows it with "@": another format or precision, "" if there is none."""
+    base, at, setting = name.rpartition("@")
+    is_name = not setting or "/" in setting or setting.endswith((".yaml", ".yml"))  # of a file with @ in its path
+    return (name, "") if not at or is_name else (base, setting)
+
+
+def with_setting(base: str, setting: str) -> str:
+    """The name that ``split`` takes apart."""
+    return f"{base}@{setting}" if setting else base
+
+
+def is_path(name: str) -> bool:
+    """Whether a target is named by the path of its file."""
+    base, _ = split(name)
+    return "/" in base or Path(base).suffix in {".yaml", ".yml"}
+
+
+def _found(name_or_path: str) -> Target:
     path = Path(name_or_path)
-    if path.suffix in {".yaml", ".yml"} or "/" in name_or_path:
+    if is_path(name_or_path):
         if not is_file(path):
             message = f"There is no target file {shown(name_or_path, 200)}."
             raise TargetError(message)
@@ -161,6 +190,36 @@ def load_target(name_or_path: str) -> Target:
         message = f"There is no target '{shown(name_or_path)}'.{_perhaps(name_or_path, list(shipped))}"
         raise TargetError(message)
     return _read(shipped[name_or_path])
+
+
+def _is_precision(text: str) -> TypeGuard[Precision]:
+    return text in PRECISIONS
+
+
+def _varied(found: Target, name: str, setting: str) -> Target:
+    """The same device with another format or precision: its own benchmark program and known errors don't hold there.
+
+    Without a device attached, latency is still predicted from its rates, which are of the format and precision of its
+    file: ``rates_of`` says so.
+    """
+    first, colon, second = setting.partition(":")
+    form, precision = (found.format, first) if not colon and first in PRECISIONS else (first, second or found.precision)
+    if form not in EXPORT_FORMATS or not _is_precision(precision) or (colon and not second):
+        known = (*EXPORT_FORMATS, *PRECISIONS)
+        wrong = first if first not in known else second
+        message = (
+            f"There is no target '{shown(name)}': after @ stands a format ({', '.join(EXPORT_FORMATS)}), a precision "
+            f"({', '.join(PRECISIONS)}) or both, as in {found.name}@litert:int8.{perhaps(wrong, known)}"
+        )
+        raise TargetError(message)
+    same = (form, precision) == (found.format, found.precision)
+    return replace(
+        found, name=f"{found.name}-{setting.replace(':', '-')}", format=form, precision=precision,
+        runtime=found.runtime if form == found.format else EXPORT_FORMATS[form],
+        granularity=found.granularity if same or found.runner is None else None,
+        program=found.program if form == found.format else None, error=found.error if same else None,
+        rates_of=None if same or found.roofline is None else f"{found.format} in {found.precision}",
+    )  # fmt: skip
 
 
 def _read(path: Path) -> Target:
@@ -200,7 +259,7 @@ def _target(part: _Target, folder: Path) -> Target:
         runner=None if devices == ["none"] else devices[0],
         alike=tuple(devices[1:]),
         threads=part.threads,
-        roofline=None if part.roofline is None else _roofline(part.roofline),
+        roofline=None if part.roofline is None else _roofline(part.roofline, part.precision),
         error=None if part.error is None else ErrorBand(**part.error.model_dump()),
         notes=part.notes.strip(),
         program=None if part.program is None else str(folder / Path(part.program).expanduser()),
@@ -220,10 +279,10 @@ def _require_rates_of_its_own(path: Path, part: _Target) -> None:
     raise TargetError(message)
 
 
-def _roofline(part: _Roofline) -> Roofline:
+def _roofline(part: _Roofline, precision: Precision) -> Roofline:
     given = {key: number for key, number in part if isinstance(number, _Number | _Overhead)}
     source = " ".join(f"{key}: {number.source}." for key, number in given.items())
-    return Roofline(**{key: number.value for key, number in given.items()}, source=source)
+    return Roofline(**{key: number.value for key, number in given.items()}, source=source, precision=precision)
 
 
 def _explain(path: Path, raw: CommentedMap, error: ValidationError) -> str:

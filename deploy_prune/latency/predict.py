@@ -103,7 +103,7 @@ def predict(ops: Sequence[Op], target: Target) -> Prediction:
         TargetError: the target's file has no roofline, or no granularity to round to.
     """
     rates, granule = _rates(target)
-    width = BYTES[target.precision]
+    width = BYTES[rates.precision or target.precision]
     ms = rates.network_overhead_ms
     for asked in (work(op, granule, rates.winograd) for op in ops):
         ms += sum(_sides(asked, rates, width)) + asked.starts * rates.layer_overhead_ms
@@ -122,12 +122,13 @@ def roofline(structure: Structure, target: Target, ops: Sequence[Op] | None = No
     rates, granule = _rates(target)
     ops = ops_of(structure) if ops is None else ops
     shares = _Shares(structure, granule)
-    per_element = 1e3 * BYTES[target.precision] / rates.gbytes_per_s
+    width = BYTES[rates.precision or target.precision]
+    per_element = 1e3 * width / rates.gbytes_per_s
     constant = rates.network_overhead_ms
     for op in ops:
         shares.enter(op)
         asked = work(op, granule, rates.winograd)
-        compute, _ = _sides(asked, rates, BYTES[target.precision])
+        compute, _ = _sides(asked, rates, width)
         constant += asked.starts * rates.layer_overhead_ms
         constant += shares.add(op.anchor, compute, both=op.kind != "depthwise" and op.tensor is not None)
         constant += shares.add(op.tensor, asked.weights * per_element, both=op.kind != "depthwise")

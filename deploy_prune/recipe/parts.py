@@ -26,7 +26,11 @@ TASK_SCORES: Final = {
 }  # fmt: skip
 """Task -> what its networks can be judged by; the first one, if a recipe doesn't say."""
 TASK_NAMES: Final = tuple(TASK_SCORES)
-EXPORT_FORMATS: Final = ("onnx", "ort", "tensorrt", "litert", "executorch", "ncnn", "coreml", "openvino")
+EXPORT_FORMATS: Final = {
+    "onnx": "onnxruntime", "ort": "onnxruntime", "tensorrt": "tensorrt", "litert": "litert",
+    "executorch": "executorch", "ncnn": "ncnn", "coreml": "coreml", "openvino": "openvino",
+}  # fmt: skip
+"""Formats, and the runtime of each."""
 
 _NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _DEVICE: Final = r"^(auto|cpu|cuda(:[0-9]+)?)$"
@@ -150,6 +154,12 @@ class RetrainPart(Part):
         description="Weight of the distance to the dense network's features, at the channels that stay. null: 10 if "
         "weights are kept, else 0.",
     )
+    repair: bool | None = Field(
+        default=None,
+        description="Before training, compute weights anew by least squares, so that each layer gives what the dense "
+        "network's does for a few hundred inputs; no labels are needed. null: if fewer than 50 steps follow. With "
+        "steps: 0 that is all of the retraining.",
+    )
     init: Literal["inherit", "fresh"] = Field(
         default="inherit",
         description="inherit: begin with the weights of the channels that stay. fresh: draw new weights.",
@@ -258,7 +268,9 @@ class Recipe(Part):
     export: ExportPart = ExportPart()
     measure: MeasurePart = MeasurePart()
     targets: Annotated[list[str], Field(min_length=1), AfterValidator(distinct)] = Field(
-        default=["host"], description="The devices: names that `deploy-prune targets` lists, or paths of target files."
+        default=["host"],
+        description="The devices: names that `deploy-prune targets` lists, or paths of target files. "
+        "NAME@FORMAT:PRECISION, as in pixel-8@litert:int8, asks for another format, precision or both.",
     )
     metric: Metric = Field(default="latency", description="What a percentage in budgets is of.")
     budgets: Annotated[list[BudgetText], Field(min_length=1)] = Field(

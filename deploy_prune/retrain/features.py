@@ -22,8 +22,14 @@ from deploy_prune.types import Axis, Keep, Structure
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Match:
-    """Where a slim network's features can be compared with its teacher's: a weight's name -> bool[L], what it kept."""
+    """How a slim network comes from its teacher: ``keep``, of the groups of ``structure``.
 
+    ``kept``: where features can be compared: a weight's name -> bool[L], the channels of those that it read before
+    that are still there.
+    """
+
+    structure: Structure
+    keep: Keep
     kept: Mapping[str, Tensor]
 
 
@@ -39,7 +45,7 @@ def match(structure: Structure, keep: Keep) -> Match:
             if (axis.tensor, axis.axis) in first and group.name in keep:
                 mine = axis.unit_of >= 0
                 kept[axis.tensor][mine] &= keep[group.name][axis.unit_of[mine]]
-    return Match(kept=kept)
+    return Match(structure=structure, keep=keep, kept=kept)
 
 
 class Watch(TorchFunctionMode):

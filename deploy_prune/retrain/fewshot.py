@@ -20,6 +20,7 @@ from deploy_prune.errors import RecipeError
 from deploy_prune.recipe.parts import RetrainPart
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match
+from deploy_prune.retrain.repair import Repaired, repair, some_inputs
 from deploy_prune.retrain.stopping import Average, BestSoFar, hold_out
 from deploy_prune.tasks.task import Objective
 from deploy_prune.training.batchnorm import reestimate
@@ -41,15 +42,21 @@ RATES: Final = {"inherit": 0.001, "fresh": 0.005}
 FEATURES: Final = {"inherit": 10.0, "fresh": 0.0}
 """Weights of the features if the recipe gives none. New weights learn features of their own faster: a ResNet-20 of half
 the MACs on ten classes of CIFAR-100, ten images each, one draw: 44% without and 38% with the teacher's."""
+REPAIR_BELOW: Final = 50
+"""Steps from which on a repaired beginning is no better, if the recipe doesn't say."""
 PASSES, FEWEST, MOST = 20, 400, 4000
 """Steps if the recipe gives none: so many passes over the examples, within these bounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapted:
-    """What came of it: the loss of every step, how many examples were held out to stop by, whose weights stayed."""
+    """What came of it: the loss of every step, how many examples were held out to stop by, whose weights stayed.
+
+    ``repaired``: what was computed before the first step; None: nothing.
+    """
 
     losses: tuple[float, ...]
+    repaired: Repaired | None
     num_held_out: int
     chosen_step: int
     seconds: float
@@ -68,13 +75,14 @@ def adapt(
 ) -> Adapted:
     """Train in place on ``examples``, also towards the teacher's outputs and (``match``) features.
 
+    A network that was cut from the teacher (``match``) is repaired first (see `repair`), where `is_repaired` says so.
+
     AdamW (Loshchilov and Hutter, arXiv 1711.05101) with one cycle of the learning rate: in the few steps that few
     examples need, it comes much further than SGD. The batch is at most the whole set. Where examples are held out
     (``part.hold_out``), the weights that did best on them stay; without, all steps are taken and the last weights stay.
     With ``batchnorm: reestimate`` statistics are taken anew in the end from the (augmented) examples, with the weights
-    as they are then; the old ones would tell of another task and of wider layers, and while training the batch's own
-    are used. Both networks come back on the device and in the mode they were in; the teacher's forward is in
-    evaluation mode.
+    as they are then: the old ones would tell of another task and of wider layers. Both networks come back on the device
+    and in the mode that they were in; the teacher's forward is in evaluation mode.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -87,6 +95,7 @@ def adapt(
         stack.enter_context(placed(network, device, training=True))
         if teacher is not None:
             stack.enter_context(placed(teacher, device, training=False))
+        repaired = _repaired(network, teacher, match, part, examples, session)
         loss = taught(objective, teacher, part.distill, part.temperature, features=feature_weight(part), match=match)
         for asked in [network] if teacher is None or loss == objective.batch_loss else [network, teacher]:
             stack.enter_context(channels_last(asked, sample(examples, device), device))
@@ -108,10 +117,10 @@ def adapt(
             network.load_state_dict(best.state)
         elif average is not None:
             network.load_state_dict(average.network.state_dict())
-        if part.batchnorm == "reestimate":
+        if part.batchnorm == "reestimate" and (losses or repaired is None):  # a repair has measured them
             reestimate(network, stream)
     return Adapted(
-        losses=tuple(losses), num_held_out=0 if held is None else len(held),
+        losses=tuple(losses), repaired=repaired, num_held_out=0 if held is None else len(held),
         chosen_step=best.chosen if best is not None and best.state else len(losses),
         seconds=time.perf_counter() - started,
     )  # fmt: skip
@@ -122,6 +131,20 @@ def num_steps(part: RetrainPart, num_examples: int) -> int:
     if part.steps is not None:
         return part.steps
     return min(MOST, max(FEWEST, PASSES * num_examples // min(part.batch_size, num_examples)))
+
+
+def is_repaired(part: RetrainPart, steps: int) -> bool:
+    """As the recipe says, or where so few steps follow that it pays."""
+    return part.repair if part.repair is not None else steps < REPAIR_BELOW
+
+
+def _repaired(
+    network: nn.Module, teacher: nn.Module | None, match: Match | None, part: RetrainPart, examples: Examples,
+    session: Session,
+) -> Repaired | None:  # fmt: skip
+    if teacher is None or match is None or not is_repaired(part, num_steps(part, len(examples))):
+        return None
+    return repair(network, teacher, match, some_inputs(batches(examples, part.batch_size, session.seed)))
 
 
 def for_new_classes(part: RetrainPart) -> RetrainPart:

@@ -116,7 +116,7 @@ def prepare(
         compiling=recipe.compile,
     )  # fmt: skip
     found = preprocessing.resolve(recipe)
-    summary = found.summary + preprocessing.try_weights(found, accelerator.device)
+    summary = found.summary + preprocessing.try_weights(found, accelerator.device) + _by_other_rates(targets)
     require_held(torch.bincount(found.data.target_train.strata).tolist(), recipe.retrain.hold_out)
     return RunContext(
         recipe=found.recipe, task=found.task, folder=folder, data=found.data, session=session, targets=targets,
@@ -128,6 +128,16 @@ def prepare(
 def example_of(data: TransferData) -> tuple[Tensor, ...]:
     """Zeros of the inputs' shapes and types, each [1, ...]."""
     return tuple(torch.zeros_like(x) for x in data.source_train.take(torch.tensor([0])).inputs)
+
+
+def _by_other_rates(targets: Sequence[Target]) -> tuple[str, ...]:
+    """What speaks against predictions with rates of another format or precision."""
+    return tuple(
+        f"targets: the latency of {target.name} is predicted with the rates that its file has, which are of "
+        f"{target.rates_of}; a share of dense is nearer to the truth than the milliseconds."
+        for target in targets
+        if target.rates_of is not None and target.runner is None
+    )
 
 
 def _targets(recipe: Recipe) -> tuple[Target, ...]:

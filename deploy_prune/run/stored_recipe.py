@@ -15,7 +15,7 @@ from typing import Final
 
 from ruamel.yaml import YAML
 
-from deploy_prune.device.targets import load_target
+from deploy_prune.device.targets import is_path, load_target, split, with_setting
 from deploy_prune.errors import RecipeError, RunFolderError
 from deploy_prune.recipe.file import dump, flat, load_recipe
 from deploy_prune.recipe.model import is_published
@@ -68,7 +68,7 @@ def require_same_experiment(recipe: Recipe, folder: Path) -> None:
 
 def write(recipe: Recipe, folder: Path) -> None:
     """Write recipe.yaml, with absolute paths, and a copy of each target file of the user's own in targets/."""
-    targets = [_kept(name, folder) if _is_path(name) else name for name in recipe.targets]
+    targets = [_kept(name, folder) if is_path(name) else name for name in recipe.targets]
     weights, root = recipe.model.weights, recipe.data.root
     kept = weights if weights is None or is_published(weights) else str(Path(weights).absolute())
     model = recipe.model.model_copy(update={"weights": kept})
@@ -93,13 +93,15 @@ def load(folder: Path) -> Recipe:
 
 
 def _here(name: str, folder: Path) -> str:
-    copied = folder / TARGETS / Path(name).name
-    return str(copied.absolute()) if _is_path(name) and copied.is_file() else name
+    base, setting = split(name)
+    copied = folder / TARGETS / Path(base).name
+    return with_setting(str(copied.absolute()), setting) if is_path(name) and copied.is_file() else name
 
 
 def _kept(name: str, folder: Path) -> str:
     """The path of the target file's copy, in which the path of a benchmark program is absolute."""
-    target, source = load_target(name), Path(name)
+    base, setting = split(name)
+    target, source = load_target(base), Path(base)
     copied = (folder / TARGETS / f"{target.name}.yaml").absolute()
     text = source.read_text(encoding="utf-8")
     if target.program is not None:
@@ -110,9 +112,4 @@ def _kept(name: str, folder: Path) -> str:
         text = stream.getvalue()
     if not copied.is_file() or not copied.samefile(source):
         write_text(copied, text)
-    return str(copied)
-
-
-def _is_path(name: str) -> bool:
-    """As ``load_target`` tells a path from a shipped target's name."""
-    return "/" in name or Path(name).suffix in {".yaml", ".yml"}
+    return with_setting(str(copied), setting)

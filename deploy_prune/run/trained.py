@@ -234,7 +234,7 @@ def _adapt(
     )  # fmt: skip
     found = network_score(network, context.data.target_test, objective, accelerator=session.accelerator)
     told = {"steps": len(done.losses), "chosen_step": done.chosen_step, "held_out": done.num_held_out}
-    return {"score": found, **told}
+    return {"score": found, **told, "repaired": done.repaired and vars(done.repaired)}
 
 
 def source_network(context: RunContext, state: Mapping[str, Tensor]) -> Objective:

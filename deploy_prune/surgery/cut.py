@@ -8,9 +8,10 @@ from typing import Final
 
 import torch
 import torch_pruning as tp
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from deploy_prune.errors import SurgeryError
+from deploy_prune.networks.coordinates import Lost, lost_coordinates
 from deploy_prune.networks.copies import copied
 from deploy_prune.networks.tensors import own_tensors, tensors_held
 from deploy_prune.networks.tracing import told
@@ -19,9 +20,6 @@ from deploy_prune.surgery.graph_network import Blueprint, with_weights
 from deploy_prune.surgery.limits import require_enough
 from deploy_prune.surgery.rewrite import rewrite
 from deploy_prune.types import Keep, Structure
-
-Lost = dict[tuple[str, int], Tensor]
-"""(tensor name, axis) -> the coordinates that go."""
 
 _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _OF_A_LAYER: Final = {"weight", "bias", "running_mean", "running_var"}
@@ -120,19 +118,6 @@ def _check(structure: Structure, keep: Keep) -> None:
         if not bool(mask.any()):
             message = f"The keep mask of {name!r} keeps nothing; at least one unit must stay."
             raise SurgeryError(message)
-
-
-def lost_coordinates(structure: Structure, keep: Keep) -> Lost:
-    """The coordinates of every tensor axis that go, in the dense network's numbering, ascending."""
-    lost: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
-    for group in structure.groups:
-        mask = keep.get(group.name)
-        if mask is None or bool(mask.all()):
-            continue
-        goes = torch.cat([~mask.cpu(), torch.zeros(1, dtype=torch.bool)])  # unit -1, "not of this group", is the last
-        for member in group.members:
-            lost[member.tensor, member.axis].append(goes[member.unit_of].nonzero().flatten())
-    return {key: torch.cat(parts).unique() if len(parts) > 1 else parts[0] for key, parts in lost.items()}
 
 
 def _with_aliases(network: nn.Module, lost: Lost) -> Lost:

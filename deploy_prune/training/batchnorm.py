@@ -23,10 +23,24 @@ def reestimate(network: nn.Module, batches: Iterator[Batch], num_examples: int =
 
     Only batch norms run in training mode (dropout stays off), nothing else changes, and modes are restored.
     """
+    with measured_anew(network) as norms:
+        if not norms:
+            return 0
+        device, seen = next(network.parameters()).device, 0
+        while seen < num_examples:
+            inputs = next(batches).inputs
+            network(*(x.to(device) for x in inputs))
+            seen += len(inputs[0])
+    return len(norms)
+
+
+@contextmanager
+def measured_anew(network: nn.Module) -> Iterator[list[_BatchNorm]]:
+    """Batch norms' statistics become the plain average over what runs through the network meanwhile.
+
+    Batch norms run in training mode, all else in evaluation mode; modes are restored. Yields the norms.
+    """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not norms:
-        return 0
-    device = next(network.parameters()).device
     modes = {module: module.training for module in network.modules()}
     momenta = {norm: norm.momentum for norm in norms}
     network.eval()
@@ -34,17 +48,12 @@ def reestimate(network: nn.Module, batches: Iterator[Batch], num_examples: int =
         norm.reset_running_stats()
         norm.train().momentum = None  # torch's way to ask for the cumulative average
     try:
-        seen = 0
-        while seen < num_examples:
-            inputs = next(batches).inputs
-            network(*(x.to(device) for x in inputs))
-            seen += len(inputs[0])
+        yield norms
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum
         for module, mode in modes.items():
             module.training = mode
-    return len(norms)
 
 
 class RunningStatistics:

@@ -280,3 +280,25 @@ def test_the_readmes_example_runs(tmp_path, monkeypatch):
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     assert names["half"].macs <= 0.5 * names["half"].dense_macs
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
+def test_a_slim_network_is_repaired_from_inputs_alone(session, wrapped):
+    dense = network()
+    given = nn.DataParallel(dense) if wrapped else dense
+    before = copy.deepcopy(dense.state_dict())
+    (half,) = prune(session, given, budget="50% macs", method="magnitude")
+    shown, others = draw(5, 64), draw(6, 64)
+
+    def distance():
+        with torch.no_grad():
+            return float((half.network(*others)[0] - dense(*others)[0]).square().mean())
+
+    far = distance()
+    told = half.repair(shown)
+    assert (told.layers, told.examples) == (5, 64)
+    assert told.after < told.before
+    assert distance() < 0.5 * far
+    assert all(torch.equal(tensor, before[name]) for name, tensor in dense.state_dict().items())
+    with pytest.raises(DataError, match="at least two examples"):
+        half.repair(draw(1, 1))

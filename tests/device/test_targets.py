@@ -11,6 +11,8 @@ from deploy_prune.device import RUNNERS, RUNTIMES
 from deploy_prune.device.targets import list_targets, load_target, targets_folder
 from deploy_prune.errors import TargetError
 from deploy_prune.export import FORMATS
+from deploy_prune.latency.ops import Op
+from deploy_prune.latency.predict import predict
 from deploy_prune.recipe.parts import EXPORT_FORMATS
 
 OWN = """\
@@ -67,7 +69,7 @@ def test_every_shipped_target_can_be_written_for_and_run_where_it_is_attached(ta
 
 
 def test_a_target_may_have_any_format_that_can_be_written():
-    assert tuple(FORMATS) == EXPORT_FORMATS
+    assert {name: kind.runtime or name for name, kind in FORMATS.items()} == EXPORT_FORMATS
 
 
 NAMED = """
@@ -245,3 +247,63 @@ def test_rates_of_another_precision_are_refused(tmp_path, name, precision):
     file.write_text(re.sub(r"^precision: .*$", f"precision: {precision}", text, flags=re.M), encoding="utf-8")
     with pytest.raises(TargetError, match=f"its precision is {precision}, and the rates under 'roofline:' are"):
         load_target(str(file))
+
+
+# --- the same device with another format or precision -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("host@litert:int8", ("host-litert-int8", "litert", "int8", "litert")),
+        ("host@fp16", ("host-fp16", "onnx", "fp16", "onnxruntime")),
+        ("pixel-8@ncnn", ("pixel-8-ncnn", "ncnn", "fp32", "ncnn")),
+        ("galaxy-s23@fp32", ("galaxy-s23-fp32", "litert", "fp32", "litert-npu")),
+        ("galaxy-s23@onnx:fp32", ("galaxy-s23-onnx-fp32", "onnx", "fp32", "onnxruntime")),
+    ],
+)
+def test_a_format_and_a_precision_follow_the_name(name, expected):
+    target = load_target(name)
+    assert (target.name, target.format, target.precision, target.runtime) == expected
+
+
+def test_of_a_device_that_is_attached_nothing_is_taken_for_granted():
+    plain, other = load_target("host"), load_target("host@litert:int8")
+    assert (other.runner, other.threads) == (plain.runner, plain.threads)
+    assert (other.granularity, other.program, other.rates_of) == (None, None, None)
+
+
+def test_of_a_device_that_is_not_attached_latency_is_that_of_the_rates_which_it_has(tmp_path):
+    plain, other = load_target("pixel-8"), load_target("pixel-8@litert:int8")
+    assert (plain.rates_of, other.rates_of) == (None, "onnx in fp32")
+    assert (other.error, other.roofline) == (None, plain.roofline)
+    ops = (Op(name="a", kind="conv", tensor="w", anchor="w", taps=9, positions=900, inputs=64, outputs=64,
+              reads=((None, 10**5),), writes=10**5, weights=10**5),)  # fmt: skip
+    assert predict(ops, other).ms == predict(ops, plain).ms
+    same = load_target("pixel-8@onnx:fp32")
+    assert (same.rates_of, same.error) == (None, plain.error)
+
+
+def test_a_path_may_have_a_setting_or_an_at_sign(tmp_path):
+    text = (targets_folder() / "host.yaml").read_text()
+    for name in ("mine.yaml", "me@home.yaml"):
+        (tmp_path / name).write_text(text.replace("name: host", "name: mine"))
+        assert load_target(str(tmp_path / name)).name == "mine"
+        assert load_target(f"{tmp_path / name}@ncnn:fp16").name == "mine-ncnn-fp16"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("host@litter:int8", "Perhaps you meant 'litert'"),
+        ("host@litert:int9", "Perhaps you meant 'int8'"),
+        ("host@int9", "Perhaps you meant 'int8'"),
+        ("host@litert:", "after @ stands a format"),
+        ("host@", "There is no target"),
+        ("hoost@litert", "Perhaps you meant 'host'"),
+        ("nowhere/mine.yaml@litert", "There is no target file"),
+    ],
+)
+def test_a_setting_that_there_is_not(name, words):
+    with pytest.raises(TargetError, match=re.escape(words)):
+        load_target(name)

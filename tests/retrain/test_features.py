@@ -9,6 +9,7 @@ from deploy_prune.retrain.features import Match, Watch, feature_loss, match
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.tasks.classification import CLASSIFIER
+from deploy_prune.types import Structure
 
 
 def network():
@@ -25,6 +26,7 @@ def halved(dense, x):
     return cut(dense, structure, keep).eval(), structure, keep
 
 
+NOTHING = Structure(groups=(), layers=(), whole=())
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
@@ -73,12 +75,16 @@ def test_a_cut_whose_lost_channels_did_nothing_has_no_distance():
 def test_it_is_the_relative_distance():
     told = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     found = torch.tensor([[1.5, 3.0]])
-    chosen = Match(kept={"w": torch.tensor([True, False, True, False])})
+    chosen = Match(
+        structure=Structure(groups=(), layers=(), whole=()),
+        keep={},
+        kept={"w": torch.tensor([True, False, True, False])},
+    )
     assert feature_loss({"w": found}, {"w": told}, chosen).item() == pytest.approx(0.25 / (1 + 9))
 
 
 def test_places_that_only_one_network_has_are_left_out():
-    chosen = Match(kept={"w": torch.tensor([True, True])})
+    chosen = Match(structure=NOTHING, keep={}, kept={"w": torch.tensor([True, True])})
     assert feature_loss({}, {"w": torch.ones(1, 2)}, chosen) == 0
     assert feature_loss({"w": torch.ones(1, 2)}, {}, chosen) == 0
     assert feature_loss({"w": torch.ones(1, 3)}, {"w": torch.ones(1, 3)}, chosen) == 0

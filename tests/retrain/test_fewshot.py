@@ -6,8 +6,11 @@ from torch import nn
 
 from deploy_prune.data.examples import ClassExamples, all_of
 from deploy_prune.errors import TrainingError
-from deploy_prune.recipe.parts import RetrainPart
+from deploy_prune.recipe.parts import PrunePart, RetrainPart
+from deploy_prune.retrain.features import match
 from deploy_prune.retrain.fewshot import adapt, feature_weight, for_new_classes, num_steps, peak_rate
+from deploy_prune.surgery.cut import cut
+from deploy_prune.surgery.groups import find_groups
 from deploy_prune.tasks.classification import CLASSIFIER
 from deploy_prune.training.loop import Session, make_accelerator, network_score
 
@@ -155,3 +158,20 @@ def test_only_weights_that_were_kept_follow_the_features():
     assert feature_weight(RetrainPart()) > feature_weight(RetrainPart(init="fresh")) == 0
     assert feature_weight(for_new_classes(RetrainPart())) == feature_weight(RetrainPart())
     assert feature_weight(RetrainPart(init="fresh", features=3.0)) == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps", "repaired"), [(None, 0, True), (None, 400, False), (True, 2, True), (False, 0, False)]
+)
+def test_a_cut_network_is_repaired_where_few_steps_follow(taught, asked, steps, repaired):
+    x = bars(4, 0).images
+    structure = find_groups(taught, (x,), PrunePart())
+    made = match(structure, {group.name: torch.arange(group.channels) % 2 == 0 for group in structure.groups})
+    slim = cut(taught, structure, made.keep)
+    part = RetrainPart(steps=steps, batch_size=16, repair=asked)
+    session = Session(accelerator=make_accelerator("cpu"), seed=0)
+    done = adapt(slim, bars(20, 0), CLASSIFIER, part, teacher=taught, session=session, match=made)
+    assert (done.repaired is not None) is repaired
+    assert len(done.losses) == steps
+    if steps == 0 and repaired:
+        assert network_score(slim, bars(200, 9), CLASSIFIER) > 0.85

@@ -165,3 +165,16 @@ def test_a_share_that_holds_none_out_ends_a_run_before_any_training(tmp_path, mo
     with pytest.raises(DataError, match="hold_out"):
         pipeline.run(tiny_recipe(retrain={"steps": 5, "hold_out": 0.1}), tmp_path)
     assert not (tmp_path / "tiny" / "recipe.yaml").exists()
+
+
+def test_a_target_file_with_another_precision_stays_one(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text((targets_folder() / "host.yaml").read_text().replace("name: host", "name: mine"))
+    folder = tmp_path / "run"
+    stored_recipe.write(tiny_recipe(targets=[f"{path}@ncnn:fp16", "host@fp16"]), folder)
+    path.unlink()
+    folder.rename(tmp_path / "moved")
+    found = [load_target(name) for name in stored_recipe.load(tmp_path / "moved").targets]
+    assert [(one.name, one.format, one.precision) for one in found] == [
+        ("mine-ncnn-fp16", "ncnn", "fp16"), ("host-fp16", "onnx", "fp16"),
+    ]  # fmt: skip
