@@ -157,7 +157,7 @@ class RetrainPart(Part):
     repair: bool | None = Field(
         default=None,
         description="Before training, compute weights anew by least squares, so that each layer gives what the dense "
-        "network's does for a few hundred inputs; no labels are needed. null: if fewer than 50 steps follow. With "
+        "network's does for a few hundred inputs; no labels are needed. null: if fewer than 100 steps follow. With "
         "steps: 0 that is all of the retraining.",
     )
     init: Literal["inherit", "fresh"] = Field(

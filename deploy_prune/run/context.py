@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deploy_prune.data.splits import TransferData
 from deploy_prune.device.targets import load_target
-from deploy_prune.errors import TargetError
+from deploy_prune.errors import RecipeError, TargetError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import require
 from deploy_prune.families import raw_form
@@ -99,7 +99,7 @@ def prepare(
     ``fresh``: nothing that was measured before is used. ``tell_threads``: see `pipeline.run`.
 
     Raises:
-        DeployPruneError: options, targets, data, weights or device don't work.
+        DeployPruneError: options, targets, data, weights or device don't work, or nothing would train new class layers.
     """
     check_options(recipe.search)
     targets = _targets(recipe)
@@ -117,6 +117,9 @@ def prepare(
     )  # fmt: skip
     found = preprocessing.resolve(recipe)
     summary = found.summary + preprocessing.try_weights(found, accelerator.device) + _by_other_rates(targets)
+    if recipe.retrain.steps == 0 and not found.data.same_task:
+        message = "retrain.steps: 0 leaves the new class layers as they are drawn, for the target's classes are others."
+        raise RecipeError(message)
     require_held(torch.bincount(found.data.target_train.strata).tolist(), recipe.retrain.hold_out)
     return RunContext(
         recipe=found.recipe, task=found.task, folder=folder, data=found.data, session=session, targets=targets,
