@@ -34,7 +34,9 @@ SECTIONS: Final[dict[str, dict[str, Text]]] = {
         "cifar_resnet20": _texts.cifar, "cifar_resnet56": _texts.cifar, "cifar_resnet18": _texts.cifar,
     },
     "Detection and segmentation": {"detection": _texts.task, "segmentation": _texts.task, "yolo_latency": _texts.yolo},
-    "Few images of the same task": {"recovery_resnet56": _texts.recovery, "recovery_resnet20": _texts.recovery},
+    "Few images of the same task": {
+        "recovery_resnet56": _texts.recovery, "recovery_resnet20": _texts.recovery, "repair_resnet20": _texts.repair,
+    },
     "New classes": {
         "transfer": _texts.carried, "transfer_defaults": _texts.carried, "digits_transfer": _texts.transfer,
     },

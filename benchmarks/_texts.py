@@ -309,6 +309,20 @@ def recovery(figures: dict[str, Any]) -> str:
     return f"{head}\n\n{table(['retraining', *(f'{k} a class' for k in shots)], rows)}"
 
 
+def repair(figures: dict[str, Any]) -> str:
+    """What weights computed anew give, with no training and with a little."""
+    found = figures["figures"]
+    steps = list(dict.fromkeys(name.split()[1] for name in found))
+    of = {m: [found[f"{m} {n}"] for n in steps] for m in dict.fromkeys(name.split()[0] for name in found)}
+    rows = [[method, *(f"{x['cut']:.1%} → {x['repaired']:.1%}" for x in each)] for method, each in of.items()]
+    head = (
+        f"{figures['network']} on CIFAR-10 (dense {figures['dense']:.1%}), at {figures['point']} fewer MACs, retrained "
+    )
+    head += f"with {figures['shots']} images of each class, from the weights as they were cut → from weights computed "
+    head += "anew by least squares on the same images (`benchmarks/repair.py`, one seed). Test accuracy:"
+    return f"{head}\n\n{table(['channels by', *(f'{n} steps' for n in steps)], rows)}"
+
+
 def carried(figures: dict[str, Any]) -> str:
     """Architectures on new classes."""
     found = figures["figures"]

@@ -42,8 +42,10 @@ RATES: Final = {"inherit": 0.001, "fresh": 0.005}
 FEATURES: Final = {"inherit": 10.0, "fresh": 0.0}
 """Weights of the features if the recipe gives none. New weights learn features of their own faster: a ResNet-20 of half
 the MACs on ten classes of CIFAR-100, ten images each, one draw: 44% without and 38% with the teacher's."""
-REPAIR_BELOW: Final = 50
-"""Steps from which on a repaired beginning is no better, if the recipe doesn't say."""
+REPAIR_BELOW: Final = 100
+"""Steps from which on a repaired beginning is no better, if the recipe doesn't say. Of weights that `gate` trained (a
+ResNet-20 at 2.57 times fewer MACs, 10 images a class, judged by training images that were held out): 80.6 -> 82.8% with
+no step, 81.8 -> 83.1 with 50, 84.3 -> 84.2 with 100."""
 PASSES, FEWEST, MOST = 20, 400, 4000
 """Steps if the recipe gives none: so many passes over the examples, within these bounds."""
 
@@ -76,7 +78,6 @@ def adapt(
     """Train in place on ``examples``, also towards the teacher's outputs and (``match``) features.
 
     A network that was cut from the teacher (``match``) is repaired first (see `repair`), where `is_repaired` says so.
-
     AdamW (Loshchilov and Hutter, arXiv 1711.05101) with one cycle of the learning rate: in the few steps that few
     examples need, it comes much further than SGD. The batch is at most the whole set. Where examples are held out
     (``part.hold_out``), the weights that did best on them stay; without, all steps are taken and the last weights stay.
@@ -105,10 +106,9 @@ def adapt(
             freeze_statistics(network)
         optimizer = AdamW(decay_groups(network, part.weight_decay, peak_rate(part), part.first_layer_lr), betas=BETAS)
         average = Average(network, part.ema) if part.ema is not None else None
-        schedulers: list[Stepped] = [*one_cycle(optimizer, steps), *([average] if average else [])]
         candidate = average.network if average else network
         best = BestSoFar(candidate, held, objective, steps, session.ranks) if held is not None else None
-        schedulers += [best] if best else []
+        schedulers: list[Stepped] = [*one_cycle(optimizer, steps), *(one for one in (average, best) if one)]
         losses = fit(
             lambda batch: loss(forward, batch), mixed_batches(stream, part, examples, session.seed), [optimizer],
             session=session, steps=steps, work=work, schedulers=schedulers, trained=[network],

@@ -54,7 +54,13 @@ def test_an_architecture_without_weights_learns_from_scratch(finished, tmp_path)
 
 
 def test_a_slim_run_hands_on_its_weights_but_not_its_classifier(finished, tmp_path):
-    found = move(finished.folder / PLACE, tmp_path / "new", "retrain.steps=0", "retrain.batchnorm=running")
+    found = move(
+        finished.folder / PLACE,
+        tmp_path / "new",
+        "retrain.steps=0",
+        "retrain.repair=false",
+        "retrain.batchnorm=running",
+    )
     assert found.init == "inherit"
     assert found.episodes[0].score_teacher is not None
     old, new = (load_tensors(f / "weights.safetensors") for f in (finished.folder / PLACE, tmp_path / "new"))
@@ -92,7 +98,7 @@ def test_the_teacher_learns_the_new_classes_at_their_rate(finished, tmp_path, mo
 
 
 def test_fresh_weights_are_new(finished, tmp_path):
-    move(finished.folder / PLACE, tmp_path / "new", "retrain.steps=0", init="fresh")
+    move(finished.folder / PLACE, tmp_path / "new", "retrain.steps=0", "retrain.repair=false", init="fresh")
     old, new = (load_tensors(f / "weights.safetensors") for f in (finished.folder / PLACE, tmp_path / "new"))
     assert not torch.equal(old["0.weight"], new["0.weight"])
 

@@ -59,7 +59,8 @@ def move(source: Path, out: Path, *settings: str, collection: str | None = None,
 @of("detection", "segmentation")
 def test_other_classes_get_new_class_layers_and_keep_all_else(place: Path, tmp_path: Path) -> None:
     found = move(
-        place, tmp_path / "new", "data.target_classes=[0, 6, 7]", "retrain.steps=0", "retrain.batchnorm=running",
+        place, tmp_path / "new", "data.target_classes=[0, 6, 7]", "retrain.steps=0", "retrain.repair=false",
+        "retrain.batchnorm=running",
         collection="scenes", shots=2,
     )  # fmt: skip
     (episode,) = found.episodes
@@ -124,7 +125,7 @@ def test_a_task_without_classes_begins_with_every_weight_at_their_rate(
     asked: list[Any] = []
     adapt = transfer_module.adapt
     monkeypatch.setattr(transfer_module, "adapt", lambda *args, **how: asked.append(args[3]) or adapt(*args, **how))
-    move(place, tmp_path / "new", "retrain.steps=0")
+    move(place, tmp_path / "new", "retrain.steps=0", "retrain.repair=false")
     assert [peak_rate(part) for part in asked] == [RATES["inherit"]] * 2
     old, new = load_tensors(place / "weights.safetensors"), load_tensors(tmp_path / "new" / "weights.safetensors")
     assert all(torch.equal(old[name], new[name]) for name in old)

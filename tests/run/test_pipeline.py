@@ -35,6 +35,7 @@ from deploy_prune.errors import (
     ExportError,
     MeasurementError,
     ParityError,
+    RecipeError,
     RunFolderError,
     TrainingError,
 )
@@ -762,3 +763,18 @@ def test_the_dense_network_teaches_the_search(finished, tmp_path):
     traces = [RunFolder(path=run.folder).read_json("search/trace.json") for run in (finished, alone)]
     losses = [[row["loss"] for row in trace] for trace in traces]
     assert all(taught < by_labels for taught, by_labels in zip(*losses, strict=True))
+
+
+def test_no_steps_are_enough_for_the_same_classes_alone(finished, tmp_path):
+    none = {"steps": 0, "batch_size": 15}
+    with pytest.raises(RecipeError, match="leaves the new class layers as they are drawn"):
+        pipeline.run(tiny_recipe(retrain=none), tmp_path / "other")
+    data = {"image_size": 16, "channels": 1, "source_classes": [0, 1, 2], "target_classes": [0, 1, 2]}
+    scores = {}
+    for repair in (False, True):
+        recipe = tiny_recipe(data=data, train={"steps": 60, "batch_size": 16}, retrain={**none, "repair": repair})
+        run = pipeline.run(recipe, tmp_path / str(repair))
+        told = RunFolder(path=run.folder).read_json(f"{PLACE}/retrain.json")
+        assert (told["repaired"] is not None) is repair
+        scores[repair] = run.rows[1].score
+    assert scores[True] > scores[False]
