@@ -157,8 +157,9 @@ class RetrainPart(Part):
     repair: bool | None = Field(
         default=None,
         description="Before training, compute weights anew by least squares, so that each layer gives what the dense "
-        "network's does for a few hundred inputs; no labels are needed. null: if fewer than 100 steps follow. With "
-        "steps: 0 that is all of the retraining.",
+        "network's does for some hundred inputs; no labels are needed. null: if the search trained no weights "
+        "(uniform, random, magnitude, bn_scale, taylor), or fewer than 100 steps follow. With steps: 0 that is all of "
+        "the retraining.",
     )
     init: Literal["inherit", "fresh"] = Field(
         default="inherit",

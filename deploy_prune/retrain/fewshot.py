@@ -134,8 +134,8 @@ def num_steps(part: RetrainPart, num_examples: int) -> int:
 
 
 def is_repaired(part: RetrainPart, steps: int) -> bool:
-    """As the recipe says, or where so few steps follow that it pays."""
-    return part.repair if part.repair is not None else steps < REPAIR_BELOW
+    """As the recipe says, or where so few steps follow that it pays; new weights are not, if it doesn't say."""
+    return part.repair if part.repair is not None else part.init == "inherit" and steps < REPAIR_BELOW
 
 
 def _repaired(

@@ -49,7 +49,8 @@ from typing import Any
 from deploy_prune.data.splits import TransferData
 from deploy_prune.export import FORMATS
 from deploy_prune.latency.granularity import installed, machine
-from deploy_prune.recipe.parts import LIBRARIES, ModelPart, Recipe
+from deploy_prune.recipe.parts import LIBRARIES, ModelPart, Recipe, RetrainPart
+from deploy_prune.search.methods import METHODS
 from deploy_prune.surgery.remembered import own_code
 from deploy_prune.system.shell import digest
 from deploy_prune.system.user_code import code_digest
@@ -58,7 +59,7 @@ from deploy_prune.types import Artifact, Budget, Structure, Target
 from deploy_prune.version import __version__
 
 Key = dict[str, Any]
-_BESIDE_A_TEACHER = frozenset({"init", "distill", "temperature", "features"})
+_BESIDE_A_TEACHER = frozenset({"init", "distill", "temperature", "features", "repair"})
 """Settings of retraining that the dense network's own adaptation doesn't take."""
 
 
@@ -148,8 +149,16 @@ def retrain(basis: Basis, architecture: str, found: str, teacher: str) -> Key:
     """Of TARGET/BUDGET/weights.safetensors. All three are digests of the files that it starts from."""
     return {
         **basis.task, "architecture": architecture, "found": found, "teacher": teacher,
-        "retrain": basis.recipe.retrain.model_dump(),
+        "retrain": retraining(basis.recipe).model_dump(),
     }  # fmt: skip
+
+
+def retraining(recipe: Recipe) -> RetrainPart:
+    """How slim networks are retrained: if the search trained no weights and the recipe doesn't say, repaired first."""
+    part, is_trained = recipe.retrain, METHODS[recipe.search.method].in_steps
+    if part.repair is not None or is_trained or part.init == "fresh":
+        return part
+    return part.model_copy(update={"repair": True})
 
 
 def export(basis: Basis, network: str, target: Target) -> Key:

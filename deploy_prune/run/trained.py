@@ -226,7 +226,8 @@ def _adapt(
     work: str, session: Session,
 ) -> dict[str, Any]:  # fmt: skip
     """Train in place on the target task; what there is to tell of it."""
-    part = context.recipe.retrain if teacher else context.recipe.retrain.model_copy(update={"init": "inherit"})
+    recipe = context.recipe
+    part = keys.retraining(recipe) if teacher else recipe.retrain.model_copy(update={"init": "inherit"})
     part = part if context.same_task else for_new_classes(part)
     work = f"{work} with {len(context.data.target_train)} of {context.data.num_available} examples"
     done = adapt(

@@ -8,7 +8,7 @@ from deploy_prune.data.examples import ClassExamples, all_of
 from deploy_prune.errors import TrainingError
 from deploy_prune.recipe.parts import PrunePart, RetrainPart
 from deploy_prune.retrain.features import match
-from deploy_prune.retrain.fewshot import adapt, feature_weight, for_new_classes, num_steps, peak_rate
+from deploy_prune.retrain.fewshot import adapt, feature_weight, for_new_classes, is_repaired, num_steps, peak_rate
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.tasks.classification import CLASSIFIER
@@ -175,3 +175,10 @@ def test_a_cut_network_is_repaired_where_few_steps_follow(taught, asked, steps, 
     assert len(done.losses) == steps
     if steps == 0 and repaired:
         assert network_score(slim, bars(200, 9), CLASSIFIER) > 0.85
+
+
+def test_new_weights_are_repaired_only_where_it_is_asked_for():
+    assert is_repaired(RetrainPart(), 99)
+    assert not is_repaired(RetrainPart(), 100)
+    assert not is_repaired(RetrainPart(init="fresh"), 0)
+    assert is_repaired(RetrainPart(init="fresh", repair=True), 400)

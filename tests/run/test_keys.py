@@ -91,11 +91,12 @@ def in_order(value):
         ({"targets": ["host", "pixel-8"]}, set()),
         ({"train": {"steps": 11}}, {"dense"}),
         ({"search": {"steps": 7, "batch_size": 16}}, {"search"}),
-        ({"search": {"steps": 6, "batch_size": 16, "method": "taylor"}}, {"search", "plan"}),
+        ({"search": {"steps": 6, "batch_size": 16, "method": "taylor"}}, {"search", "plan", "retrain"}),
         ({"prune": {"skip": ["0"]}}, {"search", "plan"}),
         ({"prune": {"trace_timeout_s": 7}}, set()),
         ({"retrain": {"steps": 6, "batch_size": 15}}, {"adapt", "retrain"}),
         ({"retrain": {"steps": 5, "batch_size": 15, "distill": 0.5}}, {"retrain"}),
+        ({"retrain": {"steps": 5, "batch_size": 15, "repair": True}}, {"retrain"}),
         ({"measure": {"runs": 21, "warmup": 2}}, {"latency"}),
         ({"measure": {"runs": 20, "warmup": 2, "tolerance": 0.1}}, {"plan", "latency"}),
         ({"measure": {"runs": 20, "warmup": 2, "max_corrections": 1}}, {"plan"}),
@@ -292,3 +293,16 @@ def test_of_processes_and_accumulated_batches_only_the_product_counts():
     splits_of_four = [{"accumulate": 4}, {"accumulate": 2, "processes": 2}, {"processes": 4}]
     first, *others = (all_keys(with_recipe(**changes)) for changes in splits_of_four)
     assert others == [first, first]
+
+
+@pytest.mark.parametrize(
+    ("changes", "repair"),
+    [
+        ({"search": {"method": "gate"}}, None),
+        ({"search": {"method": "magnitude"}}, True),
+        ({"search": {"method": "magnitude"}, "retrain": {"repair": False}}, False),
+        ({"search": {"method": "magnitude"}, "retrain": {"init": "fresh"}}, None),
+    ],
+)
+def test_what_no_search_has_trained_is_repaired(changes, repair):
+    assert keys.retraining(tiny_recipe(**changes)).repair is repair
