@@ -267,10 +267,11 @@ def test_a_format_and_a_precision_follow_the_name(name, expected):
     assert (target.name, target.format, target.precision, target.runtime) == expected
 
 
-def test_of_a_device_that_is_attached_nothing_is_taken_for_granted():
-    plain, other = load_target("host"), load_target("host@litert:int8")
-    assert (other.runner, other.threads) == (plain.runner, plain.threads)
-    assert (other.granularity, other.program, other.rates_of) == (None, None, None)
+def test_of_a_device_that_is_attached_nothing_is_taken_for_granted(tmp_path):
+    (tmp_path / "mine.yaml").write_text(OWN.replace("runner: none", "runner: ssh://board"))
+    plain, other = (load_target(f"{tmp_path}/mine.yaml{setting}") for setting in ("", "@litert:int8"))
+    assert (other.runner, other.threads) == (plain.runner, plain.threads) == ("ssh://board", 2)
+    assert (plain.granularity, other.granularity, other.program) == (8, None, None)
 
 
 def test_of_a_device_that_is_not_attached_latency_is_that_of_the_rates_which_it_has(tmp_path):

@@ -7,11 +7,13 @@ from torch import nn
 from deploy_prune.data.examples import ClassExamples, all_of
 from deploy_prune.errors import TrainingError
 from deploy_prune.recipe.parts import PrunePart, RetrainPart
+from deploy_prune.retrain import fewshot
 from deploy_prune.retrain.features import match
 from deploy_prune.retrain.fewshot import adapt, feature_weight, for_new_classes, is_repaired, num_steps, peak_rate
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.tasks.classification import CLASSIFIER
+from deploy_prune.training.batchnorm import reestimate
 from deploy_prune.training.loop import Session, make_accelerator, network_score
 
 
@@ -163,7 +165,9 @@ def test_only_weights_that_were_kept_follow_the_features():
 @pytest.mark.parametrize(
     ("asked", "steps", "repaired"), [(None, 0, True), (None, 400, False), (True, 2, True), (False, 0, False)]
 )
-def test_a_cut_network_is_repaired_where_few_steps_follow(taught, asked, steps, repaired):
+def test_a_cut_network_is_repaired_where_few_steps_follow(taught, monkeypatch, asked, steps, repaired):
+    measured = []
+    monkeypatch.setattr(fewshot, "reestimate", lambda *args: measured.append(args) or reestimate(*args))
     x = bars(4, 0).images
     structure = find_groups(taught, (x,), PrunePart())
     made = match(structure, {group.name: torch.arange(group.channels) % 2 == 0 for group in structure.groups})
@@ -173,6 +177,7 @@ def test_a_cut_network_is_repaired_where_few_steps_follow(taught, asked, steps, 
     done = adapt(slim, bars(20, 0), CLASSIFIER, part, teacher=taught, session=session, match=made)
     assert (done.repaired is not None) is repaired
     assert len(done.losses) == steps
+    assert len(measured) == (0 if repaired and not steps else 1), "a repair has measured batch norms"
     if steps == 0 and repaired:
         assert network_score(slim, bars(200, 9), CLASSIFIER) > 0.85
 

@@ -241,3 +241,35 @@ def test_it_looks_at_so_many_examples_and_no_more(monkeypatch):
     monkeypatch.setattr(repair_module, "NUMBERS", 100 * (3 * 64 + 2))
     assert len(some_inputs(batches(48, (3, 8, 8)))[0]) == 100
     assert len(some_inputs(batches(128, (3, 8, 8)))[0]) == 128, "a batch, where that is more"
+
+
+def with_constants(*behind):
+    """Every second of eight channels is always 3, and the first one always 1; what the others see, ``behind`` them."""
+    torch.manual_seed(0)
+    first = nn.Linear(6, 8)
+    first.weight.data[[0, 1, 3, 5, 7]] = 0
+    first.bias.data[[0, 1, 3, 5, 7]] = torch.tensor([1.0, 3, 3, 3, 3])
+    return seen(nn.Sequential(first, nn.ReLU(), *behind), VECTORS)
+
+
+def errors_without_them(dense):
+    """Before and after the repair of the network without every second channel of its first layer."""
+    structure = find_groups(dense, (VECTORS[:2],), PrunePart())
+    keep = {g.name: torch.arange(8) % 2 == 0 for g in structure.groups if g.channels == 8}
+    slim = cut(dense, structure, keep).eval()
+    before = error(slim, dense, VECTORS)
+    repair(slim, dense, match(structure, keep), (VECTORS,))
+    return before, error(slim, dense, VECTORS)
+
+
+def test_a_norm_takes_away_what_was_always_the_same():
+    dense = with_constants(nn.Linear(8, 6, bias=False), nn.BatchNorm1d(6), nn.Sigmoid(), nn.Linear(6, 3))
+    before, after = errors_without_them(dense)
+    assert before > 0.1
+    assert after < 1e-4
+
+
+def test_a_layer_with_nothing_that_shifts_it_uses_what_it_reads():
+    before, after = errors_without_them(with_constants(nn.Linear(8, 3, bias=False)))
+    assert before > 0.3
+    assert after < 0.1 * before
