@@ -74,8 +74,9 @@ def repair(slim: nn.Module, dense: nn.Module, match: Match, inputs: Sequence[Ten
     """Repair in place, so that the slim network's layers give what the dense one's do for these inputs.
 
     Both run in evaluation mode, and come back in the mode and on the device that they were in. What stays as it is: a
-    layer that runs more than once in a forward pass or whose weight has several names, transposed convolutions, those
-    in three dimensions, and the products inside torch's own attention.
+    layer that runs more than once in a forward pass, whose weight has several names, or whose input doesn't have the
+    examples first (windows, sequences before examples); transposed convolutions, those in three dimensions, and the
+    products inside torch's own attention.
 
     Args:
         slim: the network that was cut, with weights of any kind.
@@ -90,7 +91,7 @@ def repair(slim: nn.Module, dense: nn.Module, match: Match, inputs: Sequence[Ten
         errors: list[tuple[float, float]] = []
 
         def mend(call: Call) -> None:
-            if (wanted := told.pop(call.name, None)) is not None:
+            if len(call.input) == len(inputs[0]) and (wanted := told.pop(call.name, None)) is not None:
                 errors.append(_mend(call, wanted))
 
         with measured_anew(slim), WeightedCalls(slim, before=mend):
@@ -115,7 +116,9 @@ def _told(dense: nn.Module, lost: Lost, inputs: Sequence[Tensor]) -> dict[str, _
     lot = torch.Generator().manual_seed(0)
 
     def note(call: Call, output: Tensor) -> None:
-        made = call.made(output)
+        made = call.made(output).float()
+        if len(made) != len(inputs[0][first : first + AT_ONCE]):
+            return
         if call.name not in places:
             places[call.name] = torch.rand(len(inputs[0]), made.shape[1], generator=lot).argsort(1)[:, :PLACES]
         stays = torch.ones(made.shape[2], dtype=torch.bool)
@@ -140,9 +143,9 @@ def _mend(call: Call, told: _Told) -> tuple[float, float]:
         _at(replace(call, input=some).rows(), here)
         for some, here in zip(call.input.split(AT_ONCE), told.places.split(AT_ONCE), strict=True)
     ]
-    rows_MGK = torch.cat(parts).flatten(0, 1)
+    rows_MGK = torch.cat(parts).flatten(0, 1).float()
     wanted_MGO = told.outputs.flatten(0, 1).unflatten(1, (call.groups, -1))
-    weight_GKO = call.matrix()
+    weight_GKO = call.matrix().float()
     if call.bias is not None or told.normed:
         mean_GK, mean_GO = rows_MGK.mean(0), wanted_MGO.mean(0)
         rows_MGK, wanted_MGO = rows_MGK - mean_GK, wanted_MGO - mean_GO

@@ -273,3 +273,42 @@ def test_a_layer_with_nothing_that_shifts_it_uses_what_it_reads():
     before, after = errors_without_them(with_constants(nn.Linear(8, 3, bias=False)))
     assert before > 0.3
     assert after < 0.1 * before
+
+
+class Turned(nn.Module):
+    """Layers that see windows, or sequences before examples; the first and the last one don't."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.of_windows, self.of_turned = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        x = x + self.of_windows(x.flatten(0, 1)).unflatten(0, x.shape[:2]).relu()
+        x = x + self.of_turned(x.transpose(0, 1)).transpose(0, 1).relu()
+        return self.last(x.mean(1))
+
+
+@pytest.mark.parametrize("length", [5, 32, 64])
+def test_layers_whose_input_has_no_examples_first_stay_as_they_are(length):
+    x = drawn(64, length, 6)
+    dense = trained_like(Turned, x)
+    slim, made = halved(dense, x)
+    kept = [slim.of_windows.weight.clone(), slim.of_turned.weight.clone()]
+    before = error(slim, dense, x)
+    found = repair(slim, dense, made, (x,))
+    assert found.layers >= 2
+    assert torch.equal(slim.of_windows.weight, kept[0])
+    assert torch.equal(slim.of_turned.weight, kept[1]) or length == 64
+    assert error(slim, dense, x) < before
+
+
+def test_half_precision():
+    dense = trained_like(perceptron, VECTORS)
+    slim, made = halved(dense, VECTORS)
+    dense, slim = dense.to(torch.bfloat16), slim.to(torch.bfloat16)
+    before = error(slim, dense, VECTORS.to(torch.bfloat16))
+    repair(slim, dense, made, (VECTORS.to(torch.bfloat16),))
+    assert error(slim, dense, VECTORS.to(torch.bfloat16)) < 0.9 * before
+    assert {p.dtype for p in slim.parameters()} == {torch.bfloat16}
