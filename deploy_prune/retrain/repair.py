@@ -16,7 +16,7 @@ N examples, S places of a feature map, G a convolution's groups, K numbers that 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -48,7 +48,7 @@ AT_ONCE: Final = 32
 class Repaired:
     """How many layers got new weights, from how many examples, and by how much: each layer's relative error.
 
-    ``before`` and ``after``: the mean over layers of |Y - what the slim one gives|^2 / |Y|^2, means taken away.
+    ``before`` and ``after``: the median over layers of |Y - what the slim one gives|^2 / |Y|^2, means taken away.
     """
 
     layers: int
@@ -96,7 +96,7 @@ def repair(slim: nn.Module, dense: nn.Module, match: Match, inputs: Sequence[Ten
 
         with measured_anew(slim), WeightedCalls(slim, before=mend):
             slim(*inputs)
-    before, after = torch.tensor(errors or [(0.0, 0.0)]).mean(0).tolist()
+    before, after = torch.tensor(errors or [(0.0, 0.0)]).median(0).values.tolist()
     return Repaired(layers=len(errors), examples=len(inputs[0]), before=before, after=after)
 
 
@@ -113,11 +113,13 @@ def _told(dense: nn.Module, lost: Lost, inputs: Sequence[Tensor]) -> dict[str, _
     """What the dense network's layers give, by the weight's name."""
     places: dict[str, Tensor] = {}
     outputs: dict[str, list[Tensor]] = defaultdict(list)
+    calls: Counter[str] = Counter()
     lot = torch.Generator().manual_seed(0)
 
     def note(call: Call, output: Tensor) -> None:
+        calls[call.name] += 1
         made = call.made(output).float()
-        if len(made) != len(inputs[0][first : first + AT_ONCE]):
+        if calls[call.name] > 1 + first // AT_ONCE or len(made) != len(inputs[0][first : first + AT_ONCE]):
             return
         if call.name not in places:
             places[call.name] = torch.rand(len(inputs[0]), made.shape[1], generator=lot).argsort(1)[:, :PLACES]
@@ -126,14 +128,14 @@ def _told(dense: nn.Module, lost: Lost, inputs: Sequence[Tensor]) -> dict[str, _
         here = places[call.name][first : first + len(made)]
         outputs[call.name].append(_at(made, here)[..., stays.to(made.device)])
 
-    with WeightedCalls(dense, after=note) as calls:
+    with WeightedCalls(dense, after=note) as seen:
         for first in range(0, len(inputs[0]), AT_ONCE):
             dense(*(x[first : first + AT_ONCE] for x in inputs))
     passes = -(-len(inputs[0]) // AT_ONCE)
     return {
-        name: _Told(outputs=torch.cat(parts), places=places[name], normed=name in calls.normed)
+        name: _Told(outputs=torch.cat(parts), places=places[name], normed=name in seen.normed)
         for name, parts in outputs.items()
-        if len(parts) == passes
+        if len(parts) == calls[name] == passes
     }
 
 

@@ -181,19 +181,24 @@ def test_it_sees_into_a_network_that_runs_as_its_graph():
     assert error(slim, dense, VECTORS) < 0.9 * before
 
 
+class Twice(nn.Module):
+    """A layer that runs on pictures of two sizes, as heads of detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.again, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.one(x).relu()
+        small = x.mean((2, 3), keepdim=True)
+        return self.last((self.again(x).relu() + self.again(small)).mean((2, 3)))
+
+
 def test_a_layer_that_runs_twice_stays_as_it_is():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.again, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
-
-        def forward(self, x):
-            return self.last(self.again(self.again(self.one(x)).relu()))
-
-    dense = trained_like(Twice, VECTORS)
-    slim, made = halved(dense, VECTORS)
+    dense = trained_like(Twice, IMAGES)
+    slim, made = halved(dense, IMAGES)
     before = slim.again.weight.clone()
-    assert repair(slim, dense, made, (VECTORS,)).layers == 2
+    assert repair(slim, dense, made, (IMAGES,)).layers == 2
     assert torch.equal(slim.again.weight, before)
 
 
