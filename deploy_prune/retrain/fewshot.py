@@ -43,9 +43,8 @@ FEATURES: Final = {"inherit": 10.0, "fresh": 0.0}
 """Weights of the features if the recipe gives none. New weights learn features of their own faster: a ResNet-20 of half
 the MACs on ten classes of CIFAR-100, ten images each, one draw: 44% without and 38% with the teacher's."""
 REPAIR_BELOW: Final = 100
-"""Steps from which on a repaired beginning is no better, if the recipe doesn't say. Of weights that `gate` trained (a
-ResNet-20 at 2.57 times fewer MACs, 10 images a class, judged by training images that were held out): 80.6 -> 82.8% with
-no step, 81.8 -> 83.1 with 50, 84.3 -> 84.2 with 100."""
+"""Steps from which on a repaired beginning is no better after a search that trains the weights, if the recipe doesn't
+say: see `gate` in benchmarks/results/repair_resnet20.json. Chosen by training images that were held out."""
 PASSES, FEWEST, MOST = 20, 400, 4000
 """Steps if the recipe gives none: so many passes over the examples, within these bounds."""
 

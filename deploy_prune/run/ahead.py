@@ -39,7 +39,7 @@ def plan(context: RunContext, costs: CandidateCosts, learned: Learned) -> None:
 def make(context: RunContext, costs: CandidateCosts, learned: Learned) -> dict[str, Attempt]:
     """Make every artifact, one after the other, then measure them; the attempts by place.
 
-    None where nothing can be measured at once: there, each row is known as soon as its own network is.
+    Empty where nothing can be measured at once: there, each row is known as soon as its own network is.
     """
     made: dict[str, Attempt] = {}
     works: list[Work[None]] = []
