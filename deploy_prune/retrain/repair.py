@@ -48,7 +48,7 @@ AT_ONCE: Final = 32
 class Repaired:
     """How many layers got new weights, from how many examples, and by how much: each layer's relative error.
 
-    ``before`` and ``after``: the median over layers of |Y - what the slim one gives|^2 / |Y|^2, means taken away.
+    ``before`` and ``after``: the median over layers of ``|Y - what the slim one gives|^2 / |Y|^2``, means taken away.
     """
 
     layers: int
@@ -163,7 +163,7 @@ def _mend(call: Call, told: _Told) -> tuple[float, float]:
 
 
 def _ridge(rows_MGK: Tensor, wanted_MGO: Tensor) -> Tensor:
-    """Argmin |wanted - rows D|^2 + r |D|^2, [G, K, O]; solved in double precision."""
+    """Argmin ``|wanted - rows D|^2 + r |D|^2``, [G, K, O]; solved in double precision."""
     gram_GKK = torch.einsum("mgk,mgl->gkl", rows_MGK, rows_MGK).double().cpu()
     crossed_GKO = torch.einsum("mgk,mgo->gko", rows_MGK, wanted_MGO).double().cpu()
     diagonal_GK = gram_GKK.diagonal(dim1=1, dim2=2)
