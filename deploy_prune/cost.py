@@ -2,10 +2,12 @@
 
 Every cost is one closed form over the layers (legend: l layer, n_g units kept of group g),
 
-    T(n) = constant + sum_l times_l(n) * stair(out_l(n)) * (product_l * stair(in_l(n)) + linear_l)
+    T(n) = constant + sum_l there_l(n) * (fixed_l
+                                          + times_l(n) * stair(out_l(n)) * (product_l * stair(in_l(n)) + linear_l))
 
-with in_l, out_l the layer's widths, and times_l the product of its repeats (1 for most). It is evaluated on ints
-(exact) and on tensors (differentiable, no stairs).
+with in_l, out_l the layer's widths, times_l the product of its repeats (1 for most), and there_l the product of the
+branches that it lies on: 1, or 0 once one of them is gone. It is evaluated on ints (exact) and on tensors
+(differentiable, no stairs).
 """
 
 from __future__ import annotations
@@ -24,11 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCost:
-    """A layer's share of a cost: ``product`` per input x output channel, ``linear`` per output channel, repeated."""
+    """A layer's share of a cost: ``product`` per input x output channel, ``linear`` per output channel, repeated.
+
+    ``fixed``: what it costs to be there, whatever its widths are.
+    """
 
     layer: Layer
     product: float
     linear: float = 0.0
+    fixed: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +71,29 @@ class CostModel:
         return tuple(made)
 
     @cached_property
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        """The two coefficients, [layers] each."""
+    def _branches(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """The same of the branches that layers lie on, the first of each layer, the second, and so on."""
         import torch
 
-        product = torch.tensor([c.product for c in self.layers], dtype=torch.float64)
-        return product, torch.tensor([c.linear for c in self.layers], dtype=torch.float64)
+        column = {name: j for j, name in enumerate(self.groups)}
+        made = []
+        for place in range(max((len(c.layer.branches) for c in self.layers), default=0)):
+            per = torch.zeros(len(self.layers), len(self.groups), dtype=torch.float64)
+            fixed = torch.ones(len(self.layers), dtype=torch.float64)
+            for row, cost in enumerate(self.layers):
+                if place < len(cost.layer.branches):
+                    fixed[row], per[row, column[cost.layer.branches[place]]] = 0, 1
+            made.append((per, fixed))
+        return tuple(made)
+
+    @cached_property
+    def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The three coefficients, [layers] each."""
+        import torch
+
+        rows = [(c.product, c.linear, c.fixed) for c in self.layers]
+        product, linear, fixed = torch.tensor(rows, dtype=torch.float64).view(-1, 3).unbind(1)
+        return product, linear, fixed
 
     def __call__(self, counts: Counts) -> float:
         """The cost for these counts, in the metric's unit, with widths rounded up to the granule."""
@@ -81,28 +104,38 @@ class CostModel:
     def batched(self, counts_NG: Tensor) -> Tensor:
         """The same for many choices at once: float64[N, groups] (columns as in ``groups``) -> float64[N]."""
         inputs, outputs, *repeats = (counts_NG @ per.T + fixed for per, fixed in self._widths)
-        return self._sum(self._stair(inputs), self._stair(outputs), repeats)
+        branches = [counts_NG @ per.T + fixed for per, fixed in self._branches]
+        return self._sum(self._stair(inputs), self._stair(outputs), repeats, branches)
 
-    def _sum(self, inputs: Tensor, outputs: Tensor, repeats: Sequence[Tensor]) -> Tensor:
+    def _sum(self, inputs: Tensor, outputs: Tensor, repeats: Sequence[Tensor], branches: Sequence[Tensor]) -> Tensor:
         """The closed form for widths [..., layers]."""
-        product, linear = (factor.to(inputs.device) for factor in self._factors)
-        for times in repeats:
+        import torch
+
+        product, linear, fixed = (factor.to(inputs.device) for factor in self._factors)
+        there = torch.ones_like(outputs)
+        for stays in branches:
+            there = there * stays
+        for times in (*repeats, there):
             outputs = outputs * times
-        return self.constant + (inputs * outputs) @ product + outputs @ linear
+        return self.constant + (inputs * outputs) @ product + outputs @ linear + there @ fixed
 
     def expected(self, counts: Mapping[str, Tensor]) -> Tensor:
         """The cost for soft counts (scalar tensors), differentiable, priced without stairs. A scalar tensor."""
         import torch
 
         soft = torch.stack([counts[g].double() for g in self.groups])
-        widths = (per.to(soft.device) @ soft + fixed.to(soft.device) for per, fixed in self._widths)
+        widths, branches = (
+            [per.to(soft.device) @ soft + fixed.to(soft.device) for per, fixed in pairs]
+            for pairs in (self._widths, self._branches)
+        )
         inputs, outputs, *repeats = widths
-        return self._sum(inputs, outputs, repeats)
+        return self._sum(inputs, outputs, repeats, branches)
 
     def scaled(self, factor: float, metric: Metric, *, exact: tuple[Counts, float]) -> CostModel:
         """This cost times a factor, as another metric, its constant such that it is ``exact[1]`` at ``exact[0]``."""
         layers = tuple(
-            LayerCost(layer=c.layer, product=c.product * factor, linear=c.linear * factor) for c in self.layers
+            replace(c, product=c.product * factor, linear=c.linear * factor, fixed=c.fixed * factor)
+            for c in self.layers
         )
         model = CostModel(metric=metric, layers=layers, groups=self.groups, granule=self.granule)
         return replace(model, constant=exact[1] - model(exact[0]))
@@ -127,11 +160,16 @@ def params(structure: Structure, network: nn.Module) -> CostModel:
     names: dict[int, list[str]] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
+    branches: dict[str, list[str]] = {}
+    for group in structure.branches:
+        for name in group.vanishes:
+            branches.setdefault(name, []).append(group.name)
     layers = []
     for name, parameter in network.named_parameters():
         known = next((n for n in names[id(parameter)] if any((n, d) in members for d in range(parameter.dim()))), name)
         widths = [_axis(size, members.get((known, d), ())) for d, size in enumerate(parameter.shape)]
-        layers.append(LayerCost(layer=_tensor(name, widths), product=1.0))
+        layer = replace(_tensor(name, widths), branches=tuple(branches.get(known, ())))
+        layers.append(LayerCost(layer=layer, product=1.0))
     return CostModel(metric="params", layers=tuple(layers), groups=_names(structure))
 
 
@@ -195,8 +233,8 @@ def _names(structure: Structure) -> tuple[str, ...]:
 def at_widths(model: CostModel, widths: Sequence[tuple[int, int, int]]) -> float:
     """The cost at these (inputs, outputs, repeats) of its layers, whatever the units are that lead to them."""
     stairs = [(*(ceil(w / model.granule) * model.granule for w in wide), times) for *wide, times in widths]
-    parts = ((c.product * i + c.linear) * o * n for c, (i, o, n) in zip(model.layers, stairs, strict=True))
-    return model.constant + sum(parts)
+    layers = zip(model.layers, stairs, strict=True)
+    return model.constant + sum((c.product * i + c.linear) * o * n + c.fixed * (n > 0) for c, (i, o, n) in layers)
 
 
 def share_by_layer(model: CostModel, counts: Counts) -> Sequence[tuple[str, float]]:
@@ -204,7 +242,8 @@ def share_by_layer(model: CostModel, counts: Counts) -> Sequence[tuple[str, floa
     return [
         (
             c.layer.name,
-            (c.product * c.layer.inputs.at(counts) + c.linear) * c.layer.outputs.at(counts) * c.layer.times(counts),
+            (c.product * c.layer.inputs.at(counts) + c.linear) * c.layer.outputs.at(counts) * c.layer.times(counts)
+            + c.fixed * c.layer.is_there(counts),
         )
         for c in model.layers
     ]

@@ -65,6 +65,10 @@ class ChannelGroup:
     a gate multiplies there. ``members``: every axis that loses coordinates when a unit goes, consumers included.
     ``statistics``: (module, rank, dimension, size) of tensors over which a module's own code takes statistics (norm,
     mean, softmax) -> int64[size], as ``unit_of`` of an ``Axis``.
+
+    ``vanishes``: of a branch, the tensors that are read for it alone. A branch is a group with a single unit, which may
+    go, too: what a network adds to a value, and works without (a residual block). It has no ``members``, and its
+    ``consumers`` are the last weight and bias on it: where they are multiplied by 0, it adds nothing.
     """
 
     name: str
@@ -73,6 +77,12 @@ class ChannelGroup:
     consumers: tuple[Axis, ...]
     members: tuple[Axis, ...]
     statistics: Mapping[tuple[str, int, int, int], Tensor] = field(default_factory=dict)
+    vanishes: tuple[str, ...] = ()
+
+    @property
+    def is_branch(self) -> bool:
+        """Whether it is a branch, which may vanish as a whole."""
+        return bool(self.vanishes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +110,7 @@ class Layer:
     (heads, experts, channels that a token mixer takes as positions). ``vectors`` counts parameters per output channel
     beside the weight (1 for a bias, 2 for an affine norm). Norms and embeddings have ``taps`` 0. ``name`` is the
     module's path. A ``product`` is of two activations, without ``tensor``; networks/products.py has more.
+    ``branches``: the groups that are branches it lies on: without one of them, it isn't there.
     """
 
     name: str
@@ -112,6 +123,7 @@ class Layer:
     outputs: Width
     vectors: int
     repeats: tuple[Width, ...] = ()
+    branches: tuple[str, ...] = ()
 
     @property
     def widths(self) -> tuple[Width, ...]:
@@ -119,8 +131,12 @@ class Layer:
         return (self.inputs, self.outputs, *self.repeats)
 
     def times(self, counts: Mapping[str, int]) -> int:
-        """How often it is repeated with these kept units per group."""
-        return prod(width.at(counts) for width in self.repeats)
+        """How often it is repeated with these kept units per group; 0 if it isn't there."""
+        return prod(width.at(counts) for width in self.repeats) * self.is_there(counts)
+
+    def is_there(self, counts: Mapping[str, int]) -> bool:
+        """Whether all branches that it lies on stay."""
+        return all(counts[branch] for branch in self.branches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +153,8 @@ class Structure:
     """What tracing a network finds: its groups, its layers in order of execution, and what is left whole and why.
 
     ``mixing``: weights of norms that take statistics over channels (layer norm, group norm).
-    ``blueprint``: None if the network's own modules can be cut; else what surgery needs to cut its exported graph.
+    ``blueprint``: what surgery needs to cut the exported graph; None if only the network's own modules are cut.
+    ``own_modules``: whether the network's own modules can be cut, where no branch goes.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -145,6 +162,12 @@ class Structure:
     whole: tuple[Whole, ...]
     mixing: tuple[str, ...] = ()
     blueprint: Any = field(default=None, repr=False)
+    own_modules: bool = True
+
+    @property
+    def branches(self) -> tuple[ChannelGroup, ...]:
+        """The groups that may vanish as a whole."""
+        return tuple(g for g in self.groups if g.is_branch)
 
     @property
     def dense_counts(self) -> Counts:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from deploy_prune import cost
 from deploy_prune.budget.candidates import CandidateCosts, identity_by_graph
 from deploy_prune.budget.choose import choose
+from deploy_prune.budget.depth import choose_depth, fixed_counts
 from deploy_prune.budget.loop import Plan, enforce
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError, DataError, RecipeError, perhaps
@@ -30,6 +31,7 @@ from deploy_prune.networks.weights import load_state
 from deploy_prune.recipe.parts import MeasurePart, PrunePart, SearchPart, parse_budget
 from deploy_prune.retrain.features import match
 from deploy_prune.retrain.repair import Repaired, repair
+from deploy_prune.run.judge import by_loss
 from deploy_prune.run.reach import reaches, require_reach
 from deploy_prune.run.trained import as_if_trained
 from deploy_prune.search.frame import SearchGoal, SearchJob
@@ -37,7 +39,7 @@ from deploy_prune.search.gated_network import gates_of
 from deploy_prune.search.methods import METHODS, check_options, values
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
-from deploy_prune.surgery.try_groups import keep_cuttable
+from deploy_prune.surgery.try_branches import prunable
 from deploy_prune.surgery.verify import Verification, prove
 from deploy_prune.system.guard import scratch
 from deploy_prune.training.channels_last import channels_last
@@ -46,6 +48,8 @@ from deploy_prune.types import Budget, Forward, Keep, Loss, SearchResult, Struct
 
 COUNTED: Final = ("macs", "params")
 """Metrics that are the same on every device."""
+JUDGED_BATCHES: Final = 8
+"""Of so many the loss says how deep to cut."""
 ANY_DEVICE: Final = "any device"
 """Stands for the target of budgets that need none."""
 
@@ -196,7 +200,7 @@ def prune(
         costs = _costs(asked, dense, folder)
         _require_reach(asked, costs)
         found = _search(asked, costs, dense, loss)
-        return tuple(_cut(asked, costs, (form, dense), found, budget) for budget in budgets)
+        return tuple(_cut(asked, costs, (form, dense), found, budget, loss) for budget in budgets)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -220,7 +224,7 @@ def _settings(method: str, settings: dict[str, Any]) -> Settings:
         hint = perhaps(name, Settings.model_fields) if first["type"] == "extra_forbidden" else ""
         message = f"prune: {name}: {first['msg'].removeprefix('Value error, ')} (given {first['input']!r}).{hint}"
         raise RecipeError(message) from None
-    check_options(config)
+    check_options(config, config)
     return config
 
 
@@ -300,7 +304,7 @@ def _form_and_loss(
 def _costs(asked: _Asked, dense: nn.Module, folder: Path) -> CandidateCosts:
     """What cuts of the network cost: of artifacts with weights in float32, told apart as training does."""
     config, one = asked.config, tuple(x[:1] for x in asked.examples)
-    structure = keep_cuttable(dense, find_groups(dense, asked.examples, config), asked.examples, gates_of, config)
+    structure = prunable(dense, find_groups(dense, asked.examples, config), asked.examples, gates_of, config)
     is_written = any(budget.metric not in COUNTED for budget in asked.budgets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -325,7 +329,8 @@ def _require_reach(asked: _Asked, costs: CandidateCosts) -> None:
                 goal = _goal(asked, costs, budget)
                 alike = {g.name: torch.ones(g.channels) for g in structure.groups}
                 granule, least = costs.granule(asked.target), asked.config.min_channels
-                choose(alike, structure, goal.cost, goal.limit, granule, least)
+                shallowest = fixed_counts(structure, [branch.name for branch in structure.branches])
+                choose(alike, structure, goal.cost, goal.limit, granule, least, shallowest)
             else:
                 require_reach(reaches(costs, (asked.target,), (budget,), asked.session.progress)[1])
     except BudgetError as error:
@@ -372,13 +377,22 @@ def _endless(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def _cut(
-    asked: _Asked, costs: CandidateCosts, networks: tuple[RawForm, nn.Module], found: SearchResult, budget: Budget
-) -> Pruned:
+    asked: _Asked, costs: CandidateCosts, networks: tuple[RawForm, nn.Module], found: SearchResult, budget: Budget,
+    loss: Loss,
+) -> Pruned:  # fmt: skip
     """Choose, cut and prove. ``networks``: as given, and on the CPU with the weights that the search ended with."""
     (form, dense), structure, macs = networks, costs.structure, cost.macs(costs.structure)
     scores = values(asked.config.method, found.scores, costs.cost(asked.target, budget.metric))
-    work = f"{asked.target.name} {budget.text}: budget"
-    plan = enforce(costs, asked.target, budget, scores, asked.session.progress, work)
+    gone: Sequence[str] = ()
+    if structure.branches:
+        like, device = moved(copied(form.network), torch.device("cpu")), asked.session.accelerator.device
+        held_out = [next(asked.batches) for _ in range(JUDGED_BATCHES)]
+        judge = by_loss(dense, like, structure, asked.examples, held_out, loss, device)
+        gone = choose_depth(costs, asked.target, budget, found.scores, scores, judge, asked.session.progress).gone
+    plan = enforce(
+        costs, asked.target, budget, scores, asked.session.progress, f"{asked.target.name} {budget.text}: budget",
+        fixed_counts(structure, gone),
+    )  # fmt: skip
     proof = prove(dense, structure, plan.keep, asked.examples, gates_of(structure))
     slim = moved(cut(dense, structure, plan.keep), device_of(form.network))
     return Pruned(

@@ -28,6 +28,7 @@ from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.graph_network import GraphNetwork
 from deploy_prune.surgery.groups import with_blueprint
 from deploy_prune.surgery.remembered import groups_of
+from deploy_prune.surgery.try_branches import as_groups
 from deploy_prune.system.strict_json import shown
 from deploy_prune.types import Input, Keep, Structure
 
@@ -47,8 +48,9 @@ Form = Literal["module", "graph"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Architecture:
-    """A slim network's structure. ``shapes``: tensor name -> (dense shape, slim shape), in the network's order.
+    """A slim network's structure.
 
+    ``shapes``: tensor name -> (dense shape, slim shape), in the network's order; None: it went with a branch.
     ``num_classes``: 0 where its builder takes none. ``inputs``: of the example that the groups were found with.
     """
 
@@ -57,7 +59,7 @@ class Architecture:
     inputs: tuple[Input, ...]
     form: Form
     keep: Keep
-    shapes: Mapping[str, tuple[Shape, Shape]]
+    shapes: Mapping[str, tuple[Shape, Shape | None]]
 
     @property
     def input_shape(self) -> Shape:
@@ -82,7 +84,7 @@ def describe(
         inputs=_inputs_of(example),
         form=form,
         keep=keep,
-        shapes={name: (tuple(t.shape), tuple(after.get(name, t).shape)) for name, t in before.items()},
+        shapes={n: (tuple(t.shape), tuple(after[n].shape) if n in after else None) for n, t in before.items()},
     )
 
 
@@ -131,7 +133,8 @@ def structure_of(
     if architecture.form == "module":
         structure = groups_of(dense, examples, prune)
     else:
-        structure = with_blueprint(dense, examples, prune)
+        graph = with_blueprint(dense, examples, prune)
+        structure = as_groups(graph, graph, architecture.keep)
     _same_groups(architecture, structure)
     return structure
 
@@ -185,7 +188,7 @@ def retarget(
     for name, tensor in dense.state_dict().items():
         before, slim = shapes[name]
         after = tuple(tensor.shape)
-        cut_to = tuple(s if b == a else a for b, s, a in zip(before, slim, after, strict=True))
+        cut_to = slim and tuple(s if b == a else a for b, s, a in zip(before, slim, after, strict=True))
         shapes[name] = (after, cut_to)
     told = replace(architecture, num_classes=num_classes, inputs=_inputs_of(example), shapes=shapes)
     return told, dense
@@ -303,7 +306,7 @@ def dumps(architecture: Architecture) -> str:
     }
     lines = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in head.items()]
     lines.append('  "groups": ' + _table(groups))
-    lines.append('  "layers": ' + _table({n: [list(a), list(b)] for n, (a, b) in architecture.shapes.items()}))
+    lines.append('  "layers": ' + _table({n: [a, b] for n, (a, b) in architecture.shapes.items()}))
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 

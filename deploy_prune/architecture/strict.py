@@ -95,22 +95,27 @@ def shape(raw: Any, where: str, smallest: int = 1) -> Shape:
     return sizes
 
 
-def layers(raw: Any) -> dict[str, tuple[Shape, Shape]]:
-    """Tensor name -> (dense shape, slim shape). Raises ArchitectureError."""
-    shapes: dict[str, tuple[Shape, Shape]] = {}
+def layers(raw: Any) -> dict[str, tuple[Shape, Shape | None]]:
+    """Tensor name -> (dense shape, slim shape; None: it is gone). Raises ArchitectureError."""
+    shapes: dict[str, tuple[Shape, Shape | None]] = {}
     elements = 0
     for name, row in mapping(raw, "layers").items():
         where = f"layers.{name}"
         if not isinstance(row, list) or len(row) != 2:
             _refuse(f"{where} must be [dense shape, slim shape].")
-        dense, slim = shape(row[0], where, 0), shape(row[1], where, 0)
-        if len(dense) != len(slim) or any(few > many for many, few in zip(dense, slim, strict=True)):
+        dense = shape(row[0], where, 0)
+        slim = None if row[1] is None else shape(row[1], where, 0)
+        if slim is not None and not _fits(slim, dense):
             _refuse(f"{where}: the slim shape {list(slim)} does not fit into the dense shape {list(dense)}.")
         elements += prod(dense)
         shapes[name] = dense, slim
     if elements > MAX_ELEMENTS:
         _refuse(f"layers have more than {MAX_ELEMENTS} elements together.")
     return shapes
+
+
+def _fits(slim: Shape, dense: Shape) -> bool:
+    return len(slim) == len(dense) and all(few <= many for many, few in zip(dense, slim, strict=True))
 
 
 def masks(raw: Any) -> dict[str, Tensor]:
@@ -136,14 +141,14 @@ def _mask(name: str, row: Mapping[str, Any]) -> Tensor:
             _refuse(f"groups.{name}.keep: '{part[:40]}' is out of order or beyond the {channels} units.")
         mask[a : b + 1] = True
         before = b
-    if count(row["kept"], f"groups.{name}.kept") != int(mask.sum()):
+    if count(row["kept"], f"groups.{name}.kept", smallest=int(channels > 1)) != int(mask.sum()):
         _refuse(f"groups.{name}: kept says {row['kept']}, but keep names {int(mask.sum())} units.")
     return mask
 
 
 def _parts(text: Any, where: str) -> list[str]:
     """The ranges of "0-3,7"."""
-    parts = text.split(",") if isinstance(text, str) else [""]
+    parts = (text.split(",") if text else []) if isinstance(text, str) else [""]
     for part in parts:
         first, dash, last = part.partition("-")
         if not _digits(first) or (dash and not _digits(last)):

@@ -73,7 +73,13 @@ class _Problem:
 
 
 def choose(
-    scores: Scores, structure: Structure, cost: CostModel, limit: float, granule: int, min_channels: int = 1
+    scores: Scores,
+    structure: Structure,
+    cost: CostModel,
+    limit: float,
+    granule: int,
+    min_channels: int = 1,
+    fixed: Counts | None = None,
 ) -> Keep:
     """The units to keep: the highest sum of kept scores with ``cost(counts) <= limit``, filled up to the limit.
 
@@ -90,6 +96,7 @@ def choose(
         limit: in the cost's unit.
         granule: channels, the target's granularity.
         min_channels: channels that every group keeps at least.
+        fixed: groups that keep just so many units; see `depth.fixed_counts`. Branches that aren't named stay.
 
     Returns:
         group -> bool[C], True = stays.
@@ -97,16 +104,19 @@ def choose(
     Raises:
         BudgetError: not even the smallest choice is within the limit; or nothing can be cut; or scores are not finite.
     """
-    smallest, dense = reachable(structure, cost, granule, min_channels)
+    fixed = {**{branch.name: 1 for branch in structure.branches}, **(fixed or {})}
+    stairs = {**_stairs(structure, granule, min_channels), **{name: [count] for name, count in fixed.items()}}
+    lowest = {name: counts[0] for name, counts in stairs.items()}
+    highest = {name: counts[-1] for name, counts in stairs.items()}
+    smallest, dense = cost(lowest), cost(highest)
     if not structure.groups and (smallest > limit or not dense):
         raise BudgetError(_nothing_to_cut(structure, limit, cost.metric))
     if dense <= limit:
-        return {group.name: torch.ones(group.channels, dtype=torch.bool) for group in structure.groups}
+        return {group.name: torch.arange(group.channels) < highest[group.name] for group in structure.groups}
     if smallest > limit:
-        fixed = _fixed(cost, smallest_counts(structure, granule, min_channels))
-        raise BudgetError(_out_of_reach(limit, smallest, dense, cost.metric) + fixed)
+        raise BudgetError(_out_of_reach(limit, smallest, dense, cost.metric) + _fixed(cost, lowest))
     _check_finite(scores)
-    problem = _problem(scores, structure, cost, limit, _stairs(structure, granule, min_channels))
+    problem = _problem(scores, structure, cost, limit, stairs)
     counts = _solve(problem)
     if cost(counts) > limit:  # by a rounding error: choices priced in a batch round differently from one alone
         counts = _solve(replace(problem, limit=limit - 1e-12 * abs(limit)))
@@ -119,7 +129,7 @@ def reachable(structure: Structure, cost: CostModel, granule: int, min_channels:
 
 
 def smallest_counts(structure: Structure, granule: int, min_channels: int = 1) -> Counts:
-    """Every group at its lowest stair."""
+    """Every group at its lowest stair, without any branch."""
     return {name: counts[0] for name, counts in _stairs(structure, granule, min_channels).items()}
 
 
@@ -129,6 +139,8 @@ def _stairs(structure: Structure, granule: int, min_channels: int) -> dict[str, 
 
 
 def _stairs_of(group: ChannelGroup, granule: int, min_channels: int) -> list[int]:
+    if group.is_branch:
+        return [0, 1]
     step = granule // gcd(granule, group.period)
     least = max(granule, min_channels)
     return [n for n in range(step, group.channels, step) if n * group.period >= least] + [group.channels]
@@ -144,8 +156,9 @@ def _problem(
     for row, name in enumerate(cost.groups):
         counts = torch.tensor(stairs[name])
         kept = (scores[name].detach().double().cpu() - shift).sort(descending=True).values.cumsum(0)
+        kept = torch.cat([kept.new_zeros(1), kept])
         counts_GS[row, : len(counts)] = counts.double()
-        values_GS[row, : len(counts)] = kept[counts - 1]
+        values_GS[row, : len(counts)] = kept[counts]
     top_G = torch.tensor([len(stairs[name]) - 1 for name in cost.groups])
     return _Problem(cost=cost, limit=limit, counts_GS=counts_GS, values_GS=values_GS, top_G=top_G)
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.budget.choose import choose
+from deploy_prune.budget.depth import fixed_counts
 from deploy_prune.errors import BudgetError
 from deploy_prune.types import Budget, Counts, Keep, Metric, Progress, Scores, Target
 
@@ -57,23 +58,26 @@ class Plan:
 
 
 def enforce(
-    costs: CandidateCosts, target: Target, budget: Budget, scores: Scores, progress: Progress, work: str
-) -> Plan:
+    costs: CandidateCosts, target: Target, budget: Budget, scores: Scores, progress: Progress, work: str,
+    fixed: Counts | None = None,
+) -> Plan:  # fmt: skip
     """Find what to keep so that the observed cost of the real artifact meets the budget.
 
     Without an attached device latency is the model's own and one candidate is enough. The nearest candidate within
     ``tolerance_above`` the budget is taken; one within half of ``measure.tolerance`` ends the loop, if it may be taken.
+    ``fixed``: as in `choose`.
 
     Raises:
         BudgetError: no candidate is within the budget.
     """
     model, granule = costs.cost(target, budget.metric), costs.granule(target)
     tolerance, tries = costs.measure.tolerance, 1 + costs.measure.max_corrections
-    dense, least = model(costs.structure.dense_counts), model(costs.smallest(target))
+    fixed = fixed_counts(costs.structure, ()) if fixed is None else fixed
+    dense, least = model(costs.structure.dense_counts), model({**costs.smallest(target), **fixed})
     limit, candidates, keeps = max(budget.absolute(dense), least), list[Candidate](), list[Keep]()
     above = tolerance_above(budget, tolerance)
     for step in range(1, tries + 1):
-        keep = choose(scores, costs.structure, model, limit, granule, costs.prune.min_channels)
+        keep = choose(scores, costs.structure, model, limit, granule, costs.prune.min_channels, fixed)
         counts = {name: int(mask.sum()) for name, mask in keep.items()}
         if any(candidate.counts == counts for candidate in candidates):
             break

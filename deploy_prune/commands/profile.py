@@ -80,7 +80,10 @@ class Profiled:
     def as_json(self) -> dict[str, Any]:
         """The table and what it was judged by, as plain data."""
         names = ("runner", "runtime", "format", "precision", "threads")
-        layers = [{"name": c.layer.name, "product_ms": c.product, "linear_ms": c.linear} for c in self.table.layers]
+        layers = [
+            {"name": c.layer.name, "product_ms": c.product, "linear_ms": c.linear, "fixed_ms": c.fixed}
+            for c in self.table.layers
+        ]
         return {
             "model": self.model, "target": self.target.name, **{name: getattr(self.target, name) for name in names},
             "inputs": [asdict(x) for x in self.inputs], "granularity": self.granularity,

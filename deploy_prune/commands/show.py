@@ -135,4 +135,4 @@ def _both(model: CostModel, dense: Counts, slim: Counts) -> Cost:
 def _params(described: Architecture, dense: nn.Module) -> Cost:
     """Parameters by the file's shapes."""
     shapes = [described.shapes[name] for name, _ in dense.named_parameters()]
-    return Cost(dense=sum(prod(d) for d, _ in shapes), slim=sum(prod(s) for _, s in shapes))
+    return Cost(dense=sum(prod(d) for d, _ in shapes), slim=sum(prod(s) for _, s in shapes if s is not None))

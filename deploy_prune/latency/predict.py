@@ -129,7 +129,7 @@ def roofline(structure: Structure, target: Target, ops: Sequence[Op] | None = No
         shares.enter(op)
         asked = work(op, granule, rates.winograd)
         compute, _ = _sides(asked, rates, width)
-        constant += asked.starts * rates.layer_overhead_ms
+        constant += shares.start(op.anchor, asked.starts * rates.layer_overhead_ms)
         constant += shares.add(op.anchor, compute, both=op.kind != "depthwise" and op.tensor is not None)
         constant += shares.add(op.tensor, asked.weights * per_element, both=op.kind != "depthwise")
         for anchor, elements in ((op.anchor, asked.writes), *asked.reads):
@@ -155,6 +155,7 @@ class _Shares:
         self._of: dict[str, int] = {}
         self._product = [0.0] * len(self._layers)
         self._linear = [0.0] * len(self._layers)
+        self._fixed = [0.0] * len(self._layers)
 
     def enter(self, op: Op) -> None:
         """From now on, the weight's name means its next application."""
@@ -174,10 +175,18 @@ class _Shares:
             self._linear[index] += ms / outputs
         return 0.0
 
+    def start(self, tensor: str | None, ms: float) -> float:
+        """Give what an operator takes to start to the layer that it comes from. Returns what has no layer to go to."""
+        index = self._of.get(tensor or "")
+        if index is None:
+            return ms
+        self._fixed[index] += ms
+        return 0.0
+
     def costs(self) -> tuple[LayerCost, ...]:
         """A layer's costs, in order of execution."""
-        rows = zip(self._layers, self._product, self._linear, strict=True)
-        return tuple(LayerCost(layer=x, product=product, linear=linear) for x, product, linear in rows)
+        rows = zip(self._layers, self._product, self._linear, self._fixed, strict=True)
+        return tuple(LayerCost(layer=x, product=p, linear=n, fixed=f) for x, p, n, f in rows)
 
 
 def ops_of(structure: Structure) -> tuple[Op, ...]:

@@ -34,13 +34,19 @@ class Match:
 
 
 def match(structure: Structure, keep: Keep) -> Match:
-    """One place for each group: the first weight that reads its channels. Groups that aren't in ``keep`` are whole."""
+    """One place for each group: the first weight that reads its channels. Groups that aren't in ``keep`` are whole.
+
+    Weights that went with a branch are no places.
+    """
+    gone = {tensor for b in structure.branches if b.name in keep and not keep[b.name].any() for tensor in b.vanishes}
+    groups = [group for group in structure.groups if not group.is_branch]
     first: dict[tuple[str, int], Axis] = {}
-    for group in structure.groups:
-        axis = group.consumers[0]
-        first.setdefault((axis.tensor, axis.axis), axis)
+    for group in groups:
+        axis = next((axis for axis in group.consumers if axis.tensor not in gone), None)
+        if axis is not None:
+            first.setdefault((axis.tensor, axis.axis), axis)
     kept = {tensor: torch.ones(len(axis.unit_of), dtype=torch.bool) for (tensor, _), axis in first.items()}
-    for group in structure.groups:
+    for group in groups:
         for axis in group.consumers:
             if (axis.tensor, axis.axis) in first and group.name in keep:
                 mine = axis.unit_of >= 0

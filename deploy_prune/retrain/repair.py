@@ -100,10 +100,10 @@ def repair(slim: nn.Module, dense: nn.Module, match: Match, inputs: Sequence[Ten
     return Repaired(layers=len(errors), examples=len(inputs[0]), before=before, after=after)
 
 
-def some_inputs(batches: Iterator[Batch]) -> tuple[Tensor, ...]:
-    """As many inputs of the next batches as are of use, each [N, ...]."""
+def some_inputs(batches: Iterator[Batch], most: int = EXAMPLES) -> tuple[Tensor, ...]:
+    """As many inputs of the next batches as are of use, each [N, ...]; at least one batch, and ``most`` at most."""
     taken = [next(batches).inputs]
-    wanted = max(len(taken[0][0]), min(EXAMPLES, NUMBERS // sum(x[0].numel() for x in taken[0])))
+    wanted = max(len(taken[0][0]), min(most, NUMBERS // sum(x[0].numel() for x in taken[0])))
     while sum(len(inputs[0]) for inputs in taken) < wanted:
         taken.append(next(batches).inputs)
     return tuple(torch.cat(parts)[:wanted] for parts in zip(*taken, strict=True))

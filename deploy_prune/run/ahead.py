@@ -23,8 +23,8 @@ from deploy_prune.types import Artifact, Budget, Target
 def plan(context: RunContext, costs: CandidateCosts, learned: Learned) -> None:
     """Measure the candidates of every target and budget that is not planned yet.
 
-    The plans themselves are made later, and find all that they measure in the cache. So do errors: who meets one again
-    tells of it.
+    Depths are chosen before, one after the other: that takes no device. The plans themselves are made later, and find
+    all that they measure in the cache. So do errors: who meets one again tells of it.
     """
 
     def choose(costs: CandidateCosts, target: Target, budget: Budget) -> None:
@@ -33,6 +33,8 @@ def plan(context: RunContext, costs: CandidateCosts, learned: Learned) -> None:
 
     asked = [(target, budget) for target in context.targets for budget in context.recipe.parsed_budgets]
     if context.jobs > 1:
+        for target, budget in asked:
+            stages.choose_depth(context, costs, learned.found, target, budget)
         _do(context, costs, [(target, partial(choose, target=target, budget=budget)) for target, budget in asked])
 
 

@@ -101,7 +101,7 @@ def prepare(
     Raises:
         DeployPruneError: options, targets, data, weights or device don't work, or nothing would train new class layers.
     """
-    check_options(recipe.search)
+    check_options(recipe.search, recipe.prune)
     targets = _targets(recipe)
     require_trackers(recipe.track)
     processes = require_processes(recipe)

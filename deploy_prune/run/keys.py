@@ -13,10 +13,13 @@ come out the same again keep everything that was made of them.
 | adapt | package, torch, model, dense, target_train, target_test, task, retrain, same_task, seed, precision
   | trains the dense network on the target's examples (not where the classes stay the same: then it is copied, whatever
   retrain says); without the settings that only matter beside a teacher |
+| depth | as plan, and dense, source_train, task, seed, precision
+  | tries cuts of the searched network, repaired to be like the dense one, on the source's training examples |
 | plan | package, torch, model, found, method, groups, source_test, prune, budget, loop, target, machine, export,
-  formats, classes
-  | chooses by scores and by what candidates cost there, and proves the cut on the source's test examples; not the
-  latency table, which only leads to the first candidate, nor how many inferences a candidate is timed for |
+  formats, classes, depth
+  | chooses by scores, at the depth that was chosen, and by what candidates cost there, and proves the cut on the
+  source's test examples; not the latency table, which only leads to the first candidate, nor how many inferences a
+  candidate is timed for |
 | retrain | package, torch, model, architecture, found, teacher, target_train, target_test, task, retrain, same_task,
   seed, precision
   | the channels that stay, the weights that they start from, and the teacher; not the target or budget that led there |
@@ -131,8 +134,14 @@ def adapt(basis: Basis, dense: str) -> Key:
     return {**task, "dense": dense, "retrain": None if task["same_task"] else part}
 
 
-def plan(basis: Basis, found: str, structure: Structure, target: Target, budget: Budget) -> Key:
-    """Of TARGET/BUDGET/architecture.json. ``found``: the digest of what the search left."""
+def depth(basis: Basis, found: str, dense: str, structure: Structure, target: Target, budget: Budget) -> Key:
+    """Of TARGET/BUDGET/depth.json. ``found`` and ``dense``: digests of what search and dense network left."""
+    planned = plan(basis, found, structure, target, budget, None)
+    return {**basis.trained, **planned, "dense": dense, "source_train": basis.data.source_train.digest}
+
+
+def plan(basis: Basis, found: str, structure: Structure, target: Target, budget: Budget, depth: str | None) -> Key:
+    """Of TARGET/BUDGET/architecture.json. ``found`` and ``depth``: digests of what was found, and of depth.json."""
     recipe, attached = basis.recipe, target.runner is not None
     measured = attached and (budget.metric == "latency" or target.granularity is None)
     steps = {"tolerance": recipe.measure.tolerance, "max_corrections": recipe.measure.max_corrections}
@@ -141,7 +150,7 @@ def plan(basis: Basis, found: str, structure: Structure, target: Target, budget:
         "source_test": basis.data.source_test.digest, "prune": _prune(recipe), "budget": _asked(budget), "loop": steps,
         "target": {**_priced(target), "runner": target.runner}, "machine": machine(target) if measured else None,
         "export": {"opset": recipe.export.opset, "dynamic_batch": recipe.export.dynamic_batch},
-        "formats": _versions(target), "classes": basis.data.num_target,
+        "formats": _versions(target), "classes": basis.data.num_target, "depth": depth,
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from deploy_prune.architecture import json_file
+from deploy_prune.budget import depth
 from deploy_prune.budget.candidates import CANDIDATE_INPUTS, CandidateCosts, identity_of
 from deploy_prune.budget.loop import Plan, enforce
 from deploy_prune.errors import ParityError
@@ -125,6 +126,7 @@ def plan(
 ) -> str:
     """TARGET/BUDGET/architecture.json: what stays, met by measurement and proven equal to masking."""
     folder, place = context.folder, place_of(target, budget)
+    choose_depth(context, costs, found, target, budget)
     key, files = _of_plan(context, costs, found, target, budget)
 
     def compute() -> None:
@@ -156,15 +158,41 @@ def _of_plan(
 ) -> tuple[keys.Key, list[str]]:
     """A plan's key and files."""
     files = [f"{place_of(target, budget)}/{n}.json" for n in ("architecture", "verification", "loop")]
-    return keys.plan(context.basis, found[0], costs.structure, target, budget), files
+    chosen = context.folder.content([f"{place_of(target, budget)}/depth.json"]) if costs.structure.branches else None
+    return keys.plan(context.basis, found[0], costs.structure, target, budget, chosen), files
+
+
+def choose_depth(
+    context: RunContext, costs: CandidateCosts, found: tuple[str, SearchResult], target: Target, budget: Budget
+) -> None:
+    """TARGET/BUDGET/depth.json: which branches go. Nothing where the network has none, or they may not go."""
+    folder, name = context.folder, f"{place_of(target, budget)}/depth.json"
+    if not costs.structure.branches:
+        return
+
+    def compute() -> None:
+        model = costs.cost(target, budget.metric)
+        scores = values(context.recipe.search.method, found[1].scores, model)
+        judge = trained.judge(context, costs.structure, found[1].state)
+        chosen = depth.choose_depth(costs, target, budget, found[1].scores, scores, judge, costs.progress)
+        folder.write_json(name, asdict(chosen))
+
+    dense = folder.content(["dense/weights.safetensors"])
+    key = keys.depth(context.basis, found[0], dense, costs.structure, target, budget)
+    folder.stage(name.removesuffix(".json"), key, [name], compute)
 
 
 def choose_channels(
     context: RunContext, costs: CandidateCosts, found: tuple[str, SearchResult], target: Target, budget: Budget
 ) -> Plan:
-    """What stays, by the search's scores; candidates are written and measured."""
+    """What stays, by the search's scores at the depth that was chosen; candidates are written and measured."""
+    structure, name = costs.structure, f"{place_of(target, budget)}/depth.json"
+    gone = context.folder.read_json(name)["gone"] if structure.branches else ()
     scores = values(context.recipe.search.method, found[1].scores, costs.cost(target, budget.metric))
-    return enforce(costs, target, budget, scores, costs.progress, f"{target.name} {budget.text}: budget")
+    return enforce(
+        costs, target, budget, scores, costs.progress, f"{target.name} {budget.text}: budget",
+        depth.fixed_counts(structure, gone),
+    )  # fmt: skip
 
 
 def prove(context: RunContext, structure: Structure, network: nn.Module, planned: Plan) -> verify.Verification:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.architecture import json_file
+from deploy_prune.budget.depth import Judge
 from deploy_prune.data.loaders import batches
 from deploy_prune.networks import build, weights
 from deploy_prune.networks.copies import copied
@@ -24,9 +25,11 @@ from deploy_prune.recipe.parts import Recipe
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt, for_new_classes
+from deploy_prune.retrain.repair import some_inputs as some_inputs_of
 from deploy_prune.run import keys, preprocessing
 from deploy_prune.run.context import RunContext
 from deploy_prune.run.folder import RunFolder, thinned
+from deploy_prune.run.judge import EXAMPLES, by_loss
 from deploy_prune.run.proof import some_inputs
 from deploy_prune.search.frame import SearchGoal, SearchJob
 from deploy_prune.search.gated_network import gates_of
@@ -187,6 +190,17 @@ def search(context: RunContext, session: Session, structure: Structure | None, g
     folder.write_tensors("search/scores.safetensors", found.scores)
     folder.write_tensors("search/weights.safetensors", found.state)
     folder.write_json("search/trace.json", thinned(found.trace))
+
+
+def judge(context: RunContext, structure: Structure, state: Mapping[str, Tensor]) -> Judge:
+    """Tells how good cuts of the network with the search's weights are, by the source's training examples."""
+    made, batch_size = source_network(context, state), context.recipe.search.batch_size
+    dense = source_network(context, context.folder.read_tensors("dense/weights.safetensors")).form.network
+    stream = batches(context.data.source_train, batch_size, context.recipe.seed)
+    inputs = some_inputs_of(stream, EXAMPLES)
+    held_out = [next(stream) for _ in range(-(-EXAMPLES // batch_size))]
+    device = context.session.accelerator.device
+    return by_loss(made.form.network, dense, structure, inputs, held_out, made.batch_loss, device)
 
 
 def adapted(context: RunContext, session: Session, structure: Structure | None) -> None:

@@ -153,7 +153,8 @@ def gated(network: nn.Module, structure: Structure, batch: int = 1) -> GatedNetw
     device = next((_tensor(network, name).device for name, _ in index), torch.device("cpu"))
     aliases = _aliases(network, {name for name, _ in index})
     names = [name for name, _ in index]
-    single = {n for n in names if names.count(n) == 1} - normed - {name for _, name in aliases}
+    closing = {axis.tensor for branch in structure.branches for axis in branch.consumers}
+    single = {n for n in names if names.count(n) == 1} - normed - {name for _, name in aliases} - closing
     inputs = {name: after for name in single if (after := _input_rank(network, structure.layers, name, batch)) >= 0}
     by_weight = {key: at for key, at in index.items() if key[0] not in inputs}
     none = torch.zeros(0, dtype=torch.int64)

@@ -123,6 +123,7 @@ class GateSearch:
         device = self.gating.index_A.device
         sizes_G = torch.tensor(list(self.sizes.values()), device=device)
         self.group_N = torch.arange(len(sizes_G), device=device).repeat_interleave(sizes_G)
+        self.stays_G = torch.tensor([not group.is_branch for group in job.structure.groups], device=device)
         self.logit_N = nn.Parameter(torch.full((len(self.group_N),), float(relaxation.start), device=device))
         self.sum_N, self.num_summed = torch.zeros_like(self.logit_N, requires_grad=False), 0
         names = sorted({axis.tensor for group in job.structure.groups for axis in group.consumers})
@@ -203,14 +204,17 @@ class GateSearch:
         return self.network
 
     def _gates(self) -> tuple[Tensor, Tensor]:
-        """(this step's gates, their expectation), [N]: a group's strongest is open, its derivative as it is."""
+        """(this step's gates, their expectation), [N]: a group's strongest is open, its derivative as it is.
+
+        But a branch may be shut.
+        """
         gates_N = self.relaxation.sample(self.logit_N)
         expected_N = gates_N if self.relaxation.expected is None else self.relaxation.expected(self.logit_N)
         with torch.no_grad():
             strongest_G = torch.full((len(self.sizes),), -torch.inf, device=self.logit_N.device)
             strongest_G.scatter_reduce_(0, self.group_N, self.logit_N, "amax")
-            is_strongest_N = (self.logit_N >= strongest_G[self.group_N]).to(gates_N.dtype)
-            closed_N, missing_N = is_strongest_N * (1 - gates_N), is_strongest_N * (1 - expected_N)
+            is_open_N = (self.logit_N >= strongest_G[self.group_N]) & self.stays_G[self.group_N]
+            closed_N, missing_N = is_open_N * (1 - gates_N), is_open_N * (1 - expected_N)
         return gates_N + closed_N, expected_N + missing_N
 
     @torch.no_grad()

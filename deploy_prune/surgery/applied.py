@@ -21,9 +21,10 @@ class Applied:
     """A product or norm in a graph: ``types.Layer`` before it is known which labels go together.
 
     ``fields``: for each of the product's dimensions, the label fields that vary along it, and their axis.
-    ``batch``: examples in it: 1 for what doesn't depend on the network's inputs.
+    ``batch``: examples in it: 1 for what doesn't depend on the network's inputs. ``node``: that of the graph.
     """
 
+    node: str
     module: str
     product: Product
     tensor: str
@@ -51,6 +52,7 @@ def note(node: fx.Node, values: Mapping[fx.Node, Any], module: str, batch: int) 
         if product.kind != "norm" or batch:
             weight = product.weight
             yield Applied(
+                node=node.name,
                 module=module,
                 product=product,
                 tensor="" if weight is None else _name(values, weight) or f"%{weight.name}",

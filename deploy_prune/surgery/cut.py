@@ -17,6 +17,7 @@ from deploy_prune.networks.tensors import own_tensors, tensors_held
 from deploy_prune.networks.tracing import told
 from deploy_prune.networks.unchanged import forgotten
 from deploy_prune.surgery.graph_network import Blueprint, with_weights
+from deploy_prune.surgery.leave_out import leave_out
 from deploy_prune.surgery.limits import require_enough
 from deploy_prune.surgery.rewrite import rewrite
 from deploy_prune.types import Keep, Structure
@@ -52,8 +53,10 @@ def cut(network: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
 
 
 def _cut(network: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
-    blueprint: Blueprint | None = structure.blueprint
+    blueprint = _blueprint(structure, keep)
     slim = _copy(network) if blueprint is None else with_weights(blueprint, network, share=True)
+    if blueprint is not None and isinstance(slim, fx.GraphModule):
+        leave_out(slim, blueprint.gone(keep))
     lost = _with_aliases(slim, lost_coordinates(structure, keep))
     ties = _ties(slim)
     by_module = _by_module(lost)
@@ -69,6 +72,13 @@ def _cut(network: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
         rewrite(slim, blueprint, blueprint.kept_labels(keep))
         slim.train(network.training)
     return slim
+
+
+def _blueprint(structure: Structure, keep: Keep) -> Blueprint | None:
+    """What to cut the exported graph with, if the network's own modules can't be cut so: they have their branches."""
+    blueprint: Blueprint | None = structure.blueprint
+    own = structure.own_modules and (blueprint is None or not blueprint.gone(keep))
+    return None if own else blueprint
 
 
 def _resize_plain_norms(slim: nn.Module, structure: Structure, keep: Keep) -> None:
@@ -115,7 +125,7 @@ def _check(structure: Structure, keep: Keep) -> None:
                 f"The keep mask of {name!r} must be bool[{groups[name].channels}], not {mask.dtype}{list(mask.shape)}."
             )
             raise SurgeryError(message)
-        if not bool(mask.any()):
+        if not bool(mask.any()) and not groups[name].is_branch:
             message = f"The keep mask of {name!r} keeps nothing; at least one unit must stay."
             raise SurgeryError(message)
 

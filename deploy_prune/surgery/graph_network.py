@@ -22,6 +22,7 @@ from torch.utils._pytree import treespec_dumps, treespec_loads
 
 from deploy_prune.errors import SurgeryError
 from deploy_prune.networks.copies import copied
+from deploy_prune.surgery.branches import Branch
 from deploy_prune.surgery.trace import trace
 from deploy_prune.types import Keep
 
@@ -106,19 +107,29 @@ def _quietly() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Blueprint:
-    """A dense graph and what its values' labels are. ``units``: group name -> int64[C], the class of each unit."""
+    """A dense graph, what its values' labels are, and its branches.
+
+    ``units``: group name -> int64[C], the class of each unit. ``lies_on``: layer name -> names of branches.
+    """
 
     graph: fx.GraphModule
     values: Mapping[str, Any]
     classes: Tensor
     units: Mapping[str, Tensor]
+    branches: tuple[Branch, ...]
+    lies_on: Mapping[str, tuple[str, ...]]
 
     def kept_labels(self, keep: Keep) -> Tensor:
         """bool[labels]: whether a label's unit stays."""
         stays = torch.ones(int(self.classes.max()) + 1 if len(self.classes) else 0, dtype=torch.bool)
         for name, mask in keep.items():
-            stays[self.units[name]] = mask.cpu()
+            if name in self.units:
+                stays[self.units[name]] = mask.cpu()
         return stays[self.classes]
+
+    def gone(self, keep: Keep) -> tuple[Branch, ...]:
+        """The branches that these masks leave out."""
+        return tuple(b for b in self.branches if b.name in keep and not bool(keep[b.name].any()))
 
 
 def trace_batched(network: nn.Module, inputs: Sequence[Tensor], timeout_s: float) -> ExportedProgram:

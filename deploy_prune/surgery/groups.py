@@ -20,6 +20,7 @@ from deploy_prune.networks.products import name_of, plain_size, shape_of
 from deploy_prune.networks.tracing import module_path
 from deploy_prune.recipe.parts import PrunePart
 from deploy_prune.surgery.applied import Applied, layers, note
+from deploy_prune.surgery.branches import SUFFIX, branches_of, lies_on
 from deploy_prune.surgery.graph_network import Blueprint, trace_batched, unlifted
 from deploy_prune.surgery.labels import Labels, Value
 from deploy_prune.surgery.limits import LimitError, require_enough
@@ -51,6 +52,8 @@ def find_groups(network: nn.Module, inputs: Sequence[Tensor], prune: PrunePart) 
 def with_blueprint(network: nn.Module, inputs: Sequence[Tensor], prune: PrunePart) -> Structure:
     """As ``find_groups``, for cutting the exported graph instead of the network's own modules.
 
+    Its branches are in the blueprint; they are no groups yet.
+
     Raises:
         SurgeryError: the network can't be traced with a free batch size.
     """
@@ -62,13 +65,18 @@ def with_blueprint(network: nn.Module, inputs: Sequence[Tensor], prune: PrunePar
     units: dict[str, list[int]] = {}
     for root, name in reader.group_of_class.items():
         units.setdefault(name, []).append(root)
+    read = {(axis.tensor, axis.axis) for group in structure.groups for axis in group.consumers}
+    found = branches_of(program, labelled.applied, _of_examples(program, _batch(program)), read)
+    ours = {theirs: ours for ours, theirs in names.items()}
     blueprint = Blueprint(
         graph=graph,
         values={ours: labelled.values[theirs] for ours, theirs in names.items() if theirs in labelled.values},
         classes=reader.classes,
         units={name: torch.tensor(roots) for name, roots in units.items()},
+        branches=tuple(branch.renamed(ours) for branch in found),
+        lies_on=lies_on(structure.layers, labelled.applied, found),
     )
-    return replace(structure, blueprint=blueprint)
+    return replace(structure, blueprint=blueprint, own_modules=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -330,7 +338,7 @@ def _require_matches(prune: PrunePart, names: Sequence[str]) -> None:
     """Raises RecipeError if a pattern of the recipe names no group: what it was meant for would go unnoticed."""
     for key, patterns in (("only", prune.only), ("skip", prune.skip)):
         for pattern in patterns or ():
-            if not any(fnmatchcase(name, pattern) for name in names):
+            if not pattern.endswith(SUFFIX) and not any(fnmatchcase(name, pattern) for name in names):
                 near = get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
                 message = f"prune.{key}: {pattern!r} matches no group of channels; the nearest names are "
                 message += f"{', '.join(near)}. All of them: deploy-prune check."

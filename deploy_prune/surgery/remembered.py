@@ -23,6 +23,7 @@ from deploy_prune.recipe.parts import PrunePart
 from deploy_prune.surgery.fingerprint import definition
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.surgery.trial import GatesOf
+from deploy_prune.surgery.try_branches import add_branches
 from deploy_prune.surgery.try_groups import keep_cuttable
 from deploy_prune.system.cache import kept_json, store_json
 from deploy_prune.types import Axis, ChannelGroup, Layer, Structure, Whole, Width
@@ -45,7 +46,7 @@ def groups_of(network: nn.Module, example: Tensor | Sequence[Tensor], prune: Pru
 def cuttable_groups(
     network: nn.Module, example: Sequence[Tensor], trials: Sequence[Tensor], prune: PrunePart, gates_of: GatesOf
 ) -> Structure:
-    """The groups of ``groups_of`` that ``try_groups.keep_cuttable`` leaves, remembered.
+    """The groups of ``groups_of`` that ``try_groups.keep_cuttable`` leaves, remembered, and the branches that can go.
 
     Args:
         network: any module that torch.export can trace.
@@ -63,7 +64,8 @@ def cuttable_groups(
     def find() -> Structure:
         return keep_cuttable(network, groups_of(network, example, prune), trials, gates_of, prune)
 
-    return _remembered(network, (*example, *trials), prune, "settled", find)
+    structure = _remembered(network, (*example, *trials), prune, "settled", find)
+    return add_branches(network, structure, trials, gates_of, prune) if prune.depth else structure
 
 
 def _remembered(
@@ -76,7 +78,7 @@ def _remembered(
         "definition": digest,
         "how": how,
         "inputs": [[str(x.dtype), *x.shape] for x in inputs],
-        "prune": prune.model_dump(exclude={"trace_timeout_s"}),
+        "prune": prune.model_dump(exclude={"trace_timeout_s", "depth"}),
         "default_dtype": str(torch.get_default_dtype()),
         "versions": [__version__, own_code(), torch.__version__, platform.python_version()],
     }

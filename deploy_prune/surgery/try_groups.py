@@ -59,7 +59,7 @@ def keep_cuttable(
             return graph
         neither = f" Cutting its exported graph instead: {found.why}." if found is not None else ""
         choices += [(graph, found)] if found is not None else []
-    most = max((_sound(trials, c, why) for c, why in choices), key=_num_channels)
+    most = max((sound(trials, c, why, c.groups) for c, why in choices), key=_num_channels)
     if not most.groups:
         message = f"No channel of the network can be cut: {failure.why}.{neither}"
         message += " Let the code take sizes from tensors." if failure.breaks else ""
@@ -87,20 +87,31 @@ def _num_channels(structure: Structure) -> int:
     return sum(g.channels * g.period for g in structure.groups)
 
 
-def _sound(trials: Trials, structure: Structure, failure: Failure) -> Structure:
-    """The structure with the groups that can be cut together; the others whole.
+def sound(trials: Trials, structure: Structure, failure: Failure, doubted: Sequence[ChannelGroup]) -> Structure:
+    """The structure with those of the doubted groups that can be cut together with the others; the rest whole.
 
     First those are left out whose cut doesn't run, which is seen in half of the time; then those whose cut is wrong.
     """
-    sound, reasons = list(structure.groups), dict[str, str]()
+    names = {group.name for group in doubted}
+    certain = [group for group in structure.groups if group.name not in names]
+    kept, reasons = list(doubted), dict[str, str]()
     found: Failure | None = failure
     for fails in (trials.breaks, trials.failure):
         if found is None or (fails == trials.breaks and not found.breaks):
             continue
-        sound, bad = _narrow(sound, found, partial(fails, structure))
+        kept, bad = _narrow(kept, found, partial(_with, fails, structure, certain))
         reasons |= bad
-        found = trials.failure(structure, sound) if sound else None
+        found = trials.failure(structure, [*certain, *kept]) if kept else None
     return without(structure, reasons)
+
+
+def _with(
+    fails: Callable[[Structure, Sequence[ChannelGroup]], Failure | None],
+    structure: Structure,
+    certain: Sequence[ChannelGroup],
+    groups: Sequence[ChannelGroup],
+) -> Failure | None:
+    return fails(structure, [*certain, *groups])
 
 
 def _narrow(
@@ -242,6 +253,9 @@ def without(structure: Structure, reasons: dict[str, str]) -> Structure:
     channels = {g.name: g.channels for g in structure.groups}
     whole = tuple(Whole(name=n, channels=channels[n], reason=why) for n, why in reasons.items())
     gone = {name: channels[name] for name in reasons}
-    layers = tuple(with_whole(layer, gone) for layer in structure.layers)
+    layers = tuple(
+        replace(with_whole(layer, gone), branches=tuple(b for b in layer.branches if b not in gone))
+        for layer in structure.layers
+    )
     groups = tuple(g for g in structure.groups if g.name not in reasons)
     return replace(structure, groups=groups, layers=layers, whole=structure.whole + whole)

@@ -24,14 +24,17 @@ _GOLDEN: Final = (sqrt(5) - 1) / 2
 
 
 def uneven(groups: Sequence[ChannelGroup]) -> tuple[Keep, Keep]:
-    """Two trials' masks, bool[C], random ones of the number that each group keeps."""
+    """Two trials' masks, bool[C], random ones of the number that each group keeps; every second branch stays."""
     places = _places(groups)
     generator = torch.Generator().manual_seed(0)
+    branches = [g.name for g in groups if g.is_branch]
     first, second = (
         {
             g.name: torch.randperm(g.channels, generator=generator) < _count(g.channels, places[g.name], turned)
             for g in groups
+            if not g.is_branch
         }
+        | {name: torch.tensor([place % 2 == turned]) for place, name in enumerate(branches)}
         for turned in (False, True)
     )
     return first, second

@@ -182,7 +182,12 @@ def _sensitivity(
 
 
 def without_strongest(network: nn.Module, group: ChannelGroup, gate: Tensor) -> Tensor:
-    """The gates [C] without the kept unit that is read most; where it is the only one, with a half of it."""
+    """The gates [C] without the kept unit that is read most; where it is the only one, with a half of it.
+
+    Those of a branch that is gone stay as they are.
+    """
+    if not bool((gate != 0).any()):
+        return gate
     strength = _reading_strength(network, group.consumers) if group.consumers else torch.ones(group.channels)
     strongest = int(torch.where(gate.detach().cpu() != 0, strength, -1).argmax())
     fewer = gate.clone()
@@ -196,7 +201,7 @@ def _reading_strength(network: nn.Module, consumers: Sequence[Any]) -> Tensor:
     total = torch.zeros(1)
     for member in consumers:
         weight = tensors[member.tensor].detach().abs().float().cpu()
-        per_coordinate = weight.sum([d for d in range(weight.dim()) if d != member.axis])
+        per_coordinate = weight.movedim(member.axis, 0).reshape(weight.shape[member.axis], -1).sum(1)
         units = int(member.unit_of.max()) + 1
         strength = torch.zeros(max(units, len(total)))
         strength[: len(total)] += total if len(total) > 1 else 0

@@ -17,7 +17,7 @@ from deploy_prune.search.gated_network import gates_of
 from deploy_prune.surgery import verify as verify_module
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
-from deploy_prune.surgery.try_groups import Trials, _sound, keep_cuttable
+from deploy_prune.surgery.try_groups import Trials, keep_cuttable, sound
 from deploy_prune.surgery.verify import TOLERANCE, gates, prove, verify, without_strongest
 from deploy_prune.types import Axis, ChannelGroup, Keep, Structure
 
@@ -147,7 +147,7 @@ def test_settle_finds_a_group_whose_cut_is_wrong() -> None:
     failure = trials.failure(broken, [forgets_consumers])
     assert failure is not None
     assert "differ by" in failure.why or "RuntimeError" in failure.why
-    left = _sound(trials, broken, failure)
+    left = sound(trials, broken, failure, broken.groups)
     assert [w.name for w in left.whole if "differ by" in w.reason or "RuntimeError" in w.reason] == [first.name]
 
 

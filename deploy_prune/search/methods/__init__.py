@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from deploy_prune.cost import CostModel
-from deploy_prune.recipe.parts import SearchPart
+from deploy_prune.errors import RecipeError
+from deploy_prune.recipe.parts import PrunePart, SearchPart
 from deploy_prune.search.frame import SearchMethod, read_options
 from deploy_prune.search.methods.baselines import (
     BnScaleOptions,
@@ -44,10 +45,14 @@ def values(method: str, scores: Scores, cost: CostModel) -> Scores:
     return scores if METHODS[method].valued else threshold_values(scores, cost)
 
 
-def check_options(config: SearchPart) -> None:
+def check_options(config: SearchPart, prune: PrunePart | None = None) -> None:
     """Refuse an unknown option or a bad value, before anything runs.
 
     Raises:
-        RecipeError: with the nearest known option.
+        RecipeError: with the nearest known option; or branches are to go, and the method doesn't rank them.
     """
     read_options(METHODS[config.method].options, config)
+    if prune is not None and prune.depth and not METHODS[config.method].in_steps:
+        learned = ", ".join(name for name, method in METHODS.items() if method.in_steps)
+        message = f"prune.depth: search.method {config.method} doesn't rank branches; those that do are {learned}."
+        raise RecipeError(message)
