@@ -66,7 +66,7 @@ class Timed:
 class Tabled:
     """What was measured for a latency table.
 
-    ``samples``: the dense network, the smallest, and random variants; ``held_out``: other random variants, which the
+    ``samples``: the dense network, the narrowest, that without branches, and random variants; ``held_out``: other random variants, which the
     table is not made of, and which are not profiled. ``seconds``: how long that took.
     """
 
@@ -152,7 +152,7 @@ class CandidateCosts:
 
         def compute() -> _Record:
             started = time.perf_counter()
-            known = self._variants([self.structure.dense_counts, self.smallest(target)], granule, variants, 0)
+            known = self._variants(self._extremes(target), granule, variants, 0)
             others = self._variants(known, granule, held_out, 1)[len(known) :]
             rows = self._measure_variants(target, known, others)
             return {
@@ -163,7 +163,9 @@ class CandidateCosts:
         def enough(kept: _Record) -> bool:
             return bool(kept["variants"] >= variants and kept["held_out"] >= held_out)
 
-        kept = cached_json("table", {**self._identity(target), "granule": granule}, compute, self.since, enough)
+        branches = {"branches": len(self.structure.branches)} if self.structure.branches else {}
+        key = {**self._identity(target), "granule": granule, **branches}
+        kept = cached_json("table", key, compute, self.since, enough)
         samples, rest = (tuple(map(_sample, kept[name])) for name in ("samples", "others"))
         return Tabled(samples=samples, held_out=rest, seconds=kept["seconds"])
 
@@ -178,6 +180,12 @@ class CandidateCosts:
     def smallest(self, target: Target) -> Counts:
         """Every group at its lowest stair."""
         return smallest_counts(self.structure, self.granule(target), self.prune.min_channels)
+
+    def _extremes(self, target: Target) -> list[Counts]:
+        """The dense network, the narrowest one and, where branches may go, the one without any."""
+        smallest = self.smallest(target)
+        branches = {branch.name: 1 for branch in self.structure.branches}
+        return [self.structure.dense_counts, {**smallest, **branches}, *([smallest] if branches else [])]
 
     def timed(self, target: Target, counts: Counts) -> Timed:
         """Cut to these counts, export, and measure beside the dense artifact. Kept per machine."""

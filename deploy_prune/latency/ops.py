@@ -99,6 +99,7 @@ class _Reader:
     def __init__(self, program: ExportedProgram) -> None:
         signature = program.graph_signature
         self._nodes = list(program.graph.nodes)
+        self._place = {node: place for place, node in enumerate(self._nodes)}
         self._weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self._weights |= signature.inputs_to_lifted_tensor_constants
         self._anchor: dict[fx.Node, str | None] = {}
@@ -183,9 +184,9 @@ class _Reader:
         return [x for x in node.all_input_nodes if x.name not in self._weights and _elements(x) > 0]
 
     def _inherited(self, node: fx.Node) -> str | None:
-        """The anchor of the largest operand (on a tie, the first)."""
+        """The anchor of the largest operand; on a tie the last one's, who of a sum is the branch that may be gone."""
         operands = self._operands(node)
-        return self._anchor.get(max(operands, key=_elements)) if operands else None
+        return self._anchor.get(max(operands, key=lambda x: (_elements(x), self._place[x]))) if operands else None
 
     def _name_of(self, weight: fx.Node) -> str:
         """A weight's name; one that is computed goes by its node, as in ``types.Layer``."""

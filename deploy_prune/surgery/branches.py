@@ -175,8 +175,8 @@ class _Finder:
     def _branch(
         self, node: fx.Node, stays: fx.Node, inside: set[fx.Node], closes: list[fx.Node], taken: set[str]
     ) -> Branch:
-        modules = [each.module for x in inside for each in self.applied.get(x.name, ()) if each.module]
-        name = base = _common(modules or [node.name]) + SUFFIX
+        applied = [each for x in self.nodes if x in inside for each in self.applied.get(x.name, ())]
+        name = base = _common([each.module for each in applied]) + SUFFIX
         number = 2
         while name in taken:
             name, number = f"{base}#{number}", number + 1
@@ -212,7 +212,7 @@ def _common(paths: Sequence[str]) -> str:
     """The path of the module that holds all of these."""
     parts = [path.split(".") for path in paths]
     same = takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))
-    return ".".join(level[0] for level in same) or paths[0]
+    return ".".join(level[0] for level in same) or f"{paths[0]} to {paths[-1]}"
 
 
 def lies_on(

@@ -23,21 +23,34 @@ _GOLDEN: Final = (sqrt(5) - 1) / 2
 """The multiples of this, modulo 1, lie far apart, however many there are (Weyl, 1916)."""
 
 
-def uneven(groups: Sequence[ChannelGroup]) -> tuple[Keep, Keep]:
-    """Two trials' masks, bool[C], random ones of the number that each group keeps; every second branch stays."""
+def uneven(groups: Sequence[ChannelGroup]) -> tuple[Keep, ...]:
+    """Two trials' masks, bool[C], random ones of the number that each group keeps.
+
+    In either trial another half of the branches stays. Branches on branches are seen only where those stay: they have
+    two trials more.
+    """
     places = _places(groups)
     generator = torch.Generator().manual_seed(0)
-    branches = [g.name for g in groups if g.is_branch]
-    first, second = (
+    levels = _levels([g for g in groups if g.is_branch])
+    return tuple(
         {
             g.name: torch.randperm(g.channels, generator=generator) < _count(g.channels, places[g.name], turned)
             for g in groups
             if not g.is_branch
         }
-        | {name: torch.tensor([place % 2 == turned]) for place, name in enumerate(branches)}
+        | {
+            name: torch.tensor([level != trial or place % 2 == turned])
+            for place, (name, level) in enumerate(levels.items())
+        }
+        for trial in range(1 + max(levels.values(), default=0))
         for turned in (False, True)
     )
-    return first, second
+
+
+def _levels(branches: Sequence[ChannelGroup]) -> dict[str, int]:
+    """The number of other branches that each branch lies on."""
+    tensors = {branch.name: set(branch.vanishes) for branch in branches}
+    return {name: sum(mine < theirs for theirs in tensors.values()) for name, mine in tensors.items()}
 
 
 def _count(channels: int, place: float, turned: bool) -> int:

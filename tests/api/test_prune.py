@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_run
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -302,3 +303,25 @@ def test_a_slim_network_is_repaired_from_inputs_alone(session, wrapped):
     assert all(torch.equal(tensor, before[name]) for name, tensor in dense.state_dict().items())
     with pytest.raises(DataError, match="at least two examples"):
         half.repair(draw(1, 1))
+
+
+def test_blocks_may_go(session):
+    torch.manual_seed(0)
+    dense = tiny_run.residual(3).eval()
+    x, y = torch.randn(16, 1, 12, 12), torch.randint(3, (16,))
+
+    def loss(forward, batch):
+        return F.cross_entropy(forward(batch[0]), batch[1])
+
+    (found,) = deploy_prune.prune(
+        dense, x, loss, [(x, y)], budget="15% macs", depth=True, min_channels=8, steps=30, session=session
+    )
+    gone = [branch.name for branch in found.structure.branches if not found.keep[branch.name].any()]
+    assert gone
+    assert 0.1 * found.dense_macs < found.macs <= 0.15 * found.dense_macs, "half of every width is a quarter"
+    assert found.proof.difference < 1e-5
+    repaired = found.repair(x)
+    assert repaired.layers > 1
+    assert repaired.after < repaired.before
+    with pytest.raises(RecipeError, match="doesn't rank branches"):
+        deploy_prune.prune(dense, x, loss, [(x, y)], method="uniform", depth=True, session=session)

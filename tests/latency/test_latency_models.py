@@ -16,7 +16,11 @@ from deploy_prune.latency.nodes import by_layer
 from deploy_prune.latency.ops import list_ops
 from deploy_prune.latency.predict import ops_of, predict, roofline
 from deploy_prune.latency.table import Sample, fit_table, variant_counts, widths_of
-from deploy_prune.recipe.parts import ExportPart
+from deploy_prune.recipe.parts import ExportPart, PrunePart
+from deploy_prune.search.gated_network import gates_of
+from deploy_prune.surgery.cut import cut
+from deploy_prune.surgery.groups import find_groups
+from deploy_prune.surgery.try_branches import prunable
 from deploy_prune.types import ChannelGroup, Layer, Roofline, Structure, Width
 
 HOST = load_target("host")
@@ -108,6 +112,55 @@ def test_table_takes_a_layer_that_is_repeated_for_every_channel_as_often():
 
     model = fit_table(chain, [repeated(one) for one in counts[:7]], 16)
     assert max(errors(model, [repeated(one) for one in counts[7:]])) < 0.03
+
+
+@pytest.mark.parametrize("profiled", [True, False])
+def test_a_table_knows_what_layers_cost_that_may_be_gone(profiled):
+    """ "second" and "depth" lie on a branch: each takes its own fixed time with it."""
+    branch = ChannelGroup(name="away", channels=1, period=1, consumers=(), members=(), vanishes=("second.weight",))
+    layers = tuple(replace(x, branches=("away",)) if x.name in {"second", "depth"} else x for x in CHAIN.layers)
+    chain = replace(CHAIN, groups=(*CHAIN.groups, branch), layers=layers)
+    narrow = {"a": 16, "b": 16}
+    counts = (chain.dense_counts, {**narrow, "away": 1}, {**narrow, "away": 0}, *variant_counts(chain, 16, 8, 0))
+    assert {one["away"] for one in counts[3:]} == {0, 1}
+
+    def there(one):
+        plain = sample(one)
+        left = {name: ms for name, ms in plain.per_layer_ms.items() if one["away"] or name not in {"second", "depth"}}
+        told = left if profiled else None
+        return Sample(widths=widths_of(chain, one), total_ms=sum(left.values()) + 0.1, per_layer_ms=told)
+
+    model = fit_table(chain, [there(one) for one in counts[:7]], 16)
+    assert max(errors(model, [there(one) for one in counts[7:]])) < (0.03 if profiled else 0.15), counts
+    gone = {**chain.dense_counts, "away": 0}
+    assert model(gone) == pytest.approx(there(gone).total_ms, rel=0.03 if profiled else 0.2)
+
+
+class OneBlock(nn.Module):
+    """A residual block."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 1)
+        self.inner = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.head((x + self.inner(x)).relu())
+
+
+def test_a_predicted_branch_takes_its_overheads_with_it():
+    torch.manual_seed(0)
+    network, x, part = OneBlock().eval(), torch.randn(2, 3, 20, 20), PrunePart(depth=True)
+    structure = prunable(network, find_groups(network, [x[:1]], part), [x], gates_of, part)
+    (branch,), x = structure.branches, x[:1]
+    ops = list_ops(torch.export.export(network, (x,), strict=False))
+    model = roofline(structure, DEVICE, ops)
+    counts = {**structure.dense_counts, branch.name: 0}
+    slim = cut(network, structure, {branch.name: torch.tensor([False])})
+    exact = predict(list_ops(torch.export.export(slim, (x,), strict=False)), DEVICE).ms
+    assert model(structure.dense_counts) == pytest.approx(predict(ops, DEVICE).ms)
+    assert model(counts) == pytest.approx(exact, rel=0.02)
 
 
 def test_operators_of_a_structure_have_its_macs():

@@ -46,7 +46,7 @@ def test_kinds_macs_and_traffic():
 def test_results_belong_to_the_layer_whose_channels_they_have():
     ops = ops_of(Residual(), 1, 3, 8, 8)
     assert [op.anchor for op in ops] == [
-        "stem.0.weight", "depth.0.weight", "point.weight", "stem.0.weight", "down.weight", "down.weight", "head.weight",
+        "stem.0.weight", "depth.0.weight", "point.weight", "point.weight", "down.weight", "down.weight", "head.weight",
     ]  # fmt: skip
     assert ops[0].reads == ((None, 192),)
     assert ops[3].reads == (("stem.0.weight", 1024), ("point.weight", 1024))

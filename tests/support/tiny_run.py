@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from deploy_prune.device import RUNNERS
 from deploy_prune.device.host import local
@@ -31,6 +31,25 @@ def network(num_classes: int, width: int = 16) -> nn.Module:
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, num_classes)]
     return nn.Sequential(*layers, *head)
+
+
+class Added(nn.Sequential):
+    """Its input, and what it makes of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same."""
+        return x + super().forward(x)
+
+
+def residual(num_classes: int, width: int = 16, depth: int = 4) -> nn.Module:
+    """``depth`` residual blocks of two convolutions, each with batch norm, and a classifier."""
+
+    def conv(inputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
+
+    blocks = [Added(*conv(width), nn.ReLU(), *conv(width)) for _ in range(depth)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)]
+    return nn.Sequential(*conv(1), nn.ReLU(), *blocks, *head)
 
 
 class Block(nn.Sequential):

@@ -1,0 +1,76 @@
+"""A whole run in which branches may go."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tiny_run import arithmetic_device, tiny_recipe
+
+from deploy_prune.api.load import load
+from deploy_prune.errors import RecipeError
+from deploy_prune.run import pipeline
+from deploy_prune.surgery.graph_network import GraphNetwork
+
+DEEP = {
+    "model": {"source": "tiny_run:residual"}, "prune": {"depth": True}, "targets": ["host"], "budgets": ["30%", "60%"],
+    "search": {"steps": 12, "batch_size": 16},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    with arithmetic_device(tmp_path_factory.mktemp("cache")) as device:
+        out = tmp_path_factory.mktemp("runs")
+        yield device, out, pipeline.run(tiny_recipe(**DEEP), out)
+
+
+def test_budgets_are_met_and_proven_at_another_depth(finished):
+    _, out, done = finished
+    rows = {row.budget: row for row in done.rows if row.budget in {"30%", "60%"}}
+    assert [rows[name].status for name in ("30%", "60%")] == ["ok", "ok"]
+    for name in rows:
+        folder = out / "tiny" / "host" / name
+        depth = json.loads((folder / "depth.json").read_text())
+        architecture = json.loads((folder / "architecture.json").read_text())
+        gone = [g for g, told in architecture["groups"].items() if g.endswith(":branch") and not told["kept"]]
+        assert sorted(gone) == sorted(depth["gone"])
+        assert str(len(gone)) in depth["losses"]
+        assert min(depth["losses"].values()) == depth["losses"][str(len(gone))]
+        assert json.loads((folder / "verification.json").read_text())["difference"] < 1e-5
+    assert gone or json.loads((out / "tiny/host/30%/depth.json").read_text())["gone"], "a branch went"
+
+
+def test_what_is_delivered_loads_without_the_run(finished):
+    _, out, _ = finished
+    folder = next(
+        out / "tiny" / "host" / name
+        for name in ("30%", "60%")
+        if json.loads((out / "tiny" / "host" / name / "depth.json").read_text())["gone"]
+    )
+    network = load(folder, trust=True)
+    assert isinstance(network, GraphNetwork)
+    assert network(torch.zeros(2, 1, 16, 16)).shape == (2, 3)
+    without = [
+        name
+        for name, (_, slim) in json.loads((folder / "architecture.json").read_text())["layers"].items()
+        if slim is None
+    ]
+    assert without
+    assert not set(without) & set(network.state_dict())
+
+
+def test_a_second_run_does_nothing_again(finished):
+    device, out, done = finished
+    asked = sum(device.asked.values())
+    again = pipeline.run(tiny_recipe(**DEEP), out)
+    assert sum(device.asked.values()) == asked
+    assert again.rows == done.rows
+
+
+@pytest.mark.parametrize("method", ["uniform", "magnitude", "taylor"])
+def test_a_method_that_ranks_no_branches_is_refused(method, tmp_path):
+    recipe = tiny_recipe(**{**DEEP, "search": {"method": method}})
+    with pytest.raises(RecipeError, match="prune.depth: search.method .* doesn't rank branches"):
+        pipeline.run(recipe, tmp_path)
