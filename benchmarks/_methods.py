@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -12,9 +12,9 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from deploy_prune import cost
 from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.budget.choose import choose
+from deploy_prune.budget.depth import choose_depth, fixed_counts
 from deploy_prune.budget.loop import enforce
 from deploy_prune.data.loaders import batches
 from deploy_prune.data.splits import TransferData
@@ -22,16 +22,22 @@ from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError
 from deploy_prune.export import onnx
 from deploy_prune.latency.steady import measure_steadily
-from deploy_prune.recipe.parts import ExportPart, SourceSearchPart, parse_budget
+from deploy_prune.recipe.parts import ExportPart, PrunePart, SourceSearchPart
 from deploy_prune.retrain.distill import taught
+from deploy_prune.retrain.repair import some_inputs
+from deploy_prune.run import judge
 from deploy_prune.search.frame import SearchGoal, SearchJob
+from deploy_prune.search.gated_network import gates_of
 from deploy_prune.search.methods import METHODS, values
 from deploy_prune.surgery.cut import cut
+from deploy_prune.surgery.try_branches import add_branches
 from deploy_prune.tasks import Objective
 from deploy_prune.training.loop import Session, make_accelerator, network_score
-from deploy_prune.types import Keep, SearchResult, Structure, silent
+from deploy_prune.types import Budget, Counts, Keep, Metric, Scores, SearchResult, Structure, Target, silent
 
 LEARNED: Final = ("dap", "gate", "gumbel")
+DEPTH: Final = "_depth"
+"""Ends the name of a learned method whose branches may go, too."""
 TRIES: Final = 200
 """Steps of torch-pruning's pruners from dense to 5%."""
 PRUNERS: Final = {
@@ -79,28 +85,60 @@ def share(point: str) -> float:
 
 
 def ours(bench: Bench, method: str, seed: int, points: list[str]) -> Cutter:
-    """One search for the smallest of the points of one metric, and what it keeps at each."""
+    """One search for the smallest of the points of one metric, and what it keeps at each. ``bench``: `for_method`."""
     found: dict[str, SearchResult] = {}
+    method = method.removesuffix(DEPTH)
 
     def at(point: str) -> tuple[nn.Module, Keep]:
-        metric = "macs" if point.endswith("x") else "latency"
+        metric: Metric = "macs" if point.endswith("x") else "latency"
         if metric not in found:
             alike = [p for p in points if p.endswith("x") == point.endswith("x")]
             found[metric] = search(bench, method, seed, metric, min(map(share, alike)))
         result = found[metric]
         trained = copy.deepcopy(bench.network)
         trained.load_state_dict(result.state)
+        target = replace(load_target("host"), **({"granularity": 1} if metric == "macs" else {}))
+        budget = Budget(text=point, metric=metric, limit=share(point), relative=True)
+        model = bench.costs.cost(target, metric)
+        scores = values(method, result.scores, model)
+        fixed = depth_of(bench, trained, target, budget, result.scores, scores, seed)
         if metric == "macs":
-            model = cost.macs(bench.structure)
             limit = share(point) * model(bench.structure.dense_counts)
-            keep = choose(values(method, result.scores, model), bench.structure, model, limit, 1, 2)
+            keep = choose(scores, bench.structure, model, limit, 1, 2, fixed)
         else:
-            budget, target = parse_budget(point, "latency"), load_target("host")
-            scores = values(method, result.scores, bench.costs.cost(target, "latency"))
-            keep = enforce(bench.costs, target, budget, scores, silent, point).keep
+            keep = enforce(bench.costs, target, budget, scores, silent, point, fixed).keep
         return cut(trained, bench.structure, keep), keep
 
     return at
+
+
+def for_method(bench: Bench, method: str) -> Bench:
+    """The same, with the network's branches as groups where the method may take them."""
+    if not method.endswith(DEPTH):
+        return bench
+    costs, trials = bench.costs, tuple(torch.randn(4, *x.shape[1:]) for x in bench.costs.inputs)
+    part = PrunePart(depth=True)
+    structure = add_branches(costs.network, bench.structure, trials, gates_of, part)
+    return replace(bench, structure=structure, costs=replace(costs, structure=structure))
+
+
+def depth_of(
+    bench: Bench, trained: nn.Module, target: Target, budget: Budget, ranks: Scores, scores: Scores, seed: int
+) -> Counts:
+    """Which branches go, as a recipe chooses them: by the loss on training examples."""
+    if not bench.structure.branches:
+        return {}
+    stream = batches(bench.examples.source_train, bench.batch, seed)
+    inputs = some_inputs(stream, judge.EXAMPLES)
+    held_out = [next(stream) for _ in range(-(-judge.EXAMPLES // bench.batch))]
+    device = bench.session(seed).accelerator.device
+    dense = copy.deepcopy(bench.network)
+    by_loss = judge.by_loss(
+        trained, dense, bench.structure, inputs, held_out, bench.objective.batch_loss, device
+    )  # fmt: skip
+    chosen = choose_depth(bench.costs, target, budget, ranks, scores, by_loss, silent)
+    print(f"  {budget.text}: {chosen.losses} {chosen.gone}", flush=True)
+    return fixed_counts(bench.structure, chosen.gone)
 
 
 def search(bench: Bench, method: str, seed: int, metric: Any, limit: float) -> SearchResult:

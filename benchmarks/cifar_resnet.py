@@ -8,7 +8,8 @@ by default ROOT/weights/cifar10_NETWORK.safetensors. With --train-steps the dens
 scratch or from FILE, another task's. A point is a speed-up in MACs (2.1x), or the share of the dense latency that the
 exported network is measured to have on this machine (50%). All methods have the same number of training steps in all,
 from the same teacher: what a search takes is taken from its tuning. Tuning is with 10 and with 50 images a class, for a
-fifth of the steps, and with everything. --inner leaves the channels that skip connections share as they are, for every
+fifth of the steps, and with everything; "repaired" is without training, by the 10 images a class alone. A learned
+method whose name ends in _depth may take whole blocks, too. --inner leaves the channels that skip connections share as they are, for every
 method. --full is the papers' protocol (100 epochs), for a GPU. tp_group_norm and tp_bn_scale are torch-pruning's own
 pruners. Rows that --rows has under the same conditions are not made again. On a CPU training runs in bfloat16 where
 --precision says so.
@@ -30,7 +31,7 @@ from typing import Any
 import _results
 import torch
 from _cifar import load
-from _methods import LEARNED, PRUNERS, Bench, measured, ours, theirs
+from _methods import DEPTH, LEARNED, PRUNERS, Bench, for_method, measured, ours, theirs
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -41,6 +42,7 @@ from deploy_prune.errors import BudgetError
 from deploy_prune.recipe.parts import RetrainPart
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt
+from deploy_prune.retrain.repair import repair, some_inputs
 from deploy_prune.tasks.classification import CLASSIFIER
 from deploy_prune.training.batchnorm import reestimate
 from deploy_prune.types import Keep
@@ -73,11 +75,15 @@ def few(examples: Any, shots: int | None, seed: int) -> ClassExamples:
 
 
 def row(bench: Bench, made: tuple[nn.Module, Keep], seed: int, spent: int, point: str) -> dict[str, Any]:
-    """Straight after the cut (batch norm measured anew, for every method), and tuned with 10, 50 and all images."""
+    """Straight after the cut (batch norm measured anew, for every method), repaired, and tuned with 10, 50 and all."""
     stream = batches(replace(bench.examples.source_train, augment="none"), bench.batch, seed)
     slim, matched = made[0].to(memory_format=torch.channels_last), match(bench.structure, made[1])
+    repaired = copy.deepcopy(slim)
     reestimate(slim, stream)
     found: dict[str, Any] = {"cut": bench.score(slim)}
+    unlabelled = replace(few(bench.examples.source_train, SHOTS[0], seed), augment="none")
+    repair(repaired, copy.deepcopy(bench.network), matched, some_inputs(batches(unlabelled, bench.batch, seed)))
+    found["repaired"] = bench.score(repaired)
     found["params"] = sum(p.numel() for p in slim.parameters())
     if not point.endswith("x"):
         found["latency"] = measured(bench, slim)
@@ -140,7 +146,8 @@ def make(bench: Bench, arguments: argparse.Namespace) -> dict[str, dict[str, Any
     points = arguments.points.split(",")
     for seed in range(arguments.seeds):
         for method in arguments.methods.split(","):
-            at = theirs(bench, *PRUNERS[method]) if method in PRUNERS else ours(bench, method, seed, points)
+            mine = for_method(bench, method)
+            at = theirs(bench, *PRUNERS[method]) if method in PRUNERS else ours(mine, method, seed, points)
             for point in points:
                 name = f"{arguments.network} {method} {point} {seed}"
                 if name in rows:
@@ -152,8 +159,8 @@ def make(bench: Bench, arguments: argparse.Namespace) -> dict[str, dict[str, Any
                     print(name, error, flush=True)
                     continue
                 cut_s = round(time.perf_counter() - started, 1)
-                spent = bench.search_steps if method in LEARNED else 0
-                rows[name] = {**row(bench, made, seed, spent, point), "cut_s": cut_s}
+                spent = bench.search_steps if method.removesuffix(DEPTH) in LEARNED else 0
+                rows[name] = {**row(mine, made, seed, spent, point), "cut_s": cut_s}
                 _results.keep(arguments.rows, under, rows)
                 print(name, {k: round(v, 4) for k, v in rows[name].items()}, flush=True)
     return rows
@@ -172,7 +179,7 @@ def summarise(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
-TUNED = ("cut", "10 a class", "50 a class", "all")
+TUNED = ("cut", "repaired", "10 a class", "50 a class", "all")
 
 
 def error(values: list[float], test_images: int = 10_000) -> float:
