@@ -97,7 +97,8 @@ def ours(bench: Bench, method: str, seed: int, points: list[str]) -> Cutter:
         result = found[metric]
         trained = copy.deepcopy(bench.network)
         trained.load_state_dict(result.state)
-        target = replace(load_target("host"), **({"granularity": 1} if metric == "macs" else {}))
+        target = load_target("host")
+        target = replace(target, granularity=1) if metric == "macs" else target
         budget = Budget(text=point, metric=metric, limit=share(point), relative=True)
         model = bench.costs.cost(target, metric)
         scores = values(method, result.scores, model)

@@ -4,14 +4,14 @@
                                       [--points 2.1x,2.57x,50%] [--steps 600] [--search-steps 250] [--inner]
 
 ROOT (or DEPLOY_PRUNE_DATA) holds CIFAR-10 as cifar10.npz or its usual batches; FILE is the dense network's state dict,
-by default ROOT/weights/cifar10_NETWORK.safetensors. With --train-steps the dense network is trained first, from
-scratch or from FILE, another task's. A point is a speed-up in MACs (2.1x), or the share of the dense latency that the
-exported network is measured to have on this machine (50%). All methods have the same number of training steps in all,
-from the same teacher: what a search takes is taken from its tuning. Tuning is with 10 and with 50 images a class, for a
-fifth of the steps, and with everything; "repaired" is without training, by the 10 images a class alone. A learned
-method whose name ends in _depth may take whole blocks, too. --inner leaves the channels that skip connections share as they are, for every
-method. --full is the papers' protocol (100 epochs), for a GPU. tp_group_norm and tp_bn_scale are torch-pruning's own
-pruners. Rows that --rows has under the same conditions are not made again. On a CPU training runs in bfloat16 where
+by default ROOT/weights/cifar10_NETWORK.safetensors. With --train-steps the dense network is trained first, from scratch
+or from FILE, another task's. A point is a speed-up in MACs (2.1x), or the share of the dense latency that the exported
+network is measured to have on this machine (50%). All methods have the same number of training steps in all, from the
+same teacher: what a search takes is taken from its tuning. Tuning is with 10 and with 50 images a class, for a fifth of
+the steps, and with everything; "repaired" is without training, by the 10 images a class alone. A learned method whose
+name ends in _depth may take whole blocks, too. --inner leaves the channels that skip connections share as they are, for
+every method. --full is the papers' protocol (100 epochs), for a GPU. tp_group_norm and tp_bn_scale are torch-pruning's
+own pruners. Rows that --rows has under the same conditions are not made again. On a CPU training runs in bfloat16 where
 --precision says so.
 """
 

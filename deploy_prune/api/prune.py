@@ -6,19 +6,19 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import torch
-from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from deploy_prune import cost
+from deploy_prune.api.settings import Settings, read_settings
 from deploy_prune.budget.candidates import CandidateCosts, identity_by_graph
 from deploy_prune.budget.choose import choose
 from deploy_prune.budget.depth import choose_depth, fixed_counts
 from deploy_prune.budget.loop import Plan, enforce
 from deploy_prune.device.targets import load_target
-from deploy_prune.errors import BudgetError, DataError, RecipeError, perhaps
+from deploy_prune.errors import BudgetError, DataError
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import require
 from deploy_prune.export.inputs import as_float32, float32, require_inputs, several
@@ -28,7 +28,7 @@ from deploy_prune.networks.copies import copied
 from deploy_prune.networks.tensors import moved
 from deploy_prune.networks.unchanged import unchanged
 from deploy_prune.networks.weights import load_state
-from deploy_prune.recipe.parts import MeasurePart, PrunePart, SearchPart, parse_budget
+from deploy_prune.recipe.parts import parse_budget
 from deploy_prune.retrain.features import match
 from deploy_prune.retrain.repair import Repaired, repair
 from deploy_prune.run.judge import by_loss
@@ -36,7 +36,7 @@ from deploy_prune.run.reach import reaches, require_reach
 from deploy_prune.run.trained import as_if_trained
 from deploy_prune.search.frame import SearchGoal, SearchJob
 from deploy_prune.search.gated_network import gates_of
-from deploy_prune.search.methods import METHODS, check_options, values
+from deploy_prune.search.methods import METHODS, values
 from deploy_prune.surgery.cut import cut
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.surgery.try_branches import prunable
@@ -52,18 +52,6 @@ JUDGED_BATCHES: Final = 8
 """Of so many the loss says how deep to cut."""
 ANY_DEVICE: Final = "any device"
 """Stands for the target of budgets that need none."""
-
-
-class Settings(SearchPart, PrunePart, MeasurePart):
-    """What `prune` takes by name, with the defaults of a recipe's parts ``search``, ``prune`` and ``measure``.
-
-    But for ``max_step``, as nothing is known of the loss: without it, squared errors of large values end a network.
-    ``granule``: every group keeps a multiple of so many channels; None: the target's granularity, 1 without a target.
-    ``batch_size`` only says how large the batches are.
-    """
-
-    granule: Annotated[int, Field(ge=1)] | None = None
-    max_step: Annotated[float, Field(gt=0)] | None = 0.003
 
 
 class PredictedWarning(UserWarning):
@@ -186,7 +174,7 @@ def prune(
         TrainingError: the loss is not finite.
         VerificationError: a slim network differs from the masked one, or the comparison proves nothing.
     """
-    config = _settings(method, settings)
+    config = read_settings(method, settings)
     examples = _examples(inputs)
     device = _device(target, config, examples)
     budgets = [_readable(text, device) for text in ([budget] if isinstance(budget, str) else budget)]
@@ -213,19 +201,6 @@ class _Asked:
     target: Target
     config: Settings
     session: Session
-
-
-def _settings(method: str, settings: dict[str, Any]) -> Settings:
-    try:
-        config = Settings(method=method, **settings)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(map(str, first["loc"]))
-        hint = perhaps(name, Settings.model_fields) if first["type"] == "extra_forbidden" else ""
-        message = f"prune: {name}: {first['msg'].removeprefix('Value error, ')} (given {first['input']!r}).{hint}"
-        raise RecipeError(message) from None
-    check_options(config, config)
-    return config
 
 
 def _examples(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -66,8 +66,8 @@ class Timed:
 class Tabled:
     """What was measured for a latency table.
 
-    ``samples``: the dense network, the narrowest, that without branches, and random variants; ``held_out``: other random variants, which the
-    table is not made of, and which are not profiled. ``seconds``: how long that took.
+    ``samples``: the dense network, the narrowest one, that without branches, and random variants; ``held_out``: others,
+    which the table is not made of, and which are not profiled. ``seconds``: how long that took.
     """
 
     samples: tuple[Sample, ...]

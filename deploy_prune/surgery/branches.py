@@ -163,7 +163,7 @@ class _Finder:
         if name in _ZERO_STAYS:
             return self._closes(operands[0], inside) if operands else []
         if name == "mul" and len(operands) == 2:
-            own = [x for x in operands if x in self.tensors and x in inside and x.meta["val"].is_floating_point()]
+            own = [x for x in operands if x in self.tensors and x in inside and shape_of(x)]
             return own[:1] or self._closes(operands[0], inside) or self._closes(operands[1], inside)
         if name == "mul" and operands:
             return self._closes(operands[0], inside)

@@ -147,7 +147,8 @@ def loads(text: str) -> Structure:
 
 def _layer(raw: dict[str, Any]) -> Layer:
     inputs, outputs, *repeats = (Width(**width) for width in (raw["inputs"], raw["outputs"], *raw["repeats"]))
-    return Layer(**{**raw, "inputs": inputs, "outputs": outputs, "repeats": tuple(repeats)})
+    widths = {"inputs": inputs, "outputs": outputs, "repeats": tuple(repeats)}
+    return Layer(**{**raw, **widths, "branches": tuple(raw["branches"])})
 
 
 def _group(raw: dict[str, Any]) -> ChannelGroup:

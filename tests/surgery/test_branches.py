@@ -81,6 +81,17 @@ class Scaled(Added):
         return torch.add(x, 0.3 * (self.gamma * self.inner(x)), alpha=0.7)
 
 
+class Weighed(Added):
+    """One number for all channels, which is learned (SkipInit, arXiv 2002.10444)."""
+
+    def __init__(self):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(0.5))
+
+    def added(self, x: Tensor) -> Tensor:
+        return x + self.alpha * self.inner(x)
+
+
 class Excited(Added):
     """Squeeze and excitation at the end, as SENet has it."""
 
@@ -136,7 +147,7 @@ class Attending(nn.Module):
         return self.head(self.layers(x.flatten(2).mT @ torch.ones(3, 16, device=x.device) + x.flatten(2).mT[..., :1]))
 
 
-NETWORKS = [Residual, Added, Scaled, Excited, Resized, Twofold, Nested]
+NETWORKS = [Residual, Added, Scaled, Weighed, Excited, Resized, Twofold, Nested]
 
 
 def deep(network: nn.Module, x: Tensor, part: PrunePart = DEEP) -> Structure:
