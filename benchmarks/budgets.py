@@ -89,7 +89,7 @@ def network_rows(network: str, budgets: Sequence[Budget]) -> Iterator[tuple[str,
 
 def budget_row(costs: CandidateCosts, target: Target, budget: Budget, scores: Scores, dense: Artifact) -> Row:
     """What became of one budget."""
-    ((reach,), (met,)) = reaches(costs, (target,), (budget,))
+    ((reach,), (met,)) = reaches(costs, {target: (budget,)})
     if not met.met:
         return {"status": "out of reach", "smallest": reach.smallest / reach.dense, "reason": met.reason}
     try:

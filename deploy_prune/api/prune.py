@@ -307,7 +307,7 @@ def _require_reach(asked: _Asked, costs: CandidateCosts) -> None:
                 shallowest = fixed_counts(structure, [branch.name for branch in structure.branches])
                 choose(alike, structure, goal.cost, goal.limit, granule, least, shallowest)
             else:
-                require_reach(reaches(costs, (asked.target,), (budget,), asked.session.progress)[1])
+                require_reach(reaches(costs, {asked.target: (budget,)}, asked.session.progress)[1])
     except BudgetError as error:
         widest = max(structure.whole, key=lambda whole: whole.channels, default=None)
         message = f"{str(error).removesuffix('.')}."

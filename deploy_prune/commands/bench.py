@@ -63,9 +63,9 @@ def _moved(targets: Mapping[str, Target], device: str) -> dict[str, Target]:
 def _measured_again(
     folder: RunFolder, rows: Sequence[Row], recipe: Recipe, targets: Mapping[str, Target], runs: int
 ) -> Iterator[Bench]:
-    budgets = {b.text: b for b in recipe.parsed_budgets}
     macs = {row.target: row.macs for row in rows if row.budget == "dense"}
     for row in rows:
+        budgets = {b.text: b for b in recipe.budgets_of(row.target)}
         if row.target not in targets or row.budget not in {"dense", *budgets}:
             message = (
                 f"{folder.path} has no results of its recipe.yaml ({row.target} {row.budget}); run the recipe again."

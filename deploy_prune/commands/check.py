@@ -28,7 +28,9 @@ def check(recipe: Recipe, progress: Progress = silent) -> CheckReport:
     context = prepare(untracked, RunFolder(path=Path()), progress)
     with scratch() as folder:
         costs = stages.candidate_costs(context, folder)
-        targets, budgets = reaches(costs, context.targets, recipe.parsed_budgets, context.session.progress)
+        targets, budgets = reaches(
+            costs, {t: recipe.budgets_of(t.name) for t in context.targets}, context.session.progress
+        )
         counts = costs.structure.dense_counts
         return CheckReport(
             recipe_name=recipe.name, network=recipe.model.source, structure=costs.structure,

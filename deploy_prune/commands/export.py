@@ -19,7 +19,7 @@ from deploy_prune.data.boxes import BoxExamples
 from deploy_prune.data.examples import ClassExamples, spread
 from deploy_prune.data.masks import MaskExamples
 from deploy_prune.data.splits import TransferData
-from deploy_prune.device.targets import load_target
+from deploy_prune.device.targets import load_targets
 from deploy_prune.errors import ExportError, RunFolderError, of_kind, perhaps
 from deploy_prune.export.artifact import flatten
 from deploy_prune.families import Decode, RawForm, raw_form
@@ -182,8 +182,8 @@ def _place(row: Row, recipe: Recipe) -> str:
     Raises:
         RunFolderError: the row is of no target and budget of the recipe.
     """
-    targets = [t for t in map(load_target, recipe.targets) if t.name == row.target]
-    budgets = [b for b in recipe.parsed_budgets if b.text == row.budget]
+    targets = [t for t in load_targets(recipe.targets, recipe.precision) if t.name == row.target]
+    budgets = [b for b in recipe.budgets_of(row.target) if b.text == row.budget]
     if not targets or (row.budget != "dense" and not budgets):
         message = f"results.json has {shown(row.target)} {shown(row.budget)}, which its recipe.yaml doesn't have."
         raise RunFolderError(message)

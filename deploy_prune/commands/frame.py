@@ -57,7 +57,7 @@ def say(text: object, err: bool = False) -> None:
 def say_first(doing: str, recipe: Recipe) -> None:
     """Say what the command does, before PyTorch is imported, which can take seconds."""
     say(
-        f"{doing} {recipe.name}: {recipe.model.source} on {recipe.loaded_by}, {', '.join(recipe.budgets)} on "
+        f"{doing} {recipe.name}: {recipe.model.source} on {recipe.loaded_by}, {', '.join(recipe.all_budgets)} on "
         f"{', '.join(recipe.targets)}. Loading PyTorch ...",
         err=True,
     )

@@ -160,6 +160,21 @@ def load_target(name: str) -> Target:
     return _varied(found, name, setting) if setting else found
 
 
+def load_targets(names: Sequence[str], precisions: Sequence[Precision] = ()) -> tuple[Target, ...]:
+    """The targets of these names, each in each of the precisions; one whose name has a precision is as it says.
+
+    Raises:
+        TargetError: as `load_target`.
+    """
+    wanted = []
+    for name in names:
+        base, setting = split(name)
+        fixed = not precisions or ":" in setting or setting in PRECISIONS
+        each = [setting] if fixed else [f"{setting}:{p}" if setting else p for p in precisions]
+        wanted += [with_setting(base, one) for one in each]
+    return tuple(load_target(name) for name in wanted)
+
+
 def split(name: str) -> tuple[str, str]:
     """A target's name or path, and what follows it with "@": another format or precision, "" if there is none."""
     base, at, setting = name.rpartition("@")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Final, get_args
 
 from deploy_prune.errors import BudgetError
@@ -59,3 +60,19 @@ def _share_of_dense(words: str, percent: float, metric: str) -> Budget:
 
 def _unreadable(words: str) -> BudgetError:
     return BudgetError(f"the budget {words!r} can't be read; {_BUDGET_FORMS}")
+
+
+def require_distinct(texts: Sequence[str], metric: Metric) -> None:
+    """Refuse budgets that are the same, however they are written. ``metric``: what a percentage alone is of.
+
+    Raises:
+        ValueError: two of them are.
+    """
+    seen: dict[tuple[Metric, float, bool], str] = {}
+    for text in texts:
+        budget = parse_budget(text, metric)
+        key = (budget.metric, budget.limit, budget.relative)
+        if key in seen:
+            message = f"{budget.text!r} is the same budget as {seen[key]!r}; remove one"
+            raise ValueError(message)
+        seen[key] = budget.text

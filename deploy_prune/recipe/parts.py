@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 
 from deploy_prune.errors import BudgetError, perhaps
 from deploy_prune.recipe.budgets import parse_budget as parse_budget
+from deploy_prune.recipe.budgets import require_distinct
 from deploy_prune.recipe.data import DATA_SETS as DATA_SETS
 from deploy_prune.recipe.data import Augment as Augment
 from deploy_prune.recipe.data import DataPart as DataPart
@@ -18,7 +19,7 @@ from deploy_prune.recipe.data import distinct, known_source
 from deploy_prune.recipe.model import BUILT_IN_NETWORKS as BUILT_IN_NETWORKS
 from deploy_prune.recipe.model import LIBRARIES as LIBRARIES
 from deploy_prune.recipe.model import ModelPart as ModelPart
-from deploy_prune.types import Budget, Metric
+from deploy_prune.types import Budget, Metric, Precision
 
 SEARCH_METHODS: Final = ("dap", "gate", "gumbel", "uniform", "random", "magnitude", "bn_scale", "taylor")
 TASK_SCORES: Final = {
@@ -278,11 +279,20 @@ class Recipe(Part):
         description="The devices: names that `deploy-prune targets` lists, or paths of target files. "
         "NAME@FORMAT:PRECISION, as in pixel-8@litert:int8, asks for another format, precision or both.",
     )
+    precision: Annotated[list[Precision], AfterValidator(distinct)] = Field(
+        default=[],
+        description="Every target is made in each of these precisions, as if it were named NAME@PRECISION for each. "
+        "Empty: in its own.",
+    )
     metric: Metric = Field(default="latency", description="What a percentage in budgets is of.")
     budgets: Annotated[list[BudgetText], Field(min_length=1)] = Field(
         default=["50%"],
         description="The budgets: '50%' (of the dense network's), '50% macs', '4 ms', '120 MMACs', '3 Mparams' or "
         "'2.5 MB'.",
+    )
+    target_budgets: dict[str, Annotated[list[BudgetText], Field(min_length=1)]] = Field(
+        default={},
+        description="Budgets of single targets, instead of those in budgets, as in {pixel-8: ['8 ms']}.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(default=0, description="Seed of everything that is drawn.")
     device: str = Field(
@@ -323,9 +333,13 @@ class Recipe(Part):
     )
 
     @property
-    def parsed_budgets(self) -> tuple[Budget, ...]:
-        """The budgets, in the recipe's order."""
-        return tuple(parse_budget(text, self.metric) for text in self.budgets)
+    def all_budgets(self) -> tuple[str, ...]:
+        """The budgets of all targets, each once."""
+        return tuple(dict.fromkeys([*self.budgets, *(b for some in self.target_budgets.values() for b in some)]))
+
+    def budgets_of(self, target: str) -> tuple[Budget, ...]:
+        """A target's budgets, by the target's name, in the recipe's order."""
+        return tuple(parse_budget(text, self.metric) for text in self.target_budgets.get(target, self.budgets))
 
     @property
     def loaded_by(self) -> str:
@@ -373,15 +387,9 @@ class Recipe(Part):
             raise ValueError(message)
         return value
 
-    @field_validator("budgets")
+    @field_validator("budgets", "target_budgets")
     @classmethod
-    def _distinct_budgets(cls, budgets: list[str], info: ValidationInfo) -> list[str]:
-        seen: dict[tuple[Metric, float, bool], str] = {}
-        for text in budgets:
-            budget = parse_budget(text, info.data.get("metric", "latency"))
-            key = (budget.metric, budget.limit, budget.relative)
-            if key in seen:
-                message = f"{budget.text!r} is the same budget as {seen[key]!r}; remove one"
-                raise ValueError(message)
-            seen[key] = budget.text
+    def _distinct_budgets(cls, budgets: Any, info: ValidationInfo) -> Any:
+        for texts in budgets.values() if isinstance(budgets, dict) else [budgets]:
+            require_distinct(texts, info.data.get("metric", "latency"))
         return budgets

@@ -31,7 +31,7 @@ def plan(context: RunContext, costs: CandidateCosts, learned: Learned) -> None:
         if not stages.is_planned(context, costs, learned.found, target, budget):
             stages.choose_channels(context, costs, learned.found, target, budget)
 
-    asked = [(target, budget) for target in context.targets for budget in context.recipe.parsed_budgets]
+    asked = [(target, budget) for target in context.targets for budget in context.recipe.budgets_of(target.name)]
     if context.jobs > 1:
         for target, budget in asked:
             stages.choose_depth(context, costs, learned.found, target, budget)
@@ -59,7 +59,7 @@ def make(context: RunContext, costs: CandidateCosts, learned: Learned) -> dict[s
         with suppress(DeployPruneError):  # whoever delivers meets it again
             dense = learned.dense_artifact(context, target)
             works.append((target, partial(time_dense, target=target, dense=dense)))
-            for budget in context.recipe.parsed_budgets:
+            for budget in context.recipe.budgets_of(target.name):
                 made[place_of(target, budget)] = deliver.make(context, costs, learned, target, budget)
                 works.append((target, partial(time_slim, target=target, budget=budget, dense=dense)))
     _do(context, costs, works)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.data.splits import TransferData
-from deploy_prune.device.targets import load_target
-from deploy_prune.errors import RecipeError, TargetError
+from deploy_prune.device.targets import load_targets
+from deploy_prune.errors import RecipeError, TargetError, perhaps
 from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import require
 from deploy_prune.families import raw_form
@@ -144,11 +144,16 @@ def _by_other_rates(targets: Sequence[Target]) -> tuple[str, ...]:
 
 
 def _targets(recipe: Recipe) -> tuple[Target, ...]:
-    targets = tuple(load_target(name) for name in recipe.targets)
+    targets = load_targets(recipe.targets, recipe.precision)
     for target in targets:
         require(target.format, FORMATS[target.format], target.precision)
     names = [t.name for t in targets]
     if len(set(names)) < len(names):
         message = f"targets: two of them have the name {max(names, key=names.count)!r}; give one file another name."
         raise TargetError(message)
+    if unknown := [name for name in recipe.target_budgets if name not in names]:
+        message = (
+            f"target_budgets: there is no target {unknown[0]!r} among {', '.join(names)}.{perhaps(unknown[0], names)}"
+        )
+        raise RecipeError(message)
     return targets

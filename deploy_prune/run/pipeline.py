@@ -105,7 +105,7 @@ def _run_stages(context: RunContext, costs: CandidateCosts) -> Run:
 
 def _count_parts(context: RunContext) -> Callable[[], None]:
     """What tells the progress, after each part of the run, how many of all are done."""
-    rows = len(context.targets) * (1 + len(context.recipe.budgets))
+    rows = sum(1 + len(context.recipe.budgets_of(target.name)) for target in context.targets)
     total, numbers = 3 + rows, itertools.count(1)  # 3: dense network, search, adaptation
     return lambda: context.session.progress("whole run", next(numbers), total)
 
@@ -123,7 +123,7 @@ def _target_rows(
         yield from failed_rows(context, costs, target, error)
         return
     yield dense_row(context, costs, target, dense)
-    for budget in context.recipe.parsed_budgets:
+    for budget in context.recipe.budgets_of(target.name):
         yield deliver(context, costs, learned, target, budget, dense, made.get(place_of(target, budget)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Final
@@ -30,24 +30,24 @@ _UNUSABLE: Final = (CommandError, ExportError, MeasurementError, MissingDependen
 
 
 def reaches(
-    costs: CandidateCosts, targets: Sequence[Target], budgets: Sequence[Budget], progress: Progress = silent
+    costs: CandidateCosts, asked: Mapping[Target, Sequence[Budget]], progress: Progress = silent
 ) -> tuple[tuple[TargetReach, ...], tuple[BudgetReach, ...]]:
     """Each target's reach in each metric that is asked for, and whether each budget lies in it."""
     found: dict[tuple[str, Metric], TargetReach] = {}
-    metrics = {budget.metric for budget in budgets}
-    steps = _Steps(progress, sum(len(_needs(target, metric)) for target in targets for metric in metrics))
+    metrics = {target: {budget.metric for budget in budgets} for target, budgets in asked.items()}
+    steps = _Steps(progress, sum(len(_needs(target, metric)) for target in asked for metric in metrics[target]))
     met_or_not = []
-    for target in targets:
+    for target, budgets in asked.items():
         for budget in budgets:
             key = target.name, budget.metric
             if key not in found:
                 found[key] = _reach(costs, target, budget.metric, steps)
             reach = found[key]
-            asked = budget.absolute(reach.dense)
-            met = reach.smallest <= asked * (1 + tolerance_above(budget, costs.measure.tolerance))
+            wanted = budget.absolute(reach.dense)
+            met = reach.smallest <= wanted * (1 + tolerance_above(budget, costs.measure.tolerance))
             unit = UNITS[budget.metric]
             reason = (
-                f"it asks for {asked:.4g} {unit}, and the smallest reachable is {reach.smallest:.4g} {unit} "
+                f"it asks for {wanted:.4g} {unit}, and the smallest reachable is {reach.smallest:.4g} {unit} "
                 f"({reach.smallest / reach.dense:.0%} of dense, in steps of {reach.granularity} channels); "
                 "ask for more, or prune more groups"
             )
@@ -56,7 +56,7 @@ def reaches(
                     target=target.name,
                     budget=budget.text,
                     metric=budget.metric,
-                    asked=asked,
+                    asked=wanted,
                     met=met,
                     reason=None if met else reason,
                 )  # fmt: skip
@@ -142,8 +142,9 @@ def unusable_targets(context: RunContext, costs: CandidateCosts) -> dict[str, De
     broken: dict[str, DeployPruneError] = {}
 
     def look(costs: CandidateCosts, target: Target) -> None:
-        require_reach(reaches(costs, (target,), context.recipe.parsed_budgets, costs.progress)[1])
-        for metric in {budget.metric for budget in context.recipe.parsed_budgets}:
+        budgets = context.recipe.budgets_of(target.name)
+        require_reach(reaches(costs, {target: budgets}, costs.progress)[1])
+        for metric in {budget.metric for budget in budgets}:
             costs.cost(target, metric)
 
     works: list[rack.Work[None]] = [(target, partial(look, target=target)) for target in context.targets]

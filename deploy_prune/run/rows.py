@@ -39,7 +39,7 @@ def failed_rows(context: RunContext, costs: CandidateCosts, target: Target, erro
     """The rows of a target without a dense artifact, beside which the others would be measured."""
     dense = _dense_costs(context, costs, target)
     dense = replace(dense, score=dense.score_dense).failed(error)
-    asked = context.recipe.parsed_budgets
+    asked = context.recipe.budgets_of(target.name)
     slim = [empty_row(target, b.text, b.metric, context.task.score).failed(error) for b in asked]
     return [dense, *slim]
 

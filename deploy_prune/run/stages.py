@@ -103,7 +103,7 @@ def strictest(context: RunContext, costs: CandidateCosts) -> tuple[Target, Budge
         dense = 1.0 if budget.relative else costs.cost(target, budget.metric)(costs.structure.dense_counts)
         return budget.limit / dense, target.name, budget.metric
 
-    return min(((t, b) for t in context.targets for b in context.recipe.parsed_budgets), key=order)
+    return min(((t, b) for t in context.targets for b in context.recipe.budgets_of(t.name)), key=order)
 
 
 def adapt_dense(context: RunContext, dense: str) -> str:
@@ -166,9 +166,9 @@ def choose_depth(
     context: RunContext, costs: CandidateCosts, found: tuple[str, SearchResult], target: Target, budget: Budget
 ) -> None:
     """TARGET/BUDGET/depth.json: which branches go. Nothing where the network has none, or they may not go."""
-    folder, name = context.folder, f"{place_of(target, budget)}/depth.json"
     if not costs.structure.branches:
         return
+    folder, name = context.folder, f"{place_of(target, budget)}/depth.json"
 
     def compute() -> None:
         model = costs.cost(target, budget.metric)

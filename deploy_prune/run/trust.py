@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deploy_prune.architecture.json_file import require_trust
-from deploy_prune.device.targets import load_target
+from deploy_prune.device.targets import load_targets
 from deploy_prune.errors import RunFolderError
 from deploy_prune.recipe.file import load_recipe
 from deploy_prune.recipe.parts import Recipe
@@ -46,7 +46,7 @@ def found_targets(recipe: Recipe, file: Path, trust: bool) -> dict[str, Target]:
         TargetError: there is no such target, or its file is wrong.
         RunFolderError: one has a program to start on a device, and ``trust`` is off.
     """
-    targets = {target.name: target for target in map(load_target, recipe.targets)}
+    targets = {target.name: target for target in load_targets(recipe.targets, recipe.precision)}
     for target in targets.values():
         if target.program is not None and not trust:
             _refuse(file, f"the target {target.name!r} starts the program {target.program!r} on {target.runner}")

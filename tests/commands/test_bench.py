@@ -44,7 +44,7 @@ def measured(monkeypatch, tmp_path):
         monkeypatch.setattr(bench, "profile_for", lambda target, artifacts, ms, seconds: ({"a": 1.0}, {"a": 2.0}))
         monkeypatch.setattr(bench, "lost", lambda artifacts, profiles, granule: (LOST,))
         recipe = SimpleNamespace(
-            parsed_budgets=[parse_budget(budget, "latency")],
+            budgets_of=lambda target: [parse_budget(budget, "latency")],
             measure=SimpleNamespace(warmup=3, tolerance=0.03),
             export=None,
         )
@@ -109,7 +109,7 @@ def test_a_row_that_can_not_be_measured_is_failed_and_the_others_go_on(measured,
     monkeypatch.setattr(bench, "measure_steadily", once)
     monkeypatch.setattr(bench.stages, "artifact_of", lambda folder, place: SimpleNamespace(place=place))
     part = SimpleNamespace(warmup=3, tolerance=0.03)
-    recipe = SimpleNamespace(parsed_budgets=[parse_budget("50%", "latency")], measure=part, export=None)
+    recipe = SimpleNamespace(budgets_of=lambda target: [parse_budget("50%", "latency")], measure=part, export=None)
     rows = (row("dense", macs=40), row(measured_p50_ms=3.0, measured_on="host"))
     dense, slim = bench._measured_again(SimpleNamespace(path="run"), rows, recipe, {"host": HOST}, 20)
     assert dense.row.status == "ok"

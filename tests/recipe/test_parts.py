@@ -76,15 +76,27 @@ def test_any_other_text_is_a_budget_or_a_budget_error(text):
 
 def test_parsed_budgets_are_in_the_recipes_order():
     recipe = Recipe.model_validate(MINIMAL | {"metric": "macs", "budgets": ["75%", "4 ms", "50%"]})
-    assert [(b.text, b.metric) for b in recipe.parsed_budgets] == [
+    assert [(b.text, b.metric) for b in recipe.budgets_of("host")] == [
         ("75%", "macs"),
         ("4 ms", "latency"),
         ("50%", "macs"),
     ]
 
 
+def test_a_target_may_have_budgets_of_its_own():
+    recipe = Recipe.model_validate(
+        MINIMAL | {"budgets": ["50%", "4 ms"], "target_budgets": {"pixel-8": ["9 ms", "50%"]}}
+    )
+    assert [b.text for b in recipe.budgets_of("host")] == ["50%", "4 ms"]
+    assert [b.text for b in recipe.budgets_of("pixel-8")] == ["9 ms", "50%"]
+    assert recipe.all_budgets == ("50%", "4 ms", "9 ms")
+    for wrong in ([], ["50%", "50% latency"], ["half"]):
+        with pytest.raises(ValidationError, match="target_budgets"):
+            Recipe.model_validate(MINIMAL | {"target_budgets": {"pixel-8": wrong}})
+
+
 def test_same_share_of_two_metrics_is_no_duplicate():
-    assert len(Recipe.model_validate(MINIMAL | {"budgets": ["50%", "50% macs"]}).parsed_budgets) == 2
+    assert len(Recipe.model_validate(MINIMAL | {"budgets": ["50%", "50% macs"]}).budgets_of("host")) == 2
     with pytest.raises(ValidationError, match="is the same budget as"):
         Recipe.model_validate(MINIMAL | {"metric": "macs", "budgets": ["50%", "50% macs"]})
 

@@ -4,10 +4,11 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -133,13 +134,14 @@ class Costs:
     """All that the rack itself needs of a network's costs."""
 
     progress: Progress = silent
+    structure: Any = field(default_factory=lambda: SimpleNamespace(branches=()))
 
 
 def planned(tiny, jobs, monkeypatch, folder, targets=TARGETS, budgets=BUDGETS):
     """What a run does before it trains and before it delivers: (costs, the targets that can't be used)."""
     costs = replace(tiny, _shelf=Shelf(), _sizes={}, since=time.time(), scratch=folder)
     context = SimpleNamespace(recipe=tiny_recipe(), targets=targets, jobs=jobs)
-    monkeypatch.setattr(type(context.recipe), "parsed_budgets", budgets)
+    monkeypatch.setattr(type(context.recipe), "budgets_of", lambda recipe, target: budgets)
     monkeypatch.setattr(stages, "is_planned", lambda *args: False)
     monkeypatch.setattr(stages, "choose_channels", lambda context, costs, found, *asked: plan(costs, *asked))
     unusable = reach.unusable_targets(context, costs)

@@ -18,6 +18,7 @@ from torch import nn
 from deploy_prune.commands import bench
 from deploy_prune.device import RUNNERS
 from deploy_prune.device.targets import targets_folder
+from deploy_prune.errors import RecipeError
 from deploy_prune.export.artifact import describe
 from deploy_prune.run import pipeline, stages
 from deploy_prune.run.folder import RunFolder, sha256
@@ -257,3 +258,20 @@ def test_a_bench_finds_a_faulty_file(for_a_bench: Run, tmp_path: Path, plant: Ca
     assert (slim.status, slim.error_kind) == ("failed", kind)
     assert re.search(words, slim.error)
     assert asdict(slim)["macs"] == asdict(for_a_bench.rows[1])["macs"]
+
+
+def test_each_target_in_each_precision_at_its_own_budgets(tmp_path):
+    recipe = tiny_recipe(
+        targets=["pixel-8", "x86-avx2@fp32"], precision=["fp32", "int8"], budgets=["60% macs"],
+        target_budgets={"pixel-8-int8": ["40% macs", "50% macs"]}, export={"on_refusal": "fp16", "max_score_drop": 1.0},
+    )  # fmt: skip
+    done = pipeline.run(recipe, tmp_path)
+    slim = [(row.target, row.budget) for row in done.rows if "%" in row.budget]
+    assert slim == [
+        ("pixel-8-fp32", "60% macs"),
+        ("pixel-8-int8", "40% macs"),
+        ("pixel-8-int8", "50% macs"),
+        ("x86-avx2-fp32", "60% macs"),
+    ]
+    with pytest.raises(RecipeError, match="target_budgets: there is no target 'pixel-8' among pixel-8-fp32"):
+        pipeline.run(tiny_recipe(targets=["pixel-8@fp32"], target_budgets={"pixel-8": ["9 ms"]}), tmp_path / "wrong")
