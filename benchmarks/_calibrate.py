@@ -1,9 +1,10 @@
 """Fit a device's rates and overheads to published latencies of whole networks.
 
-    t(network) = sum over operators of (MACs / rate + elements / bandwidth + starts * overhead) + network overhead
+    t(network) = sum over operators of (arithmetic / rate + elements / bandwidth + starts * overhead) + network overhead
 
-with MACs, elements and starts as latency/predict.py counts them, and a rate of its own for matrix products. A device
-has five unknowns and often five networks; so the four that a few networks tell apart badly, relative to its rate, are
+with MACs, functions, elements and starts as latency/predict.py counts them, and a rate of its own for matrix products.
+That of transcendental functions is a fixed part of a CPU's rate, and on accelerators they take no time. A device has
+five unknowns and often five networks; so the four that a few networks tell apart badly, relative to its rate, are
 held near those of other devices with the same kind of runtime (a log-normal prior, whose mean is learned from those
 devices, itself held near a first guess).
 """
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from deploy_prune.latency.ops import Op
-from deploy_prune.latency.predict import DEPTHWISE, work
+from deploy_prune.latency.predict import DEPTHWISE, FUNCTION, work
 
 Vector = NDArray[numpy.float64]
 
@@ -31,6 +32,8 @@ FIRST_NETWORK = {"cpu": 1e-4, "accelerator": 0.15}
 microseconds of a core, or the start of a kernel; nothing to speak of, or the way to an accelerator and back)."""
 FIRST_WEIGHT = 2.0
 """So many devices the first guesses weigh."""
+FUNCTIONS = {"cpu": FUNCTION, "accelerator": 0.0}
+"""MACs in the time of one transcendental function. Not fitted: few of the published networks have any."""
 SPREAD = numpy.array([0.4, 0.8, 0.4, 0.4])
 """Standard deviations, in log, of devices around their kind's mean: elements, overhead, matrix products, network."""
 FIXED = 1e-3
@@ -44,22 +47,28 @@ FORMS: dict[str, str] = {
     "+ traffic": "and traffic by kind",
     "no prior": "the sum of the two sides instead of the larger, each device by itself",
     "sum": "the sum, each device held near those of its kind",
-    "+ products": "and a rate of matrix products and an overhead per network: what latency/predict.py does",
+    "+ products": "and a rate of matrix products and an overhead per network",
+    "+ functions": "and transcendental functions, which were fused for nothing: what latency/predict.py does",
 }
-LAST = "+ products"
+LAST = "+ functions"
+WITH_PRODUCTS = ("+ products", LAST)
+SUMS = ("no prior", "sum", *WITH_PRODUCTS)
+"""Forms with a rate of matrix products and an overhead per network, and those that add the two sides up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Per operator of a network: 1e9 MACs, 1e9 elements, starts; as counted, and plain (before any factor by kind).
+    """Per operator of a network: 1e9 MACs, functions, elements, starts; as counted, and plain (before factors by kind).
 
-    ``matmul``: whether it is a matrix product.
+    ``matmul``, ``transcendental``: whether it is a matrix product, or nothing but functions.
     """
 
     gmacs: Vector
+    gfunctions: Vector
     gelements: Vector
     starts: Vector
     matmul: NDArray[numpy.bool_]
+    transcendental: NDArray[numpy.bool_]
     plain_gmacs: Vector
     plain_gelements: Vector
 
@@ -98,28 +107,33 @@ class Calibration:
     network_ms: float
 
 
-def features(ops: Sequence[Op], granule: int) -> Features:
-    """What a network's operators ask, by latency/predict.py."""
-    asked = [work(op, granule) for op in ops]
+def features(ops: Sequence[Op], granule: int, winograd: float = 2.0) -> Features:
+    """What a network's operators ask, by latency/predict.py. ``winograd``: as in ``types.Roofline``."""
+    asked = [work(op, granule, winograd) for op in ops]
     return Features(
         gmacs=numpy.array([w.gmacs / (DEPTHWISE if w.kind == "depthwise" else 1.0) for w in asked]),
+        gfunctions=numpy.array([w.gfunctions for w in asked]),
         gelements=numpy.array([w.elements for w in asked]),
         starts=numpy.array([w.starts for w in asked]),
         matmul=numpy.array([w.kind == "matmul" for w in asked]),
+        transcendental=numpy.array([op.kind == "transcendental" for op in ops]),
         plain_gmacs=numpy.array([op.macs(granule) / 1e9 for op in ops]),
         plain_gelements=numpy.array([(op.activations + op.weights) / 1e9 for op in ops]),
     )
 
 
-def predict_ms(c: Calibration, f: Features, form: str) -> float:
+def predict_ms(c: Calibration, f: Features, form: str, processor: str) -> float:
     """A network's predicted latency in ms."""
     plain = form in {"roofline", "+ overhead"}
     rates = numpy.where(f.matmul, c.matmul_gmacs_per_s, c.gmacs_per_s)
     compute = (f.plain_gmacs if plain else f.gmacs) / rates
+    if form == LAST:
+        compute = compute + f.gfunctions * FUNCTIONS[processor] / c.gmacs_per_s
     memory = (f.plain_gelements if plain or form == "+ kinds" else f.gelements) / c.gelements_per_s
-    sides = compute + memory if form in {"no prior", "sum", LAST} else numpy.maximum(compute, memory)
-    overhead = 0.0 if form == "roofline" else c.overhead_ms * float(f.starts.sum()) + c.network_ms
-    return 1e3 * float(sides.sum()) + overhead
+    sides = compute + memory if form in SUMS else numpy.maximum(compute, memory)
+    counted = numpy.where(f.transcendental, form == LAST, 1.0)
+    overhead = 0.0 if form == "roofline" else c.overhead_ms * float(counted @ f.starts) + c.network_ms
+    return 1e3 * float(counted @ sides) + overhead
 
 
 def fit(device: Device, known: Known, form: str, prior: Vector) -> Calibration:
@@ -127,17 +141,19 @@ def fit(device: Device, known: Known, form: str, prior: Vector) -> Calibration:
     names = list(device.published)
     logs = numpy.log([device.published[n] for n in names])
     spread = SPREAD * (1e3 if form == "no prior" else 1.0)
-    if form != LAST:
+    if form not in WITH_PRODUCTS:
         spread[2:] = FIXED
 
     def misses(x: Vector) -> Vector:
         c = _calibration(x)
-        fits = numpy.log([predict_ms(c, known[n, device.granule], form) for n in names]) - logs
+        fits = numpy.log([predict_ms(c, known[n, device.granule], form, device.processor) for n in names]) - logs
         return numpy.concatenate([fits / NOISE, (x[1:] - prior) / spread])
 
     start = numpy.array([0.0, *prior])
     first = _calibration(start)
-    start[0] = numpy.median(numpy.log([predict_ms(first, known[n, device.granule], form) for n in names]) - logs)
+    start[0] = numpy.median(
+        numpy.log([predict_ms(first, known[n, device.granule], form, device.processor) for n in names]) - logs
+    )
     return _calibration(least_squares(misses, start, max_nfev=30, x_scale=1.0, ftol=1e-5, xtol=1e-5).x)
 
 
@@ -148,7 +164,7 @@ def learn_prior(devices: Sequence[Device], known: Known, form: str) -> Vector:
     a network's overhead in 1e9 MACs.
     """
     kind, matmul = (devices[0].processor, devices[0].matmul) if devices else ("accelerator", 1.0)
-    ratios = (matmul, FIRST_NETWORK[kind]) if form == LAST else (1.0, 1e-9)
+    ratios = (matmul, FIRST_NETWORK[kind]) if form in WITH_PRODUCTS else (1.0, 1e-9)
     first = numpy.log([FIRST_ELEMENTS, FIRST_OVERHEAD[kind], *ratios])
     prior = first.copy()
     if form == "no prior":

@@ -148,7 +148,8 @@ def left_out(group: Sequence[Device], features: Known, form: str) -> dict[str, L
         for device, others in zip(group, rest, strict=True):
             if network in device.published and others.published:
                 fitted = _calibrate.fit(others, features, form, prior)
-                predicted[device.name][network] = _calibrate.predict_ms(fitted, features[network, device.granule], form)
+                asked = features[network, device.granule]
+                predicted[device.name][network] = _calibrate.predict_ms(fitted, asked, form, device.processor)
     return {d.name: Left(published=d.published, predicted=predicted[d.name]) for d in group if len(d.published) > 1}
 
 

@@ -191,13 +191,14 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """A device's rates, for prediction: time of an operator = MACs / rate + bytes / bandwidth + overhead.
+    """A device's rates, for prediction: time of an operator = arithmetic / rate + bytes / bandwidth + overhead.
 
     Units: ``gmacs_per_s`` 1e9 multiply-accumulates a second for plain convolutions, ``depthwise_gmacs_per_s`` the
     same for depthwise convolutions, ``matmul_gmacs_per_s`` for matrix products (None: as for plain convolutions),
-    ``gbytes_per_s`` 1e9 bytes a second, ``layer_overhead_ms`` per convolution or matrix product (latency/predict.py
-    has the other operators' share), ``winograd`` how much faster 3x3 convolutions of stride 1 are per
-    multiply-accumulate (1: no such kernel), ``network_overhead_ms`` once a network. ``source``: of the numbers.
+    ``gfunctions_per_s`` 1e9 transcendental functions of an element a second (None: they take no time that shows, as on
+    accelerators), ``gbytes_per_s`` 1e9 bytes a second, ``layer_overhead_ms`` per convolution or matrix product
+    (latency/predict.py has the other operators' share), ``winograd`` how much faster 3x3 convolutions of stride 1 are
+    per multiply-accumulate (1: no such kernel), ``network_overhead_ms`` once a network. ``source``: of the numbers.
     ``precision``: what they are of; None: of the target's own.
     """
 
@@ -209,6 +210,7 @@ class Roofline:
     source: str
     winograd: float = 2.0
     matmul_gmacs_per_s: float | None = None
+    gfunctions_per_s: float | None = None
     precision: Precision | None = None
 
 

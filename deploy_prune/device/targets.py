@@ -92,6 +92,7 @@ class _Roofline(_Part):
     network_overhead_ms: _Overhead
     winograd: _Number | None = None
     matmul_gmacs_per_s: _Number | None = None
+    gfunctions_per_s: _Number | None = None
     precision: Precision | None = None
 
 

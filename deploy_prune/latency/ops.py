@@ -16,10 +16,13 @@ from torch.export import ExportedProgram
 
 from deploy_prune.networks.products import Product, products, shape_of
 
-OpKind = Literal["pointwise", "conv", "winograd", "depthwise", "matmul", "attention", "elementwise", "movement"]
+OpKind = Literal[
+    "pointwise", "conv", "winograd", "depthwise", "matmul", "attention", "transcendental", "elementwise", "movement"
+]
 """``pointwise``: a 1x1 convolution. ``winograd``: a 3x3 one of stride 1, for which runtimes have Winograd's algorithm
-(arXiv 1509.09308). ``matmul``: by a weight. ``attention``: a product of activations. Without arithmetic to speak of:
-``elementwise``, operands of one shape; ``movement``, all else: poolings, norms, concatenations, transposes.
+(arXiv 1509.09308). ``matmul``: by a weight. ``attention``: a product of activations. ``transcendental``: a
+function that takes many instructions for each element. Without arithmetic to speak of: ``elementwise``, operands of one
+shape; ``movement``, all else: poolings, norms, concatenations, transposes.
 """
 ARITHMETIC: Final = frozenset({"pointwise", "conv", "winograd", "depthwise", "matmul", "attention"})
 
@@ -36,16 +39,23 @@ FREE: Final = frozenset(
 FUSED: Final = frozenset(
     [
         "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "leaky_relu", "clamp", "clamp_min", "clamp_max",
-        "sigmoid", "silu", "gelu", "mish", "elu", "tanh", "prelu", "softplus", "relu_6", "threshold",
+        "prelu", "relu_6", "threshold",
     ]
 )  # fmt: skip
-"""Activations, computed on what an operator is about to write."""
+"""Activations of a few instructions, computed on what an operator is about to write."""
+TRANSCENDENTAL: Final = frozenset(
+    [
+        "sigmoid", "silu", "gelu", "mish", "elu", "selu", "celu", "tanh", "softplus", "log_sigmoid", "softmax",
+        "log_softmax", "glu", "exp", "expm1", "log", "log1p", "log2", "log10", "erf", "sin", "cos", "logit",
+    ]
+)  # fmt: skip
+"""Functions with an exponential, a logarithm or the like in them. No runtime gets these for nothing, fused or not."""
 MOVES: Final = frozenset({"permute", "transpose", "t", "swapaxes", "movedim", "numpy_T", "transpose_", "permute_copy"})
 """Data that changes places. Beside a product of matrices that is only the order in which the product reads it."""
 PRODUCTS: Final = frozenset(
     {"matmul", "bmm", "mm", "linear", "addmm", "baddbmm", "scaled_dot_product_attention", "einsum"}
 )
-ELEMENTWISE: Final = frozenset({"add", "sub", "mul", "div", "rsub", "maximum", "minimum", "pow", "sqrt", "exp"})
+ELEMENTWISE: Final = frozenset({"add", "sub", "mul", "div", "rsub", "maximum", "minimum", "pow", "sqrt"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +65,7 @@ class Op:
     MACs = positions * taps * inputs * outputs, as in ``types.Layer`` (``inputs``: channels per filter). ``tensor``: the
     weight's name, None for an operator without. ``anchor``: the weight whose output channels the result has, None for
     the network's input. ``reads``: (anchor, elements) of each operand but weights; ``writes``: elements of the result.
+    ``functions``: elements that a transcendental function is computed of.
     """
 
     name: str
@@ -68,6 +79,7 @@ class Op:
     reads: tuple[tuple[str | None, int], ...]
     writes: int
     weights: int
+    functions: int = 0
 
     def macs(self, granule: int = 1) -> int:
         """Multiply-accumulates with widths rounded up to the granule (a width of up to 4, an image's, stays)."""
@@ -130,6 +142,8 @@ class _Reader:
             yield from self._by_weights(node, found)
         elif name == "embedding":
             yield self._picked(node)
+        elif name in TRANSCENDENTAL:
+            yield replace(self._made(node, "transcendental"), functions=_elements(node))
         else:
             yield self._made(node, "elementwise" if name in ELEMENTWISE else "movement")
 
@@ -160,7 +174,7 @@ class _Reader:
         made = self._made(node, "attention")
         return replace(
             made, taps=1, positions=(scores.macs + result.macs) // width, inputs=1, outputs=width,
-            writes=made.writes + 2 * square,
+            writes=made.writes + 2 * square, functions=square,
         )  # fmt: skip
 
     def _picked(self, node: fx.Node) -> Op:

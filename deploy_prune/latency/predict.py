@@ -3,9 +3,10 @@
 Both sides of the roofline model (Williams, Waterman, Patterson, CACM 52(4), 2009, doi 10.1145/1498765.1498785), added
 up per operator,
 
-    t = MACs / rate + bytes / bandwidth + overhead,
+    t = MACs / rate + functions / rate of functions + bytes / bandwidth + overhead,
 
-and an overhead per network, with widths rounded up to the device's granularity. The model itself takes the larger
+and an overhead per network, with widths rounded up to the device's granularity. Functions are those that have an
+exponential or the like in them, one for each element. The model itself takes the larger
 side, as if arithmetic and traffic overlapped; published latencies say that the sum is nearer
 (benchmarks/published_latencies.py has both), and it is linear, so that the closed form of ``cost.CostModel`` is exact
 at every width and not only at the dense ones.
@@ -38,7 +39,14 @@ DEPTHWISE: Final = 0.35
 """The same of depthwise convolutions, relative to a plain one, for a device's file that has nothing better: no operand
 is used again."""
 
-TRAFFIC: Final[Mapping[OpKind, float]] = {"conv": 1.5, "winograd": 2.0, "elementwise": 0.4}
+FUNCTION: Final = 40.0
+"""Multiply-accumulates that a CPU's core does in the time of one transcendental function of an element, for a device's
+file that has nothing better. Of runtimes on x86, benchmarks/activations.py measures what SiLU and GELU take: from less
+than half of this to more than three times as much. On Arm it is an estimate, by instructions: the vector code of
+ncnn's SiLU (src/layer/arm), which llvm-mca 19 takes to need as long as 49 to 63 of them on the cores it knows that
+execute out of order; other runtimes unroll theirs. On accelerators, published latencies say 0."""
+
+TRAFFIC: Final[Mapping[OpKind, float]] = {"conv": 1.5, "winograd": 2.0, "elementwise": 0.4, "transcendental": 0.4}
 """Traffic relative to reading operands and writing the result once. Windows overlap (a convolution by matrix product
 copies them out); Winograd's tiles of 4x4 for 2x2 results overlap too; what is added up lies in a cache or is fused."""
 
@@ -57,11 +65,13 @@ RateKind = Literal["plain", "depthwise", "matmul"]
 class Work:
     """What one operator asks of a device, in the units of ``types.Roofline``.
 
-    ``gmacs``: 1e9 multiply-accumulates, at the device's rate of this ``kind``; ``reads`` (per anchor), ``writes``,
-    ``weights``: 1e9 elements of traffic; ``starts``: overheads.
+    ``gmacs``: 1e9 multiply-accumulates, at the device's rate of this ``kind``; ``gfunctions``: 1e9 transcendental
+    functions of an element; ``reads`` (per anchor), ``writes``, ``weights``: 1e9 elements of traffic; ``starts``:
+    overheads.
     """
 
     gmacs: float
+    gfunctions: float
     kind: RateKind
     reads: tuple[tuple[str | None, float], ...]
     writes: float
@@ -81,6 +91,7 @@ def work(op: Op, granule: int, winograd: float = 2.0) -> Work:
     faster = {"winograd": winograd, "attention": ATTENTION}.get(kind, 1.0)
     return Work(
         gmacs=op.macs(granule) / faster / 1e9,
+        gfunctions=op.functions / 1e9,
         kind=_rate_kind(op),
         reads=tuple((anchor, elements * traffic) for anchor, elements in op.reads),
         writes=op.writes * traffic,
@@ -224,7 +235,8 @@ def _sides(asked: Work, rates: Roofline, element_bytes: int) -> tuple[float, flo
         "depthwise": rates.depthwise_gmacs_per_s,
         "matmul": rates.matmul_gmacs_per_s or rates.gmacs_per_s,
     }[asked.kind]
-    return 1e3 * asked.gmacs / rate, 1e3 * asked.elements * element_bytes / rates.gbytes_per_s
+    functions = asked.gfunctions / rates.gfunctions_per_s if rates.gfunctions_per_s else 0.0
+    return 1e3 * (asked.gmacs / rate + functions), 1e3 * asked.elements * element_bytes / rates.gbytes_per_s
 
 
 def _widths(layer: Layer, counts: Counts, granule: int) -> tuple[int, int]:

@@ -45,7 +45,7 @@ def test_every_shipped_file(path):
         assert target.granularity is not None
         assert "redicted, never measured" in target.notes
         rates = [v for v in vars(target.roofline).values() if isinstance(v, int | float)]
-        assert len(rates) == 7
+        assert len(rates) == 7 + (target.roofline.gfunctions_per_s is not None)
         assert all(math.isfinite(v) and v >= 0 for v in rates)
         assert target.error is not None
         assert 0 < target.error.low <= 1 <= target.error.high
@@ -92,6 +92,16 @@ def test_own_file(tmp_path):
     assert target.roofline.gmacs_per_s == 10
     assert "gbytes_per_s: c." in target.roofline.source
     assert (target.roofline.winograd, target.error) == (2.0, None)
+
+
+def test_transcendental_functions_take_time_on_cpus_and_none_on_accelerators(tmp_path):
+    predicted = [t for t in list_targets() if t.roofline is not None]
+    slow = {t.name for t in predicted if t.roofline.gfunctions_per_s is not None}
+    assert slow == {t.name for t in predicted if re.match("raspberry|pixel|x86", t.name)}
+    assert all(t.roofline.gfunctions_per_s < t.roofline.gmacs_per_s / 10 for t in predicted if t.name in slow)
+    path = tmp_path / "mine.yaml"
+    path.write_text(OWN + "  gfunctions_per_s: {value: 0.25, source: f}\n")
+    assert load_target(str(path)).roofline.gfunctions_per_s == 0.25
 
 
 def test_one_target_may_have_several_devices(tmp_path):

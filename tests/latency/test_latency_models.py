@@ -14,7 +14,7 @@ from deploy_prune.export import FORMATS
 from deploy_prune.latency.measure import profile
 from deploy_prune.latency.nodes import by_layer
 from deploy_prune.latency.ops import list_ops
-from deploy_prune.latency.predict import ops_of, predict, roofline
+from deploy_prune.latency.predict import START, TRAFFIC, ops_of, predict, roofline
 from deploy_prune.latency.table import Sample, fit_table, variant_counts, widths_of
 from deploy_prune.recipe.parts import ExportPart, PrunePart
 from deploy_prune.search.gated_network import gates_of
@@ -331,6 +331,38 @@ def structure_of(ops):
     return Structure(groups=(group("c", 32),), layers=tuple(layers), whole=())
 
 
+def test_a_transcendental_function_takes_its_rate_its_traffic_and_half_a_start():
+    x, elements = torch.zeros(1, 8, 5, 5), 8 * 25
+    plain, curved = (ops_of_network(nn.Sequential(nn.Conv2d(8, 8, 1), f()), x) for f in (nn.ReLU, nn.SiLU))
+    device = replace(DEVICE, roofline=replace(RATES, gbytes_per_s=0.1, gfunctions_per_s=0.01))
+    traffic = TRAFFIC["transcendental"] * 2 * elements * 4 / 0.1 / 1e6
+    functions = elements / 0.01 / 1e6
+    extra = predict(curved, device).ms - predict(plain, device).ms
+    assert extra == pytest.approx(START * 0.25 + traffic + functions)
+    free = replace(device, roofline=replace(device.roofline, gfunctions_per_s=None))
+    assert predict(curved, device).ms - predict(curved, free).ms == pytest.approx(functions)
+    assert predict(plain, device) == predict(plain, free)
+
+
+@pytest.mark.parametrize("channels", [32, 16, 8])
+def test_functions_cost_as_much_in_the_closed_form_as_in_a_network_cut_so_far(channels):
+    """SiLU beside ReLU: the rest of both networks is the same."""
+    x = torch.zeros(1, 3, 20, 20)
+    device = replace(DEVICE, roofline=replace(RATES, gbytes_per_s=0.05, gfunctions_per_s=0.02))
+    models, cut = [], []
+    for make in (nn.ReLU, nn.SiLU):
+        ops = ops_of_network(Branches(make=make), x)
+        models.append(roofline(structure_of(ops), device, ops))
+        cut.append(predict(ops_of_network(Branches(channels, make), x), device).ms)
+    added = models[1]({"c": channels}) - models[0]({"c": channels})
+    assert added == pytest.approx(cut[1] - cut[0])
+    assert added > (2 * 400 + 324) * channels / 0.02 / 1e6, "the functions alone"
+
+
+def ops_of_network(network, x):
+    return list_ops(torch.export.export(network.eval(), (x,), strict=False))
+
+
 def test_roofline_needs_rates():
     with pytest.raises(TargetError, match="needs 'roofline:'"):
         roofline(CHAIN, HOST)
@@ -339,13 +371,13 @@ def test_roofline_needs_rates():
 class Branches(nn.Module):
     """Two branches of equal shapes, activations, a depthwise layer and a head."""
 
-    def __init__(self):
+    def __init__(self, c=32, make=nn.ReLU6):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU6())
-        self.left = nn.Conv2d(32, 32, 3, padding=1)
-        self.right = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.Hardswish())
-        self.depth = nn.Sequential(nn.Conv2d(32, 32, 3, groups=32), nn.ReLU())
-        self.head = nn.Linear(32, 10)
+        self.stem = nn.Sequential(nn.Conv2d(3, c, 3, padding=1, bias=False), nn.BatchNorm2d(c), make())
+        self.left = nn.Conv2d(c, c, 3, padding=1)
+        self.right = nn.Sequential(nn.Conv2d(c, c, 3, padding=1, bias=False), nn.BatchNorm2d(c), make())
+        self.depth = nn.Sequential(nn.Conv2d(c, c, 3, groups=c), make())
+        self.head = nn.Linear(c, 10)
 
     def forward(self, x):
         x = self.stem(x)

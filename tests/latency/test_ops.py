@@ -58,6 +58,39 @@ def test_widths_are_rounded_up_but_not_an_images():
     assert [stair(width, 8) for width in (1, 4, 5, 8, 9)] == [1, 4, 8, 8, 16]
 
 
+@pytest.mark.parametrize("make", [nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.PReLU])
+def test_activations_of_a_few_instructions_are_the_layers(make):
+    assert [op.kind for op in ops_of(nn.Sequential(nn.Conv2d(8, 16, 1), make()), 1, 8, 5, 5)] == ["pointwise"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        nn.SiLU, nn.Sigmoid, nn.GELU, nn.Tanh, nn.Mish, nn.Softplus, nn.ELU, nn.SELU, nn.CELU, nn.LogSigmoid,
+        lambda: nn.Softmax(1), lambda: nn.LogSoftmax(1), lambda: nn.SiLU(inplace=True),
+    ],
+)  # fmt: skip
+def test_transcendental_functions_are_operators_behind_a_layer_too(make):
+    layer, function = ops_of(nn.Sequential(nn.Conv2d(8, 16, 1), make()), 1, 8, 5, 5)
+    assert (layer.kind, layer.functions) == ("pointwise", 0)
+    assert (function.kind, function.functions, function.macs(8)) == ("transcendental", 16 * 25, 0)
+    assert (function.anchor, function.tensor, function.writes) == ("0.weight", None, 16 * 25)
+    assert function.reads == (("0.weight", 16 * 25),)
+
+
+class Functions(nn.Module):
+    """As functions and not as modules; a gate; half of the channels gating the others."""
+
+    def forward(self, x):
+        return functional.glu(x * torch.sigmoid(x.mean((2, 3), keepdim=True)) + torch.exp(x) + torch.erf(x), 1)
+
+
+def test_functions_are_counted_by_elements():
+    ops = ops_of(Functions(), 1, 8, 5, 5)
+    assert [op.functions for op in ops if op.kind == "transcendental"] == [8, 200, 200, 100]
+    assert [op.kind for op in ops if not op.functions] == ["movement", "elementwise", "elementwise", "elementwise"]
+
+
 class Norms(nn.Module):
     """A norm that a convolution takes in, and one that stands before it."""
 
@@ -92,6 +125,7 @@ def test_attention_has_two_products_and_its_transposes_are_free():
     assert [op.macs() for op in ops] == [5 * 8 * 24, 2 * 2 * 5 * 5 * 4, 5 * 8 * 8]
     assert ops[1].tensor is None
     assert ops[1].anchor == "qkv.weight"
+    assert [op.functions for op in ops] == [0, 2 * 5 * 5, 0], "the softmax of each head's square"
 
 
 @pytest.mark.parametrize(("stride", "kind"), [(1, "winograd"), (2, "conv")])
