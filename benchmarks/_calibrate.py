@@ -3,7 +3,7 @@
     t(network) = sum over operators of (arithmetic / rate + elements / bandwidth + starts * overhead) + network overhead
 
 with MACs, functions, elements and starts as latency/predict.py counts them, and a rate of its own for matrix products.
-That of transcendental functions is a fixed part of a CPU's rate, and on accelerators they take no time. A device has
+That of transcendental functions is a fixed part of a CPU's rate; on accelerators they are fused. A device has
 five unknowns and often five networks; so the four that a few networks tell apart badly, relative to its rate, are
 held near those of other devices with the same kind of runtime (a log-normal prior, whose mean is learned from those
 devices, itself held near a first guess).
@@ -32,8 +32,9 @@ FIRST_NETWORK = {"cpu": 1e-4, "accelerator": 0.15}
 microseconds of a core, or the start of a kernel; nothing to speak of, or the way to an accelerator and back)."""
 FIRST_WEIGHT = 2.0
 """So many devices the first guesses weigh."""
-FUNCTIONS = {"cpu": FUNCTION, "accelerator": 0.0}
-"""MACs in the time of one transcendental function. Not fitted: few of the published networks have any."""
+FUNCTIONS = {"cpu": FUNCTION}
+"""MACs in the time of one transcendental function; elsewhere they take none. Not fitted: few of the published networks
+have any."""
 SPREAD = numpy.array([0.4, 0.8, 0.4, 0.4])
 """Standard deviations, in log, of devices around their kind's mean: elements, overhead, matrix products, network."""
 FIXED = 1e-3
@@ -48,7 +49,7 @@ FORMS: dict[str, str] = {
     "no prior": "the sum of the two sides instead of the larger, each device by itself",
     "sum": "the sum, each device held near those of its kind",
     "+ products": "and a rate of matrix products and an overhead per network",
-    "+ functions": "and transcendental functions, which were fused for nothing: what latency/predict.py does",
+    "+ functions": "and transcendental functions, on CPUs: what latency/predict.py does",
 }
 LAST = "+ functions"
 WITH_PRODUCTS = ("+ products", LAST)
@@ -127,11 +128,12 @@ def predict_ms(c: Calibration, f: Features, form: str, processor: str) -> float:
     plain = form in {"roofline", "+ overhead"}
     rates = numpy.where(f.matmul, c.matmul_gmacs_per_s, c.gmacs_per_s)
     compute = (f.plain_gmacs if plain else f.gmacs) / rates
-    if form == LAST:
+    has_functions = form == LAST and processor in FUNCTIONS
+    if has_functions:
         compute = compute + f.gfunctions * FUNCTIONS[processor] / c.gmacs_per_s
     memory = (f.plain_gelements if plain or form == "+ kinds" else f.gelements) / c.gelements_per_s
     sides = compute + memory if form in SUMS else numpy.maximum(compute, memory)
-    counted = numpy.where(f.transcendental, form == LAST, 1.0)
+    counted = numpy.where(f.transcendental, has_functions, 1.0)
     overhead = 0.0 if form == "roofline" else c.overhead_ms * float(counted @ f.starts) + c.network_ms
     return 1e3 * float(counted @ sides) + overhead
 

@@ -31,6 +31,9 @@ from scipy.stats import spearmanr
 
 FEWEST = 6
 """Networks that a device must have for its figures to count."""
+LAST_TWO = tuple(FORMS)[-2:]
+LEAST = 1e-3
+"""1e9 transcendental functions that a network has at least if it counts as one with them; gates alone have fewer."""
 GRANULES = {"npu": 32, "coreml": 32, "tensorrt int8": 32}
 """Step of channels by kind of runtime, as in edge_targets/; 8 for all others."""
 MATMUL = {"ncnn": 0.25}
@@ -176,6 +179,49 @@ def summary(results: Mapping[str, Mapping[str, Left]]) -> Table:
     return shown
 
 
+def by_functions(
+    families: Mapping[str, Sequence[Device]], features: Known, results: Mapping[str, Mapping[str, Left]]
+) -> dict[str, dict[str, Any]]:
+    """Kind of runtime -> networks with and without transcendental functions: how many predictions, their error, ratio.
+
+    Each is a median over devices with enough networks, for the last form of the model and the one before it; the ratio
+    is predicted / published.
+    """
+    kinds = {}
+    for kind, group in families.items():
+        told: dict[str, Any] = {}
+        for name, has in (("with", True), ("without", False)):
+            pairs = [
+                (device.name, network)
+                for device in group
+                if len(device.published) >= FEWEST
+                for network in device.published
+                if bool(features[network, device.granule].gfunctions.sum() > LEAST) == has
+            ]
+            if pairs:
+                told[name] = {"predictions": len(pairs)} | {form: _middle(pairs, results[form]) for form in LAST_TWO}
+        if told:
+            kinds[kind] = told
+    return kinds
+
+
+def _middle(pairs: Sequence[tuple[str, str]], lefts: Mapping[str, Left]) -> dict[str, float]:
+    """The medians of the errors and of predicted / published."""
+    ratios = [lefts[device].predicted[network] / lefts[device].published[network] for device, network in pairs]
+    errors = [abs(ratio - 1) for ratio in ratios]
+    return {"error": round(float(numpy.median(errors)), 3), "ratio": round(float(numpy.median(ratios)), 3)}
+
+
+def functions_table(kinds: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row a kind of runtime, with and without."""
+    shown = Table("kind", "transcendental", "predictions", *(f"{form}: error, ratio" for form in LAST_TWO))
+    for kind, told in kinds.items():
+        for name, row in told.items():
+            cells = (f"{row[form]['error']:.1%} {row[form]['ratio']:.2f}" for form in LAST_TWO)
+            shown.add_row(kind, name, str(row["predictions"]), *cells)
+    return shown
+
+
 def fitted_numbers(families: Mapping[str, Sequence[Device]], features: Known, lefts: Mapping[str, Left]) -> Table:
     """What edge_targets/ need, of every device, by the whole of its networks."""
     shown = Table(
@@ -221,9 +267,11 @@ def run(rows: Sequence[Mapping[str, Any]], show: Callable[..., None], numbers: b
     show(table(results), summary(results))
     if unknown:
         show("Left out, as neither torchvision nor timm has them: " + ", ".join(unknown))
+    kinds = by_functions(families, features, results)
+    show(functions_table(kinds))
     if numbers:
         show(fitted_numbers(families, features, results[LAST]))
-    return {"left_out": figures(results), "unknown": unknown}
+    return {"left_out": figures(results), "functions": kinds, "unknown": unknown}
 
 
 def main() -> None:

@@ -195,8 +195,8 @@ class Roofline:
 
     Units: ``gmacs_per_s`` 1e9 multiply-accumulates a second for plain convolutions, ``depthwise_gmacs_per_s`` the
     same for depthwise convolutions, ``matmul_gmacs_per_s`` for matrix products (None: as for plain convolutions),
-    ``gfunctions_per_s`` 1e9 transcendental functions of an element a second (None: they take no time that shows, as on
-    accelerators), ``gbytes_per_s`` 1e9 bytes a second, ``layer_overhead_ms`` per convolution or matrix product
+    ``gfunctions_per_s`` 1e9 transcendental functions of an element a second (None: they are fused and take no time, as
+    on accelerators), ``gbytes_per_s`` 1e9 bytes a second, ``layer_overhead_ms`` per convolution or matrix product
     (latency/predict.py has the other operators' share), ``winograd`` how much faster 3x3 convolutions of stride 1 are
     per multiply-accumulate (1: no such kernel), ``network_overhead_ms`` once a network. ``source``: of the numbers.
     ``precision``: what they are of; None: of the target's own.

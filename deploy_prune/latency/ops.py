@@ -22,7 +22,7 @@ OpKind = Literal[
 """``pointwise``: a 1x1 convolution. ``winograd``: a 3x3 one of stride 1, for which runtimes have Winograd's algorithm
 (arXiv 1509.09308). ``matmul``: by a weight. ``attention``: a product of activations. ``transcendental``: a
 function that takes many instructions for each element. Without arithmetic to speak of: ``elementwise``, operands of one
-shape; ``movement``, all else: poolings, norms, concatenations, transposes.
+shape; ``movement``, all else: poolings, norms, softmax, concatenations, transposes.
 """
 ARITHMETIC: Final = frozenset({"pointwise", "conv", "winograd", "depthwise", "matmul", "attention"})
 
@@ -45,11 +45,13 @@ FUSED: Final = frozenset(
 """Activations of a few instructions, computed on what an operator is about to write."""
 TRANSCENDENTAL: Final = frozenset(
     [
-        "sigmoid", "silu", "gelu", "mish", "elu", "selu", "celu", "tanh", "softplus", "log_sigmoid", "softmax",
-        "log_softmax", "glu", "exp", "expm1", "log", "log1p", "log2", "log10", "erf", "sin", "cos", "logit",
+        "sigmoid", "silu", "gelu", "mish", "elu", "selu", "celu", "tanh", "softplus", "log_sigmoid", "glu", "exp",
+        "expm1", "log", "log1p", "log2", "log10", "erf", "sin", "cos", "logit",
     ]
 )  # fmt: skip
-"""Functions with an exponential, a logarithm or the like in them. No runtime gets these for nothing, fused or not."""
+"""Functions with an exponential, a logarithm or the like in them: on a CPU many instructions, fused or not."""
+SOFTMAX: Final = frozenset({"softmax", "log_softmax"})
+"""The same, behind a search of the maximum and before a sum: nothing that another operator could take in."""
 MOVES: Final = frozenset({"permute", "transpose", "t", "swapaxes", "movedim", "numpy_T", "transpose_", "permute_copy"})
 """Data that changes places. Beside a product of matrices that is only the order in which the product reads it."""
 PRODUCTS: Final = frozenset(
@@ -142,8 +144,9 @@ class _Reader:
             yield from self._by_weights(node, found)
         elif name == "embedding":
             yield self._picked(node)
-        elif name in TRANSCENDENTAL:
-            yield replace(self._made(node, "transcendental"), functions=_elements(node))
+        elif name in TRANSCENDENTAL | SOFTMAX:
+            made = self._made(node, "transcendental" if name in TRANSCENDENTAL else "movement")
+            yield replace(made, functions=made.writes)
         else:
             yield self._made(node, "elementwise" if name in ELEMENTWISE else "movement")
 

@@ -44,7 +44,8 @@ FUNCTION: Final = 40.0
 file that has nothing better. Of runtimes on x86, benchmarks/activations.py measures what SiLU and GELU take: from less
 than half of this to more than three times as much. On Arm it is an estimate, by instructions: the vector code of
 ncnn's SiLU (src/layer/arm), which llvm-mca 19 takes to need as long as 49 to 63 of them on the cores it knows that
-execute out of order; other runtimes unroll theirs. On accelerators, published latencies say 0."""
+execute out of order; other runtimes unroll theirs. Accelerators do these for nothing: of their published networks, a
+cost of any size makes those with functions no better when they are left out."""
 
 TRAFFIC: Final[Mapping[OpKind, float]] = {"conv": 1.5, "winograd": 2.0, "elementwise": 0.4, "transcendental": 0.4}
 """Traffic relative to reading operands and writing the result once. Windows overlap (a convolution by matrix product
@@ -84,19 +85,23 @@ class Work:
         return self.writes + self.weights + sum(elements for _, elements in self.reads)
 
 
-def work(op: Op, granule: int, winograd: float = 2.0) -> Work:
-    """What an operator asks of a device that rounds channels up to the granule. ``winograd``: as in ``Roofline``."""
+def work(op: Op, granule: int, winograd: float = 2.0, fused: bool = False) -> Work:
+    """What an operator asks of a device that rounds channels up to the granule.
+
+    ``winograd``: as in ``Roofline``. ``fused``: a transcendental function asks for nothing.
+    """
     kind: OpKind = "conv" if op.kind == "winograd" and winograd == 1 else op.kind
-    traffic = TRAFFIC.get(kind, 1.0) / 1e9
+    is_free = fused and kind == "transcendental"
+    traffic = 0.0 if is_free else TRAFFIC.get(kind, 1.0) / 1e9
     faster = {"winograd": winograd, "attention": ATTENTION}.get(kind, 1.0)
     return Work(
         gmacs=op.macs(granule) / faster / 1e9,
-        gfunctions=op.functions / 1e9,
+        gfunctions=0.0 if fused else op.functions / 1e9,
         kind=_rate_kind(op),
         reads=tuple((anchor, elements * traffic) for anchor, elements in op.reads),
         writes=op.writes * traffic,
         weights=op.weights / 1e9,
-        starts=WINOGRAD_START if kind == "winograd" else 1.0 if kind in ARITHMETIC else START,
+        starts=0.0 if is_free else WINOGRAD_START if kind == "winograd" else 1.0 if kind in ARITHMETIC else START,
     )
 
 
@@ -116,7 +121,8 @@ def predict(ops: Sequence[Op], target: Target) -> Prediction:
     rates, granule = _rates(target)
     width = BYTES[rates.precision or target.precision]
     ms = rates.network_overhead_ms
-    for asked in (work(op, granule, rates.winograd) for op in ops):
+    fused = rates.gfunctions_per_s is None
+    for asked in (work(op, granule, rates.winograd, fused) for op in ops):
         ms += sum(_sides(asked, rates, width)) + asked.starts * rates.layer_overhead_ms
     return Prediction(ms=ms, method="roofline", error=target.error)
 
@@ -138,7 +144,7 @@ def roofline(structure: Structure, target: Target, ops: Sequence[Op] | None = No
     constant = rates.network_overhead_ms
     for op in ops:
         shares.enter(op)
-        asked = work(op, granule, rates.winograd)
+        asked = work(op, granule, rates.winograd, fused=rates.gfunctions_per_s is None)
         compute, _ = _sides(asked, rates, width)
         constant += shares.start(op.anchor, asked.starts * rates.layer_overhead_ms)
         constant += shares.add(op.anchor, compute, both=op.kind != "depthwise" and op.tensor is not None)

@@ -339,9 +339,22 @@ def test_a_transcendental_function_takes_its_rate_its_traffic_and_half_a_start()
     functions = elements / 0.01 / 1e6
     extra = predict(curved, device).ms - predict(plain, device).ms
     assert extra == pytest.approx(START * 0.25 + traffic + functions)
-    free = replace(device, roofline=replace(device.roofline, gfunctions_per_s=None))
-    assert predict(curved, device).ms - predict(curved, free).ms == pytest.approx(functions)
-    assert predict(plain, device) == predict(plain, free)
+    fused = replace(device, roofline=replace(device.roofline, gfunctions_per_s=None))
+    assert predict(curved, fused) == predict(plain, fused) == predict(plain, device)
+
+
+def test_attention_takes_the_time_of_its_softmax():
+    q = torch.zeros(1, 2, 5, 8)
+    ops = ops_of_network(Attention(), q)
+    fast, slow = (replace(DEVICE, roofline=replace(RATES, gfunctions_per_s=rate)) for rate in (None, 0.01))
+    assert predict(ops, slow).ms - predict(ops, fast).ms == pytest.approx(2 * 5 * 5 / 0.01 / 1e6)
+
+
+class Attention(nn.Module):
+    """Of two heads, five tokens, to itself."""
+
+    def forward(self, q):
+        return nn.functional.scaled_dot_product_attention(q, q, q)
 
 
 @pytest.mark.parametrize("channels", [32, 16, 8])

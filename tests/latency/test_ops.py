@@ -67,7 +67,7 @@ def test_activations_of_a_few_instructions_are_the_layers(make):
     "make",
     [
         nn.SiLU, nn.Sigmoid, nn.GELU, nn.Tanh, nn.Mish, nn.Softplus, nn.ELU, nn.SELU, nn.CELU, nn.LogSigmoid,
-        lambda: nn.Softmax(1), lambda: nn.LogSoftmax(1), lambda: nn.SiLU(inplace=True),
+        lambda: nn.SiLU(inplace=True),
     ],
 )  # fmt: skip
 def test_transcendental_functions_are_operators_behind_a_layer_too(make):
@@ -76,6 +76,12 @@ def test_transcendental_functions_are_operators_behind_a_layer_too(make):
     assert (function.kind, function.functions, function.macs(8)) == ("transcendental", 16 * 25, 0)
     assert (function.anchor, function.tensor, function.writes) == ("0.weight", None, 16 * 25)
     assert function.reads == (("0.weight", 16 * 25),)
+
+
+@pytest.mark.parametrize("make", [nn.Softmax, nn.LogSoftmax])
+def test_a_softmax_moves_its_operand_and_takes_a_function_of_each_element(make):
+    _, op = ops_of(nn.Sequential(nn.Conv2d(8, 16, 1), make(1)), 1, 8, 5, 5)
+    assert (op.kind, op.functions, op.writes, op.anchor) == ("movement", 16 * 25, 16 * 25, "0.weight")
 
 
 class Functions(nn.Module):
