@@ -12,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
+import _function_texts
 import _texts
 from _summary import sentences, summary
 from _texts import Text, table
@@ -70,6 +71,9 @@ BLOCKS: Final[dict[str, dict[str, Callable[[Results], str]]]] = {
     "docs/latency.md": {
         "latency-table": all_of({"latency_table": _texts.latency_table}),
         "budgets": all_of({"budgets": _texts.budgets}),
+        "functions": all_of(
+            {"published_latencies": _function_texts.functions, "activations": _function_texts.activations}
+        ),
     },
     "benchmarks/README.md": {"benchmarks": sections},
 }
