@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from deploy_prune.data.examples import ClassExamples
+from deploy_prune.latency.ops import list_ops
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -125,3 +126,19 @@ def test_a_row_of_other_formats_is_made_anew(monkeypatch, tmp_path):
     for formats in (["onnx"], ["onnx", "litert"], ["onnx"]):
         rows = zoo.run(["tv:resnet18"], argparse.Namespace(**options, formats=formats))
         assert rows["tv:resnet18"].keys() == set(formats)
+
+
+def test_a_function_costs_what_its_network_takes_beyond_the_plain_one(monkeypatch):
+    """A device whose functions take 7 multiply-accumulates: found from the ratio of two networks' times alone."""
+    monkeypatch.syspath_prepend(FOLDER)
+    calibrate, activations = importlib.import_module("_calibrate"), importlib.import_module("activations")
+    x = torch.zeros(1, 3, 16, 16)
+    asked = [
+        calibrate.features(list_ops(torch.export.export(nn.Sequential(nn.Conv2d(3, 16, 3), f()).eval(), (x,))), 8)
+        for f in (nn.ReLU, nn.SiLU)
+    ]
+    monkeypatch.setitem(calibrate.FUNCTIONS, "cpu", 7.0)
+    plain, curved = (calibrate.predict_ms(activations.FIRST, f, calibrate.LAST, "cpu") for f in asked)
+    assert activations.macs_of_a_function(curved / plain, *asked) == pytest.approx(7.0)
+    fused = [calibrate.predict_ms(activations.FIRST, f, calibrate.LAST, "accelerator") for f in asked]
+    assert fused == pytest.approx([plain, plain])
