@@ -14,7 +14,7 @@ from torch import nn
 
 from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.budget.choose import choose
-from deploy_prune.budget.depth import choose_depth, fixed_counts
+from deploy_prune.budget.depth import Start, choose_depth, fixed_counts
 from deploy_prune.budget.loop import enforce
 from deploy_prune.data.loaders import batches
 from deploy_prune.data.splits import TransferData
@@ -102,13 +102,13 @@ def ours(bench: Bench, method: str, seed: int, points: list[str]) -> Cutter:
         budget = Budget(text=point, metric=metric, limit=share(point), relative=True)
         model = bench.costs.cost(target, metric)
         scores = values(method, result.scores, model)
-        fixed = depth_of(bench, trained, target, budget, result.scores, scores, seed)
+        start, fixed = depth_of(bench, trained, target, budget, result.scores, scores, seed)
         if metric == "macs":
             limit = share(point) * model(bench.structure.dense_counts)
             keep = choose(scores, bench.structure, model, limit, 1, 2, fixed)
         else:
             keep = enforce(bench.costs, target, budget, scores, silent, point, fixed).keep
-        return cut(trained, bench.structure, keep), keep
+        return cut(trained if start == "search" else bench.network, bench.structure, keep), keep
 
     return at
 
@@ -125,21 +125,23 @@ def for_method(bench: Bench, method: str) -> Bench:
 
 def depth_of(
     bench: Bench, trained: nn.Module, target: Target, budget: Budget, ranks: Scores, scores: Scores, seed: int
-) -> Counts:
-    """Which branches go, as a recipe chooses them: by the loss on training examples."""
+) -> tuple[Start, Counts]:
+    """Whose weights to begin with and which branches go, as a recipe chooses: by the loss on training examples."""
     if not bench.structure.branches:
-        return {}
+        return "search", {}
     stream = batches(bench.examples.source_train, bench.batch, seed)
     inputs = some_inputs(stream, judge.EXAMPLES)
     held_out = [next(stream) for _ in range(-(-judge.EXAMPLES // bench.batch))]
     device = bench.session(seed).accelerator.device
     dense = copy.deepcopy(bench.network)
-    by_loss = judge.by_loss(
-        trained, dense, bench.structure, inputs, held_out, bench.objective.batch_loss, device
-    )  # fmt: skip
-    chosen = choose_depth(bench.costs, target, budget, ranks, scores, by_loss, silent)
-    print(f"  {budget.text}: {chosen.losses} {chosen.gone}", flush=True)
-    return fixed_counts(bench.structure, chosen.gone)
+    networks: dict[Start, nn.Module] = {"search": trained, "dense": dense}
+    judges = {
+        start: judge.by_loss(one, dense, bench.structure, inputs, held_out, bench.objective.batch_loss, device)
+        for start, one in networks.items()
+    }
+    chosen = choose_depth(bench.costs, target, budget, ranks, scores, judges, silent)
+    print(f"  {budget.text}: {chosen}", flush=True)
+    return chosen.start, fixed_counts(bench.structure, chosen.gone)
 
 
 def search(bench: Bench, method: str, seed: int, metric: Any, limit: float) -> SearchResult:

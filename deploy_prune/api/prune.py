@@ -15,7 +15,7 @@ from deploy_prune import cost
 from deploy_prune.api.settings import Settings, read_settings
 from deploy_prune.budget.candidates import CandidateCosts, identity_by_graph
 from deploy_prune.budget.choose import choose
-from deploy_prune.budget.depth import choose_depth, fixed_counts
+from deploy_prune.budget.depth import Start, choose_depth, fixed_counts
 from deploy_prune.budget.loop import Plan, enforce
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError, DataError
@@ -65,7 +65,7 @@ class Pruned:
     Attributes:
         budget: the budget that it meets.
         network: the slim network, on the dense network's device and in its mode. Its weights are those that the search
-            ended with: it is not retrained.
+            ended with (with ``depth``, those that were given, where a repair makes more of them): it is not retrained.
         form: the same network, with its family's loss and decoding where it has them.
         dense: the network that was given, no copy of it.
         structure: the channel groups, and in ``structure.whole`` what was not pruned and why.
@@ -359,17 +359,23 @@ def _cut(
     (form, dense), structure, macs = networks, costs.structure, cost.macs(costs.structure)
     scores = values(asked.config.method, found.scores, costs.cost(asked.target, budget.metric))
     gone: Sequence[str] = ()
+    began = dense
     if structure.branches:
-        like, device = moved(copied(form.network), torch.device("cpu")), asked.session.accelerator.device
+        given, device = moved(copied(form.network), torch.device("cpu")), asked.session.accelerator.device
         held_out = [next(asked.batches) for _ in range(JUDGED_BATCHES)]
-        judge = by_loss(dense, like, structure, asked.examples, held_out, loss, device)
-        gone = choose_depth(costs, asked.target, budget, found.scores, scores, judge, asked.session.progress).gone
+        starts: dict[Start, nn.Module] = {"search": dense, "dense": given}
+        judges = {
+            start: by_loss(one, given, structure, asked.examples, held_out, loss, device)
+            for start, one in starts.items()
+        }
+        chosen = choose_depth(costs, asked.target, budget, found.scores, scores, judges, asked.session.progress)
+        gone, began = chosen.gone, starts[chosen.start]
     plan = enforce(
         costs, asked.target, budget, scores, asked.session.progress, f"{asked.target.name} {budget.text}: budget",
         fixed_counts(structure, gone),
     )  # fmt: skip
-    proof = prove(dense, structure, plan.keep, asked.examples, gates_of(structure))
-    slim = moved(cut(dense, structure, plan.keep), device_of(form.network))
+    proof = prove(began, structure, plan.keep, asked.examples, gates_of(structure))
+    slim = moved(cut(began, structure, plan.keep), device_of(form.network))
     return Pruned(
         budget=budget, form=replace(form, network=slim), dense=form, structure=structure, keep=plan.keep, plan=plan,
         proof=proof, target=None if asked.target.name == ANY_DEVICE else asked.target, found=found,

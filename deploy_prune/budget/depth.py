@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, Literal
 
 import torch
 
@@ -21,19 +22,27 @@ from deploy_prune.types import Budget, Counts, Keep, Progress, Scores, Structure
 
 Judge = Callable[[Keep], float]
 """What is left by these masks -> its loss on held-out examples."""
+Start = Literal["search", "dense"]
+STARTS: Final[tuple[Start, ...]] = ("search", "dense")
+"""Whose weights a slim network begins with. At a budget above the smallest, branches stay that the search had shut long
+ago, and all that it trained since has got used to their absence: there the dense network's weights may be better."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Depth:
-    """The branches that go. ``losses``: number of branches that are gone -> the loss, of all depths that were tried."""
+    """The branches that go, and the weights to begin with.
+
+    ``losses``: number of branches that are gone -> start -> the loss, of all depths that were tried.
+    """
 
     gone: tuple[str, ...]
-    losses: Mapping[int, float]
+    start: Start
+    losses: Mapping[int, Mapping[Start, float]]
 
 
 def choose_depth(
-    costs: CandidateCosts, target: Target, budget: Budget, ranks: Scores, scores: Scores, judge: Judge,
-    progress: Progress,
+    costs: CandidateCosts, target: Target, budget: Budget, ranks: Scores, scores: Scores,
+    judges: Mapping[Start, Judge], progress: Progress,
 ) -> Depth:  # fmt: skip
     """The depth at which the budget buys the network of the lowest loss.
 
@@ -43,7 +52,7 @@ def choose_depth(
         budget: it is priced by the cost model alone; nothing is measured.
         ranks: group -> float[C], of the search.
         scores: what ranks are worth at this cost, as for `choose`.
-        judge: tells how good a cut is.
+        judges: tell how good a cut is, of the one network's weights and of the other's.
         progress: told of each depth that is tried.
 
     Raises:
@@ -54,17 +63,19 @@ def choose_depth(
     limit = budget.absolute(model(structure.dense_counts))
     fixed = [fixed_counts(structure, order[:depth]) for depth in range(len(order) + 1)]
     reachable = [depth for depth in range(len(fixed)) if model({**smallest, **fixed[depth]}) <= limit]
-    losses: dict[int, float] = {}
+    losses: dict[int, dict[Start, float]] = {}
 
     def loss_at(depth: int) -> float:
         if depth not in losses:
             granule, least = costs.granule(target), costs.prune.min_channels
-            losses[depth] = judge(choose(scores, structure, model, limit, granule, least, fixed[depth]))
+            keep = choose(scores, structure, model, limit, granule, least, fixed[depth])
+            losses[depth] = {start: judge(keep) for start, judge in judges.items()}
             progress(f"{target.name} {budget.text}: depth", len(losses), len(losses), branches_gone=depth)
-        return losses[depth]
+        return min(losses[depth].values())
 
     best = _descend(loss_at, reachable or [len(order)], own_depth(ranks, structure, model, limit))
-    return Depth(gone=tuple(order[:best]), losses=dict(sorted(losses.items())))
+    start = min(losses[best], key=lambda start: losses[best][start])
+    return Depth(gone=tuple(order[:best]), start=start, losses=dict(sorted(losses.items())))
 
 
 def _descend(loss_at: Callable[[int], float], depths: Sequence[int], start: int) -> int:

@@ -49,6 +49,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from deploy_prune.budget.depth import Start
 from deploy_prune.data.splits import TransferData
 from deploy_prune.export import FORMATS
 from deploy_prune.latency.granularity import installed, machine
@@ -154,17 +155,17 @@ def plan(basis: Basis, found: str, structure: Structure, target: Target, budget:
     }  # fmt: skip
 
 
-def retrain(basis: Basis, architecture: str, found: str, teacher: str) -> Key:
-    """Of TARGET/BUDGET/weights.safetensors. All three are digests of the files that it starts from."""
+def retrain(basis: Basis, architecture: str, found: str, teacher: str, start: Start) -> Key:
+    """Of TARGET/BUDGET/weights.safetensors. The first three are digests of the files that it starts from."""
     return {
         **basis.task, "architecture": architecture, "found": found, "teacher": teacher,
-        "retrain": retraining(basis.recipe).model_dump(),
+        "retrain": retraining(basis.recipe, start).model_dump(),
     }  # fmt: skip
 
 
-def retraining(recipe: Recipe) -> RetrainPart:
-    """How slim networks are retrained: if the search trained no weights and the recipe doesn't say, repaired first."""
-    part, is_trained = recipe.retrain, METHODS[recipe.search.method].in_steps
+def retraining(recipe: Recipe, start: Start = "search") -> RetrainPart:
+    """How slim networks are retrained: repaired first if no search trained their weights, unless the recipe says."""
+    part, is_trained = recipe.retrain, METHODS[recipe.search.method].in_steps and start == "search"
     if part.repair is not None or is_trained or part.init == "fresh":
         return part
     return part.model_copy(update={"repair": True})

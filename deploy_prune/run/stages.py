@@ -173,8 +173,8 @@ def choose_depth(
     def compute() -> None:
         model = costs.cost(target, budget.metric)
         scores = values(context.recipe.search.method, found[1].scores, model)
-        judge = trained.judge(context, costs.structure, found[1].state)
-        chosen = depth.choose_depth(costs, target, budget, found[1].scores, scores, judge, costs.progress)
+        judges = trained.judges(context, costs.structure)
+        chosen = depth.choose_depth(costs, target, budget, found[1].scores, scores, judges, costs.progress)
         folder.write_json(name, asdict(chosen))
 
     dense = folder.content(["dense/weights.safetensors"])
@@ -204,9 +204,10 @@ def prove(context: RunContext, structure: Structure, network: nn.Module, planned
 def retrain(context: RunContext, costs: CandidateCosts, place: str, key: str) -> str:
     """TARGET/BUDGET/weights.safetensors: the slim network, adapted to the target task with the dense one as teacher."""
     folder, recipe = context.folder, context.recipe
-    began = folder.content(["search/weights.safetensors"]) if recipe.retrain.init == "inherit" else ""
+    start = trained.start_of(context, costs.structure, place)
+    began = folder.content([f"{start}/weights.safetensors"]) if recipe.retrain.init == "inherit" else ""
     taught_by = folder.content(["dense/adapted.safetensors"])
-    depends = keys.retrain(context.basis, key, began, taught_by)
+    depends = keys.retrain(context.basis, key, began, taught_by, start)
 
     def compute() -> None:
         trained.do(context, f"{place}/retrain", depends, trained.retrained, place, structure=costs.structure)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy_prune.architecture import json_file
-from deploy_prune.budget.depth import Judge
+from deploy_prune.budget.depth import STARTS, Judge, Start
 from deploy_prune.data.loaders import batches
 from deploy_prune.networks import build, weights
 from deploy_prune.networks.copies import copied
@@ -192,15 +192,28 @@ def search(context: RunContext, session: Session, structure: Structure | None, g
     folder.write_json("search/trace.json", thinned(found.trace))
 
 
-def judge(context: RunContext, structure: Structure, state: Mapping[str, Tensor]) -> Judge:
-    """Tells how good cuts of the network with the search's weights are, by the source's training examples."""
-    made, batch_size = source_network(context, state), context.recipe.search.batch_size
-    dense = source_network(context, context.folder.read_tensors("dense/weights.safetensors")).form.network
+def judges(context: RunContext, structure: Structure) -> dict[Start, Judge]:
+    """Tell how good cuts are, of the search's weights and of the dense network's, by the source's training examples."""
+    folder, batch_size = context.folder, context.recipe.search.batch_size
+    states = {start: folder.read_tensors(f"{start}/weights.safetensors") for start in STARTS}
+    made = {start: source_network(context, state) for start, state in states.items()}
+    dense = source_network(context, states["dense"]).form.network
     stream = batches(context.data.source_train, batch_size, context.recipe.seed)
     inputs = some_inputs_of(stream, EXAMPLES)
     held_out = [next(stream) for _ in range(-(-EXAMPLES // batch_size))]
     device = context.session.accelerator.device
-    return by_loss(made.form.network, dense, structure, inputs, held_out, made.batch_loss, device)
+    return {
+        start: by_loss(one.form.network, dense, structure, inputs, held_out, one.batch_loss, device)
+        for start, one in made.items()
+    }
+
+
+def start_of(context: RunContext, structure: Structure, place: str) -> Start:
+    """Whose weights a place's slim network begins with."""
+    if not structure.branches:
+        return "search"
+    start: Start = context.folder.read_json(f"{place}/depth.json")["start"]
+    return start
 
 
 def adapted(context: RunContext, session: Session, structure: Structure | None) -> None:
@@ -224,12 +237,13 @@ def retrained(context: RunContext, session: Session, structure: Structure | None
     assert structure is not None
     folder, recipe = context.folder, context.recipe
     keep = json_file.load(folder.path / place / "architecture.json").keep
-    began = folder.read_tensors("search/weights.safetensors") if recipe.retrain.init == "inherit" else None
+    start = start_of(context, structure, place)
+    began = folder.read_tensors(f"{start}/weights.safetensors") if recipe.retrain.init == "inherit" else None
     teacher = teacher_of(context)
     made = target_network(context, began)
     slim = cut(made.form.network, structure, keep)
     told = _adapt(
-        context, slim, made, teacher, match(structure, keep), f"{place.replace('/', ' ')}: retrain", session
+        context, slim, made, teacher, match(structure, keep), f"{place.replace('/', ' ')}: retrain", session, start
     )  # fmt: skip
     folder.write_tensors(f"{place}/weights.safetensors", slim.state_dict())
     folder.write_json(f"{place}/retrain.json", told)
@@ -237,11 +251,11 @@ def retrained(context: RunContext, session: Session, structure: Structure | None
 
 def _adapt(
     context: RunContext, network: nn.Module, objective: Objective, teacher: nn.Module | None, match: Match | None,
-    work: str, session: Session,
+    work: str, session: Session, start: Start = "search",
 ) -> dict[str, Any]:  # fmt: skip
     """Train in place on the target task; what there is to tell of it."""
     recipe = context.recipe
-    part = keys.retraining(recipe) if teacher else recipe.retrain.model_copy(update={"init": "inherit"})
+    part = keys.retraining(recipe, start) if teacher else recipe.retrain.model_copy(update={"init": "inherit"})
     part = part if context.same_task else for_new_classes(part)
     work = f"{work} with {len(context.data.target_train)} of {context.data.num_available} examples"
     done = adapt(

@@ -124,25 +124,48 @@ def test_the_depth_of_the_lowest_loss_is_found(best):
         return abs(len(gone) - best) + 1.0
 
     scores = ranks(given)
-    found = choose_depth(Costs(), HOST, parse_budget("75%", "latency"), scores, scores, judge, silent)
+    found = choose_depth(Costs(), HOST, parse_budget("75%", "latency"), scores, scores, {"search": judge}, silent)
     assert found.gone == tuple(sorted(given)[: len(found.gone)])
-    least = min(found.losses.values())
-    assert found.losses[len(found.gone)] == least == abs(len(found.gone) - best) + 1.0
+    least = min(loss["search"] for loss in found.losses.values())
+    assert found.losses[len(found.gone)]["search"] == least == abs(len(found.gone) - best) + 1.0
     assert len(found.gone) == max(best, min(found.losses)), "no depth that the budget can't pay for"
     assert len(tried) == len(set(tried)) == len(found.losses), "each depth once"
+
+
+def test_the_better_weights_to_begin_with_are_found():
+    """The search's are better with many branches gone, the dense network's with few."""
+
+    def gone(keep):
+        return sum(not keep[branch.name].any() for branch in STRUCTURE.branches)
+
+    judges = {"search": lambda keep: 3.0 - gone(keep) / 2, "dense": lambda keep: 1.0 + gone(keep)}
+    scores = ranks({f"block{i}": 0.1 * i for i in range(BLOCKS)})
+    shallow = choose_depth(Costs(), HOST, parse_budget("30%", "latency"), scores, scores, judges, silent)
+    deep = choose_depth(Costs(), HOST, parse_budget("90%", "latency"), scores, scores, judges, silent)
+    assert (shallow.start, deep.start) == ("search", "dense")
+    assert len(shallow.gone) > len(deep.gone)
+    assert deep.losses[len(deep.gone)] == {"search": 3.0 - len(deep.gone) / 2, "dense": 1.0 + len(deep.gone)}
 
 
 def test_a_depth_that_the_budget_cannot_pay_for_is_not_tried():
     """Half of the dense network's time is its layers': all of them can't stay at 30%."""
     found = choose_depth(
-        Costs(), HOST, parse_budget("30%", "latency"), ranks(), ranks(), lambda keep: float(len(keep)), silent
+        Costs(),
+        HOST,
+        parse_budget("30%", "latency"),
+        ranks(),
+        ranks(),
+        {"search": lambda keep: float(len(keep))},
+        silent,
     )
     assert min(found.losses) >= 2
 
 
 def test_a_budget_out_of_reach_at_every_depth_is_an_error():
     with pytest.raises(BudgetError, match="can't be met"):
-        choose_depth(Costs(), HOST, parse_budget("0.1%", "latency"), ranks(), ranks(), lambda keep: 0.0, silent)
+        choose_depth(
+            Costs(), HOST, parse_budget("0.1%", "latency"), ranks(), ranks(), {"search": lambda keep: 0.0}, silent
+        )
 
 
 def test_choosing_keeps_all_branches_unless_told():

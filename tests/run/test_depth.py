@@ -37,7 +37,11 @@ def test_budgets_are_met_and_proven_at_another_depth(finished):
         gone = [g for g, told in architecture["groups"].items() if g.endswith(":branch") and not told["kept"]]
         assert sorted(gone) == sorted(depth["gone"])
         assert str(len(gone)) in depth["losses"]
-        assert min(depth["losses"].values()) == depth["losses"][str(len(gone))]
+        losses = {int(k): min(by_start.values()) for k, by_start in depth["losses"].items()}
+        assert losses[len(gone)] == min(losses.values())
+        assert depth["losses"][str(len(gone))][depth["start"]] == losses[len(gone)]
+        repaired = json.loads((folder / "retrain.json").read_text())["repaired"]
+        assert (repaired is not None) or depth["start"] == "search", "the dense network's weights are repaired first"
         assert json.loads((folder / "verification.json").read_text())["difference"] < 1e-5
     assert gone or json.loads((out / "tiny/host/30%/depth.json").read_text())["gone"], "a branch went"
 
