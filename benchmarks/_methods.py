@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -67,6 +67,8 @@ class Bench:
     precision: str
     retrain: Mapping[str, Any]
     """Changes to a recipe's defaults of retraining."""
+    starts: dict[str, Start] = field(default_factory=dict)
+    """Whose weights the slim network of a point begins with, where that was chosen."""
 
     def session(self, seed: int) -> Session:
         """Where training runs, and its randomness."""
@@ -108,6 +110,7 @@ def ours(bench: Bench, method: str, seed: int, points: list[str]) -> Cutter:
             keep = choose(scores, bench.structure, model, limit, 1, 2, fixed)
         else:
             keep = enforce(bench.costs, target, budget, scores, silent, point, fixed).keep
+        bench.starts[point] = start
         return cut(trained if start == "search" else bench.network, bench.structure, keep), keep
 
     return at
@@ -120,7 +123,7 @@ def for_method(bench: Bench, method: str) -> Bench:
     costs, trials = bench.costs, tuple(torch.randn(4, *x.shape[1:]) for x in bench.costs.inputs)
     part = PrunePart(depth=True)
     structure = add_branches(costs.network, bench.structure, trials, gates_of, part)
-    return replace(bench, structure=structure, costs=replace(costs, structure=structure))
+    return replace(bench, structure=structure, costs=replace(costs, structure=structure), starts={})
 
 
 def depth_of(

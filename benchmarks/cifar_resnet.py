@@ -52,10 +52,13 @@ IN_NAMES = {"rows", "seeds", "methods", "data", "weights"}
 """Arguments that are in a row's name, or count by what is found there. The smallest point is what a search is for."""
 
 
-def tuned(bench: Bench, slim: nn.Module, matched: Match, examples: ClassExamples, steps: int, seed: int) -> float:
+def tuned(
+    bench: Bench, slim: nn.Module, matched: Match, examples: ClassExamples, steps: int, seed: int, point: str
+) -> float:
     """Test accuracy after training with the dense network as teacher, as a recipe does by default."""
     network = copy.deepcopy(slim)
-    part = RetrainPart(steps=steps, batch_size=min(bench.batch, len(examples)), hold_out=0.0)
+    repair = True if bench.starts.get(point) == "dense" else None
+    part = RetrainPart(steps=steps, batch_size=min(bench.batch, len(examples)), hold_out=0.0, repair=repair)
     part = part.model_copy(update=bench.retrain)
     adapt(
         network, examples, CLASSIFIER, part, teacher=bench.network, session=bench.session(seed),
@@ -90,7 +93,9 @@ def row(bench: Bench, made: tuple[nn.Module, Keep], seed: int, spent: int, point
     for shots in SHOTS:
         steps = bench.steps - spent if shots is None else bench.steps // 5
         examples = few(bench.examples.source_train, shots, seed)
-        found["all" if shots is None else f"{shots} a class"] = tuned(bench, slim, matched, examples, steps, seed)
+        found["all" if shots is None else f"{shots} a class"] = tuned(
+            bench, slim, matched, examples, steps, seed, point
+        )
     return found
 
 
