@@ -14,8 +14,9 @@ from torch import nn
 
 from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.budget.choose import choose
-from deploy_prune.budget.depth import Start, choose_depth, fixed_counts
+from deploy_prune.budget.depth import Start, by_rank, by_trial, choose_depth, fixed_counts
 from deploy_prune.budget.loop import enforce
+from deploy_prune.cost import macs
 from deploy_prune.data.loaders import batches
 from deploy_prune.data.splits import TransferData
 from deploy_prune.device.targets import load_target
@@ -69,6 +70,8 @@ class Bench:
     """Changes to a recipe's defaults of retraining."""
     starts: dict[str, Start] = field(default_factory=dict)
     """Whose weights the slim network of a point begins with, where that was chosen."""
+    by_trial: list[str] = field(default_factory=list)
+    """The branches, in the order in which the dense network misses them least."""
 
     def session(self, seed: int) -> Session:
         """Where training runs, and its randomness."""
@@ -142,7 +145,10 @@ def depth_of(
         start: judge.by_loss(one, dense, bench.structure, inputs, held_out, bench.objective.batch_loss, device)
         for start, one in networks.items()
     }
-    chosen = choose_depth(bench.costs, target, budget, ranks, scores, judges, silent)
+    if not bench.by_trial:
+        bench.by_trial.extend(by_trial(bench.structure, macs(bench.structure), judges["dense"], silent))
+    orders = {"search": by_rank(ranks, bench.structure), "trial": bench.by_trial}
+    chosen = choose_depth(bench.costs, target, budget, ranks, scores, orders, judges, silent)
     print(f"  {budget.text}: {chosen}", flush=True)
     return chosen.start, fixed_counts(bench.structure, chosen.gone)
 

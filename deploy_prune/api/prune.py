@@ -15,7 +15,7 @@ from deploy_prune import cost
 from deploy_prune.api.settings import Settings, read_settings
 from deploy_prune.budget.candidates import CandidateCosts, identity_by_graph
 from deploy_prune.budget.choose import choose
-from deploy_prune.budget.depth import Start, choose_depth, fixed_counts
+from deploy_prune.budget.depth import Start, by_rank, by_trial, choose_depth, fixed_counts
 from deploy_prune.budget.loop import Plan, enforce
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError, DataError
@@ -368,7 +368,11 @@ def _cut(
             start: by_loss(one, given, structure, asked.examples, held_out, loss, device)
             for start, one in starts.items()
         }
-        chosen = choose_depth(costs, asked.target, budget, found.scores, scores, judges, asked.session.progress)
+        tell = asked.session.progress
+        orders = {
+            "search": by_rank(found.scores, structure), "trial": by_trial(structure, macs, judges["dense"], tell),
+        }  # fmt: skip
+        chosen = choose_depth(costs, asked.target, budget, found.scores, scores, orders, judges, tell)
         gone, began = chosen.gone, starts[chosen.start]
     plan = enforce(
         costs, asked.target, budget, scores, asked.session.progress, f"{asked.target.name} {budget.text}: budget",

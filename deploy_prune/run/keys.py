@@ -13,7 +13,10 @@ come out the same again keep everything that was made of them.
 | adapt | package, torch, model, dense, target_train, target_test, task, retrain, same_task, seed, precision
   | trains the dense network on the target's examples (not where the classes stay the same: then it is copied, whatever
   retrain says); without the settings that only matter beside a teacher |
-| depth | as plan, and dense, source_train, task, seed, precision
+| branches | package, torch, model, dense, groups, source_train, batch_size, task, prune, seed, precision
+  | tries the dense network without some branches, on the source's training examples |
+| depth | package, torch, model, dense, groups, source_train, batch_size, task, prune, seed, precision, found, method,
+  source_test, budget, loop, target, machine, export, formats, classes, depth
   | tries cuts of the searched network, repaired to be like the dense one, on the source's training examples |
 | plan | package, torch, model, found, method, groups, source_test, prune, budget, loop, target, machine, export,
   formats, classes, depth
@@ -135,13 +138,20 @@ def adapt(basis: Basis, dense: str) -> Key:
     return {**task, "dense": dense, "retrain": None if task["same_task"] else part}
 
 
+def branches(basis: Basis, dense: str, structure: Structure) -> Key:
+    """Of dense/branches.json. ``dense``: the digest of the dense weights."""
+    source = {"source_train": basis.data.source_train.digest, "batch_size": basis.recipe.search.batch_size}
+    return {**basis.trained, **source, "dense": dense, "groups": _groups(structure), "prune": _prune(basis.recipe)}
+
+
 def depth(basis: Basis, found: str, dense: str, structure: Structure, target: Target, budget: Budget) -> Key:
     """Of TARGET/BUDGET/depth.json. ``found`` and ``dense``: digests of what search and dense network left."""
-    planned = plan(basis, found, structure, target, budget, None)
-    return {**basis.trained, **planned, "dense": dense, "source_train": basis.data.source_train.digest}
+    return {**branches(basis, dense, structure), **plan(basis, found, structure, target, budget)}
 
 
-def plan(basis: Basis, found: str, structure: Structure, target: Target, budget: Budget, depth: str | None) -> Key:
+def plan(
+    basis: Basis, found: str, structure: Structure, target: Target, budget: Budget, depth: str | None = None
+) -> Key:
     """Of TARGET/BUDGET/architecture.json. ``found`` and ``depth``: digests of what was found, and of depth.json."""
     recipe, attached = basis.recipe, target.runner is not None
     measured = attached and (budget.metric == "latency" or target.granularity is None)
@@ -155,7 +165,7 @@ def plan(basis: Basis, found: str, structure: Structure, target: Target, budget:
     }  # fmt: skip
 
 
-def retrain(basis: Basis, architecture: str, found: str, teacher: str, start: Start) -> Key:
+def retrain(basis: Basis, architecture: str, found: str, teacher: str, start: Start = "search") -> Key:
     """Of TARGET/BUDGET/weights.safetensors. The first three are digests of the files that it starts from."""
     return {
         **basis.task, "architecture": architecture, "found": found, "teacher": teacher,

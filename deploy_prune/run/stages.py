@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from deploy_prune import cost
 from deploy_prune.architecture import json_file
 from deploy_prune.budget import depth
 from deploy_prune.budget.candidates import CANDIDATE_INPUTS, CandidateCosts, identity_of
@@ -170,16 +171,31 @@ def choose_depth(
         return
     folder, name = context.folder, f"{place_of(target, budget)}/depth.json"
 
+    tried = order_branches(context, costs)
+
     def compute() -> None:
-        model = costs.cost(target, budget.metric)
-        scores = values(context.recipe.search.method, found[1].scores, model)
+        ranks = found[1].scores
+        scores = values(context.recipe.search.method, ranks, costs.cost(target, budget.metric))
+        orders = {"search": depth.by_rank(ranks, costs.structure), "trial": folder.read_json("dense/branches.json")}
         judges = trained.judges(context, costs.structure)
-        chosen = depth.choose_depth(costs, target, budget, found[1].scores, scores, judges, costs.progress)
+        chosen = depth.choose_depth(costs, target, budget, ranks, scores, orders, judges, costs.progress)
         folder.write_json(name, asdict(chosen))
 
-    dense = folder.content(["dense/weights.safetensors"])
-    key = keys.depth(context.basis, found[0], dense, costs.structure, target, budget)
+    key = keys.depth(context.basis, found[0], tried, costs.structure, target, budget)
     folder.stage(name.removesuffix(".json"), key, [name], compute)
+
+
+def order_branches(context: RunContext, costs: CandidateCosts) -> str:
+    """dense/branches.json: the branches in the order in which the dense network misses them least."""
+    folder, structure = context.folder, costs.structure
+    key = keys.branches(context.basis, folder.content(["dense/weights.safetensors"]), structure)
+
+    def compute() -> None:
+        judge = trained.judges(context, structure, ("dense",))["dense"]
+        folder.write_json("dense/branches.json", depth.by_trial(structure, cost.macs(structure), judge, costs.progress))
+
+    context.stage("branches", key, ["dense/branches.json"], compute)
+    return folder.content(["dense/weights.safetensors", "dense/branches.json"])
 
 
 def choose_channels(

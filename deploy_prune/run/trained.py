@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -192,12 +192,11 @@ def search(context: RunContext, session: Session, structure: Structure | None, g
     folder.write_json("search/trace.json", thinned(found.trace))
 
 
-def judges(context: RunContext, structure: Structure) -> dict[Start, Judge]:
+def judges(context: RunContext, structure: Structure, starts: Sequence[Start] = STARTS) -> dict[Start, Judge]:
     """Tell how good cuts are, of the search's weights and of the dense network's, by the source's training examples."""
     folder, batch_size = context.folder, context.recipe.search.batch_size
-    states = {start: folder.read_tensors(f"{start}/weights.safetensors") for start in STARTS}
-    made = {start: source_network(context, state) for start, state in states.items()}
-    dense = source_network(context, states["dense"]).form.network
+    made = {start: source_network(context, folder.read_tensors(f"{start}/weights.safetensors")) for start in starts}
+    dense = source_network(context, folder.read_tensors("dense/weights.safetensors")).form.network
     stream = batches(context.data.source_train, batch_size, context.recipe.seed)
     inputs = some_inputs_of(stream, EXAMPLES)
     held_out = [next(stream) for _ in range(-(-EXAMPLES // batch_size))]

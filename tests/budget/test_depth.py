@@ -9,12 +9,12 @@ import torch
 
 from deploy_prune import cost
 from deploy_prune.budget.choose import choose, smallest_counts
-from deploy_prune.budget.depth import by_rank, choose_depth, fixed_counts, inside, own_depth
+from deploy_prune.budget.depth import by_rank, by_trial, choose_depth, fixed_counts, inside, own_depth
 from deploy_prune.cost import CostModel
 from deploy_prune.device.targets import load_target
 from deploy_prune.errors import BudgetError
 from deploy_prune.recipe.parts import PrunePart, parse_budget
-from deploy_prune.types import ChannelGroup, Counts, Layer, Structure, Width, silent
+from deploy_prune.types import ChannelGroup, Counts, Keep, Layer, Structure, Width, silent
 
 BLOCKS, CHANNELS = 5, 32
 
@@ -53,6 +53,15 @@ def ranks(branch: dict[str, float] | None = None, seed: int = 0) -> dict[str, to
     lot = torch.Generator().manual_seed(seed)
     drawn = {g.name: torch.rand(g.channels, generator=lot) for g in STRUCTURE.groups}
     return drawn | {name: torch.tensor([rank]) for name, rank in (branch or {}).items()}
+
+
+def by_search(scores: dict[str, torch.Tensor]) -> dict[str, list[str]]:
+    return {"search": by_rank(scores, STRUCTURE)}
+
+
+def gone(keep: Keep) -> float:
+    """How many branches are gone, as a loss."""
+    return float(sum(not keep[branch.name].any() for branch in STRUCTURE.branches))
 
 
 @dataclass
@@ -124,27 +133,68 @@ def test_the_depth_of_the_lowest_loss_is_found(best):
         return abs(len(gone) - best) + 1.0
 
     scores = ranks(given)
-    found = choose_depth(Costs(), HOST, parse_budget("75%", "latency"), scores, scores, {"search": judge}, silent)
+    found = choose_depth(
+        Costs(), HOST, parse_budget("75%", "latency"), scores, scores, by_search(scores), {"search": judge}, silent
+    )
     assert found.gone == tuple(sorted(given)[: len(found.gone)])
-    least = min(loss["search"] for loss in found.losses.values())
-    assert found.losses[len(found.gone)]["search"] == least == abs(len(found.gone) - best) + 1.0
-    assert len(found.gone) == max(best, min(found.losses)), "no depth that the budget can't pay for"
-    assert len(tried) == len(set(tried)) == len(found.losses), "each depth once"
+    losses = {len(one.gone): one.losses["search"] for one in found.tried}
+    assert losses[len(found.gone)] == min(losses.values()) == abs(len(found.gone) - best) + 1.0
+    assert len(found.gone) == max(best, min(losses)), "no depth that the budget can't pay for"
+    assert len(tried) == len(set(tried)) == len(losses), "each depth once"
+
+
+def test_of_two_orders_the_better_one_is_taken():
+    worth = {f"block{i}": [5.0, 1.0, 4.0, 2.0, 3.0][i] for i in range(BLOCKS)}
+
+    def judge(keep):
+        return sum(loss for name, loss in worth.items() if not keep[name].any())
+
+    scores = ranks({f"block{i}": 0.1 * i for i in range(BLOCKS)})
+    trial = by_trial(STRUCTURE, MACS, judge, silent)
+    assert trial == sorted(worth, key=lambda name: worth[name])
+    orders = {**by_search(scores), "trial": trial}
+    found = choose_depth(
+        Costs(), HOST, parse_budget("50%", "latency"), scores, scores, orders, {"dense": judge}, silent
+    )
+    assert found.gone == tuple(trial[: len(found.gone)])
+    assert {one.order for one in found.tried} == {"search", "trial"}
+
+
+def test_a_trial_sees_what_branches_do_for_each_other():
+    """Without block0, block1 is missed much: whoever looks at each alone leaves both out first."""
+    tried = []
+
+    def judge(keep):
+        away = {name for name in (f"block{i}" for i in range(BLOCKS)) if not keep[name].any()}
+        tried.append(away)
+        return sum(1.0 + int(name[-1]) for name in away) + 100.0 * ({"block0", "block1"} <= away)
+
+    assert by_trial(STRUCTURE, MACS, judge, silent) == ["block0", "block2", "block3", "block4", "block1"]
+    assert len(tried) <= 1 + 3 * BLOCKS
+
+
+def test_a_trial_counts_what_is_saved():
+    """The last block is missed no more than others, and costs half as much."""
+    half = replace(MACS, layers=tuple(
+        replace(c, product=c.product / 2 if "block4" in c.layer.branches else c.product) for c in MACS.layers
+    ))  # fmt: skip
+    assert by_trial(STRUCTURE, half, gone, silent)[-1] == "block4"
 
 
 def test_the_better_weights_to_begin_with_are_found():
     """The search's are better with many branches gone, the dense network's with few."""
-
-    def gone(keep):
-        return sum(not keep[branch.name].any() for branch in STRUCTURE.branches)
-
     judges = {"search": lambda keep: 3.0 - gone(keep) / 2, "dense": lambda keep: 1.0 + gone(keep)}
     scores = ranks({f"block{i}": 0.1 * i for i in range(BLOCKS)})
-    shallow = choose_depth(Costs(), HOST, parse_budget("30%", "latency"), scores, scores, judges, silent)
-    deep = choose_depth(Costs(), HOST, parse_budget("90%", "latency"), scores, scores, judges, silent)
+    shallow = choose_depth(
+        Costs(), HOST, parse_budget("30%", "latency"), scores, scores, by_search(scores), judges, silent
+    )
+    deep = choose_depth(
+        Costs(), HOST, parse_budget("90%", "latency"), scores, scores, by_search(scores), judges, silent
+    )
     assert (shallow.start, deep.start) == ("search", "dense")
     assert len(shallow.gone) > len(deep.gone)
-    assert deep.losses[len(deep.gone)] == {"search": 3.0 - len(deep.gone) / 2, "dense": 1.0 + len(deep.gone)}
+    (taken,) = [one for one in deep.tried if one.gone == deep.gone]
+    assert taken.losses == {"search": 3.0 - len(deep.gone) / 2, "dense": 1.0 + len(deep.gone)}
 
 
 def test_a_depth_that_the_budget_cannot_pay_for_is_not_tried():
@@ -155,16 +205,24 @@ def test_a_depth_that_the_budget_cannot_pay_for_is_not_tried():
         parse_budget("30%", "latency"),
         ranks(),
         ranks(),
-        {"search": lambda keep: float(len(keep))},
+        by_search(ranks()),
+        {"search": gone},
         silent,
     )
-    assert min(found.losses) >= 2
+    assert min(len(one.gone) for one in found.tried) >= 2
 
 
 def test_a_budget_out_of_reach_at_every_depth_is_an_error():
     with pytest.raises(BudgetError, match="can't be met"):
         choose_depth(
-            Costs(), HOST, parse_budget("0.1%", "latency"), ranks(), ranks(), {"search": lambda keep: 0.0}, silent
+            Costs(),
+            HOST,
+            parse_budget("0.1%", "latency"),
+            ranks(),
+            ranks(),
+            by_search(ranks()),
+            {"search": gone},
+            silent,
         )
 
 

@@ -41,6 +41,13 @@ def all_keys(basis, target=HOST, budget=HALF):
     }  # fmt: skip
 
 
+def of_branches(basis):
+    """The keys of what there is only where branches may go."""
+    return {
+        "branches": keys.branches(basis, "d", STRUCTURE), "depth": keys.depth(basis, "f", "d", STRUCTURE, HOST, HALF),
+    }  # fmt: skip
+
+
 def changed(after, target=HOST, budget=HALF):
     """The stages whose keys differ from those of the tiny run."""
     before = all_keys(BASIS, target if isinstance(after, keys.Basis) else HOST, budget)
@@ -63,7 +70,7 @@ def table():
 
 
 def test_the_table_says_what_the_keys_have():
-    assert table() == {stage: set(key) for stage, key in all_keys(BASIS).items()}
+    assert table() == {stage: set(key) for stage, key in {**all_keys(BASIS), **of_branches(BASIS)}.items()}
 
 
 def test_the_table_gives_a_reason_for_every_stage():
@@ -172,6 +179,23 @@ def test_of_a_device_that_is_not_attached_the_rates_count_and_their_sources_do_n
     assert keys.plan(BASIS, "f", STRUCTURE, faster, HALF) != keys.plan(BASIS, "f", STRUCTURE, PIXEL, HALF)
 
 
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        ({"name": "other"}, set()),
+        ({"seed": 1}, {"branches", "depth"}),
+        ({"prune": {"skip": ["0"]}}, {"branches", "depth"}),
+        ({"measure": {"tolerance": 0.1}}, {"depth"}),
+        ({"search": {"steps": 6, "batch_size": 32}}, {"branches", "depth"}),
+        ({"retrain": {"steps": 6}}, set()),
+    ],
+    ids=in_order,
+)
+def test_how_deep_to_cut_depends_on_what_is_tried(changes, stages):
+    before, after = of_branches(BASIS), of_branches(with_recipe(**changes))
+    assert {name for name in before if before[name] != after[name]} == stages
+
+
 def test_a_budget_counts_however_it_is_written():
     same = parse_budget("50.0 %", "latency")
     assert all_keys(BASIS, HOST, same) == all_keys(BASIS, HOST, HALF)
@@ -246,7 +270,7 @@ def test_a_librarys_version_counts_for_its_networks(monkeypatch, library):
 
 def test_the_packages_own_code_counts(monkeypatch):
     monkeypatch.setattr(keys, "own_code", lambda: "another")
-    assert changed(with_recipe()) == set(table())
+    assert changed(with_recipe()) == set(all_keys(BASIS))
 
 
 def test_weights_count_by_content_wherever_they_lie(tmp_path):
