@@ -14,9 +14,11 @@ import click
 
 from deploy_prune.commands.cli_devices import cache, doctor, schema, targets
 from deploy_prune.commands.cli_networks import predict, profile, show
+from deploy_prune.commands.completion import recipe_names, target_names
 from deploy_prune.commands.examples import examples
 from deploy_prune.commands.frame import (
     Commands,
+    a_target,
     file_option,
     json_file,
     network_inputs,
@@ -52,7 +54,7 @@ def main(debug: bool) -> None:
 
 
 @main.command(epilog=examples("recipe"))
-@click.argument("names", metavar="[NAME...]", nargs=-1)
+@click.argument("names", metavar="[NAME...]", nargs=-1, shell_complete=recipe_names)
 @settings
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of run folders."
@@ -110,7 +112,10 @@ def recipe(
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--model", help="The network: torchvision:NAME, timm:NAME, ultralytics:NAME or module:callable.")
 @click.option("--weights", metavar="FILE", help="Its trained weights; or: default, hf://OWNER/NAME/FILE.safetensors.")
-@click.option("--target", "targets", multiple=True, help="A device, as `deploy-prune targets` lists; repeatable.")
+@click.option(
+    "--target", "targets", multiple=True, shell_complete=target_names,
+    help="A device, as `deploy-prune targets` lists; repeatable.",
+)  # fmt: skip
 @click.option("--budget", "budgets", multiple=True, help="As in '50%' or '4 ms'; repeatable. Default: what can be met.")
 @click.option("--task", help="What the network is for, if the data fits several: detection, segmentation ...")
 @click.option("--out", type=file_option, help="The file to write. Default: NAME.yaml.")
@@ -139,7 +144,7 @@ def init(yes: bool, **said: Any) -> None:
 
 
 @main.command(epilog=examples("check"))
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=recipe_names)
 @settings
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @json_file
@@ -222,7 +227,7 @@ def compare(runs: Sequence[Path], out: Path | None, json_file: Path | None) -> N
 
 @main.command(epilog=examples("export"))
 @click.argument("source", metavar="RUN_OR_ARCHITECTURE", type=click.Path(path_type=Path))
-@click.option("--target", required=True, help="A target: a name that `deploy-prune targets` lists, or a file.")
+@a_target
 @click.option("--budget", help="One budget of the run, or dense. Default: every budget that was met.")
 @click.option("--out", type=click.Path(path_type=Path), help="The bundle, folder of bundles, or artifact to write.")
 @click.option(

@@ -9,14 +9,17 @@ from typing import Any
 
 import click
 
+from deploy_prune.commands.completion import target_names
 from deploy_prune.commands.examples import examples
-from deploy_prune.commands.frame import network_inputs, result_file, say
+from deploy_prune.commands.frame import a_target, network_inputs, result_file, say
 from deploy_prune.system.shell import write_text
 
 
 @click.command(epilog=examples("show"))
 @click.argument("source", metavar="ARCHITECTURE_OR_RUN_FOLDER", type=click.Path(path_type=Path))
-@click.option("--target", help="Predict latency on this target too, see `deploy-prune targets`.")
+@click.option(
+    "--target", shell_complete=target_names, help="Predict latency on this target too, see `deploy-prune targets`."
+)
 @click.option(
     "--trust", is_flag=True, help="Allow code of your own (module:callable) that the architecture names to run."
 )
@@ -43,7 +46,7 @@ def show(source: Path, target: str | None, trust: bool, inputs: Sequence[str], a
 
 @click.command(epilog=examples("predict"))
 @click.argument("model")
-@click.option("--target", required=True, help="A target: a name that `deploy-prune targets` lists, or a file.")
+@a_target
 @network_inputs
 @click.option(
     "--trust", is_flag=True, help="Allow code of your own (module:callable) that the architecture names to run."
@@ -65,7 +68,7 @@ def predict(model: str, target: str, inputs: Sequence[str], trust: bool, as_json
 
 @click.command(epilog=examples("profile"))
 @click.argument("model")
-@click.option("--target", required=True, help="A target: a name that `deploy-prune targets` lists, or a file.")
+@a_target
 @click.option("--device", help="Measure there: local, ssh://USER@HOST[:PORT] or adb://SERIAL.")
 @network_inputs
 @click.option(

@@ -27,7 +27,7 @@ from deploy_prune.recipe.parts import ExportPart
 from deploy_prune.report.doctor import Finding, State
 from deploy_prune.system.cache import cache_folder
 from deploy_prune.system.guard import scratch
-from deploy_prune.system.shell import run_command, shown
+from deploy_prune.system.shell import run_command, run_to_end, shown
 from deploy_prune.types import Progress, silent
 
 PACKAGE: Final = "deploy-prune"
@@ -185,6 +185,9 @@ def _processor() -> Iterator[Finding]:
     if slow:
         remedy = "sudo cpupower frequency-set -g performance"
         yield _note(area, "governor", f"{', '.join(slow)}: the clock changes while networks are timed", remedy)
+    else:
+        told = ", ".join(filter(None, governors)) or "this system tells none: something else sets the clock"
+        yield Finding(area=area, name="governor", state="ok", told=told)
     if (share := joblib.cpu_count()) < cores:
         yield _note(
             area, "quota", f"this container gets {share} of {cores} cores: timings stop when they are spent", ""
@@ -223,14 +226,15 @@ def _version(package: str) -> str | None:
 
 
 def _answer(*command: str) -> str | None:
-    """The first line that a program prints; None if it isn't there or fails."""
+    """The first line that a program prints, on either output; None if it isn't there or fails."""
     path = shutil.which(command[0])
     if path is None:
         return None
     try:
-        return run_command([path, *command[1:]], ANSWERS_S).strip().partition("\n")[0] or None
+        done = run_to_end([path, *command[1:]], ANSWERS_S)
     except CommandError:
         return None
+    return None if done.code else (done.output.strip() or done.errors.strip()).partition("\n")[0] or None
 
 
 def _absent(area: str, name: str, remedy: str) -> Finding:

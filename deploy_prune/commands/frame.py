@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deploy_prune.commands.completion import target_names
 from deploy_prune.errors import MAX_MESSAGE, DeployPruneError, RunFolderError, printable
 from deploy_prune.system.outputs import require_outside_runs
 from deploy_prune.system.shell import shown, write_text
@@ -89,6 +90,10 @@ network_inputs = click.option(
     "--input", "inputs", multiple=True, metavar="SIZES",
     help="The size of one example: 3x224x224 for a picture, 1x16000 for sound, int64:77 for tokens; repeat it for each "
     "input of the network. An architecture has its own.",
+)  # fmt: skip
+a_target = click.option(
+    "--target", required=True, shell_complete=target_names,
+    help="A target: a name that `deploy-prune targets` lists, or a file.",
 )  # fmt: skip
 run_folder = click.argument("run", type=click.Path(path_type=Path))
 file_option = click.Path(dir_okay=False, path_type=Path)

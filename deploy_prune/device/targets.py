@@ -16,6 +16,7 @@ from deploy_prune.device.programs import runtime_of
 from deploy_prune.errors import TargetError, perhaps
 from deploy_prune.recipe.parts import EXPORT_FORMATS
 from deploy_prune.system import strict_yaml
+from deploy_prune.system.shipped import PACKAGE, shipped_folder
 from deploy_prune.system.strict_json import is_file, shown
 from deploy_prune.types import ErrorBand, Precision, Roofline, Target
 
@@ -130,11 +131,10 @@ def targets_folder() -> Path:
     Raises:
         TargetError: there is neither.
     """
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "edge_targets", package.parent / "edge_targets"):
-        if folder.is_dir():
-            return folder
-    message = f"The shipped targets are missing: there is no edge_targets folder in or beside {package}."
+    folder = shipped_folder("edge_targets")
+    if folder.is_dir():
+        return folder
+    message = f"The shipped targets are missing: there is no edge_targets folder in or beside {PACKAGE}."
     raise TargetError(message)
 
 

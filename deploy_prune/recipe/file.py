@@ -20,6 +20,7 @@ from deploy_prune.errors import RecipeError, perhaps
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.recipe.tasks import recipe_for
 from deploy_prune.system import strict_yaml
+from deploy_prune.system.shipped import shipped_files
 
 Key = tuple[int | str, ...]
 """Where a value is: ("train", "lr"), ("budgets", 0)."""
@@ -74,10 +75,7 @@ class Source:
 
 def shipped() -> dict[str, Path]:
     """The recipes that come with the package, by name."""
-    package = Path(__file__).parents[1]
-    installed = package / "recipes"
-    folder = installed if installed.is_dir() else package.parent / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return shipped_files("recipes")
 
 
 def find(name_or_path: str) -> Path:

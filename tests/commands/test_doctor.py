@@ -12,6 +12,7 @@ from rich.console import Console
 from deploy_prune.commands import doctor
 from deploy_prune.errors import CommandError, ExportError
 from deploy_prune.report.doctor import Finding, doctor_tables
+from deploy_prune.system.shell import Finished
 
 
 def found(name: str, area: str = "", **how) -> Finding:
@@ -94,14 +95,24 @@ def programs(monkeypatch):
         return told
 
     monkeypatch.setattr(doctor.shutil, "which", lambda name: name if name in printed else None)
+
+    def ended(args, timeout_s):
+        """These programs tell their version on standard error, as ssh does."""
+        return Finished(code=0, output="", errors=run(args, timeout_s))
+
     monkeypatch.setattr(doctor, "run_command", run)
+    monkeypatch.setattr(doctor, "run_to_end", ended)
     return printed
 
 
 def test_ways_to_devices(programs):
     assert (found("ssh").state, found("adb").state) == ("absent", "absent")
-    programs |= {"ssh": "", "adb": "List of devices attached\nA1\tdevice\nB2\tunauthorized\nC3\toffline\n\n"}
-    assert (found("ssh").state, found("adb").told) == ("ok", "sees 1 devices: A1")
+    programs |= {
+        "ssh": "OpenSSH_9.2p1, OpenSSL 3.0.15\n",
+        "adb": "List of devices attached\nA1\tdevice\nB2\tunauthorized\nC3\toffline\n\n",
+    }
+    assert (found("ssh").state, found("ssh").told) == ("ok", "OpenSSH_9.2p1, OpenSSL 3.0.15")
+    assert (found("adb").state, found("adb").told) == ("ok", "sees 1 devices: A1")
     assert (found("B2").state, found("B2").remedy) == ("wrong", "look at its screen, and allow this computer")
     assert (found("C3").state, found("C3").told) == ("wrong", "is offline")
     programs["adb"] = CommandError("no server")
@@ -124,6 +135,10 @@ def test_what_disturbs_measurements(monkeypatch):
     monkeypatch.setattr(doctor.os, "cpu_count", lambda: 4)
     monkeypatch.setattr(doctor.joblib, "cpu_count", lambda: 4)
     assert (found("governor").state, found("governor").told.partition(":")[0]) == ("note", "powersave")
+    monkeypatch.setattr(doctor.about, "about", lambda: {"governors": ["performance", "schedutil"]})
+    assert (found("governor").state, found("governor").told) == ("ok", "performance, schedutil")
+    monkeypatch.setattr(doctor.about, "about", dict)
+    assert (found("governor").state, found("governor").told.partition(":")[0]) == ("ok", "this system tells none")
     assert found("load").told == "90% of the cores are in use: timings will be disturbed"
     assert "quota" not in {one.name for one in doctor.findings()}
     monkeypatch.setattr(doctor.joblib, "cpu_count", lambda: 2)
