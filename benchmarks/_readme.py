@@ -33,6 +33,7 @@ Results = Mapping[str, dict[str, Any]]
 SECTIONS: Final[dict[str, dict[str, Text]]] = {
     "Budgets on CIFAR-10": {
         "cifar_resnet20": _texts.cifar, "cifar_resnet56": _texts.cifar, "cifar_resnet18": _texts.cifar,
+        "cifar_latency_resnet20": _texts.cifar,
     },
     "Detection and segmentation": {"detection": _texts.task, "segmentation": _texts.task, "yolo_latency": _texts.yolo},
     "Few images of the same task": {

@@ -141,8 +141,9 @@ def busy(figures: dict[str, Any]) -> str:
 
 def cifar(figures: dict[str, Any]) -> str:
     """Accuracy per point and method, after the cut and after tuning."""
-    columns = ("cut", "10 a class", "50 a class", "all")
     found = {tuple(name.split(" ")): row for name, row in figures["figures"].items()}
+    is_repaired = all("repaired" in row for row in found.values())
+    columns = ("cut", *(["repaired"] if is_repaired else []), "10 a class", "50 a class", "all")
     points = sorted({point for _, point in found})
     timed = any("latency" in row for row in found.values())
     share = ["latency"] if timed else []
@@ -160,13 +161,15 @@ def cifar(figures: dict[str, Any]) -> str:
     ]
     network = figures["network"]
     head = f"{network.rpartition(':')[2]} on CIFAR-10, dense {figures['dense']:.2%}; test accuracy in % straight after "
-    head += "the cut (batch norm measured anew), and tuned with 10 and 50 images a class and with everything. "
+    head += "the cut (batch norm measured anew), "
+    head += "repaired (no training, by 10 unlabelled images a class), " if is_repaired else ""
+    head += "and tuned with 10 and 50 images a class and with everything. "
     head += f"{figures['steps']} training steps of {figures['batch']} images in all for every method, of which "
     head += f"{figures['search_steps']} "
     head += "are the search's where there is one; of a single seed ± is the test set's standard error. "
     head += reductions(figures)
     head += f"Speed-ups are of MACs, shares of measured latency (`benchmarks/cifar_resnet.py`).{elsewhere(figures)}"
-    titles = ["point", "method", *share, "after the cut", "10 a class", "50 a class", "all", "seeds"]
+    titles = ["point", "method", *share, "after the cut", *columns[1:], "seeds"]
     return f"{head}\n\n{table(titles, rows)}"
 
 

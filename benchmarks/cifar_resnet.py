@@ -112,8 +112,9 @@ def main() -> None:
         rows = make(bench, arguments)
     figures = summarise(rows)
     show(figures)
+    of_latency = all(point.endswith("%") for point in arguments.points.split(","))
     _results.write(
-        f"cifar_{arguments.network.rpartition(':')[2]}",
+        f"cifar_{'latency_' if of_latency else ''}{arguments.network.rpartition(':')[2]}",
         {"network": arguments.network, "dense": dense, "figures": figures}, steps=bench.steps,
         search_steps=bench.search_steps, test_images=len(bench.examples.source_test), precision=bench.precision,
         batch=bench.batch, image_size=arguments.image_size, inner=arguments.inner, retrain=bench.retrain,
