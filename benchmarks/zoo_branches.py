@@ -1,4 +1,4 @@
-"""Leave a random half of the branches of many networks out, and of every channel group, and check that the cut is right.
+"""Leave a random half of many networks' branches out, and of every channel group, and check that the cut is right.
 
     python benchmarks/zoo_branches.py [NAME...] [--json FILE] [--timeout S]
 
