@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Final, Literal
 
 import torch
@@ -126,7 +127,7 @@ def by_trial(structure: Structure, cost: CostModel, judge: Judge, progress: Prog
     """
     gone: list[str] = []
     whole: Keep = {group.name: torch.ones(group.channels, dtype=torch.bool) for group in structure.groups}
-    base, rises = judge(whole), {branch.name: 0.0 for branch in structure.branches}
+    base, rises = judge(whole), {branch.name: -inf for branch in structure.branches}
     while rises:
         now: dict[str, float] = {}
         while (name := min(rises, key=lambda name: rises[name])) not in now:

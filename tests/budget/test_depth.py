@@ -173,6 +173,15 @@ def test_a_trial_sees_what_branches_do_for_each_other():
     assert len(tried) <= 1 + 3 * BLOCKS
 
 
+def test_a_branch_that_does_harm_goes_first():
+    worth = {f"block{i}": [0.5, -1.0, 0.2, -3.0, 0.1][i] for i in range(BLOCKS)}
+
+    def judge(keep):
+        return 10 + sum(loss for name, loss in worth.items() if not keep[name].any())
+
+    assert by_trial(STRUCTURE, MACS, judge, silent) == sorted(worth, key=lambda name: worth[name])
+
+
 def test_a_trial_counts_what_is_saved():
     """The last block is missed no more than others, and costs half as much."""
     half = replace(MACS, layers=tuple(
