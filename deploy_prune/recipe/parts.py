@@ -21,7 +21,7 @@ from deploy_prune.recipe.model import LIBRARIES as LIBRARIES
 from deploy_prune.recipe.model import ModelPart as ModelPart
 from deploy_prune.types import Budget, Metric, Precision
 
-SEARCH_METHODS: Final = ("dap", "gate", "gumbel", "uniform", "random", "magnitude", "bn_scale", "taylor")
+SEARCH_METHODS: Final = ("dap", "gate", "gumbel", "uniform", "random", "magnitude", "bn_scale", "taylor", "obs")
 TASK_SCORES: Final = {
     "classification": ("accuracy",), "detection": ("mAP50-95", "mAP50"), "segmentation": ("mIoU",),
 }  # fmt: skip
@@ -159,8 +159,8 @@ class RetrainPart(Part):
         default=None,
         description="Before training, compute weights anew by least squares, so that each layer gives what the dense "
         "network's does for some hundred inputs; no labels are needed. null: if the search trained no weights "
-        "(uniform, random, magnitude, bn_scale, taylor), or fewer than 100 steps follow. With steps: 0 that is all of "
-        "the retraining.",
+        "(uniform, random, magnitude, bn_scale, taylor, obs), or fewer than 100 steps follow. With steps: 0 that is "
+        "all of the retraining.",
     )
     init: Literal["inherit", "fresh"] = Field(
         default="inherit",

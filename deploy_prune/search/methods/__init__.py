@@ -21,6 +21,7 @@ from deploy_prune.search.methods.baselines import (
 from deploy_prune.search.methods.dap import DapOptions, dap
 from deploy_prune.search.methods.gate import GateOptions, gate
 from deploy_prune.search.methods.gumbel import GumbelOptions, gumbel
+from deploy_prune.search.methods.obs import ObsOptions, obs
 from deploy_prune.search.threshold import threshold_values
 from deploy_prune.types import Scores
 
@@ -33,6 +34,7 @@ METHODS: Final = {
     "magnitude": SearchMethod(score=magnitude, options=MagnitudeOptions),
     "bn_scale": SearchMethod(score=bn_scale, options=BnScaleOptions),
     "taylor": SearchMethod(score=taylor, options=TaylorOptions, valued=True),
+    "obs": SearchMethod(score=obs, options=ObsOptions),
 }
 """Every value of ``search.method``."""
 

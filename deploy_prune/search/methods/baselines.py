@@ -79,7 +79,7 @@ def magnitude(job: SearchJob) -> SearchResult:
     """
     options = read_options(MagnitudeOptions, job.config)
     tensors = tensors_held(job.network)
-    return _ranked(job, lambda group: _relative_norm(tensors, group, options.over))
+    return _ranked(job, lambda group: relative_norm(tensors, group, options.over))
 
 
 def bn_scale(job: SearchJob) -> SearchResult:
@@ -111,7 +111,7 @@ def bn_scale(job: SearchJob) -> SearchResult:
     typical = torch.cat(list(known.values())).mean() if known else torch.ones(())
 
     def scale(group: ChannelGroup) -> Tensor:
-        return known[group.name] if group.name in known else _relative_norm(tensors, group, "members") * typical
+        return known[group.name] if group.name in known else relative_norm(tensors, group, "members") * typical
 
     return _ranked(job, scale)
 
@@ -134,16 +134,16 @@ def taylor(job: SearchJob) -> SearchResult:
             sums[name] += gradient.abs()
         job.session.progress("taylor", step + 1, options.num_batches, loss=loss.item())
     scores = {name: (total / options.num_batches).cpu() for name, total in sums.items()}
-    return SearchResult(scores=scores, state=_state(job.network), trace=())
+    return SearchResult(scores=scores, state=state_of(job.network), trace=())
 
 
 def _ranked(job: SearchJob, rank: Callable[[ChannelGroup], Tensor]) -> SearchResult:
     """The result of a method that ranks each group's units by ``rank(group)``, [C]."""
     ranks: Scores = {group.name: rank(group) for group in job.structure.groups}
-    return SearchResult(scores=ranks, state=_state(job.network), trace=())
+    return SearchResult(scores=ranks, state=state_of(job.network), trace=())
 
 
-def _state(network: nn.Module) -> Tensors:
+def state_of(network: nn.Module) -> Tensors:
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
 
@@ -152,7 +152,7 @@ def _matrices(tensors: Tensors, axes: Iterable[Axis]) -> list[Axis]:
     return [axis for axis in axes if axis.tensor in tensors and tensors[axis.tensor].dim() > 1]
 
 
-def _relative_norm(tensors: Tensors, group: ChannelGroup, over: Literal["members", "consumers"]) -> Tensor:
+def relative_norm(tensors: Tensors, group: ChannelGroup, over: Literal["members", "consumers"]) -> Tensor:
     norm_C = _norm(tensors, group, _matrices(tensors, group.members if over == "members" else group.consumers), power=2)
     return norm_C / norm_C.mean().clamp(min=torch.finfo(norm_C.dtype).tiny)
 

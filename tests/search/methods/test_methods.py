@@ -20,7 +20,7 @@ from deploy_prune.search.threshold import threshold_values
 from deploy_prune.surgery.groups import find_groups
 from deploy_prune.tasks.classification import CLASSIFIER
 
-FINDS_DEAD = {"dap": {}, "gate": {}, "gumbel": {}, "magnitude": {"over": "consumers"}, "taylor": {}}
+FINDS_DEAD = {"dap": {}, "gate": {}, "gumbel": {}, "magnitude": {"over": "consumers"}, "taylor": {}, "obs": {}}
 
 
 search = run_search
