@@ -144,6 +144,7 @@ def _ranked(job: SearchJob, rank: Callable[[ChannelGroup], Tensor]) -> SearchRes
 
 
 def state_of(network: nn.Module) -> Tensors:
+    """Its state dict, as tensors of their own in the processor's memory."""
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
 
@@ -153,6 +154,7 @@ def _matrices(tensors: Tensors, axes: Iterable[Axis]) -> list[Axis]:
 
 
 def relative_norm(tensors: Tensors, group: ChannelGroup, over: Literal["members", "consumers"]) -> Tensor:
+    """The L2 norm of a unit's weights over the group's mean (see `magnitude`): float64[C]."""
     norm_C = _norm(tensors, group, _matrices(tensors, group.members if over == "members" else group.consumers), power=2)
     return norm_C / norm_C.mean().clamp(min=torch.finfo(norm_C.dtype).tiny)
 

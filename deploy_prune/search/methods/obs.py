@@ -23,7 +23,7 @@ M rows, G a convolution's groups, K numbers that one output reads, O outputs, C 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Final, Literal
 
 import torch
@@ -49,6 +49,10 @@ PLACES: Final = 32
 """Of a feature map, drawn by lot for each example."""
 AT_ONCE: Final = 32
 """Examples whose rows are in memory at once."""
+ROUNDING: Final = 1e-11
+"""What r is at least, as a share of the mean square of what a layer reads before means are taken away."""
+TINY: Final = 1e-30
+"""What r and a layer's output are at least."""
 
 
 class ObsOptions(Part):
@@ -57,7 +61,7 @@ class ObsOptions(Part):
     num_batches: Annotated[int, Field(ge=1, le=100_000)] = Field(
         default=20, description="Number of batches whose feature maps are looked at."
     )
-    ridge: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+    ridge: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
         default=0.1,
         description="How little weights may change, as a share of the mean square of what their layer reads.",
     )
@@ -69,15 +73,20 @@ class ObsOptions(Part):
 
 
 class _Moments:
-    """Sums over the rows that a layer read so far, in blocks of K: [G, k, k] and [G, k]."""
+    """Sums over the rows that a layer read so far, in blocks of K: [G, k, k] and [G, k].
+
+    In double precision, which some accelerators lack: as means are taken away later, and little is added to what is
+    singular, less would not do.
+    """
 
     def __init__(self, call: Call) -> None:
         self.weight_GKO = call.matrix().double().cpu()
         self.taps = call.weight[0, 0].numel()
         self.width = max(1, WIDEST // self.taps) * self.taps
         shapes = [part.shape[:2] for part in self.weight_GKO.split(self.width, 1)]
-        self.squares = [call.weight.new_zeros(g, k, k, dtype=torch.float32) for g, k in shapes]
-        self.sums = [call.weight.new_zeros(g, k, dtype=torch.float32) for g, k in shapes]
+        self.place = torch.device("cpu") if call.weight.device.type == "mps" else call.weight.device
+        self.squares = [torch.zeros(g, k, k, dtype=torch.float64, device=self.place) for g, k in shapes]
+        self.sums = [torch.zeros(g, k, dtype=torch.float64, device=self.place) for g, k in shapes]
         self.rows = 0
         self.shifted = call.bias is not None
 
@@ -88,7 +97,7 @@ class _Moments:
             if rows_BSGK.shape[1] > PLACES:
                 places = torch.rand(rows_BSGK.shape[:2], generator=lot).argsort(1)[:, :PLACES].to(rows_BSGK.device)
                 rows_BSGK = rows_BSGK[torch.arange(len(places), device=places.device)[:, None], places]
-            rows_MGK = rows_BSGK.flatten(0, 1).float()
+            rows_MGK = rows_BSGK.flatten(0, 1).to(self.place).double()
             self.rows += len(rows_MGK)
             for at, part in enumerate(rows_MGK.split(self.width, 2)):
                 self.squares[at] += torch.einsum("mgk,mgl->gkl", part, part)
@@ -96,16 +105,20 @@ class _Moments:
 
     def surgeries(self, unit_of: Tensor, channels: int, ridge: float) -> list[_Surgery]:
         """One for each convolution's group and block. ``unit_of`` int64[inputs]: the unit of each channel, or -1."""
-        blocks: list[tuple[Tensor, Tensor, Tensor]] = []
+        blocks: list[tuple[Tensor, Tensor, Tensor, float]] = []
         weights, units = self.weight_GKO.split(self.width, 1), unit_of.repeat_interleave(self.taps).split(self.width)
         for square_Gkk, sum_Gk, weight_GkO, unit_k in zip(self.squares, self.sums, weights, units, strict=True):
-            gram_Gkk, mean_Gk = square_Gkk.double().cpu() / self.rows, sum_Gk.double().cpu() / self.rows
+            gram_Gkk, mean_Gk = square_Gkk.cpu() / self.rows, sum_Gk.cpu() / self.rows
+            rounding = ROUNDING * float(gram_Gkk.diagonal(dim1=1, dim2=2).mean())
             if self.shifted:
                 gram_Gkk -= mean_Gk[:, :, None] * mean_Gk[:, None]
-            blocks += [(gram, weight, unit_k) for gram, weight in zip(gram_Gkk, weight_GkO, strict=True)]
-        energy = sum(float((weight * (gram @ weight)).sum()) for gram, weight, _ in blocks)
-        scale = 1 / max(energy, torch.finfo(torch.float32).tiny)
-        return [_Surgery(gram, weight, unit, channels, ridge, scale) for gram, weight, unit in blocks]
+            blocks += [(gram, weight, unit_k, rounding) for gram, weight in zip(gram_Gkk, weight_GkO, strict=True)]
+        energy = sum(float((weight * (gram @ weight)).sum()) for gram, weight, _, _ in blocks)
+        scale = 1 / max(energy, TINY)
+        return [
+            _Surgery(gram, weight, unit, channels, ridge * float(gram.diagonal().mean()) + rounding + TINY, scale)
+            for gram, weight, unit, rounding in blocks
+        ]
 
 
 class _Surgery:
@@ -114,16 +127,15 @@ class _Surgery:
     def __init__(
         self, gram_KK: Tensor, weight_KO: Tensor, unit_K: Tensor, channels: int, ridge: float, scale: float
     ) -> None:
-        self.ridge = ridge * float(gram_KK.diagonal().mean()) + torch.finfo(torch.float32).tiny
         eye_KK = torch.eye(len(gram_KK), dtype=gram_KK.dtype)
-        self.inverse_KK = torch.cholesky_inverse(torch.linalg.cholesky(gram_KK + self.ridge * eye_KK))
+        self.inverse_KK = torch.cholesky_inverse(torch.linalg.cholesky(gram_KK + ridge * eye_KK))
         self.weight_KO = weight_KO.clone()
         self.scale = scale
         sizes_C = torch.bincount(unit_K[unit_K >= 0], minlength=channels)
         self.there_CA = torch.arange(max(1, int(sizes_C.max()))) < sizes_C[:, None]
         self.index_CA = torch.zeros(self.there_CA.shape, dtype=torch.int64)
         self.index_CA[self.there_CA] = unit_K.argsort(stable=True)[int((unit_K < 0).sum()) :]
-        self.kept_C = self.ridge * (self._weights() ** 2).sum((1, 2))
+        self.kept_C = ridge * (self._weights() ** 2).sum((1, 2))
 
     def _weights(self) -> Tensor:
         weight_CAO: Tensor = self.weight_KO[self.index_CA] * self.there_CA[:, :, None]

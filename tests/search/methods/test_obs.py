@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from deploy_prune.search.methods.obs import ObsOptions
 from deploy_prune.surgery.groups import find_groups
 
 page = sys.modules[ObsOptions.__module__]
-TINY_RIDGE = 1e-8
+TINY_RIDGE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def test_a_batch_norm_behind_a_layer_takes_a_constant_up(accelerator):
     network = nn.Sequential(nn.Conv2d(3, 4, 1), last, nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 2))
     network[0].weight.data[1], network[0].bias.data[1] = 0, 1
     found = prices(network, (3, 6, 6), accelerator)
-    assert abs(float(found[1])) < 1e-6 < 1e-3 < float(found[[0, 2, 3]].min())
+    assert abs(float(found[1])) < 1e-5 < 1e-3 < float(found[[0, 2, 3]].min())
     network[2] = nn.Identity()
     assert prices(network, (3, 6, 6), accelerator)[1] > 1e-3
 
@@ -151,8 +151,8 @@ def test_of_two_channels_that_are_alike_one_costs_nothing_and_then_the_other_doe
         tensor[3] = tensor[6]
     found = prices(network, (5,), accelerator)
     cheap, dear = found[[3, 6]].sort().values.tolist()
-    assert abs(cheap) < 1e-6 < 1e-3 < dear
-    assert (found < 1e-6).sum() == 1
+    assert abs(cheap) < 1e-5 < 1e-3 < dear
+    assert (found < 1e-5).sum() == 1
 
 
 def test_a_unit_that_nothing_depends_on_costs_nothing(accelerator):
@@ -214,8 +214,6 @@ def test_a_group_that_nothing_plain_reads_is_an_error_or_goes_by_magnitude(accel
 
 
 def test_a_network_that_nothing_plain_reads_is_an_error(accelerator):
-    given = Given(transposed(), (3, 8, 8))
-    bare = replace(given.structure, groups=given.structure.groups[:1])
-    told = type("Told", (), {"network": given.network, "structure": bare, "batches": given.batches})()
+    given = Given(transposed()[:3], (3, 8, 8))
     with pytest.raises(RecipeError, match=r"can't score 0: .*skip them \(prune\.skip\)\.$"):
-        run_search("obs", told, accelerator, loss=loss, num_batches=1, without_rows="magnitude")
+        run_search("obs", given, accelerator, loss=loss, num_batches=1, without_rows="magnitude")
