@@ -5,6 +5,7 @@
 #   make mutants                  what one in ten small faults does to the tests, in all files that decide
 #   make mutants ONLY=budget.loop all of deploy_prune/budget/loop.py
 #   make test-extras              the tests of all extras' formats, with every extra installed
+#   make test-arm                 artifacts on an emulated ARM processor, which is laid out once, in VENV
 #   make docs                     the documentation as a site, in build/site
 #   make test VENV=/tmp/env       in another environment
 #   make test PYTHON=python3.12   with another Python
@@ -23,6 +24,8 @@ INSTALLED_EXTRAS := $(VENV)/.installed-extras
 INSTALLED_MUTANTS := $(VENV)/.installed-mutants
 INSTALLED_DOCS := $(VENV)/.installed-docs
 EXTRAS := litert executorch ncnn coreml openvino ultralytics transformers
+ARM := $(VENV)/arm
+ARM_PACKAGES := numpy|onnxruntime|ai-edge-litert|ncnn|openvino
 OR := $(subst $() $(), or ,$(EXTRAS))
 
 .PHONY: run test test-extras check docs picture fuzz bench clean
@@ -37,6 +40,10 @@ test: lint
 # None of these tests may be skipped.
 test-extras: $(INSTALLED_EXTRAS)
 	DEPLOY_PRUNE_REQUIRE="$(EXTRAS)" $(BIN)/python -m pytest -n auto --dist worksteal -m "$(OR)"
+
+.PHONY: test-arm
+test-arm: $(INSTALLED_EXTRAS) | $(ARM)
+	DEPLOY_PRUNE_ARM="$(ARM)" DEPLOY_PRUNE_REQUIRE=arm OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m arm
 
 check: lint
 	$(BIN)/python -m pytest -m "not slow" -n auto
@@ -101,6 +108,10 @@ $(INSTALLED_EXTRAS): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[test,all]'
 	$(BIN)/python -m pip install --quiet --no-deps 'ultralytics>=8.4' opencv-python-headless
 	touch $(INSTALLED) $(INSTALLED_TEST) $@
+
+# The runtimes there have the versions that they have here.
+$(ARM): | $(INSTALLED_EXTRAS)
+	tests/support/arm_root.sh $@ $(BIN)/pip $$($(BIN)/python -m pip freeze | grep -iE '^($(ARM_PACKAGES))==')
 
 # Some distributions ship Python without ensurepip; then the Python's own pip puts one into the environment.
 $(BIN)/python:

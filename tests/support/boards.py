@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -19,6 +20,8 @@ from adb_daemon import Daemon
 
 REQUIRED = "DEPLOY_PRUNE_REQUIRE"
 """An environment variable with the markers whose tests must not be skipped, as continuous integration sets it."""
+ARM = "DEPLOY_PRUNE_ARM"
+"""An environment variable with the folder that arm_root.sh has laid out."""
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -54,6 +57,15 @@ def lay_out(folder: Path) -> Path:
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     return programs
+
+
+def on_arm(board: Board, cpu: str) -> None:
+    """Put an aarch64 Python, run by QEMU as on this processor, in the place of a device's; skip if there is none."""
+    if ARM not in os.environ:
+        pytest.skip(f"an aarch64 Linux is not installed: {ARM} has no folder of arm_root.sh (make test-arm)")
+    folder = shlex.quote(str(Path(os.environ[ARM]).resolve(strict=True)))
+    emulated = f"{folder}/qemu-aarch64 -cpu {cpu} -L {folder}/root {folder}/root/usr/bin/python3"
+    board.stub("python3", f'exec {emulated} "$@"')
 
 
 def free_port() -> int:
