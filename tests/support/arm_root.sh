@@ -4,7 +4,7 @@
 #
 #   tests/support/arm_root.sh FOLDER PIP [SPECIFIER...]      FOLDER must not be there; SPECIFIERs are for pip
 set -euo pipefail
-folder=$1 pip=$2 && shift 2
+folder=$(realpath -m "$1") pip=$2 && shift 2
 release=trixie python=3.13 # qemu-user before 8.1 shows programs the host's /proc/cpuinfo, and ONNX Runtime crashes on it
 
 made=$(mktemp -d "$folder.XXXXXX")
