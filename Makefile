@@ -23,9 +23,9 @@ INSTALLED_TEST := $(VENV)/.installed-test
 INSTALLED_EXTRAS := $(VENV)/.installed-extras
 INSTALLED_MUTANTS := $(VENV)/.installed-mutants
 INSTALLED_DOCS := $(VENV)/.installed-docs
-EXTRAS := litert executorch ncnn coreml openvino ultralytics transformers
+EXTRAS := litert executorch ncnn coreml openvino mnn ultralytics transformers
 ARM := $(VENV)/arm
-ARM_PACKAGES := numpy|onnxruntime|ai-edge-litert|ncnn|openvino
+ARM_PACKAGES := numpy|onnxruntime|ai-edge-litert|ncnn|openvino|mnn
 OR := $(subst $() $(), or ,$(EXTRAS))
 
 .PHONY: run test test-extras check docs picture fuzz bench clean

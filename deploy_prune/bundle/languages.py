@@ -26,6 +26,7 @@ SNIPPETS: Final[dict[str, tuple[str, ...]]] = {
     "ncnn": ("ncnn.cpp",),
     "coreml": ("coreml.swift",),
     "openvino": ("openvino.cpp",),
+    "mnn": ("mnn.cpp",),
 }
 """Format -> templates of what a program needs, the most usual first."""
 PLACES: Final = {

@@ -25,6 +25,7 @@ _RUNTIMES: Final = {
     "ai-edge-litert": ("litert", "litert"),
     "executorch": ("executorch", "executorch"),
     "openvino": ("openvino", "openvino"),
+    "MNN": ("mnn", "mnn"),
     "tensorrt": ("tensorrt", "tensorrt"),
 }
 """Package -> (runtime, format): the first that is installed there is taken."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from deploy_prune.export import coreml, executorch, litert, ncnn, onnx, openvino, ort, tensorrt
+from deploy_prune.export import coreml, executorch, litert, mnn, ncnn, onnx, openvino, ort, tensorrt
 from deploy_prune.export.artifact import Format
 
 FORMATS: Final[dict[str, Format]] = {
@@ -16,5 +16,6 @@ FORMATS: Final[dict[str, Format]] = {
     "ncnn": ncnn,
     "coreml": coreml,
     "openvino": openvino,
+    "mnn": mnn,
 }
 """Every format that can be written: its name in edge_targets/*.yaml, and its module."""

@@ -41,6 +41,7 @@ TAKES: Final[dict[str, Takes]] = {
     "ncnn": Takes(ranks=range(2, 6), types=("float32",)),
     "coreml": Takes(ranks=range(1, 6), types=("float32", "int64", "int32")),
     "openvino": Takes(ranks=range(1, 9), types=ANY_TYPE),
+    "mnn": Takes(ranks=range(1, 7), types=ANY_TYPE),
 }
 """Format -> what it takes; docs/formats.md says the same."""
 

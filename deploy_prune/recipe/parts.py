@@ -30,6 +30,7 @@ TASK_NAMES: Final = tuple(TASK_SCORES)
 EXPORT_FORMATS: Final = {
     "onnx": "onnxruntime", "ort": "onnxruntime", "tensorrt": "tensorrt", "litert": "litert",
     "executorch": "executorch", "ncnn": "ncnn", "coreml": "coreml", "openvino": "openvino",
+    "mnn": "mnn",
 }  # fmt: skip
 """Formats, and the runtime of each."""
 

@@ -65,5 +65,5 @@ def test_overlap_of_boxes_that_touch_hold_each_other_and_are_the_same():
 
 
 def test_what_decodes_is_no_runtime():
-    known = {"coreml", "executorch", "litert", "ncnn", "onnxruntime", "openvino", "tensorrt"}
+    known = {"coreml", "executorch", "litert", "mnn", "ncnn", "onnxruntime", "openvino", "tensorrt"}
     assert set(RUNTIMES) == known

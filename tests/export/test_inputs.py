@@ -20,7 +20,7 @@ from deploy_prune.recipe.parts import ExportPart
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = {"litert": "litert_torch", "executorch": "executorch", "ncnn": "ncnn", "openvino": "openvino",
-          "coreml": "coremltools"}  # fmt: skip
+          "coreml": "coremltools", "mnn": "MNN"}  # fmt: skip
 PAIRS = [(name, kind) for name in FORMATS if name not in ("tensorrt", "ort") for kind in KINDS] + [("ort", "named")]
 LACKING = {
     ("coreml", "series"): "operator lstm can't be computed here",
@@ -150,7 +150,8 @@ def test_int8_is_calibrated_on_every_input(kind, tmp_path):
 
 
 MEASURED = [("onnx", "two"), ("onnx", "named"), ("onnx", "volume"), ("litert", "two"), ("executorch", "tokens"),
-            ("ncnn", "two"), ("openvino", "named")]  # fmt: skip
+            ("ncnn", "two"), ("openvino", "named"),
+            ("mnn", "named")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "kind"), [marked(*pair) for pair in MEASURED])

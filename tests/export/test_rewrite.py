@@ -118,6 +118,7 @@ class Both(nn.Module):
         pytest.param("executorch", ".pte", "int8", "executorch.runtime", marks=pytest.mark.executorch),
         pytest.param("ncnn", ".ncnn", "fp32", "pnnx", marks=pytest.mark.ncnn),
         pytest.param("openvino", ".openvino", "fp32", "openvino", marks=pytest.mark.openvino),
+        pytest.param("mnn", ".mnn", "fp32", "MNN", marks=pytest.mark.mnn),
         pytest.param("coreml", ".mlpackage", "fp32", "coremltools", marks=pytest.mark.coreml),
     ],
 )

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path("/")
-PACKAGES = ("onnxruntime", "onnxruntime-gpu", "ai-edge-litert", "executorch", "ncnn", "openvino", "tensorrt", "numpy")
+PACKAGES = (
+    "onnxruntime", "onnxruntime-gpu", "ai-edge-litert", "executorch", "ncnn", "openvino", "MNN", "tensorrt", "numpy",
+)  # fmt: skip
 CPUFREQ = "sys/devices/system/cpu/cpu[0-9]*/cpufreq/"
 GPU = "gpu|gp10b|gv11b|ga10b|mali"
 """In the names of devices with clocks (devfreq): Jetsons' and phones' GPUs."""

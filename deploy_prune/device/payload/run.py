@@ -32,6 +32,7 @@ PACKAGES = {
     "coreml": "coremltools",
     "executorch": "executorch",
     "litert": "ai-edge-litert",
+    "mnn": "MNN",
     "ncnn": "ncnn",
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
