@@ -23,6 +23,7 @@ EXTRAS = {"litert": "litert_torch", "executorch": "executorch", "ncnn": "ncnn", 
           "coreml": "coremltools", "mnn": "MNN"}  # fmt: skip
 PAIRS = [(name, kind) for name in FORMATS if name not in ("tensorrt", "ort") for kind in KINDS] + [("ort", "named")]
 LACKING = {
+    ("mnn", "series"): "MNN can't convert the network",
     ("coreml", "series"): "operator lstm can't be computed here",
     ("coreml", "volume"): "'adaptive_avg_pool3d' not implemented",
 }

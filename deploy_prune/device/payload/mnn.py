@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-import MNN
 import numpy
 import numpy.typing
 
 Array = numpy.typing.NDArray[Any]
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Turn what is printed on standard output, through C's own buffer too, to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL("ucrtbase" if os.name == "nt" else None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+with aside():  # MNN says what the processor has, ...
+    import MNN
 
 
 class Model:
@@ -20,10 +42,11 @@ class Model:
             message = f"MNN's input is NCHW here, not {layout}"
             raise ValueError(message)
         settings = {"backend": "CPU", "numThread": threads, "precision": "high"}
-        self.runtime = MNN.nn.create_runtime_manager((settings,))
         try:
-            self.net = MNN.nn.load_module_from_file(path, [], [], runtime_manager=self.runtime)
-        except Exception as error:  # MNN says on standard output what is wrong
+            with aside():  # ... what it computes in, and what is wrong with a file
+                self.runtime = MNN.nn.create_runtime_manager((settings,))
+                self.net = MNN.nn.load_module_from_file(path, [], [], runtime_manager=self.runtime)
+        except Exception as error:  # a SystemError, which says nothing
             message = f"MNN can't load {path}"
             raise RuntimeError(message) from error
         self.inputs: list[Any] = []
