@@ -31,6 +31,7 @@ from deploy_prune.commands.frame import (
 from deploy_prune.commands.outcome import (
     require_met,
     require_ok,
+    show_advice,
     show_recipes,
     show_rows,
     write_artifact,
@@ -104,7 +105,7 @@ def recipe(
     show_rows(run.rows)
     write_json(json_file, [{"recipe": parsed.name, **asdict(row)} for row in run.rows])
     output().print(*run.summary, sep="\n", markup=False, highlight=False)
-    output().print(f"{run.folder}", markup=False, highlight=False)
+    show_advice(run.folder, run.rows)
     return require_ok(run.rows)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +26,7 @@ from deploy_prune.networks import build, weights
 from deploy_prune.recipe.parts import Recipe, parse_budget
 from deploy_prune.report.latency import sentence
 from deploy_prune.report.row import Row
+from deploy_prune.report.take import BUNDLES, bundle_place
 from deploy_prune.run import stages, stored_recipe
 from deploy_prune.run.context import example_of
 from deploy_prune.run.folder import RunFolder, read_json, sha256
@@ -34,8 +34,6 @@ from deploy_prune.run.trust import trusted
 from deploy_prune.system.strict_json import shown
 from deploy_prune.tasks import task_named
 
-OUT: Final = Path("bundles")
-"""Where bundles go unless told otherwise."""
 SAMPLES: Final = 8
 NOISE_SAMPLES: Final = 16
 """In int8, where there is noise to tell from faults."""
@@ -85,8 +83,8 @@ def bundles(
     examples = task_named(finished.recipe.task).load(finished.recipe.data, finished.recipe.seed)
     written = []
     for row in (row for row in rows if row.status != "failed"):
-        name = f"{finished.recipe.name}-{row.target}-{_plain(row.budget)}"
-        place = (out or OUT) / name if out is None or budget is None else out
+        in_folder = bundle_place(finished.recipe.name, row.target, row.budget, out or BUNDLES)
+        place = in_folder if out is None or budget is None else out
         written.append(write.write(_contents(finished, row, examples, trust), place))
     return Delivery(bundles=tuple(written), left_out=tuple(row for row in rows if row.status == "failed"))
 
@@ -138,11 +136,6 @@ def _same(budget: str, recipe: Recipe) -> object:
         return budget
     parsed = parse_budget(budget, recipe.metric)
     return parsed.metric, parsed.limit, parsed.relative
-
-
-def _plain(text: str) -> str:
-    """Fit for a file's name anywhere: "50% macs" is 50pct-macs."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text.replace("%", "pct"))
 
 
 def _contents(finished: Finished, row: Row, examples: TransferData, trust: bool) -> Contents:

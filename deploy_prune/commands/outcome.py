@@ -51,6 +51,18 @@ def show_rows(rows: Sequence[Row]) -> None:
     output().print(results_table(rows))
 
 
+def show_advice(run: Path, rows: Sequence[Row]) -> None:
+    """Print where everything is, which network to take for each device, and the command that hands it over."""
+    from deploy_prune.report.take import advice
+    from deploy_prune.report.terminal import output
+
+    for one in advice(run, rows):
+        output().print(one.sentence, markup=False, highlight=False)
+        if one.command:
+            say(f"  {one.command}")
+    say(run)
+
+
 def require_ok(rows: Sequence[Row]) -> None:
     """Fail if a row failed. The table has every error; the message and the exit code are those of the first.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from io import StringIO
 from itertools import cycle
@@ -12,10 +12,10 @@ from typing import Any, Final, NamedTuple
 
 import matplotlib as mpl
 from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from deploy_prune.report.names import shortened
 from deploy_prune.report.units import digits, heading, in_unit
 
 COLOURS: Final[dict[str, str]] = {
@@ -32,6 +32,11 @@ COLOURS: Final[dict[str, str]] = {
 }
 """Each colour is drawn literally, then replaced by the page's CSS variable."""
 INK, QUIET, LINE, TRACK, CARD, *SERIES = COLOURS
+WIDTH: Final = 4.4
+"""Of each drawing in inches: on a screen of 420 pixels, its smallest text (10 of 72 * 4.4 units) has 11 pixels."""
+LEGEND: Final = 36
+GROUP: Final = 24
+"""Characters of a name that a drawing has room for: in its legend, and beside a bar."""
 POINT: Final = "point"
 """The id of a point's drawing, until its tooltip is there."""
 STYLE: Final[dict[str, Any]] = {
@@ -82,34 +87,76 @@ class Bar(NamedTuple):
     kept: int
 
 
-def latency_score(series: Mapping[str, Sequence[Point]], name: str, unit: str, front: Sequence[Point] = ()) -> Markup:
+class ScoreAxis(NamedTuple):
+    """The axis that charts of one score share: what it shows, of how many test examples, and its ends.
+
+    ``low`` and ``high`` are in the score's own unit, a "%" score from 0 to 1; ``examples`` is None if unknown.
+    """
+
+    name: str
+    unit: str
+    low: float
+    high: float
+    examples: int | None = None
+
+    @property
+    def label(self) -> str:
+        """As in "accuracy, %" and, below it, "90.4 to 92.6, n = 846"."""
+        number = "" if self.examples is None else f", n = {self.examples}"
+        ends = " to ".join(in_unit(end, self.unit).removesuffix(self.unit).strip() for end in (self.low, self.high))
+        return f"{self.name}, {self.unit}".rstrip(", ") + f"\n{ends}{number}"
+
+
+def score_axis(points: Iterable[Point], name: str, unit: str, examples: int | None = None) -> ScoreAxis:
+    """The axis that has room for all of these points, and a label above each."""
+    scores = [point.score for point in points]
+    room = 0.18 * (max(scores) - min(scores)) or 0.05 * abs(scores[0]) or 0.01
+    return ScoreAxis(name, unit, min(scores) - room, max(scores) + room, examples)
+
+
+def latency_score(
+    series: Mapping[str, Sequence[Point]], axis: ScoreAxis, front: Sequence[Point] = (), title: str = ""
+) -> Markup:
     """One line per target (or run); its first point is the dense network. Hollow points are predicted.
 
     Args:
-        series: target -> points.
+        series: target -> points, all of latencies that may stand on one axis.
+        axis: of the score; the same for charts that stand beside each other.
         front: points that no other beats, from the fastest on; a broad line leads through them.
-        name: the score's.
-        unit: the score's; "%" for scores from 0 to 1.
+        title: above the chart; none if empty.
     """
-    with mpl.rc_context({**STYLE, "svg.hashsalt": "latency"}):
-        figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    names = shortened(list(series), LEGEND)
+    columns = 1 if max(map(len, names.values())) > LEGEND / 2 else 2
+    height = 3.1 + 0.2 * -(-(len(series) + bool(front)) // columns)
+    with mpl.rc_context({**STYLE, "svg.hashsalt": f"latency {title}"}):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
         for colour, (target, points) in zip(cycle(SERIES), series.items(), strict=False):
-            _line(axes, target, points, colour, unit)
+            _line(axes, names[target], points, colour, axis.unit)
+        factor = 100 if axis.unit == "%" else 1
         if front:
-            heights = [point.score * (100 if unit == "%" else 1) for point in front]
+            heights = [point.score * factor for point in front]
             axes.plot([point.ms for point in front], heights, color=LINE, linewidth=9, zorder=0, label="worth having")
-        latencies = [point.ms for points in series.values() for point in points]
-        if max(latencies) > 8 * min(latencies):
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
-        axes.margins(x=0.08, y=0.18)
-        axes.set(xlabel="latency, ms: share of dense × dense's latency", ylabel=f"{name}, {unit}".rstrip(", "))
-        figure.legend(loc="outside upper left", ncols=4, handlelength=1.6)
-        drawn = _svg(figure, f"{heading(name)} against latency", _describe(series, unit))
+        _latency_axis(axes, [point.ms for points in series.values() for point in points])
+        axes.set(ylim=(axis.low * factor, axis.high * factor), ylabel=axis.label)
+        if title:
+            axes.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold")
+        figure.legend(loc="outside lower left", ncols=columns, handlelength=1.6)
+        drawn = _svg(figure, f"{heading(axis.name)} against latency", _describe(series, axis.unit))
         return _with_tooltips(drawn, [point.about for points in series.values() for point in points])
+
+
+def _latency_axis(axes: Any, latencies: Sequence[float]) -> None:
+    """In ms; logarithmic where one network takes many times as long as another."""
+    axes.margins(x=0.1)
+    if max(latencies) > 8 * min(latencies):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
+    axes.set_xlabel("latency, ms: share of dense × dense's latency")
 
 
 def _line(axes: Any, target: str, points: Sequence[Point], colour: str, unit: str) -> None:
@@ -142,7 +189,6 @@ def _line(axes: Any, target: str, points: Sequence[Point], colour: str, unit: st
             textcoords="offset points",
             ha="center",
             color=INK,
-            fontsize=9,
         )
 
 
@@ -161,24 +207,19 @@ def _with_tooltips(drawn: Markup, texts: Sequence[str]) -> Markup:
     return Markup(first + "".join(parts))  # noqa: S704
 
 
-def channels(budgets: Mapping[str, Sequence[Bar]]) -> Markup:
-    """Channels kept per group, a panel per budget beside each other, all with the same groups in the same order.
+def channels(budget: str, bars: Sequence[Bar]) -> Markup:
+    """Channels kept per group of one budget's network.
 
     The bar's length is the share kept, the figures beside it are the counts: ``24 / 96``.
     """
-    groups = [bar.group for bar in next(iter(budgets.values()))]
-    height = 0.75 + 0.2 * len(groups)
-    with mpl.rc_context({**STYLE, "axes.grid": False, "font.size": 9, "svg.hashsalt": "channels"}):
-        figure = Figure(figsize=(9.6, height), layout="constrained")
-        panels = figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
-        for axes, (budget, bars) in zip(panels, budgets.items(), strict=True):
-            _panel(axes, budget, bars)
-        panels[0].set_yticks(range(len(groups)), labels=groups, color=INK)
-        panels[0].set_ylim(len(groups) - 0.4, -0.6)
-        text = "; ".join(
-            f"{budget}: " + ", ".join(f"{b.group} {b.kept} of {b.channels}" for b in bars)
-            for budget, bars in budgets.items()
-        )
+    names = shortened([bar.group for bar in bars], GROUP)
+    with mpl.rc_context({**STYLE, "axes.grid": False, "svg.hashsalt": "channels"}):
+        figure = Figure(figsize=(WIDTH, 0.75 + 0.21 * len(bars)), layout="constrained")
+        axes = figure.add_subplot()
+        _panel(axes, budget, bars)
+        axes.set_yticks(range(len(bars)), labels=[names[bar.group] for bar in bars], color=INK)
+        axes.set_ylim(len(bars) - 0.4, -0.6)
+        text = f"{budget}: " + ", ".join(f"{b.group} {b.kept} of {b.channels}" for b in bars)
         return _svg(figure, "Channels per group, kept of dense", text)
 
 
@@ -187,39 +228,43 @@ def _panel(axes: Any, budget: str, bars: Sequence[Bar]) -> None:
     axes.barh(rows, [100] * len(bars), height=0.62, color=TRACK)
     axes.barh(rows, [100 * bar.kept / bar.channels for bar in bars], height=0.62, color=SERIES[0])
     for row, bar in enumerate(bars):
-        axes.text(103, row, f"{bar.kept} / {bar.channels}", va="center", fontsize=8, color=QUIET)
-    axes.set_xlim(0, 138)
+        axes.text(103, row, f"{bar.kept} / {bar.channels}", va="center", color=QUIET)
+    axes.set_xlim(0, 160)
     axes.set_xticks([0, 50, 100], labels=["0", "50", "100%"])
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.set_title(budget, loc="left", fontsize=11, color=INK, fontweight="bold")
 
 
-def search_trace(trace: Sequence[Mapping[str, float]]) -> Markup:
+def search_trace(trace: Sequence[Mapping[str, float]]) -> list[Markup]:
     """The loss per step; where gates were learned also the expected cost beside its limit, and the cost's price."""
-    with mpl.rc_context({**STYLE, "svg.hashsalt": "trace"}):
-        priced = [row for row in trace if {"cost", "limit", "lambda"} <= row.keys()]
-        losses = [row for row in trace if row.get("loss") is not None]
-        figure = Figure(figsize=(9.6, 2.9), layout="constrained")
-        panels = figure.subplots(1, 3 if priced else 1, squeeze=False)[0]
-        _trace_line(panels[0], losses, "loss", "loss", SERIES[0])
-        if priced:
-            _trace_line(panels[1], priced, "cost", "cost, % of dense", SERIES[1], 100)
-            limits = [100 * row["limit"] for row in priced]
-            panels[1].plot([r["step"] for r in priced], limits, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-            _trace_line(panels[2], priced, "lambda", "price of the cost", SERIES[0])
-        for axes in panels:
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        ends = f"Loss {losses[0]['loss']:.3g} to {losses[-1]['loss']:.3g}" if losses else "No loss"
-        return _svg(figure, "The search, step by step", f"{ends} in {trace[-1].get('step', len(trace)):g} steps.")
+    losses = [row for row in trace if row.get("loss") is not None]
+    ends = f"Loss {losses[0]['loss']:.3g} to {losses[-1]['loss']:.3g}" if losses else "No loss"
+    told = f"{ends} in {trace[-1].get('step', len(trace)):g} steps."
+    priced = [row for row in trace if {"cost", "limit", "lambda"} <= row.keys()]
+    drawn = [_trace(losses, ("loss", "loss"), SERIES[0], told)]
+    if priced:
+        limits = [100 * row["limit"] for row in priced]
+        drawn.append(_trace(priced, ("cost", "cost, % of dense"), SERIES[1], told, 100, limits))
+        drawn.append(_trace(priced, ("lambda", "price of the cost"), SERIES[0], told))
+    return drawn
 
 
-def _trace_line(
-    axes: Axes, rows: Sequence[Mapping[str, float]], name: str, label: str, colour: str, factor: float = 1
-) -> None:
-    """One figure of the trace, over the steps."""
-    axes.plot([row["step"] for row in rows], [factor * row[name] for row in rows], color=colour, linewidth=1.2)
-    axes.set(xlabel="step", ylabel=label)
-    axes.set_ylim(bottom=0)
+def _trace(
+    rows: Sequence[Mapping[str, float]], shown: tuple[str, str], colour: str, told: str, factor: float = 1,
+    limits: Sequence[float] = (),
+) -> Markup:  # fmt: skip
+    """One figure of the trace over the steps, by its name and its label; limits are dashed."""
+    name, label = shown
+    with mpl.rc_context({**STYLE, "svg.hashsalt": f"trace {name}"}):
+        figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([row["step"] for row in rows], [factor * row[name] for row in rows], color=colour, linewidth=1.2)
+        if limits:
+            axes.plot([row["step"] for row in rows], limits, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        axes.set(xlabel="step", ylabel=label)
+        axes.set_ylim(bottom=0)
+        return _svg(figure, f"The search, step by step: {label}", told)
 
 
 def _svg(figure: Figure, title: str, description: str) -> Markup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -55,9 +56,15 @@ def _panel(number: int, field: Field, beside: Path) -> _Panel:
         series.setdefault(one.run, []).append(point)
     front = [point for one, point in placed if one.worth]
     return _Panel(
-        field=field, chart=charts.latency_score(series, field.score_name, field.score_unit, front),
+        field=field, chart=charts.latency_score(series, _axis(field, points), front),
         networks=tuple(_shown(one, anchor, beside) for one, anchor in zip(field.candidates, anchors, strict=True)),
     )  # fmt: skip
+
+
+def _axis(field: Field, points: Sequence[charts.Point]) -> charts.ScoreAxis:
+    """With the number of test examples, where it is the same for all."""
+    examples = {one.row.test_examples for one in field.candidates}
+    return charts.score_axis(points, field.score_name, field.score_unit, examples.pop() if len(examples) == 1 else None)
 
 
 def _point(one: Candidate, link: str, field: Field) -> charts.Point:
@@ -71,7 +78,7 @@ def _point(one: Candidate, link: str, field: Field) -> charts.Point:
 
 def _shown(one: Candidate, anchor: str, beside: Path) -> _Shown:
     bars = None if one.row.budget == "dense" else bars_of(one.folder)
-    chart = charts.channels({one.row.budget: bars}) if bars else None
+    chart = charts.channels(one.row.budget, bars) if bars else None
     page = one.folder.parents[1] / "report.html"
     link = quote(os.path.relpath(page, beside.absolute())) if page.is_file() else None
     return _Shown(anchor=anchor, candidate=one, chart=chart, report=link)

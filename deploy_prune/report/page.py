@@ -13,13 +13,13 @@ from deploy_prune.errors import RunFolderError, printable
 from deploy_prune.report import charts, latency, pictures, table
 from deploy_prune.report.files import read, shaped
 from deploy_prune.report.row import Row
+from deploy_prune.report.take import advice
 from deploy_prune.report.template import template
 from deploy_prune.report.units import in_unit
 from deploy_prune.system import strict_json
 from deploy_prune.system.shell import write_text
 from deploy_prune.types import Metric
 
-MAX_PANELS = 4
 METRICS: Final[dict[Metric, str]] = {
     "latency": "latency", "macs": "MACs", "params": "parameters", "size": "size"
 }  # fmt: skip
@@ -88,12 +88,14 @@ def write_page(run: Path) -> Path:
         sentences=headline(found.rows or ()),
         remarks=latency.remarks(found.rows or ()),
         cards=_cards(found.rows or ()),
-        score_chart=_score_chart(found.rows or ()),
+        score_charts=_score_charts(found.rows or ()),
+        test_examples=_test_examples(found.rows or ()),
+        advice=advice(run, found.rows or ()),
         score_name=found.rows[0].score_name if found.rows else "score",
         without_dense_row=_enumerate(latency.without_dense_row(found.rows or ())),
         channel_charts={name: _channel_charts([n for n in found.networks if n.target == name]) for name in names},
         pictures=pictures.of_run(run, found.rows or ()),
-        trace_chart=charts.search_trace(found.trace) if found.trace else None,
+        trace_charts=charts.search_trace(found.trace) if found.trace else None,
     )
     write_text(run / "report.html", page)
     return run / "report.html"
@@ -267,10 +269,24 @@ def _cards(rows: Sequence[Row]) -> list[Row]:
     return [row for row in good if row.measured_on is not None] or good
 
 
-def _score_chart(rows: Sequence[Row]) -> Markup | None:
+def _score_charts(rows: Sequence[Row]) -> list[Markup]:
+    """A chart of what was measured and one of what is predicted: their milliseconds don't belong on one axis."""
     found = {target: _points(places) for target, places in latency.placed(rows).items()}
     series = {target: points for target, points in found.items() if points}
-    return charts.latency_score(series, rows[0].score_name, rows[0].score_unit) if series else None
+    if not series:
+        return []
+    every = [point for points in series.values() for point in points]
+    axis = charts.score_axis(every, rows[0].score_name, rows[0].score_unit, _test_examples(rows))
+    drawn = []
+    for title, is_measured in (("measured", True), ("predicted, no device attached", False)):
+        here = {name: points for name, points in series.items() if all(p.measured for p in points) is is_measured}
+        if here:
+            drawn.append(charts.latency_score(here, axis, title=title))
+    return drawn
+
+
+def _test_examples(rows: Sequence[Row]) -> int | None:
+    return next((row.test_examples for row in rows if row.test_examples is not None), None)
 
 
 def _points(places: Sequence[latency.Placed]) -> list[charts.Point]:
@@ -286,6 +302,5 @@ def _points(places: Sequence[latency.Placed]) -> list[charts.Point]:
 
 
 def _channel_charts(networks: Sequence[Network]) -> list[Markup]:
-    """One chart per handful of budgets, so that panels stay readable."""
-    bars = [(network.budget, network.bars) for network in networks if network.bars]
-    return [charts.channels(dict(bars[at : at + MAX_PANELS])) for at in range(0, len(bars), MAX_PANELS)]
+    """One chart per budget."""
+    return [charts.channels(network.budget, network.bars) for network in networks if network.bars]

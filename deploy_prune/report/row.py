@@ -33,6 +33,7 @@ class Row:
     classes, and scored on ``test_examples``.
     ``status``: "ok" where it was measured, "predicted" where no device is attached, and all checks passed in either
     case. ``error_kind``: the name of the error's class in errors.py, which has the command's exit code.
+    ``format``: the artifact's; None in results of versions that didn't write it.
     ``refused``: why the artifact isn't in the target's precision but in ``precision`` (``export.on_refusal``).
     """
 
@@ -73,6 +74,7 @@ class Row:
     score_name: str = "accuracy"
     score_unit: str = "%"
     higher_is_better: bool = True
+    format: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no measurement gives: rows are read from files too, and are divided by.

@@ -47,11 +47,11 @@ def failed_rows(context: RunContext, costs: CandidateCosts, target: Target, erro
 def empty_row(target: Target, budget: str, metric: Metric, score: Score) -> Row:
     """Of a target and budget of which nothing is known yet."""
     return Row(
-        target=target.name, runtime=target.runtime, precision=target.precision, budget=budget, metric=metric,
-        asked=None, predicted=None, predicted_ms=None, measured_p50_ms=None, measured_p90_ms=None, dense_p50_ms=None,
-        measured_on=None, macs=None, params=None, size_bytes=None, score=None, score_dense=None, score_artifact=None,
-        parity_max_abs=None, score_name=score.name, score_unit=score.unit, higher_is_better=score.higher,
-        status="predicted" if target.runner is None else "ok", error=None,
+        target=target.name, runtime=target.runtime, format=target.format, precision=target.precision, budget=budget,
+        metric=metric, asked=None, predicted=None, predicted_ms=None, measured_p50_ms=None, measured_p90_ms=None,
+        dense_p50_ms=None, measured_on=None, macs=None, params=None, size_bytes=None, score=None, score_dense=None,
+        score_artifact=None, parity_max_abs=None, score_name=score.name, score_unit=score.unit,
+        higher_is_better=score.higher, status="predicted" if target.runner is None else "ok", error=None,
     )  # fmt: skip
 
 

@@ -67,12 +67,42 @@ def test_the_loop_shows_asked_predicted_and_measured_per_step(text):
 def test_charts_are_valid_svg_with_titles_and_real_text(html):
     drawings = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)]
     titles = [drawing.findtext("{http://www.w3.org/2000/svg}title") for drawing in drawings]
-    assert titles.count("Accuracy against latency") == 1
-    assert titles.count("Channels per group, kept of dense") == 2
-    assert titles.count("The search, step by step") == 1
+    assert titles.count("Accuracy against latency") == 2, "measured, and predicted"
+    assert titles.count("Channels per group, kept of dense") == 5, "one for each network"
+    assert titles.count("The search, step by step: loss") == 1
     assert all(drawing.get("role") == "img" and drawing.get("aria-label") for drawing in drawings)
-    words = [word.text for word in drawings[0].iter("{http://www.w3.org/2000/svg}text")]
-    assert {"dense", "75%", "50%", "35%", "host", "jetson-orin-nano (predicted)"} <= set(words)
+    measured, predicted = (words_of(drawing) for drawing in drawings[:2])
+    assert {"measured", "dense", "75%", "50%", "35%", "host"} <= measured
+    assert {"predicted, no device attached", "dense", "75%", "50%", "jetson-orin-nano (predicted)"} <= predicted
+    assert "35%" not in predicted, "it failed"
+
+
+def words_of(drawing) -> set[str]:
+    return {word.text for word in drawing.iter("{http://www.w3.org/2000/svg}text")}
+
+
+def test_the_score_axis_says_its_ends_and_of_how_many_examples_and_is_the_same_for_all_charts(run):
+    edit(run / "results.json", lambda rows: [row.update(test_examples=846) for row in rows])
+    html = write_page(run).read_text(encoding="utf-8")
+    charts = [svg for svg in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL) if "against latency</title>" in svg]
+    words = [words_of(ElementTree.fromstring(chart)) for chart in charts]
+    lowest, highest = 0.983 - 0.06 * 0.65**2, 0.983
+    room = 0.18 * (highest - lowest)
+    ends = f"{100 * (lowest - room):.1f} to {100 * (highest + room):.1f}, n = 846"
+    assert [ends in found and "accuracy, %" in found for found in words] == [True, True]
+
+
+def test_tables_say_format_and_precision(run):
+    edit(run / "results.json", lambda rows: [row.update(format="onnx", precision="int8") for row in rows])
+    text, _ = read(write_page(run))
+    assert "host 75% onnx int8 1.32x" in text
+
+
+def test_the_page_says_what_to_take_and_how(text, mobilenet):
+    assert "Take this one" in text
+    assert "host · 35% 2.82x: the best score" not in text
+    assert f"deploy-prune export {mobilenet} --target host --budget" in text
+    assert "bundles/mobilenet-host-50pct.zip" in text
 
 
 def test_colours_all_follow_the_page(html):
@@ -81,8 +111,9 @@ def test_colours_all_follow_the_page(html):
 
 def test_predicted_points_are_hollow(html):
     chart = html[html.index("Accuracy against latency</title>") : html.index("Channels kept</h2>")]
-    assert chart.count("fill: var(--card); stroke: var(--s2)") == 3, "dense, 75% and 50% of the predicted target"
-    assert "fill: var(--card); stroke: var(--s1)" not in chart
+    assert chart.count("fill: var(--card); stroke: var(--s1)") == 3, "dense, 75% and 50% of the predicted target"
+    measured = chart[: chart.index("Accuracy against latency</title>")]
+    assert "fill: var(--card)" not in measured
 
 
 def test_channels_before_and_after_stand_beside_each_bar(text):
@@ -159,18 +190,18 @@ def test_a_trace_without_cost_has_one_panel(run):
 
     edit(run / "search" / "trace.json", loss_only)
     page = write_page(run).read_text(encoding="utf-8")
-    assert "cost, % of the limit" not in page
+    assert "The search, step by step: loss" in page
+    assert "cost, % of dense" not in page
 
 
 def test_latencies_far_apart_get_a_logarithmic_axis(run):
     def slower(rows):
-        for row in rows:
-            if row["target"] != "host":
-                row["predicted_ms"] = row["predicted_ms"] and 100 * row["predicted_ms"]
+        for row in rows[5:6]:
+            row["predicted_ms"] = row["predicted_ms"] / 100
 
     edit(run / "results.json", slower)
     text, _ = read(write_page(run))
-    assert " 10 20 50 100 " in text
+    assert " 0.02 0.05 0.1 0.2 0.5 " in text
 
 
 @pytest.mark.parametrize(
