@@ -129,7 +129,7 @@ def init(yes: bool, **said: Any) -> None:
     and a budget that can be met. The rest is asked. Ends with what `check` says.
     """
     from deploy_prune.commands import init
-    from deploy_prune.report.table import check_tables
+    from deploy_prune.report.table import check_tables, left_whole
     from deploy_prune.report.terminal import output, rich_progress
 
     def ask(question: str, likely: str, answers: Sequence[str]) -> str:
@@ -139,7 +139,7 @@ def init(yes: bool, **said: Any) -> None:
     with rich_progress() as progress:
         begun, report = init.begin(wanted, progress)
     init.write(begun)
-    output().print(*check_tables(report)[-3:], sep="\n")
+    output().print(*left_whole(report), *check_tables(report)[-3:], sep="\n")
     say(f"{begun.path} is written. Run it: deploy-prune recipe {begun.path}")
     require_met(report)
 

@@ -15,6 +15,7 @@ import click
 from deploy_prune import cli, errors
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.recipe.tasks import DetectionRecipe, SegmentationRecipe
+from deploy_prune.report.remedies import REMEDIES
 from deploy_prune.search.methods import METHODS
 
 MARKER: Final = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
@@ -94,6 +95,11 @@ def error_table() -> str:
     return "\n".join(rows)
 
 
+def remedies() -> str:
+    """Every kind of reason for which a layer is left whole, as check words it, and what to change."""
+    return "\n\n".join(f"### {one.title}\n\n{one.change}" for one in REMEDIES)
+
+
 def commands() -> str:
     """Every command's own help, as the terminal shows it."""
     return "\n\n".join(
@@ -150,5 +156,6 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "options": options,
     "errors": error_table,
     "commands": commands,
+    "remedies": remedies,
 }
 """Name in a marker -> what makes the part."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from deploy_prune.commands.left_whole import places
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.results import CheckReport
 from deploy_prune.run import stages
@@ -36,5 +37,5 @@ def check(recipe: Recipe, progress: Progress = silent) -> CheckReport:
             recipe_name=recipe.name, network=recipe.model.source, structure=costs.structure,
             dense={"macs": costs.cost(context.targets[0], "macs")(counts), "params": float(costs.num_params(counts))},
             targets=targets, budgets=budgets, seconds=time.perf_counter() - started,
-            summary=context.summary,
+            summary=context.summary, places=places(costs.network, costs.structure.whole),
         )  # fmt: skip

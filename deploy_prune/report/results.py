@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from deploy_prune.cost import Lost
+from deploy_prune.report.remedies import Remedy, remedy_of
 from deploy_prune.report.row import Row
-from deploy_prune.types import Metric, Structure
+from deploy_prune.types import Metric, Structure, Whole
 
 LAGS: Final = 0.03
 """Latency fell less than the MACs did if its share of dense is larger by this much, at the low end of its interval."""
@@ -39,9 +40,22 @@ class BudgetReach:
     reason: str | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A class of a network's code: its name, and where it begins."""
+
+    kind: str
+    file: str
+    line: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CheckReport:
-    """What ``check`` found. ``dense``: macs and params. ``summary``: sentences of what goes into the network."""
+    """What ``check`` found. ``dense``: macs and params. ``summary``: sentences of what goes into the network.
+
+    ``places``: of each part that is left whole, in the order of ``structure.whole``, the class that uses it; None where
+    its file isn't known.
+    """
 
     recipe_name: str
     network: str
@@ -51,9 +65,17 @@ class CheckReport:
     budgets: tuple[BudgetReach, ...]
     seconds: float
     summary: tuple[str, ...] = ()
+    places: tuple[Place | None, ...] = ()
+
+    @property
+    def left_whole(self) -> tuple[tuple[Whole, Place | None, Remedy | None], ...]:
+        """What is left whole, where that is, and what frees it."""
+        places = self.places or (None,) * len(self.structure.whole)
+        found = zip(self.structure.whole, places, strict=True)
+        return tuple((whole, place, remedy_of(whole.reason)) for whole, place in found)
 
     def as_json(self) -> dict[str, Any]:
-        """For a file: figures, groups that can be pruned, and layers that are left whole, with the reason."""
+        """For a file: figures, groups that can be pruned, and layers that are left whole: why, where, the remedy."""
         groups = [
             {
                 "name": group.name, "channels": group.channels, "period": group.period,
@@ -62,7 +84,10 @@ class CheckReport:
             }
             for group in self.structure.groups
         ]  # fmt: skip
-        whole = [asdict(part) for part in self.structure.whole]
+        whole = [
+            {**asdict(part), "place": place and asdict(place), "remedy": remedy and remedy.change}
+            for part, place, remedy in self.left_whole
+        ]
         figures = {"targets": [asdict(x) for x in self.targets], "budgets": [asdict(x) for x in self.budgets]}
         return {
             "recipe": self.recipe_name, "network": self.network, "dense": self.dense, "groups": groups, "whole": whole,

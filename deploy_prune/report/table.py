@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import RenderableType
@@ -13,7 +14,7 @@ from deploy_prune.report import latency
 from deploy_prune.report.results import BudgetReach, CheckReport, Outcome, TargetReach
 from deploy_prune.report.row import Row
 from deploy_prune.report.units import NONE, amount, in_unit, percent, plain
-from deploy_prune.types import ChannelGroup, Structure
+from deploy_prune.types import ChannelGroup
 
 
 def results_table(rows: Sequence[Row]) -> Table:
@@ -159,7 +160,7 @@ def check_tables(report: CheckReport) -> tuple[RenderableType, ...]:
     parts: list[RenderableType] = [Text(f"{report.recipe_name}: {report.network}, {dense}", style="bold")]
     parts.extend(map(Text, report.summary))
     parts.append(_groups(report.structure.groups))
-    parts.append(_whole(report.structure))
+    parts += left_whole(report)
     parts.append(_targets(report.targets))
     parts.append(_budgets(report.budgets))
     parts.append(Text(f"Checked in {report.seconds:.1f} s; nothing was trained.", style="dim"))
@@ -173,23 +174,31 @@ def _groups(groups: Sequence[ChannelGroup]) -> RenderableType:
     table.add_column("channels", justify="right")
     table.add_column("period", justify="right")
     table.add_column("layers touched", justify="right")
-    table.add_column("read by", overflow="ellipsis", no_wrap=True)
+    table.add_column("read by")
     for group in groups:
-        readers = ", ".join(_modules(axis.tensor for axis in group.consumers))
+        first, *others = _modules(axis.tensor for axis in group.consumers) or (NONE,)
+        readers = f"{first} and {len(others)} more" if others else first
         touched = len(_modules(axis.tensor for axis in group.members))
         table.add_row(Text(group.name), str(group.channels), str(group.period), str(touched), Text(readers))
     return table
 
 
-def _whole(structure: Structure) -> RenderableType:
-    if not structure.whole:
-        return Text("Nothing is left whole.")
+def left_whole(report: CheckReport) -> tuple[RenderableType, ...]:
+    """What can't be pruned, why, and where it is; below it for each kind of reason what to change."""
+    if not report.left_whole:
+        return (Text("Nothing is left whole."),)
     table = plain_table("left whole", title="Not prunable")
-    table.add_column("channels", justify="right")
+    table.add_column("channels", justify="right", no_wrap=True)
     table.add_column("why")
-    for part in structure.whole:
-        table.add_row(Text(part.name), str(part.channels), Text(part.reason))
-    return table
+    table.add_column("used in")
+    remedies: dict[str, list[str]] = {}
+    for part, place, remedy in report.left_whole:
+        where = lines(place.kind, f"{place.file}:{place.line}") if place else NONE
+        table.add_row(Text(part.name), str(part.channels), Text(part.reason), Text(where))
+        if remedy is not None:
+            remedies.setdefault(f"{remedy.title}. {remedy.change}", []).append(part.name)
+    told = [f"{', '.join(dict.fromkeys(names))}: {what}" for what, names in remedies.items()]
+    return (table, Text("To free them", style="bold"), *map(Text, told), Text(""))
 
 
 def _targets(targets: Sequence[TargetReach]) -> Table:
@@ -216,10 +225,20 @@ def _budgets(budgets: Sequence[BudgetReach]) -> Table:
     return table
 
 
+class WholeNames(Table):
+    """A table that breaks a name too long for its column into lines: a name that is cut short may look like another."""
+
+    def add_column(self, header: RenderableType = "", *args: Any, **how: Any) -> None:
+        """As rich's, with other overflow; figures (no_wrap) are never broken."""
+        super().add_column(header, *args, **{"overflow": "ellipsis" if how.get("no_wrap") else "fold", **how})
+
+
 def plain_table(*headers: str, title: str | None = None) -> Table:
     """An empty table with these columns, in the style of all."""
-    table = Table(*headers, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = WholeNames(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.title_style, table.title_justify = "bold not italic", "left"
+    for header in headers:
+        table.add_column(header)
     return table
 
 

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, TextIO
 
-from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.segment import Segment
 from rich.table import Column, Table
@@ -26,6 +26,7 @@ from rich.text import Text
 
 from deploy_prune import types
 from deploy_prune.errors import printable
+from deploy_prune.report.table import plain_table
 
 PLAIN_EVERY_S = 5.0
 SHARE: Final = "kept/"
@@ -116,12 +117,27 @@ class Bars:
     def __call__(self, work: str, done: int, total: int, **figures: float) -> None:
         """Move the work's bar."""
         if work not in self._tasks:
-            self._tasks[work] = self._bars.add_task(work, figures="")
+            self._tasks[work] = self._bars.add_task(work, figures="", begun=done)
         task = self._tasks[work]
         self._bars.update(task, completed=done, total=total, figures=_shown(figures))
         if done >= total:
             self._bars.console.print(Text(f"{work}: {done}/{total} {_shown(figures)}".rstrip()))
             self._bars.remove_task(self._tasks.pop(work))
+
+
+class TimeLeft(ProgressColumn):
+    """As in "6 min left": what is left takes as long a step as what was done since the bar is there.
+
+    Rich's own column looks back 30 seconds, in which no part of a long run ends.
+    """
+
+    def render(self, task: Task) -> Text:
+        """Nothing before the first step is done."""
+        begun = task.fields["begun"]
+        done = task.completed - begun
+        if not done or task.total is None or not task.elapsed:
+            return Text("")
+        return Text(f"{in_words(task.elapsed / done * (task.total - task.completed))} left")
 
 
 def _bars(console: Console) -> Progress:
@@ -132,7 +148,7 @@ def _bars(console: Console) -> Progress:
         TextColumn("{task.description}", markup=False, table_column=work),
         BarColumn(bar_width=_BAR, table_column=bar),
         MofNCompleteColumn(table_column=count),
-        TimeRemainingColumn(table_column=left),
+        TimeLeft(table_column=left),
         TextColumn("{task.fields[figures]}", markup=False, table_column=figures),
         console=console, expand=True,
     )  # fmt: skip
@@ -164,13 +180,12 @@ def _blocks(shares: Sequence[float]) -> str:
 
 
 def targets_table(targets: Sequence[types.Target]) -> Table:
-    """A row per device."""
-    columns = ("target", "device", "runtime", "format", "precision", "threads", "channels in", "latency")
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    """A row per device; at most 80 columns wide."""
+    table = plain_table("target", "device", "runtime", "format\nprecision", "threads", "channels in", "latency")
     for target in targets:
         step = "measured steps" if target.granularity is None else f"steps of {target.granularity}"
-        kind = (target.name, target.title, target.runtime, target.format, target.precision, str(target.threads), step)
-        table.add_row(*(Text(cell) for cell in (*kind, _how_known(target))))
+        kind = (target.name, target.title, target.runtime, f"{target.format}\n{target.precision}", str(target.threads))
+        table.add_row(*(Text(cell) for cell in (*kind, step, _how_known(target))))
     return table
 
 

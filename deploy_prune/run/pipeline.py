@@ -107,6 +107,7 @@ def _count_parts(context: RunContext) -> Callable[[], None]:
     """What tells the progress, after each part of the run, how many of all are done."""
     rows = sum(1 + len(context.recipe.budgets_of(target.name)) for target in context.targets)
     total, numbers = 3 + rows, itertools.count(1)  # 3: dense network, search, adaptation
+    context.session.progress("whole run", 0, total)
     return lambda: context.session.progress("whole run", next(numbers), total)
 
 

@@ -62,8 +62,32 @@ def test_a_narrow_terminal_shows_all_numbers(columns, monkeypatch):
     last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue().split("whole run")[-1])
     assert "3/11" in last
     assert "99/300" in last
-    assert re.search(r"\d:\d\d:\d\d", last)
+    assert re.search(r"99/300 \d+ s left", last)
     assert max(map(len, last.splitlines())) <= columns
+
+
+def test_a_bar_says_how_long_is_left_of_parts_that_take_minutes(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    stream, now = Terminal(), [0.0]
+    with rich_progress(stream) as progress:
+        progress._bars.get_time = lambda: now[0]
+        for part in range(8):
+            now[0] = part * 90.0
+            progress("whole run", part, 11)
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue().split("whole run")[-1])
+    assert "7/11" in last
+    assert "6 min left" in last
+
+
+def test_a_notebook_gets_plain_lines(monkeypatch):
+    monkeypatch.setattr(terminal.PrintableConsole, "is_interactive", True, raising=False)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    stream = io.StringIO()
+    with rich_progress(stream) as progress:
+        progress("whole run", 0, 2)
+        progress("whole run", 2, 2)
+    assert stream.getvalue() == "whole run: 0/2\nwhole run: 2/2\n"
 
 
 def test_each_work_has_its_own_first_line():
