@@ -98,7 +98,7 @@ REMEDIES: Final = (
     ),
     Remedy(
         title="An operator mixes its channels",
-        says=r" (adds|mixes|reduces|sums|joins|picks|lays|repeats|writes|reads) .*|with a vector|has one output channel",
+        says=r" (adds|mixes|reduces|sums|joins|picks|lays|repeats|writes|reads) |with a vector|has one output channel",
         change="Let a layer with weights (linear, or a 1x1 convolution) stand before that operator: only its output "
         "stays whole then.",
     ),

@@ -147,7 +147,8 @@ class _Surgery:
         both_CAA = self.there_CA[:, :, None] & self.there_CA[:, None]
         block_CAA = torch.where(both_CAA, block_CAA, torch.eye(self.there_CA.shape[1], dtype=block_CAA.dtype))
         weight_CAO = self._weights()
-        return self.scale * ((weight_CAO * torch.linalg.solve(block_CAA, weight_CAO)).sum((1, 2)) - self.kept_C)
+        without_CAO: Tensor = torch.linalg.solve(block_CAA, weight_CAO)
+        return self.scale * ((weight_CAO * without_CAO).sum((1, 2)) - self.kept_C)
 
     def remove(self, units: Tensor) -> None:
         """Let these units go, int64[...]."""
