@@ -201,6 +201,10 @@ def test_a_planted_fault_is_caught(kind, network, fault, tmp_path):
         with pytest.raises(MeasurementError, match="can't be run"):
             check_parity(network, artifact, images(64))
         return
+    if (kind[0], fault) == ("mnn", mixed_up_layout):  # which MNN itself computes wrongly: that is seen, too
+        with pytest.raises(ParityError, match="differs"):
+            check_parity(wrong, artifact, images(64))
+        return
     check_parity(wrong, artifact, images(64))
     with pytest.raises(ParityError, match="differs"):
         check_parity(network, artifact, images(64))
