@@ -91,6 +91,11 @@ REMEDIES: Final = (
         change="Give each head its own: keys, values or a table of as many heads as there are queries.",
     ),
     Remedy(
+        title="A branch that can't go",
+        says=r"^branches go with the exported graph",
+        change="Take sizes from tensors, not from numbers in the code: the network is exported with a free batch size.",
+    ),
+    Remedy(
         title="It is tied to channels that stay",
         says=r"can't be cut$|^its block must stay rectangular$|^they are one unit's gates$",
         change="Free those first: they have a line and a reason of their own. Or let a 1x1 convolution or a linear "
