@@ -188,6 +188,11 @@ def make_group():
     return group
 
 
+@pytest.fixture
+def make_residual():
+    return residual
+
+
 @pytest.fixture(scope="session")
 def accelerator() -> Accelerator:
     return make_accelerator("cpu")

@@ -34,7 +34,7 @@ METHODS: Final = {
     "magnitude": SearchMethod(score=magnitude, options=MagnitudeOptions),
     "bn_scale": SearchMethod(score=bn_scale, options=BnScaleOptions),
     "taylor": SearchMethod(score=taylor, options=TaylorOptions, valued=True),
-    "obs": SearchMethod(score=obs, options=ObsOptions),
+    "obs": SearchMethod(score=obs, options=ObsOptions, valued=True),
 }
 """Every value of ``search.method``."""
 

@@ -2,20 +2,24 @@
 
 An optimal brain surgeon (Hassibi and Stork 1993) for whole channels, layer by layer (Kwon et al., arXiv 2204.09656;
 Frantar and Alistarh, arXiv 2208.11580; Kurtic et al., arXiv 2302.04089). Nothing is trained, and no label is used. Of
-a layer with inputs X (rows), N of them, and weights W0, a set b of the inputs goes at the price
+a layer with inputs X (N rows) and weights W0, a set b of the inputs goes at the price
 
-    E(b) = min_W |X (W - W0)|^2 / N + r |W - W0|^2, W_b = 0    (r counts only the weights that stay)
-         = tr(W0_b' ([P]_bb)^-1 W0_b) - r |W0_b|^2,            P = (X'X / N + r)^-1
+    E(b) = min_W |X (W - W0)|^2 / N + r |W - W0|^2, W_b = 0
+         = tr(W0_b' (P_bb)^-1 W0_b),    P = (X'X / N + r)^-1
 
 where means are taken away first (X - mean X) if the layer has a bias or a batch norm behind it, which takes a constant
-up. A unit's price is the sum over the layers that read it, each over the square of what the layer gives; units go one
-after another, the cheapest first, and each is priced with those before it gone and W, P updated:
+up. A unit's price is the sum over the layers that read it; units go one after another, the cheapest first, and each is
+priced with those before it gone and W, P updated:
 
     W -= P_:b (P_bb)^-1 W_b        P -= P_:b (P_bb)^-1 P_b:
 
-So of two channels that are alike one is cheap and the other is not. Departs from the papers in the sum over layers, in
-r, which keeps weights as they are that few examples say nothing of (as `retrain.repair` does), and in what is said at
-`WIDEST`, `ROUNDS` and `PLACES`.
+So of two channels that are alike one is cheap and the other is not. r keeps weights as they are that few examples say
+nothing of, as in `retrain.repair`. Departs from the papers in the sum over layers, and in what is said at `WIDEST`,
+`ROUNDS` and `PLACES`.
+
+Tried with a ResNet-20 at 2.57 times fewer MACs, by 1000 training images held out, straight after the cut and repaired:
+as it stands 56% and 77%; each layer's error over the square of its output 29% and 69%; every unit priced as if it went
+alone 31% and 69%.
 
 M rows, G a convolution's groups, K numbers that one output reads, O outputs, C units, A numbers of one unit.
 """
@@ -52,7 +56,7 @@ AT_ONCE: Final = 32
 ROUNDING: Final = 1e-11
 """What r is at least, as a share of the mean square of what a layer reads before means are taken away."""
 TINY: Final = 1e-30
-"""What r and a layer's output are at least."""
+"""What r is at least."""
 
 
 class ObsOptions(Part):
@@ -113,10 +117,8 @@ class _Moments:
             if self.shifted:
                 gram_Gkk -= mean_Gk[:, :, None] * mean_Gk[:, None]
             blocks += [(gram, weight, unit_k, rounding) for gram, weight in zip(gram_Gkk, weight_GkO, strict=True)]
-        energy = sum(float((weight * (gram @ weight)).sum()) for gram, weight, _, _ in blocks)
-        scale = 1 / max(energy, TINY)
         return [
-            _Surgery(gram, weight, unit, channels, ridge * float(gram.diagonal().mean()) + rounding + TINY, scale)
+            _Surgery(gram, weight, unit, channels, ridge * float(gram.diagonal().mean()) + rounding + TINY)
             for gram, weight, unit, rounding in blocks
         ]
 
@@ -124,31 +126,23 @@ class _Moments:
 class _Surgery:
     """Units go from one layer (a convolution's group, a block) while the weights that stay are fitted anew."""
 
-    def __init__(
-        self, gram_KK: Tensor, weight_KO: Tensor, unit_K: Tensor, channels: int, ridge: float, scale: float
-    ) -> None:
+    def __init__(self, gram_KK: Tensor, weight_KO: Tensor, unit_K: Tensor, channels: int, ridge: float) -> None:
         eye_KK = torch.eye(len(gram_KK), dtype=gram_KK.dtype)
         self.inverse_KK = torch.cholesky_inverse(torch.linalg.cholesky(gram_KK + ridge * eye_KK))
         self.weight_KO = weight_KO.clone()
-        self.scale = scale
         sizes_C = torch.bincount(unit_K[unit_K >= 0], minlength=channels)
         self.there_CA = torch.arange(max(1, int(sizes_C.max()))) < sizes_C[:, None]
         self.index_CA = torch.zeros(self.there_CA.shape, dtype=torch.int64)
         self.index_CA[self.there_CA] = unit_K.argsort(stable=True)[int((unit_K < 0).sum()) :]
-        self.kept_C = ridge * (self._weights() ** 2).sum((1, 2))
-
-    def _weights(self) -> Tensor:
-        weight_CAO: Tensor = self.weight_KO[self.index_CA] * self.there_CA[:, :, None]
-        return weight_CAO
 
     def prices(self) -> Tensor:
         """What it would cost if one more unit went: [C]; 0 of those that are gone."""
         block_CAA = self.inverse_KK[self.index_CA[:, :, None], self.index_CA[:, None]]
         both_CAA = self.there_CA[:, :, None] & self.there_CA[:, None]
         block_CAA = torch.where(both_CAA, block_CAA, torch.eye(self.there_CA.shape[1], dtype=block_CAA.dtype))
-        weight_CAO = self._weights()
-        without_CAO: Tensor = torch.linalg.solve(block_CAA, weight_CAO)
-        return self.scale * ((weight_CAO * without_CAO).sum((1, 2)) - self.kept_C)
+        weight_CAO = self.weight_KO[self.index_CA] * self.there_CA[:, :, None]
+        price_C: Tensor = (weight_CAO * torch.linalg.solve(block_CAA, weight_CAO)).sum((1, 2))
+        return price_C
 
     def remove(self, units: Tensor) -> None:
         """Let these units go, int64[...]."""
@@ -158,11 +152,10 @@ class _Surgery:
             self.weight_KO -= solved_KB @ self.weight_KO[gone]
             self.inverse_KK -= solved_KB @ self.inverse_KK[gone]
         self.there_CA[units] = False
-        self.kept_C[units] = 0
 
 
 def obs(job: SearchJob) -> SearchResult:
-    """Error of the layers that read a unit when it goes and they are fitted anew, as a share of what they give.
+    """Squared error of the layers that read a unit when it goes and they are fitted anew, a mean over rows: float64[C].
 
     Inputs are those of ``num_batches`` batches in evaluation mode; memory for a layer's is bounded (`WIDEST`). Of a
     group, layers count that can be scored: plain convolutions in one or two dimensions and linear layers that read
