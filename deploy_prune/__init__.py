@@ -14,17 +14,19 @@ if TYPE_CHECKING:
     from deploy_prune.api.run import run_network, run_recipe
     from deploy_prune.data.dataset_examples import task_data
     from deploy_prune.families.raw_form import RawForm
+    from deploy_prune.report.terminal import rich_progress
     from deploy_prune.tasks.task import Drawn, Score, Task
 
 __all__ = [
-    "Drawn", "RawForm", "Score", "Task", "__version__", "export_network", "load", "prune", "run_network", "run_recipe",
-    "task_data",
+    "Drawn", "RawForm", "Score", "Task", "__version__", "export_network", "load", "prune", "rich_progress",
+    "run_network", "run_recipe", "task_data",
 ]  # fmt: skip
 
 _OFFERED: Final = {
     "export_network": "deploy_prune.api.export",
     "load": "deploy_prune.api.load",
     "prune": "deploy_prune.api.prune",
+    "rich_progress": "deploy_prune.report.terminal",
     "run_network": "deploy_prune.api.run",
     "run_recipe": "deploy_prune.api.run",
     "Drawn": "deploy_prune.tasks.task",

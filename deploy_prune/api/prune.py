@@ -43,7 +43,7 @@ from deploy_prune.surgery.try_branches import prunable
 from deploy_prune.surgery.verify import Verification, prove
 from deploy_prune.system.guard import scratch
 from deploy_prune.training.channels_last import channels_last
-from deploy_prune.training.loop import Session, device_of, make_accelerator
+from deploy_prune.training.loop import Session, device_of
 from deploy_prune.types import Budget, Forward, Keep, Loss, SearchResult, Structure, Target
 
 COUNTED: Final = ("macs", "params")
@@ -58,7 +58,7 @@ class PredictedWarning(UserWarning):
     """A budget's latency was predicted, for there is no device to measure it on."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Pruned:
     """One budget's slim network, and how it was made.
 
@@ -94,6 +94,13 @@ class Pruned:
     macs: int
     dense_params: int
     params: int
+
+    def __repr__(self) -> str:
+        """The budget, and what came out."""
+        counted = f"{self.macs / 1e6:.3g} of {self.dense_macs / 1e6:.3g} MMACs"
+        told = "" if self.is_measured else " (predicted)"
+        ms = "" if self.slim_ms is None else f"{self.slim_ms:.3g} of {self.dense_ms:.3g} ms{told}, "
+        return f"<Pruned to {self.budget.text}: {ms}{counted}>"
 
     @property
     def network(self) -> nn.Module:
@@ -180,7 +187,7 @@ def prune(
     budgets = [_readable(text, device) for text in ([budget] if isinstance(budget, str) else budget)]
     asked = _Asked(
         examples=examples, batches=_endless(batches), budgets=budgets, target=device or _any_device(config),
-        config=config, session=session or Session(accelerator=make_accelerator("auto"), seed=0),
+        config=config, session=session or Session(),
     )  # fmt: skip
     with unchanged(network.network if isinstance(network, RawForm) else network), scratch() as folder:
         form, loss = _form_and_loss(network, examples, loss)

@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: bars on a terminal, now and then a plain line elsewhere."""
+"""Progress of long work: bars on a terminal, now and then a plain line elsewhere."""
 
 from __future__ import annotations
 
@@ -40,9 +40,13 @@ _BAR: Final = 12  # columns
 
 @contextmanager
 def rich_progress(stream: TextIO | None = None) -> Iterator[types.Progress]:
-    """Yield a progress that shows a bar per work on a terminal, and plain lines on anything else (default: stderr)."""
-    stream = stream or sys.stderr
-    console = PrintableConsole(file=stream)
+    """Yield a progress that shows a bar per work on a terminal, and plain lines on anything else.
+
+    Args:
+        stream: where to. Default: standard error; in a notebook standard output, for notebooks show the other in red.
+    """
+    console = PrintableConsole(file=stream or sys.stderr)
+    stream = stream or (sys.stdout if console.is_jupyter else sys.stderr)
     if not (stream.isatty() and console.is_interactive):
         yield PlainLines(stream)
         return

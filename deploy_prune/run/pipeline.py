@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rich.console import Group
+from rich.jupyter import JupyterMixin
+from rich.text import Text
+
 from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.errors import DeployPruneError
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.page import write_page
 from deploy_prune.report.row import Row
+from deploy_prune.report.table import results_table
 from deploy_prune.run import ahead, pictures, stages, stored_recipe
 from deploy_prune.run.context import RunContext, prepare
 from deploy_prune.run.deliver import Attempt, Learned, deliver
@@ -31,12 +36,16 @@ def untold(sentence: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """A finished run: its folder, its results, and sentences of what went into the network."""
+class Run(JupyterMixin):
+    """A finished run: its folder, its results, and sentences of what went into it. A notebook shows a table."""
 
     folder: Path
     rows: tuple[Row, ...]
     summary: tuple[str, ...] = ()
+
+    def __rich__(self) -> Group:
+        """What the command ``recipe`` shows at its end."""
+        return Group(results_table(self.rows), *map(Text, self.summary), Text(str(self.folder)))
 
 
 def run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -62,7 +62,7 @@ class Session:
     """Where training runs, from which seed, and what is told of its progress.
 
     Attributes:
-        accelerator: device and precision, from `make_accelerator`.
+        accelerator: device and precision, from `make_accelerator`; default: a GPU if there is one.
         seed: of everything that is drawn.
         progress: called with the work's name, steps done and steps in all.
         kept: where a training that was stopped goes on, and keeps how far it has come; None: it begins anew.
@@ -71,8 +71,8 @@ class Session:
         compiling: dense and slim networks are compiled for training, see `compiled`; the search's isn't.
     """
 
-    accelerator: Accelerator
-    seed: int
+    accelerator: Accelerator = field(default_factory=lambda: make_accelerator("auto"))
+    seed: int = 0
     progress: Progress = silent
     kept: Kept | None = None
     ranks: Ranks = ALONE

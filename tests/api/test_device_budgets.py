@@ -113,6 +113,8 @@ def test_milliseconds_a_share_a_size_and_macs_of_one_search(device):
     assert small.plan.chosen.observed <= 0.6 * small.plan.chosen.dense
     assert few.macs <= 0.5 * few.dense_macs
     assert (few.slim_ms, few.dense_ms, small.slim_ms) == (None, None, None)
+    assert repr(few) == f"<Pruned to {few.budget.text}: {few.macs / 1e6:.3g} of {few.dense_macs / 1e6:.3g} MMACs>"
+    assert f": {half.slim_ms:.3g} of {half.dense_ms:.3g} ms, " in repr(half)
     assert {p.target.name for p in (asked, half, small, few)} == {"host"}
 
 
@@ -138,6 +140,7 @@ def test_a_device_that_is_not_attached_is_predicted_and_it_is_said():
         (found,) = prune(network, inputs, lambda f, b: f(*b).mean(), budget="60%", target="pixel-8")
     assert not found.is_measured
     assert 0.5 * found.dense_ms < found.slim_ms <= 0.6 * found.dense_ms
+    assert " ms (predicted), " in repr(found)
 
 
 # --- a network's own loss ---

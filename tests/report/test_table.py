@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from rich.console import Console
 
 from deploy_prune.report.results import BudgetReach, CheckReport, TargetReach
 from deploy_prune.report.table import check_tables, results_table
+from deploy_prune.run.pipeline import Run
 from deploy_prune.types import Axis, ChannelGroup, Structure, Whole
 
 
@@ -33,6 +35,15 @@ def test_a_measured_row_shows_every_figure(make_row):
         "1.24 ms 1.96–1.99 0.906 96.8%",
         "3.68",
     ]
+
+
+def test_a_notebook_shows_a_run_as_its_table(make_row):
+    run = Run(folder=Path("runs/<mine>"), rows=(make_row("host", "50%"),), summary=("Input: 3 x 64 x 64.",))
+    shown = run._repr_mimebundle_((), ())["text/html"]
+    assert "1.26 / 2.48" in shown
+    assert "Input: 3 x 64 x 64." in shown
+    assert "runs/&lt;mine&gt;" in shown
+    assert "Row(" not in shown
 
 
 def test_a_predicted_row_is_never_called_ok_or_measured(make_row):

@@ -4,6 +4,7 @@ import io
 import re
 
 import pytest
+import rich.console
 from rich.table import Table
 from rich.text import Text
 
@@ -127,6 +128,20 @@ def test_no_control_characters_where_there_is_no_terminal(monkeypatch):
         for step in range(1, 4):
             progress("train", step, 3, loss=2.0)
     assert stream.getvalue() == "train: 1/3 loss=2\ntrain: 3/3 loss=2\n"
+
+
+def test_a_notebook_gets_plain_lines_on_standard_output(monkeypatch, capsys):
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    with rich_progress() as progress:
+        progress("train", 1, 2)
+    assert capsys.readouterr() == ("train: 1/2\n", "")
+    with rich_progress(stream := io.StringIO()) as progress:
+        progress("train", 1, 2)
+    assert (stream.getvalue(), *capsys.readouterr()) == ("train: 1/2\n", "", "")
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: False)
+    with rich_progress() as progress:
+        progress("train", 1, 2)
+    assert capsys.readouterr() == ("", "train: 1/2\n")
 
 
 def test_a_dumb_terminal_gets_plain_lines_too(monkeypatch):
