@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 from deploy_prune.version import __version__
@@ -36,6 +37,8 @@ _OFFERED: Final = {
     "task_data": "deploy_prune.data.dataset_examples",
 }
 """Each public name's module, which is imported when the name is first asked for: torch takes seconds."""
+
+warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's, of a notebook's bars, which accelerate imports
 
 
 def __getattr__(name: str) -> Any:

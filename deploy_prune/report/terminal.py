@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, TextIO
+from importlib import import_module
+from typing import Any, Final, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -29,6 +30,9 @@ from deploy_prune.errors import printable
 from deploy_prune.report.table import plain_table
 
 PLAIN_EVERY_S = 5.0
+NOTEBOOK_EVERY_S = 0.5
+Write = Callable[[str, str], object]
+"""Gets a work's name, and the line that tells of it."""
 SHARE: Final = "kept/"
 """Figures of such names are shares, and are shown together as a row of blocks ..."""
 _BLOCKS: Final = "▁▂▃▄▅▆▇█"
@@ -40,15 +44,18 @@ _BAR: Final = 12  # columns
 
 @contextmanager
 def rich_progress(stream: TextIO | None = None) -> Iterator[types.Progress]:
-    """Yield a progress that shows a bar per work on a terminal, and plain lines on anything else.
+    """Yield a progress: a bar per work on a terminal, a line per work in a notebook, and plain lines on anything else.
 
     Args:
-        stream: where to. Default: standard error; in a notebook standard output, for notebooks show the other in red.
+        stream: where to. Default: standard error, or the output of a notebook's cell.
     """
     console = PrintableConsole(file=stream or sys.stderr)
-    stream = stream or (sys.stdout if console.is_jupyter else sys.stderr)
+    if stream is None and console.is_jupyter:
+        yield PlainLines(NotebookOutput(), every_s=NOTEBOOK_EVERY_S)
+        return
+    stream = stream or sys.stderr
     if not (stream.isatty() and console.is_interactive):
-        yield PlainLines(stream)
+        yield PlainLines(written_to(stream))
         return
     with _bars(console) as bars:
         yield Bars(bars)
@@ -88,12 +95,37 @@ class PrintableConsole(Console):
         return super()._render_buffer(clean)
 
 
+class NotebookOutput:
+    """One output of a notebook's cell, which has the last line of every work."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, str] = {}
+        self._shown: Any = None
+
+    def __call__(self, work: str, line: str) -> None:
+        """Show the line in place of the work's last one."""
+        self._lines[work] = line
+        told = {"text/plain": "\n".join(self._lines.values())}
+        if self._shown is None:
+            self._shown = import_module("IPython.display").display(told, raw=True, display_id=True)
+        else:
+            self._shown.update(told, raw=True)
+
+
+def written_to(stream: TextIO) -> Write:
+    """What writes every line to a stream."""
+    return lambda work, line: print(line, file=stream, flush=True)
+
+
 class PlainLines:
     """A progress that writes "work: done/total figures, 3 min left" at first and last steps and every few seconds."""
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream
+    def __init__(
+        self, write: Write, clock: Callable[[], float] = time.monotonic, every_s: float = PLAIN_EVERY_S
+    ) -> None:
+        self._write = write
         self._clock = clock
+        self._every_s = every_s
         self._shown: dict[str, float] = {}
         self._begun: dict[str, tuple[float, int]] = {}
 
@@ -101,12 +133,12 @@ class PlainLines:
         """Write a line if it is time for one."""
         now = self._clock()
         since, first = self._begun.setdefault(work, (now, done))
-        if done < total and now - self._shown.get(work, -PLAIN_EVERY_S) < PLAIN_EVERY_S:
+        if done < total and now - self._shown.get(work, -self._every_s) < self._every_s:
             return
         self._shown[work] = now
         left = (now - since) / (done - first) * (total - done) if done > first else 0.0
         told = f"{work}: {done}/{total} {_shown(figures)}".rstrip() + (f", {in_words(left)} left" if left >= 1 else "")
-        print(printable(told), file=self._stream, flush=True)
+        self._write(work, printable(told))
         if done >= total:
             del self._begun[work]
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 
 import pytest
 import rich.console
@@ -11,7 +12,14 @@ from rich.text import Text
 from deploy_prune import types
 from deploy_prune.commands import frame
 from deploy_prune.report import terminal
-from deploy_prune.report.terminal import PLAIN_EVERY_S, PlainLines, in_words, rich_progress, targets_table
+from deploy_prune.report.terminal import (
+    PLAIN_EVERY_S,
+    PlainLines,
+    in_words,
+    rich_progress,
+    targets_table,
+    written_to,
+)
 
 
 class Terminal(io.StringIO):
@@ -21,7 +29,7 @@ class Terminal(io.StringIO):
 
 def test_elsewhere_there_are_plain_lines_now_and_then():
     stream, now = io.StringIO(), [0.0]
-    progress = PlainLines(stream, clock=lambda: now[0])
+    progress = PlainLines(written_to(stream), clock=lambda: now[0])
     for step in range(1, 101):
         now[0] = step * 0.1
         progress("train", step, 100, loss=1 / 3)
@@ -33,7 +41,7 @@ def test_elsewhere_there_are_plain_lines_now_and_then():
 
 def test_lines_say_how_long_it_will_take():
     stream, now = io.StringIO(), [0.0]
-    progress = PlainLines(stream, clock=lambda: now[0])
+    progress = PlainLines(written_to(stream), clock=lambda: now[0])
     for step in (1, 11, 31, 41):
         now[0] = step * 6.0
         progress("train", step, 41)
@@ -93,7 +101,7 @@ def test_a_notebook_gets_plain_lines(monkeypatch):
 
 def test_each_work_has_its_own_first_line():
     stream = io.StringIO()
-    progress = PlainLines(stream, clock=lambda: 0.0)
+    progress = PlainLines(written_to(stream), clock=lambda: 0.0)
     for work in ("search", "retrain host/50%"):
         progress(work, 1, 9)
         progress(work, 2, 9)
@@ -117,7 +125,7 @@ def test_each_work_has_its_own_first_line():
 )
 def test_figures_have_three_significant_digits(value, shown):
     stream = io.StringIO()
-    PlainLines(stream)("check", 1, 1, seconds=value)
+    PlainLines(written_to(stream))("check", 1, 1, seconds=value)
     assert stream.getvalue() == f"check: 1/1 seconds={shown}\n"
 
 
@@ -130,18 +138,37 @@ def test_no_control_characters_where_there_is_no_terminal(monkeypatch):
     assert stream.getvalue() == "train: 1/3 loss=2\ntrain: 3/3 loss=2\n"
 
 
-def test_a_notebook_gets_plain_lines_on_standard_output(monkeypatch, capsys):
+class Cell:
+    """Stands for IPython.display and for the output that it makes."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+
+    def display(self, told, *, raw, display_id):
+        assert raw
+        assert display_id
+        assert not self.shown, "a second output"
+        self.shown.append(told["text/plain"])
+        return self
+
+    def update(self, told, *, raw):
+        assert raw
+        self.shown.append(told["text/plain"])
+
+
+def test_a_notebook_gets_one_output_with_a_line_for_every_work(monkeypatch, capsys):
     monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    monkeypatch.setitem(sys.modules, "IPython.display", cell := Cell())
     with rich_progress() as progress:
-        progress("train", 1, 2)
-    assert capsys.readouterr() == ("train: 1/2\n", "")
+        for work, done in (("search", 1), ("search", 2), ("export", 1), ("search", 2), ("export\x1b[2J", 2)):
+            progress(work, done, 2, loss=0.5)
+    assert cell.shown[:2] == ["search: 1/2 loss=0.5", "search: 2/2 loss=0.5"]
+    assert cell.shown[-1].splitlines()[:2] == ["search: 2/2 loss=0.5", "export: 1/2 loss=0.5"]
+    assert "\x1b" not in cell.shown[-1]
+    assert capsys.readouterr() == ("", "")
     with rich_progress(stream := io.StringIO()) as progress:
         progress("train", 1, 2)
-    assert (stream.getvalue(), *capsys.readouterr()) == ("train: 1/2\n", "", "")
-    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: False)
-    with rich_progress() as progress:
-        progress("train", 1, 2)
-    assert capsys.readouterr() == ("", "train: 1/2\n")
+    assert stream.getvalue() == "train: 1/2\n"
 
 
 def test_a_dumb_terminal_gets_plain_lines_too(monkeypatch):
@@ -180,7 +207,7 @@ def test_targets_say_whether_they_are_measured():
 
 def test_what_is_kept_of_each_group_is_a_row_of_blocks():
     stream = io.StringIO()
-    progress = PlainLines(stream, clock=lambda: 0.0)
+    progress = PlainLines(written_to(stream), clock=lambda: 0.0)
     progress("search", 1, 1, loss=1.5, **{"kept/stem": 1.0, "kept/block": 0.5, "kept/head": 0.0})
     assert stream.getvalue() == "search: 1/1 loss=1.5 █▅▁\n"
 
@@ -188,7 +215,7 @@ def test_what_is_kept_of_each_group_is_a_row_of_blocks():
 def test_many_groups_share_blocks():
     stream = io.StringIO()
     shares = {f"kept/{i}": float(i >= 50) for i in range(100)}
-    PlainLines(stream, clock=lambda: 0.0)("search", 1, 1, **shares)
+    PlainLines(written_to(stream), clock=lambda: 0.0)("search", 1, 1, **shares)
     blocks = stream.getvalue().strip().removeprefix("search: 1/1 ")
     assert len(blocks) <= 32
     assert blocks[0] == "▁"
@@ -221,7 +248,7 @@ def test_a_terminals_own_controls_stay():
 
 def test_plain_progress_shows_no_control_characters():
     stream = io.StringIO()
-    terminal.PlainLines(stream)(HOSTILE, 1, 1)
+    terminal.PlainLines(written_to(stream))(HOSTILE, 1, 1)
     assert stream.getvalue() == f"{SHOWN}: 1/1\n"
 
 
