@@ -222,7 +222,7 @@ class ExportPart(Part):
         default=0.02,
         description="How much worse an fp16 or int8 artifact may score than the network that it was made from. A "
         "number is in the score's own unit: 0.02 is two percentage points of accuracy, mAP or mIoU. '5%' is a share of "
-        "the network's score.",
+        "the network's score. The run advises to take the fastest network that scores at most this below dense.",
     )
     on_refusal: Literal["fail", "fp16"] = Field(
         default="fail",
