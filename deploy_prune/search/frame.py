@@ -59,7 +59,7 @@ class NoOptions(Part):
 class SearchMethod:
     """One line of ``METHODS``: the method, its options, and what its scores are.
 
-    ``valued``: they are values as they stand, in units of the loss or of outputs squared; all others only rank.
+    ``valued``: they are values as they stand, in units of the loss or of outputs; all others only rank.
     ``in_steps``: it takes the search's steps (`loop.fit`), which several processes can take together.
     """
 

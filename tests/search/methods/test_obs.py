@@ -53,7 +53,7 @@ def prices(network, shape, accelerator, **options):
 
 
 def fitted(rows_MK: Tensor, wanted_MO: Tensor, weight_KO: Tensor, gone: Tensor, ridge: float, shifted: bool) -> float:
-    """What is left of the output, a mean over rows, when these rows of the weight go and the others are fitted."""
+    """Squared error, a mean over rows, when these rows of the weight go and the others are fitted."""
     rows_MK, wanted_MO, weight_KO = rows_MK.double(), wanted_MO.double(), weight_KO.double()
     if shifted:
         rows_MK, wanted_MO = rows_MK - rows_MK.mean(0), wanted_MO - wanted_MO.mean(0)
@@ -62,6 +62,12 @@ def fitted(rows_MK: Tensor, wanted_MO: Tensor, weight_KO: Tensor, gone: Tensor, 
     right = torch.cat([wanted_MO, r.sqrt() * weight_KO])
     solved = torch.linalg.lstsq(system, right).solution
     return float((right - system @ solved).square().sum() / len(rows_MK))
+
+
+def strength(wanted_MO: Tensor, shifted: bool) -> float:
+    """Root mean square of an output."""
+    wanted_MO = wanted_MO.double() - wanted_MO.double().mean(0) * shifted
+    return float(wanted_MO.square().sum(1).mean().sqrt())
 
 
 def linear(bias: bool) -> nn.Sequential:
@@ -82,7 +88,7 @@ def by_hand(rows_MK, wanted_MO, weight_KO, units, ridge, shifted):
         priced[cheapest] = max(costs[cheapest] - spent, *priced.values(), 0.0)
         gone, spent = gone | (units == cheapest), costs[cheapest]
         units_gone.append(cheapest)
-    return torch.tensor([priced[u] for u in sorted(priced)], dtype=torch.float64)
+    return torch.tensor([priced[u] for u in sorted(priced)], dtype=torch.float64) / strength(wanted_MO, shifted)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -123,6 +129,7 @@ def test_a_unit_of_a_grouped_convolution_goes_from_each_of_its_groups(accelerato
     units, costs = torch.arange(4).repeat_interleave(9), torch.zeros(4)
     for some, given, weight in zip(rows.chunk(2, 1), wanted.chunk(2, 1), weights, strict=True):
         costs += torch.tensor([fitted(some, given, weight, units == u, 0.01, False) for u in range(4)])
+    costs /= strength(wanted, shifted=False)
     found = prices(network, (3, 6, 6), accelerator, ridge=0.01)
     assert len(found) == 4
     assert int(found.argmin()) == int(costs.argmin())
@@ -180,7 +187,8 @@ def test_many_units_go_in_few_rounds(accelerator, monkeypatch):
     weight = network[2].weight.detach().T
     expected = [fitted(rows, rows @ weight, weight, torch.arange(8) == u, 0.1, True) for u in range(8)]
     found = prices(network, (5,), accelerator, ridge=0.1)
-    assert torch.allclose(found, torch.tensor(expected, dtype=torch.float64), rtol=2e-3)
+    expected = torch.tensor(expected, dtype=torch.float64) / strength(rows @ weight, shifted=True)
+    assert torch.allclose(found, expected, rtol=2e-3)
 
 
 def test_a_unit_that_several_layers_read_costs_what_they_cost_together(accelerator, monkeypatch, make_residual):
