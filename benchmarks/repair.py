@@ -1,6 +1,6 @@
 """What computing the weights anew after a cut gives back, with no training and with a little.
 
-    python benchmarks/repair.py --data ROOT [--network resnet20] [--methods uniform,magnitude,taylor,gate]
+    python benchmarks/repair.py --data ROOT [--network resnet20] [--methods uniform,magnitude,taylor,obs,gate]
                                 [--point 2.57x] [--tuned 0,25,100,400] [--shots 10] [--seeds 1]
 
 ROOT (or DEPLOY_PRUNE_DATA) holds CIFAR-10, and the dense network's weights as for cifar_resnet.py. The network is cut
@@ -62,7 +62,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=os.environ.get("DEPLOY_PRUNE_DATA"))
     parser.add_argument("--weights", type=Path, help="default: ROOT/weights/cifar10_NETWORK.safetensors")
     parser.add_argument("--network", default="resnet20")
-    parser.add_argument("--methods", default="uniform,magnitude,taylor,gate")
+    parser.add_argument("--methods", default="uniform,magnitude,taylor,obs,gate")
     parser.add_argument("--point", default="2.57x")
     parser.add_argument("--tuned", default="0,25,100,400", help="numbers of retraining steps")
     parser.add_argument("--shots", type=int, default=10)
