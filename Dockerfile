@@ -15,8 +15,8 @@ COPY --from=build /wheels /wheels
 RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu 'torch>=2.11,<2.14' torchvision \
     && pip install --no-cache-dir "$(ls /wheels/*.whl)${EXTRAS:+[$EXTRAS]}" \
     && useradd --create-home --uid 1000 prune \
-    && install --directory --owner prune /work
+    && install --directory --owner prune /project
 USER prune
-WORKDIR /work
+WORKDIR /project
 ENTRYPOINT ["deploy-prune"]
 CMD ["--help"]
