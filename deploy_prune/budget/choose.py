@@ -106,8 +106,7 @@ def choose(
     """
     fixed = {**{branch.name: 1 for branch in structure.branches}, **(fixed or {})}
     stairs = {**_stairs(structure, granule, min_channels), **{name: [count] for name, count in fixed.items()}}
-    lowest = {name: counts[0] for name, counts in stairs.items()}
-    highest = {name: counts[-1] for name, counts in stairs.items()}
+    lowest, highest = smallest_counts(structure, granule, min_channels) | fixed, structure.dense_counts | fixed
     smallest, dense = cost(lowest), cost(highest)
     if not structure.groups and (smallest > limit or not dense):
         raise BudgetError(_nothing_to_cut(structure, limit, cost.metric))
@@ -121,11 +120,6 @@ def choose(
     if cost(counts) > limit:  # by a rounding error: choices priced in a batch round differently from one alone
         counts = _solve(replace(problem, limit=limit - 1e-12 * abs(limit)))
     return {name: _highest(scores[name], count) for name, count in counts.items()}
-
-
-def reachable(structure: Structure, cost: CostModel, granule: int, min_channels: int = 1) -> tuple[float, float]:
-    """(smallest, dense): what the network costs with every group at its lowest stair, and whole; in the cost's unit."""
-    return cost(smallest_counts(structure, granule, min_channels)), cost(structure.dense_counts)
 
 
 def smallest_counts(structure: Structure, granule: int, min_channels: int = 1) -> Counts:

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gating_examples import reachable
 
 from deploy_prune.budget import choose as choose_module
-from deploy_prune.budget.choose import choose, reachable
+from deploy_prune.budget.choose import choose
 from deploy_prune.cost import CostModel, LayerCost, macs, params
 from deploy_prune.errors import BudgetError
 from deploy_prune.networks import build

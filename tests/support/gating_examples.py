@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from deploy_prune.budget.choose import smallest_counts
 from deploy_prune.data.examples import Batch
 from deploy_prune.training.loop import make_accelerator
 from deploy_prune.types import Axis, ChannelGroup, Layer, LayerKind, Structure, Width
@@ -196,3 +197,8 @@ def make_residual():
 @pytest.fixture(scope="session")
 def accelerator() -> Accelerator:
     return make_accelerator("cpu")
+
+
+def reachable(structure, cost, granule, least=1):
+    """What the network costs with every group at its lowest stair, and whole."""
+    return cost(smallest_counts(structure, granule, least)), cost(structure.dense_counts)

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gating_examples import reachable
 from search_run import run_search
 from torch import nn
 
-from deploy_prune.budget.choose import choose, reachable
+from deploy_prune.budget.choose import choose
 from deploy_prune.cost import macs, params
 from deploy_prune.errors import RecipeError
 from deploy_prune.networks import build
