@@ -41,10 +41,9 @@ is used again."""
 
 FUNCTION: Final = 40.0
 """Multiply-accumulates that a CPU's core does in the time of one transcendental function of an element, for a device's
-file that has nothing better. An estimate for Arm, by instructions: the vector code of ncnn's SiLU (src/layer/arm) takes
-as long as 49 to 63 of them on the cores that execute out of order, says llvm-mca 19; on x86, its like takes less than
-by instructions, and runtimes differ by more than ten times (benchmarks/activations.py). On accelerators these
-functions are fused: any cost makes the root-mean-square error of published networks that have them larger, on NPUs."""
+file that has nothing better. An estimate for Arm, by the instructions of a vectorised SiLU, and not measured there; on
+x86 runtimes differ by more than ten times (benchmarks/activations.py). On accelerators these functions are fused: any
+cost makes the root-mean-square error of published networks that have them larger, on NPUs."""
 
 TRAFFIC: Final[Mapping[OpKind, float]] = {"conv": 1.5, "winograd": 2.0, "elementwise": 0.4, "transcendental": 0.4}
 """Traffic relative to reading operands and writing the result once. Windows overlap (a convolution by matrix product
