@@ -13,6 +13,7 @@ from typing import Any, Final
 import click
 
 from deploy_prune import cli, errors
+from deploy_prune.device.targets import file_schema
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.recipe.tasks import DetectionRecipe, SegmentationRecipe
 from deploy_prune.report.remedies import REMEDIES
@@ -69,6 +70,26 @@ def _data_keys(recipe: type[Recipe]) -> str:
     schema = recipe.model_json_schema()
     found = {key: of for key, of in keys(schema, schema["$defs"]) if key.startswith("data.")}
     return "\n".join(f"- `{key}`: {_kind(of)}. {of['description']}" for key, of in found.items())
+
+
+def target_keys() -> str:
+    """The keys of a target's file, those of its parts below them."""
+    schema = file_schema()
+    return "\n".join(_target_keys(schema, schema["$defs"]))
+
+
+def _target_keys(schema: Schema, definitions: Schema, above: str = "") -> Iterator[str]:
+    """A value with its source is one entry."""
+    for name, of in schema["properties"].items():
+        choices = of.get("anyOf", [of])
+        part = next((definitions[one["$ref"].rpartition("/")[2]] for one in choices if "$ref" in one), None)
+        below = part["properties"] if part else {}
+        sourced = below.keys() == {"value", "source"}
+        stands = below["value"] if sourced else {"type": "object"}
+        inlined = {**of, "anyOf": [stands if "$ref" in one else one for one in choices]} if part else of
+        yield f"- `{above}{name}`: {_kind(inlined)}{', as value and source' if sourced else ''}. {of['description']}"
+        if part and not sourced:
+            yield from _target_keys(part, definitions, f"{above}{name}.")
 
 
 def options() -> str:
@@ -153,6 +174,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "recipe-keys": recipe_keys,
     "boxes-keys": boxes_keys,
     "masks-keys": masks_keys,
+    "target-keys": target_keys,
     "options": options,
     "errors": error_table,
     "commands": commands,

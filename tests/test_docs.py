@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 import deploy_prune
 from deploy_prune import cli, errors
+from deploy_prune.device.targets import file_schema, load_target
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.recipe.tasks import DetectionRecipe, SegmentationRecipe, recipe_for
 from deploy_prune.search.methods import METHODS
@@ -178,6 +179,27 @@ def test_the_references_have_everything(reference):
         for name in found.options.model_fields:
             assert f"{{confval}} {method}: {name}\n" in options or f"{{confval}} search.options.{name}\n" in options
     assert all(f"## deploy-prune {name}\n" in reference.commands() for name in ALL_COMMANDS)
+
+
+def test_the_reference_has_every_key_of_a_target_file(reference):
+    text, schema = reference.target_keys(), file_schema()
+    for above, part in {
+        "": schema,
+        "roofline.": schema["$defs"]["_Roofline"],
+        "error.": schema["$defs"]["_Error"],
+    }.items():
+        for name, of in part["properties"].items():
+            assert f"- `{above}{name}`: " in text
+            assert of["description"].endswith(".")
+
+
+def test_shown_target_files_can_be_read(tmp_path):
+    shown = [text for text in fenced("text") if text.startswith("name: ")]
+    for number, text in enumerate(shown):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(text, encoding="utf-8")
+        assert load_target(str(path)).title
+    assert len(shown) >= 3
 
 
 def test_every_generated_part_has_its_page(reference):

@@ -86,43 +86,88 @@ class _Granularity(_Part):
 
 
 class _Roofline(_Part):
-    gmacs_per_s: _Number
-    depthwise_gmacs_per_s: _Number
-    gbytes_per_s: _Number
-    layer_overhead_ms: _Overhead
-    network_overhead_ms: _Overhead
-    winograd: _Number | None = None
-    matmul_gmacs_per_s: _Number | None = None
-    gfunctions_per_s: _Number | None = None
-    precision: Precision | None = None
+    gmacs_per_s: _Number = Field(description="1e9 multiply-accumulates a second in plain convolutions.")
+    depthwise_gmacs_per_s: _Number = Field(description="The same in depthwise convolutions.")
+    gbytes_per_s: _Number = Field(description="1e9 bytes of weights and feature maps moved a second.")
+    layer_overhead_ms: _Overhead = Field(
+        description="Milliseconds per convolution or matrix product, whatever its size."
+    )
+    network_overhead_ms: _Overhead = Field(description="Milliseconds once an inference.")
+    winograd: _Number | None = Field(
+        default=None,
+        description="How many times as fast as others 3x3 convolutions of stride 1 are per multiply-accumulate, for "
+        "their kernel needs fewer of them; null: 2.0. 1.0: the runtime has no such kernel.",
+    )
+    matmul_gmacs_per_s: _Number | None = Field(
+        default=None,
+        description="1e9 multiply-accumulates a second in matrix products; null: as in plain convolutions.",
+    )
+    gfunctions_per_s: _Number | None = Field(
+        default=None,
+        description="1e9 transcendental functions (SiLU, sigmoid, GELU, exp, tanh) of an element a second; null: they "
+        "take no time of their own, as on accelerators, which fuse them with the layer before.",
+    )
+    precision: Precision | None = Field(
+        default=None, description="What the rates are of; null: the target's own precision. int8 has to be said."
+    )
 
 
 class _Error(_Part):
-    median: Annotated[float, Field(gt=0, le=10)]
-    low: Annotated[float, Field(gt=0, le=1)]
-    high: Annotated[float, Field(ge=1, le=100)]
-    networks: Annotated[int, Field(ge=0, le=10000)]
-    source: Text
+    median: float = Field(gt=0, le=10, description="The median of the relative errors: 0.11 is 11%.")
+    low: float = Field(gt=0, le=1, description="Where the band of errors begins, see high.")
+    high: float = Field(
+        ge=1,
+        le=100,
+        description="For 80% of the networks, the true latency is from low to high times the predicted one.",
+    )
+    networks: int = Field(
+        ge=0,
+        le=10000,
+        description="How many networks were predicted to find this out; 0: it is taken from other devices.",
+    )
+    source: Text = Field(description="How it was found out.")
 
 
 class _Target(_Part):
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
-    title: Text
-    format: Annotated[str, AfterValidator(_known_format)]
-    precision: Precision
-    runtime: Text
-    granularity: _Granularity
-    runner: Annotated[str | Annotated[list[str], Field(min_length=1, max_length=1024)], AfterValidator(_reachable)]
-    threads: Annotated[int, Field(ge=1, le=1024)]
-    roofline: _Roofline | None = None
-    error: _Error | None = None
-    program: Annotated[Text, AfterValidator(_known_program)] | None = None
-    hardware: dict[str, _Fact] = {}
-    notes: str = ""
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9.-]*$",
+        description="Small letters, digits, dots and dashes; names the results' folder.",
+    )
+    title: Text = Field(description="What tables and pages call it.")
+    format: Annotated[str, AfterValidator(_known_format)] = Field(description="The file format, see Formats.")
+    precision: Precision = Field(description="The precision of artifacts.")
+    runtime: Text = Field(description="What loads the file on the device, as in onnxruntime.")
+    granularity: _Granularity = Field(
+        description="Channel counts are multiples of this, as many as the device computes at a time; measure: found by "
+        "a measurement, once per device."
+    )
+    runner: Annotated[str | Annotated[list[str], Field(min_length=1, max_length=1024)], AfterValidator(_reachable)] = (
+        Field(
+            description="Where latency is measured: local, ssh://[USER@]HOST[:PORT] or adb://SERIAL, or a list of "
+            "devices that are alike; none: nowhere, it is predicted from roofline."
+        )
+    )
+    threads: int = Field(ge=1, le=1024, description="Threads that the runtime uses.")
+    roofline: _Roofline | None = Field(default=None, description="The device's rates; needed with runner: none.")
+    error: _Error | None = Field(default=None, description="How far off predictions from these rates are, if known.")
+    program: Annotated[Text, AfterValidator(_known_program)] | None = Field(
+        default=None,
+        description="The runtime's own benchmark program, for a device without Python: its path on this machine, from "
+        "the folder of this file.",
+    )
+    hardware: dict[str, _Fact] = Field(
+        default={}, description="Facts for the reader, by name; nothing is computed from them."
+    )
+    notes: str = Field(default="", description="Text for the reader.")
 
 
 _BRANCHES = ("constrained-int", "literal['measure']", "constrained-float", "float", "constrained-str", "str")
 """What pydantic adds to a location for the branches of a union."""
+
+
+def file_schema() -> dict[str, Any]:
+    """The JSON Schema of a target's file: every key with its type, its bounds and what it means."""
+    return _Target.model_json_schema()
 
 
 def targets_folder() -> Path:
