@@ -36,6 +36,7 @@ from deploy_prune.networks.unchanged import unchanged
 from deploy_prune.recipe.parts import ExportPart, Recipe
 from deploy_prune.run import stages
 from deploy_prune.run.proof import calibration_inputs
+from deploy_prune.run.saved import at_its_size, recipe_file
 from deploy_prune.run.trust import found_recipe
 from deploy_prune.system.outputs import require_artifact_place
 from deploy_prune.system.shell import remove
@@ -173,9 +174,8 @@ def export_saved(source: Path, target: str, out: Path, trust: bool = False, inpu
         raise RunFolderError(message)
     network = load(source, trust=trust)
     described = json_file.load(source / "architecture.json" if source.is_dir() else source)
-    place = source.resolve() if source.is_dir() else source.resolve().parent
-    files = [place.parent.parent / "recipe.yaml", place / "transfer.yaml"]
-    recipe = next((found_recipe(file, trust) for file in files if file.is_file()), None)
+    file = recipe_file(source if source.is_dir() else source.parent)
+    recipe = None if file is None else at_its_size(found_recipe(file, trust), described)
     part = Recipe.model_fields["export"].default if recipe is None else recipe.export
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)

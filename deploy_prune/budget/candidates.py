@@ -89,6 +89,7 @@ class CandidateCosts:
         scratch: a folder for artifacts.
         calibration: real examples [N, ...] of each input, for int8; CANDIDATE_INPUTS are enough.
         since: what was measured before (seconds since 1970) is measured again.
+        beside: the same network at a larger input, which shares of dense are of; None: shares are of this one.
     """
 
     network: nn.Module
@@ -102,6 +103,7 @@ class CandidateCosts:
     progress: Progress = silent
     calibration: tuple[Tensor, ...] | None = None
     since: float = field(default_factory=still_valid)
+    beside: CandidateCosts | None = None
     _shelf: Shelf = field(default_factory=Shelf)
     _ops: list[Op] = field(default_factory=list)
     _sizes: dict[tuple[str, str, tuple[tuple[str, int], ...]], int] = field(default_factory=dict)
@@ -133,6 +135,15 @@ class CandidateCosts:
             return roofline(self.structure, target, self._operators())
         samples = self.tabled(target, VARIANTS, 0).samples
         return fit_table(self.structure, samples, self.granule(target))
+
+    @property
+    def whole(self) -> CandidateCosts:
+        """Of the dense network that shares are of."""
+        return self.beside or self
+
+    def dense(self, target: Target, metric: Metric) -> float:
+        """What the dense network costs that shares are of, by its model, in the metric's unit."""
+        return self.whole.cost(target, metric)(self.structure.dense_counts)
 
     def tabled(self, target: Target, variants: int, held_out: int) -> Tabled:
         """What a latency table of an attached target is made of, and is checked with. Kept per machine.
@@ -204,7 +215,8 @@ class CandidateCosts:
 
     def _key(self, target: Target, counts: Counts) -> dict[str, Any]:
         groups = [(g.name, g.channels, g.period) for g in self.structure.groups]
-        return {**self._identity(target), "groups": groups, "counts": counts, "runs": self.measure.runs}
+        beside = {} if self.beside is None else {"beside": [list(x.shape) for x in self.beside.inputs]}
+        return {**self._identity(target), "groups": groups, "counts": counts, "runs": self.measure.runs, **beside}
 
     def size_bytes(self, target: Target, counts: Counts) -> int:
         """The size of the artifact with these counts; one that was written before is not written again."""
@@ -221,7 +233,7 @@ class CandidateCosts:
     def _time(self, target: Target, counts: Counts) -> dict[str, float]:
         part = self.measure
         with scratch() as folder:
-            whole = self._artifact(target, self.structure.dense_counts, folder / "whole")
+            whole = self.whole._artifact(target, self.structure.dense_counts, folder / "whole")
             pair = [whole, self._artifact(target, counts, folder)]
             dense, slim = measure_steadily(target, pair, part.runs, part.warmup, self.progress)
         return {"dense_ms": dense.p50_ms, "slim_ms": slim.p50_ms}

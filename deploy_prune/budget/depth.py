@@ -74,7 +74,7 @@ def choose_depth(
         BudgetError: the budget can't be met at any depth.
     """
     structure, model = costs.structure, costs.cost(target, budget.metric)
-    limit, smallest = budget.absolute(model(structure.dense_counts)), costs.smallest(target)
+    limit, smallest = budget.absolute(costs.dense(target, budget.metric)), costs.smallest(target)
     granule, least = costs.granule(target), costs.prune.min_channels
     own = own_depth(ranks, structure, model, limit)
     tried: dict[frozenset[str], Tried] = {}

@@ -73,7 +73,7 @@ def enforce(
     model, granule = costs.cost(target, budget.metric), costs.granule(target)
     tolerance, tries = costs.measure.tolerance, 1 + costs.measure.max_corrections
     fixed = fixed_counts(costs.structure, ()) if fixed is None else fixed
-    dense, least = model(costs.structure.dense_counts), model({**costs.smallest(target), **fixed})
+    dense, least = costs.dense(target, budget.metric), model({**costs.smallest(target), **fixed})
     limit, candidates, keeps = max(budget.absolute(dense), least), list[Candidate](), list[Keep]()
     above = tolerance_above(budget, tolerance)
     for step in range(1, tries + 1):
@@ -105,7 +105,7 @@ def observe(
 ) -> Candidate:
     """The candidate itself: measured latency, counted parameters or MACs, the file's size."""
     model = costs.cost(target, budget.metric)
-    dense, observed = model(costs.structure.dense_counts), model(counts)
+    dense, observed = costs.dense(target, budget.metric), model(counts)
     if budget.metric == "latency" and target.runner is not None:
         timed = costs.timed(target, counts)
         dense, observed = timed.dense_ms, timed.slim_ms

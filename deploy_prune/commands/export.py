@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +24,8 @@ from deploy_prune.errors import ExportError, RunFolderError, of_kind, perhaps
 from deploy_prune.export.artifact import flatten
 from deploy_prune.families import Decode, RawForm, raw_form
 from deploy_prune.networks import build, weights
-from deploy_prune.recipe.parts import Recipe, parse_budget
+from deploy_prune.recipe.data import at_size
+from deploy_prune.recipe.parts import ModelPart, Recipe, parse_budget
 from deploy_prune.report.latency import sentence
 from deploy_prune.report.row import Row
 from deploy_prune.report.take import BUNDLES, bundle_place
@@ -33,6 +35,7 @@ from deploy_prune.run.folder import RunFolder, read_json, sha256
 from deploy_prune.run.trust import trusted
 from deploy_prune.system.strict_json import shown
 from deploy_prune.tasks import task_named
+from deploy_prune.types import Artifact
 
 SAMPLES: Final = 8
 NOISE_SAMPLES: Final = 16
@@ -80,13 +83,19 @@ def bundles(
     """
     finished = _finished(run, trust)
     rows = _rows(finished, target, budget)
-    examples = task_named(finished.recipe.task).load(finished.recipe.data, finished.recipe.seed)
     written = []
     for row in (row for row in rows if row.status != "failed"):
+        examples = _examples(finished.recipe, row)
         in_folder = bundle_place(finished.recipe.name, row.target, row.budget, out or BUNDLES)
         place = in_folder if out is None or budget is None else out
         written.append(write.write(_contents(finished, row, examples, trust), place))
     return Delivery(bundles=tuple(written), left_out=tuple(row for row in rows if row.status == "failed"))
+
+
+def _examples(recipe: Recipe, row: Row) -> TransferData:
+    """At the row's input size."""
+    part = recipe.data if row.image_size is None else at_size(recipe.data, row.image_size)
+    return task_named(recipe.task).load(part, recipe.seed)
 
 
 def _finished(run: Path, trust: bool) -> Finished:
@@ -143,30 +152,46 @@ def _contents(finished: Finished, row: Row, examples: TransferData, trust: bool)
     place = _place(row, recipe)
     _refuse_changed(finished, place)
     artifact = stages.artifact_of(folder, place)
+    return contents(
+        _network(finished, row, place, examples, trust), artifact, examples, recipe, recipe.model,
+        about={"run": recipe.name, "target": row.target, "budget": row.budget},
+        parity=folder.read_json(f"{place}/parity.json"),
+        latency={"in_words": sentence(row), "row": asdict(row), "latency": _latency(folder, place)},
+        provenance={"run": _of_the_run(finished)},
+    )  # fmt: skip
+
+
+def contents(
+    network: nn.Module, artifact: Artifact, examples: TransferData, recipe: Recipe, model: ModelPart,
+    **told: Mapping[str, Any],
+) -> Contents:  # fmt: skip
+    """What a bundle is made of.
+
+    Args:
+        network: what the artifact was made of, in eval mode.
+        artifact: the file or folder.
+        examples: its sample is of their test part.
+        recipe: that the network was trained by.
+        model: what builds the dense network.
+        told: ``about``, ``parity``, ``latency`` and ``provenance`` of `Contents`.
+
+    Raises:
+        ExportError: the network's inputs aren't images.
+    """
     test = examples.target_test
     if not isinstance(test, Pictures):
-        message = f"A bundle is of a network whose inputs are images; this run's task is {recipe.task}."
+        message = f"A bundle is of a network whose inputs are images; this one's task is {recipe.task}."
         raise ExportError(message)
-    network = _network(finished, row, place, examples, trust)
     count = NOISE_SAMPLES if artifact.precision == "int8" else SAMPLES
     images, inputs = _sample(test, min(count, _affordable(network, test)))
     names = examples.target_names
+    provenance = {"seed": recipe.seed, "recipe": recipe.model_dump(mode="json"), **told.pop("provenance")}
     return Contents(
-        about={"run": recipe.name, "target": row.target, "budget": row.budget},
-        artifact=artifact,
-        network=network,
-        images=images,
-        inputs=inputs,
-        mean=tuple(test.mean.tolist()),
-        std=tuple(test.std.tolist()),
-        labels=names or tuple(map(str, examples.target_classes)),
-        are_names=names is not None,
-        parity=folder.read_json(f"{place}/parity.json"),
-        latency={"in_words": sentence(row), "row": asdict(row), "latency": _latency(folder, place)},
-        provenance={"seed": recipe.seed, "recipe": recipe.model_dump(mode="json"), "run": _of_the_run(finished)},
-        fit="cut" if isinstance(test, ClassExamples) else test.frame.fit,
-        meaning=_meaning(finished, examples),
-    )
+        artifact=artifact, network=network, images=images, inputs=inputs, mean=tuple(test.mean.tolist()),
+        std=tuple(test.std.tolist()), labels=names or tuple(map(str, examples.target_classes)),
+        are_names=names is not None, fit="cut" if isinstance(test, ClassExamples) else test.frame.fit,
+        meaning=_meaning(model, examples), provenance=provenance, **told,
+    )  # fmt: skip
 
 
 def _place(row: Row, recipe: Recipe) -> str:
@@ -199,22 +224,22 @@ def _network(finished: Finished, row: Row, place: str, examples: TransferData, t
     if row.budget != "dense":
         return load.load(folder.path / place, trust=trust)
     json_file.require_trust(part, trust)
-    network = _form(finished, examples).network
+    network = _form(part, examples).network
     weights.load_state(network, folder.read_tensors("dense/adapted.safetensors"))
     return network.eval()
 
 
-def _form(finished: Finished, examples: TransferData) -> RawForm:
+def _form(model: ModelPart, examples: TransferData) -> RawForm:
     """The dense network, with new weights, and what stands around it."""
-    return raw_form(build.build_network(finished.recipe.model, examples.num_target), example_of(examples))
+    return raw_form(build.build_network(model, examples.num_target), example_of(examples))
 
 
-def _meaning(finished: Finished, examples: TransferData) -> Meaning:
+def _meaning(model: ModelPart, examples: TransferData) -> Meaning:
     """What the outputs say. Code of the user's own is run: it was trusted, for the network was built of it, too."""
     test = examples.target_test
     if isinstance(test, ClassExamples):
         return NO_DECODING
-    decode = _form(finished, examples).decode
+    decode = _form(model, examples).decode
     if isinstance(test, MaskExamples) and decode is None:
         return Meaning(kind="pixels", decode=Decode(program="decode_pixels", settings={"size": list(test.size)}))
     if isinstance(test, BoxExamples) and isinstance(decode, Decode):

@@ -20,6 +20,7 @@ from deploy_prune.data.splits import TransferData
 from deploy_prune.errors import DataError, RecipeError, RunFolderError, WeightsError
 from deploy_prune.families import raw_form
 from deploy_prune.networks import build, weights
+from deploy_prune.recipe.data import sizes_of
 from deploy_prune.recipe.file import dump, resolve
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.results import Episode, Transfer
@@ -28,6 +29,7 @@ from deploy_prune.retrain.features import match
 from deploy_prune.retrain.fewshot import adapt, feature_weight, for_new_classes
 from deploy_prune.run.context import example_of
 from deploy_prune.run.folder import load_tensors, read_json, save_tensors
+from deploy_prune.run.saved import ARCHITECTURE, RECIPE, WEIGHTS
 from deploy_prune.run.trust import found_recipe
 from deploy_prune.surgery.cut import cut
 from deploy_prune.system import strict_json
@@ -40,9 +42,6 @@ from deploy_prune.training.processes import batches_a_step
 from deploy_prune.training.threads import Tell, share_cores
 from deploy_prune.types import Progress, Structure, silent
 
-ARCHITECTURE: Final = "architecture.json"
-WEIGHTS: Final = "weights.safetensors"
-RECIPE: Final = "transfer.yaml"
 FIGURES: Final = "transfer.json"
 FEW_SHOTS: Final = 10
 """Training examples (objects of a detector) of each class, where neither the settings nor a run say how many."""
@@ -222,6 +221,8 @@ def transfer_recipe(given: Given, settings: Sequence[str]) -> Recipe:
     if made_by is not None:
         kept = [key for key in type(made_by.data).model_fields if not named or key in _OF_THE_NETWORK]
         values["data"] = {key: getattr(made_by.data, key) for key in kept}
+        if len(sizes_of(made_by.data)) > 1:
+            values["data"]["image_size"] = examples["image_size"]
         values["retrain"] = made_by.retrain.model_dump()
     if given.weights is None:
         values["retrain"] = {"init": "fresh"}

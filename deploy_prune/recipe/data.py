@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -31,6 +31,9 @@ class Part(BaseModel):
     """A part of a recipe: frozen, and strict about unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+PartT = TypeVar("PartT", bound=Part)
 
 
 def distinct(items: list[Any] | None) -> list[Any] | None:
@@ -86,26 +89,60 @@ def _checked_shots(value: object) -> object:
 
 
 def _checked_size(value: object) -> object:
-    """One sentence for what would be two kinds' errors."""
-    sides = value if isinstance(value, list) and len(value) == 2 else [value]
-    if value is None or all(type(side) is int and MIN_SIZE <= side <= MAX_SIZE for side in sides):
+    """One sentence for what would be several kinds' errors. Of several sizes the largest comes first."""
+    several = isinstance(value, list) and bool(value) and all(isinstance(one, list) for one in value)
+    sizes: list[Any] = value if isinstance(value, list) and several else [value]
+    if value is not None and not all(map(_is_size, sizes)):
+        message = f"it should be a side in pixels ({MIN_SIZE} to {MAX_SIZE}), [height, width], a list of several such "
+        message += f"pairs, or null, not {value!r}"
+        raise ValueError(message)
+    if not several:
         return value
-    message = f"it should be a side in pixels ({MIN_SIZE} to {MAX_SIZE}), [height, width] or null, not {value!r}"
-    raise ValueError(message)
+    if len(sizes) == 1:
+        return sizes[0]
+    return distinct(sorted(sizes, key=lambda size: -size[0] * size[1]))
 
 
-ImageSize = Annotated[int | list[int] | None, BeforeValidator(_checked_size)]
-"""The side of a square, or height and width, in pixels."""
+def _is_size(value: Any) -> bool:
+    sides = value if isinstance(value, list) and len(value) == 2 else [value]
+    return all(type(side) is int and MIN_SIZE <= side <= MAX_SIZE for side in sides)
+
+
+ImageSize = Annotated[int | list[int] | list[list[int]] | None, BeforeValidator(_checked_size)]
+"""The side of a square, or height and width, in pixels; or several such pairs, the largest first."""
+SEVERAL_SIZES: Final = (
+    " Several pairs, as in [[224, 224], [160, 160]]: every budget, a share of the dense network at the largest, is "
+    "planned at each of these sizes, and the network that scores best is delivered."
+)
 Classes = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(distinct)]
 Workers = Annotated[int, Field(ge=0, le=128)]
 Shots = Annotated[int | None, BeforeValidator(_checked_shots)]
 
 
-def as_size(given: int | list[int] | None) -> tuple[int, int] | None:
-    """Height and width of a recipe's image_size."""
+def as_sizes(given: int | list[int] | list[list[int]] | None) -> tuple[tuple[int, int], ...]:
+    """Heights and widths of a recipe's image_size, the largest first; () if it doesn't say."""
     if given is None:
-        return None
-    return (given, given) if isinstance(given, int) else (given[0], given[1])
+        return ()
+    if isinstance(given, int):
+        return ((given, given),)
+    pairs = [one for one in given if isinstance(one, list)] or [[side for side in given if isinstance(side, int)]]
+    return tuple((high, wide) for high, wide in pairs)
+
+
+def as_size(given: int | list[int] | list[list[int]] | None) -> tuple[int, int] | None:
+    """Height and width of a recipe's image_size, of several the largest."""
+    return next(iter(as_sizes(given)), None)
+
+
+def sizes_of(part: Part) -> tuple[tuple[int, int], ...]:
+    """Heights and widths of the input, the largest first; () if the data part doesn't say, or has no such key."""
+    return as_sizes(getattr(part, "image_size", None))
+
+
+def at_size(part: PartT, size: tuple[int, int]) -> PartT:
+    """The data part with one input size, (height, width)."""
+    high, wide = size
+    return part.model_copy(update={"image_size": high if high == wide else [high, wide]})
 
 
 class DataPart(Part):
@@ -120,7 +157,7 @@ class DataPart(Part):
     image_size: ImageSize = Field(
         default=None,
         description="The network's input in pixels: the side of a square, or [height, width]. null: from the network's "
-        "own configuration, or the images' size if all have one size.",
+        "own configuration, or the images' size if all have one size." + SEVERAL_SIZES,
     )
     channels: Literal[1, 3] = Field(default=3, description="1: images are made grey. 3: they are made colour.")
     mean: list[float] | None = Field(
@@ -163,7 +200,7 @@ class DataPart(Part):
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width of the network's input; None if the recipe doesn't say."""
+        """Height and width of the network's input, of several the largest; None if the recipe doesn't say."""
         return as_size(self.image_size)
 
     @field_validator("source")
@@ -214,7 +251,7 @@ class PicturesPart(Part):
     image_size: ImageSize = Field(
         default=None,
         description="The network's input in pixels: the side of a square, or [height, width]. null: from the network's "
-        "own configuration, or the pictures' size if all have one.",
+        "own configuration, or the pictures' size if all have one." + SEVERAL_SIZES,
     )
     fit: Fit = Field(
         default="letterbox",
@@ -262,7 +299,7 @@ class PicturesPart(Part):
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width of the network's input; None if the recipe doesn't say."""
+        """Height and width of the network's input, of several the largest; None if the recipe doesn't say."""
         return as_size(self.image_size)
 
 

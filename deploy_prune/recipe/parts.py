@@ -196,10 +196,11 @@ class PrunePart(Part):
     min_channels: Annotated[int, Field(ge=1)] = Field(
         default=1, description="Every group keeps at least so many channels."
     )
-    depth: bool = Field(
-        default=False,
+    depth: bool | None = Field(
+        default=None,
         description="Whole branches may go, too: what the network adds to a value and works without, as residual "
-        "blocks. `check` lists them as NAME:branch. The method must be one that learns gates (dap, gate, gumbel).",
+        "blocks. `check` lists them as NAME:branch. The method must be one that learns gates (dap, gate, gumbel). "
+        "null: with such a method, if narrower layers alone can't meet a budget.",
     )
     trace_timeout_s: Seconds = Field(
         default=300.0, description="Time limit for tracing the network and finding its groups."

@@ -34,6 +34,7 @@ class Row:
     ``status``: "ok" where it was measured, "predicted" where no device is attached, and all checks passed in either
     case. ``error_kind``: the name of the error's class in errors.py, which has the command's exit code.
     ``format``: the artifact's; None in results of versions that didn't write it.
+    ``image_size``: height and width of the input, where the recipe lists several; in a dense row the largest.
     ``refused``: why the artifact isn't in the target's precision but in ``precision`` (``export.on_refusal``).
     """
 
@@ -75,6 +76,7 @@ class Row:
     score_unit: str = "%"
     higher_is_better: bool = True
     format: str | None = None
+    image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no measurement gives: rows are read from files too, and are divided by.

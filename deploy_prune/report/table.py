@@ -76,6 +76,11 @@ def status(row: Row) -> str:
     return "ok" if row.measured_on is not None else "predicted"
 
 
+def input_size(row: Row) -> str:
+    """Height and width of the input, where the recipe lists several; else nothing."""
+    return "" if row.image_size is None else "{} x {} px".format(*row.image_size)
+
+
 def score(row: Row) -> str:
     """The score of the dense and of the slim network; one figure for a dense row."""
     slim = in_unit(row.score, row.score_unit)
@@ -118,7 +123,7 @@ def _result(row: Row) -> tuple[str | Text, ...]:
     counted = (plain(row.macs, "macs"), plain(row.params, "params"), plain(row.size_bytes, "size"))
     return (
         Text(row.target),
-        Text(lines(row.budget, asked)),
+        Text(lines(row.budget, asked, input_size(row))),
         lines(*faster(row)),
         lines(*milliseconds(row)),
         lines(*counted),

@@ -33,6 +33,7 @@ def template(name: str) -> Template:
         "score": table.score,
         "heading": heading,
         "in_unit": in_unit,
+        "input_size": table.input_size,
         "faster": table.faster,
         "interval": latency.interval,
         "latency_ms": latency.latency_ms,

@@ -17,14 +17,20 @@ from deploy_prune.tasks.task import Objective
 from deploy_prune.training.loop import batch_that_fits, device_of, placed
 from deploy_prune.training.ranks import ALONE, Ranks
 
+SIZES: Final = "data.image_size"
+"""The recipe's key that holds out source examples, where it lists several."""
 CHECKS: Final = 20
 """How often the held-out examples are asked, in all steps."""
 PATIENCE: Final = 5
 """After so many checks in a row without an improvement, in the second half of the steps, it is enough."""
 
 
-def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples | None]:
-    """(to train on, to stop by), the same for the same seed: ``share`` of every stratum, rounded down; None of share 0.
+def hold_out(
+    examples: Examples, share: float, seed: int, asked_by: str = "retrain.hold_out"
+) -> tuple[Examples, Examples | None]:
+    """(to train on, to judge by), the same for the same seed: ``share`` of each stratum, rounded down; None of share 0.
+
+    ``asked_by``: the recipe's key that asks for it.
 
     Raises:
         DataError: of a stratum (a class) none would be held out.
@@ -32,7 +38,7 @@ def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Exa
     if share == 0:
         return examples, None
     counts = torch.bincount(examples.strata)
-    require_held(counts.tolist(), share)
+    require_held(counts.tolist(), share, asked_by)
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
     strata = examples.strata[order]
     held = torch.cat([order[strata == c][: int(share * int(n))] for c, n in enumerate(counts.tolist())])
@@ -41,7 +47,7 @@ def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Exa
     return examples.subset((~is_held).nonzero().flatten()), examples.subset(is_held.nonzero().flatten())
 
 
-def require_held(counts: Sequence[int], share: float) -> None:
+def require_held(counts: Sequence[int], share: float, asked_by: str = "retrain.hold_out") -> None:
     """Refuse a share that is less than one example of a class. ``counts``: examples of each class (0: not there).
 
     Raises:
@@ -50,9 +56,13 @@ def require_held(counts: Sequence[int], share: float) -> None:
     fewest = min(count for count in counts if count)
     if share and int(share * fewest) == 0:
         message = (
-            f"retrain.hold_out: a share of {share:g} of the {fewest} examples of class {list(counts).index(fewest)} is "
-            f"less than one; give every class at least {ceil(1 / share)} examples (data.shots), or hold out a larger "
-            "share, or none (0)."
+            f"{asked_by}: a share of {share:g} of the {fewest} examples of class {list(counts).index(fewest)} is "
+            f"less than one, and is to be held out; give every class at least {ceil(1 / share)} examples"
+            + (
+                ", or give one size."
+                if asked_by == SIZES
+                else " (data.shots), or hold out a larger share, or none (0)."
+            )
         )
         raise DataError(message)
 

@@ -5,7 +5,7 @@ The loop itself goes on one after the other, and finds what was measured here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -15,6 +15,7 @@ from deploy_prune.errors import DeployPruneError
 from deploy_prune.run import deliver, final_latency, stages
 from deploy_prune.run.context import RunContext
 from deploy_prune.run.deliver import Attempt, Learned
+from deploy_prune.run.input_sizes import AtSize
 from deploy_prune.run.rack import Work, at_once, num_devices
 from deploy_prune.run.stages import place_of
 from deploy_prune.types import Artifact, Budget, Target
@@ -38,8 +39,10 @@ def plan(context: RunContext, costs: CandidateCosts, learned: Learned) -> None:
         _do(context, costs, [(target, partial(choose, target=target, budget=budget)) for target, budget in asked])
 
 
-def make(context: RunContext, costs: CandidateCosts, learned: Learned) -> dict[str, Attempt]:
-    """Make every artifact, one after the other, then measure them; the attempts by place.
+def make(
+    context: RunContext, costs: CandidateCosts, learned: Learned, chosen: Mapping[str, AtSize]
+) -> dict[str, Attempt]:
+    """Make every artifact, one after the other, then measure them; the attempts by place. ``chosen``: sizes, by place.
 
     Empty where nothing can be measured at once: there, each row is known as soon as its own network is.
     """
@@ -53,14 +56,16 @@ def make(context: RunContext, costs: CandidateCosts, learned: Learned) -> dict[s
 
     def time_slim(costs: CandidateCosts, target: Target, budget: Budget, dense: Artifact) -> None:
         place = place_of(target, budget)
-        made[place] = deliver.measured(_told(context, costs), target, budget, dense, made[place])
+        told = _told(chosen[place].context, costs)
+        made[place] = deliver.measured(told, target, budget, dense, made[place])
 
     for target in context.targets:
         with suppress(DeployPruneError):  # whoever delivers meets it again
             dense = learned.dense_artifact(context, target)
             works.append((target, partial(time_dense, target=target, dense=dense)))
             for budget in context.recipe.budgets_of(target.name):
-                made[place_of(target, budget)] = deliver.make(context, costs, learned, target, budget)
+                at = chosen[place_of(target, budget)]
+                made[place_of(target, budget)] = deliver.make(at.context, at.costs, at.learned, target, budget)
                 works.append((target, partial(time_slim, target=target, budget=budget, dense=dense)))
     _do(context, costs, works)
     return made

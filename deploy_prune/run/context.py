@@ -17,6 +17,7 @@ from deploy_prune.export import FORMATS
 from deploy_prune.export.artifact import require
 from deploy_prune.families import raw_form
 from deploy_prune.networks import build
+from deploy_prune.recipe.data import at_size
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.retrain.stopping import require_held
 from deploy_prune.run import keys, preprocessing
@@ -41,7 +42,8 @@ class RunContext:
     """What every stage needs. ``since``: what was measured before (seconds since 1970) is measured again.
 
     ``summary``: sentences of what goes into the network, and what speaks against it. ``processes``: so many train
-    together. ``jobs``: so many devices are measured on at once.
+    together. ``jobs``: so many devices are measured on at once. ``smaller``: height and width of the input, where they
+    are not the recipe's only or largest ones: then there is an own dense network, trained on at this size.
     """
 
     recipe: Recipe
@@ -54,6 +56,12 @@ class RunContext:
     summary: tuple[str, ...]
     processes: int = 1
     jobs: int = 1
+    smaller: tuple[int, int] | None = None
+
+    @property
+    def dense(self) -> str:
+        """The folder of the dense network of this input size."""
+        return "dense" if self.smaller is None else f"dense@{'x'.join(map(str, self.smaller))}"
 
     @cached_property
     def basis(self) -> keys.Basis:
@@ -64,6 +72,15 @@ class RunContext:
     def example(self) -> tuple[Tensor, ...]:
         """What artifacts are made for: zeros, each [1, ...]."""
         return example_of(self.data)
+
+    def at_size(self, size: tuple[int, int]) -> RunContext:
+        """The same run at a smaller input, of this height and width.
+
+        Raises:
+            DataError: the examples can't be loaded at this size.
+        """
+        data = self.task.load(at_size(self.recipe.data, size), self.recipe.seed)
+        return replace(self, data=data, smaller=size)
 
     def build(self, num_classes: int) -> Objective:
         """The network for so many classes, with new weights, and what it is trained for."""

@@ -13,7 +13,7 @@ from deploy_prune.errors import DeployPruneError
 from deploy_prune.report.row import Row
 from deploy_prune.run import final_latency, pictures, stages
 from deploy_prune.run.context import RunContext
-from deploy_prune.run.rows import empty_row, parity, require_size, with_costs, with_network
+from deploy_prune.run.rows import empty_row, input_size, parity, require_size, with_costs, with_network
 from deploy_prune.run.stages import place_of
 from deploy_prune.types import Artifact, Budget, SearchResult, Target
 
@@ -69,7 +69,8 @@ def deliver(
 
 def make(context: RunContext, costs: CandidateCosts, learned: Learned, target: Target, budget: Budget) -> Attempt:
     """All but measuring."""
-    attempt = Attempt(row=empty_row(target, budget.text, budget.metric, context.task.score))
+    row = empty_row(target, budget.text, budget.metric, context.task.score)
+    attempt = Attempt(row=replace(row, image_size=input_size(context)))
     try:
         for known in _steps(context, costs, learned, target, budget, attempt.row):
             attempt = known

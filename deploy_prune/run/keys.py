@@ -6,7 +6,8 @@ come out the same again keep everything that was made of them.
 | stage | what its key has | why |
 |---|---|---|
 | dense | package, torch, model, weights, source_train, source_test, train, task, seed, precision
-  | the recipe's weights, by content, or the training that makes them; scored on the source's test examples |
+  | the recipe's weights, by content, or the training that makes them; scored on the source's test examples; at a
+  smaller input size also began, retrain, steps: the largest size's weights, and what trains them on |
 | search | package, torch, model, dense, groups, source_train, task, search, prune, goal, seed, precision
   | trains from the dense weights, at the price of the strictest budget; neither what was measured for that price nor
   the machine: it would change a little of the price, and the plan measures anyway |
@@ -16,13 +17,15 @@ come out the same again keep everything that was made of them.
 | branches | package, torch, model, dense, groups, source_train, batch_size, task, prune, seed, precision
   | tries the dense network without some branches, on the source's training examples |
 | depth | package, torch, model, dense, groups, source_train, batch_size, task, prune, seed, precision, found, method,
-  source_test, budget, loop, target, machine, export, formats, classes, depth
+  source_test, budget, loop, target, machine, export, formats, classes, chosen
   | tries cuts of the searched network, repaired to be like the dense one, on the source's training examples |
 | plan | package, torch, model, found, method, groups, source_test, prune, budget, loop, target, machine, export,
-  formats, classes, depth
+  formats, classes, chosen
   | chooses by scores, at the depth that was chosen, and by what candidates cost there, and proves the cut on the
   source's test examples; not the latency table, which only leads to the first candidate, nor how many inferences a
   candidate is timed for |
+| size | sizes
+  | of each input size all that depth's key has: the budget is planned at each |
 | retrain | package, torch, model, architecture, found, teacher, target_train, target_test, task, retrain, same_task,
   seed, precision
   | the channels that stay, the weights that they start from, and the teacher; not the target or budget that led there |
@@ -108,16 +111,23 @@ class Basis:
         return {**self.trained, **target, "same_task": same}
 
 
-def dense(basis: Basis) -> Key:
-    """Of dense/weights.safetensors and training.json."""
+def dense(basis: Basis, began: str | None = None) -> Key:
+    """Of DENSE/weights.safetensors and training.json. ``began``: at a smaller input size, of the largest's weights."""
     recipe, model = basis.recipe, basis.recipe.model
     path = model.weights
     content = digest(Path(path)) if path and Path(path).is_file() else path
     return {
         **basis.trained, "weights": content and [content, model.weights_key, model.head],
         "source_train": basis.data.source_train.digest, "source_test": basis.data.source_test.digest,
-        "train": recipe.train.model_dump(),
+        "train": recipe.train.model_dump(), **_at_smaller(recipe, began),
     }  # fmt: skip
+
+
+def _at_smaller(recipe: Recipe, began: str | None) -> Key:
+    """What trains the dense network on at a smaller input size."""
+    if began is None:
+        return {}
+    return {"began": began, "retrain": recipe.retrain.model_dump(), "steps": recipe.search.steps}
 
 
 def search(basis: Basis, dense: str, structure: Structure, strictest: tuple[Target, Budget]) -> Key:
@@ -126,7 +136,7 @@ def search(basis: Basis, dense: str, structure: Structure, strictest: tuple[Targ
     priced_there = budget.metric in {"latency", "size"}
     goal = {**_asked(budget), "target": _priced(target) if priced_there else None}
     return {
-        **basis.trained, "dense": dense, "groups": _groups(structure), "goal": goal,
+        **basis.trained, "dense": dense, "groups": groups(structure), "goal": goal,
         "source_train": basis.data.source_train.digest, "search": basis.recipe.search.model_dump(),
         "prune": _prune(basis.recipe),
     }  # fmt: skip
@@ -141,7 +151,7 @@ def adapt(basis: Basis, dense: str) -> Key:
 def branches(basis: Basis, dense: str, structure: Structure) -> Key:
     """Of dense/branches.json. ``dense``: the digest of the dense weights."""
     source = {"source_train": basis.data.source_train.digest, "batch_size": basis.recipe.search.batch_size}
-    return {**basis.trained, **source, "dense": dense, "groups": _groups(structure), "prune": _prune(basis.recipe)}
+    return {**basis.trained, **source, "dense": dense, "groups": groups(structure), "prune": _prune(basis.recipe)}
 
 
 def depth(basis: Basis, found: str, dense: str, structure: Structure, target: Target, budget: Budget) -> Key:
@@ -149,19 +159,27 @@ def depth(basis: Basis, found: str, dense: str, structure: Structure, target: Ta
     return {**branches(basis, dense, structure), **plan(basis, found, structure, target, budget)}
 
 
+def size(depths: Sequence[Key]) -> Key:
+    """Of TARGET/BUDGET/size.json. ``depths``: at each input size, as `depth`."""
+    return {"sizes": list(depths)}
+
+
 def plan(
-    basis: Basis, found: str, structure: Structure, target: Target, budget: Budget, depth: str | None = None
+    basis: Basis, found: str, structure: Structure, target: Target, budget: Budget, chosen: Sequence[Any] = ()
 ) -> Key:
-    """Of TARGET/BUDGET/architecture.json. ``found`` and ``depth``: digests of what was found, and of depth.json."""
+    """Of TARGET/BUDGET/architecture.json. ``found``: the digest of what was found.
+
+    ``chosen``: the digest of depth.json, and the inputs of the network that shares are of, where it has a larger input.
+    """
     recipe, attached = basis.recipe, target.runner is not None
     measured = attached and (budget.metric == "latency" or target.granularity is None)
     steps = {"tolerance": recipe.measure.tolerance, "max_corrections": recipe.measure.max_corrections}
     return {
-        **basis.common, "found": found, "method": recipe.search.method, "groups": _groups(structure),
+        **basis.common, "found": found, "method": recipe.search.method, "groups": groups(structure),
         "source_test": basis.data.source_test.digest, "prune": _prune(recipe), "budget": _asked(budget), "loop": steps,
         "target": {**_priced(target), "runner": target.runner}, "machine": machine(target) if measured else None,
         "export": {"opset": recipe.export.opset, "dynamic_batch": recipe.export.dynamic_batch},
-        "formats": _versions(target), "classes": basis.data.num_target, "depth": depth,
+        "formats": _versions(target), "classes": basis.data.num_target, "chosen": [*chosen],
     }  # fmt: skip
 
 
@@ -254,5 +272,6 @@ def _prune(recipe: Recipe) -> Key:
     return recipe.prune.model_dump(exclude={"trace_timeout_s"})
 
 
-def _groups(structure: Structure) -> list[tuple[str, int, int]]:
+def groups(structure: Structure) -> list[tuple[str, int, int]]:
+    """The channel groups, as keys have them."""
     return [(group.name, group.channels, group.period) for group in structure.groups]

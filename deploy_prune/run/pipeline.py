@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from deploy_prune.recipe.parts import Recipe
 from deploy_prune.report.page import write_page
 from deploy_prune.report.row import Row
 from deploy_prune.report.table import results_table
-from deploy_prune.run import ahead, pictures, stages, stored_recipe
+from deploy_prune.run import ahead, input_sizes, pictures, stages, stored_recipe
 from deploy_prune.run.context import RunContext, prepare
 from deploy_prune.run.deliver import Attempt, Learned, deliver
 from deploy_prune.run.folder import RunFolder
+from deploy_prune.run.input_sizes import AtSize, Opened
 from deploy_prune.run.reach import unusable_targets
 from deploy_prune.run.rows import dense_row, failed_rows
 from deploy_prune.run.stages import place_of
@@ -76,15 +77,19 @@ def run(
         for sentence in context.summary:
             tell(sentence)
         try:
-            return _run_stages(context, stages.candidate_costs(context, folder))
+            opened = input_sizes.open_all(context, folder)
+            for sentence in opened[0][0].summary[len(context.summary) :]:
+                tell(sentence)
+            return _run_stages(opened)
         finally:
             context.session.accelerator.end_training()
 
 
-def _run_stages(context: RunContext, costs: CandidateCosts) -> Run:
-    """Train, search, adapt; then every target and budget in turn."""
+def _run_stages(opened: Sequence[Opened]) -> Run:
+    """Train, search, adapt; then every target and budget in turn. ``opened``: the largest input size first."""
+    context, costs = opened[0]
     part_done = _count_parts(context)
-    unusable = unusable_targets(context, costs)
+    unusable = unusable_targets(context, opened[-1][1])
     usable = replace(context, targets=tuple(t for t in context.targets if t.name not in unusable))
 
     pictures.draw(context, pictures.TRUTH)
@@ -98,11 +103,13 @@ def _run_stages(context: RunContext, costs: CandidateCosts) -> Run:
     pictures.draw(context, "dense", teacher, adapted)
 
     learned = Learned(found=found, adapted=adapted, teacher=teacher)
-    ahead.plan(usable, costs, learned)
-    made = ahead.make(usable, costs, learned)
+    if len(opened) == 1:
+        ahead.plan(usable, costs, learned)
+    chosen = input_sizes.choose(input_sizes.learn_all(opened, learned), usable.targets)
+    made = ahead.make(usable, costs, learned, chosen)
     rows: list[Row] = []
     for target in context.targets:
-        for row in _target_rows(context, costs, learned, made, target, unusable.get(target.name)):
+        for row in _target_rows(context, costs, learned, chosen, made, target, unusable.get(target.name)):
             rows.append(row)
             context.folder.write_results(rows)
             part_done()
@@ -121,8 +128,8 @@ def _count_parts(context: RunContext) -> Callable[[], None]:
 
 
 def _target_rows(
-    context: RunContext, costs: CandidateCosts, learned: Learned, made: Mapping[str, Attempt], target: Target,
-    unusable: DeployPruneError | None,
+    context: RunContext, costs: CandidateCosts, learned: Learned, chosen: Mapping[str, AtSize],
+    made: Mapping[str, Attempt], target: Target, unusable: DeployPruneError | None,
 ) -> Iterator[Row]:  # fmt: skip
     """The dense network on a target, then a row a budget; all failed where there can be no dense artifact."""
     try:
@@ -134,7 +141,9 @@ def _target_rows(
         return
     yield dense_row(context, costs, target, dense)
     for budget in context.recipe.budgets_of(target.name):
-        yield deliver(context, costs, learned, target, budget, dense, made.get(place_of(target, budget)))
+        place = place_of(target, budget)
+        at = chosen[place]
+        yield deliver(at.context, at.costs, at.learned, target, budget, dense, made.get(place))
 
 
 def _prepare(recipe: Recipe, out: Path, progress: Progress, fresh: bool, tell_threads: Tell | None) -> RunContext:

@@ -26,6 +26,7 @@ from deploy_prune.errors import DataError, DeployPruneError, WeightsError
 from deploy_prune.networks import build, weights
 from deploy_prune.networks.build import OwnInput
 from deploy_prune.networks.published import fetch
+from deploy_prune.recipe.data import as_sizes
 from deploy_prune.recipe.parts import DataPart, Part, Recipe
 from deploy_prune.tasks import task_named
 from deploy_prune.tasks.classification import CLASSIFICATION
@@ -77,9 +78,11 @@ def resolve(recipe: Recipe) -> Resolved:
     examples = _loaded(part, recipe, task)
     part = part.model_copy(update=_found_here(part, examples))
     channels = "the recipe" if "channels" in recipe.data.model_fields_set else "the default"
-    high, wide = part.size or (0, 0)
+    (high, wide), *smaller = as_sizes(part.image_size)
+    origins = f"(size: {origin['image_size']}; channels: {channels})"
+    others = f" Also tried: {', '.join(f'{h} x {w}' for h, w in smaller)}." if smaller else ""
     summary = (
-        f"Input: {part.channels} x {high} x {wide} pixels (size: {origin['image_size']}; channels: {channels}).",
+        f"Input: {part.channels} x {high} x {wide} pixels {origins}.{others}",
         f"Normalisation: mean {_shown(part.mean)} ({origin['mean']}), std {_shown(part.std)} ({origin['std']}).",
         *_told_of_examples(examples),
     )
@@ -164,8 +167,10 @@ def _found_here(part: DataPart, examples: TransferData) -> dict[str, Any]:
     """What the examples say where the part says nothing."""
     used: Any = examples.source_train
     high, wide = _first_inputs(examples)[0].shape[2:]
+    several = len(as_sizes(part.image_size)) > 1
     return {
-        "image_size": high if high == wide else [high, wide], "shots": examples.shots_a_class,
+        "image_size": part.image_size if several else high if high == wide else [high, wide],
+        "shots": examples.shots_a_class,
         "mean": part.mean or used.mean.tolist(), "std": part.std or used.std.tolist(),
     }  # fmt: skip
 

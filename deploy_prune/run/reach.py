@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Final
 
@@ -49,7 +49,7 @@ def reaches(
             reason = (
                 f"it asks for {wanted:.4g} {unit}, and the smallest reachable is {reach.smallest:.4g} {unit} "
                 f"({reach.smallest / reach.dense:.0%} of dense, in steps of {reach.granularity} channels); "
-                "ask for more, or prune more groups"
+                f"ask for more, or {_free_more(costs)}"
             )
             met_or_not.append(
                 BudgetReach(
@@ -62,6 +62,12 @@ def reaches(
                 )  # fmt: skip
             )
     return tuple(found.values()), tuple(met_or_not)
+
+
+def _free_more(costs: CandidateCosts) -> str:
+    """What makes a smaller network possible."""
+    more = "" if costs.structure.branches else " or let whole blocks go (prune.depth: true)"
+    return f"prune more groups{more}"
 
 
 class _Steps:
@@ -96,7 +102,6 @@ def _needs(target: Target, metric: Metric) -> tuple[str, ...]:
 def _reach(costs: CandidateCosts, target: Target, metric: Metric, step: _Steps) -> TargetReach:
     """Measured where a device is attached: the dense and the smallest network are made, and timed or weighed."""
     first, *others = _needs(target, metric)
-    whole = costs.structure.dense_counts
     with step(target, first):
         counts = costs.smallest(target)
     if metric == "latency" and target.runner is not None:
@@ -105,14 +110,14 @@ def _reach(costs: CandidateCosts, target: Target, metric: Metric, step: _Steps) 
         smallest, dense, by = timed.slim_ms, timed.dense_ms, "measurement"
     elif metric == "size":
         with step(target, others[0]):
-            dense = float(costs.size_bytes(target, whole))
+            dense = float(costs.whole.size_bytes(target, costs.structure.dense_counts))
         with step(target, others[1]):
             smallest = float(costs.size_bytes(target, counts))
         by = "file"
     else:
         with step(target, others[0]):
             model = costs.cost(target, metric)
-            smallest, dense = model(counts), model(whole)
+            smallest, dense = model(counts), costs.dense(target, metric)
         by = "roofline" if metric == "latency" else "count"
     return TargetReach(
         target=target.name, granularity=costs.granule(target), metric=metric, smallest=smallest, dense=dense,
@@ -130,6 +135,16 @@ def require_reach(reaches: Sequence[BudgetReach]) -> None:
         if not reach.met:
             message = f"budgets: {reach.budget!r} can't be met on {reach.target}: {reach.reason}"
             raise BudgetError(message)
+
+
+def first_out_of_reach(context: RunContext, costs: CandidateCosts) -> BudgetReach | None:
+    """The first budget that no width meets; None: all can be met. Targets that can't be used are left out."""
+    for target in context.targets:
+        with suppress(*_UNUSABLE):
+            found = reaches(costs, {target: context.recipe.budgets_of(target.name)}, costs.progress)[1]
+            if missed := [reach for reach in found if not reach.met]:
+                return missed[0]
+    return None
 
 
 def unusable_targets(context: RunContext, costs: CandidateCosts) -> dict[str, DeployPruneError]:

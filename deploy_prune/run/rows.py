@@ -8,6 +8,7 @@ from torch import nn
 
 from deploy_prune.budget.candidates import CandidateCosts
 from deploy_prune.errors import BudgetError, DeployPruneError
+from deploy_prune.recipe.data import sizes_of
 from deploy_prune.report.row import Row
 from deploy_prune.run import final_latency, stages
 from deploy_prune.run.context import RunContext
@@ -55,6 +56,12 @@ def empty_row(target: Target, budget: str, metric: Metric, score: Score) -> Row:
     )  # fmt: skip
 
 
+def input_size(context: RunContext) -> tuple[int, int] | None:
+    """Height and width of the input, where the recipe lists several."""
+    sizes = sizes_of(context.recipe.data)
+    return (context.smaller or sizes[0]) if len(sizes) > 1 else None
+
+
 def with_costs(context: RunContext, costs: CandidateCosts, row: Row, target: Target, budget: Budget) -> Row:
     """Asked and predicted, from the loop; MACs by count; predicted latency where nothing is measured."""
     steps = context.folder.read_json(f"{place_of(target, budget)}/loop.json")["steps"]
@@ -63,7 +70,7 @@ def with_costs(context: RunContext, costs: CandidateCosts, row: Row, target: Tar
     predicted_dense_ms: float | None = None
     if target.runner is None:
         model = costs.cost(target, "latency")
-        predicted_ms, predicted_dense_ms = model(chosen["counts"]), model(costs.structure.dense_counts)
+        predicted_ms, predicted_dense_ms = model(chosen["counts"]), costs.dense(target, "latency")
         context.folder.write_json(
             f"{place_of(target, budget)}/latency.json", {"predicted_ms": predicted_ms, "method": "roofline"}
         )
@@ -105,6 +112,7 @@ def _dense_costs(context: RunContext, costs: CandidateCosts, target: Target) -> 
     """What is counted of the dense network."""
     counts = costs.structure.dense_counts
     row = _with_dense(context, empty_row(target, "dense", context.recipe.metric, context.task.score))
+    row = replace(row, image_size=input_size(context))
     return replace(row, macs=round(costs.cost(target, "macs")(counts)), params=costs.num_params(counts))
 
 

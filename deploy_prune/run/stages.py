@@ -57,14 +57,20 @@ def candidate_costs(context: RunContext, scratch: Path) -> CandidateCosts:
 
 
 def train_dense(context: RunContext) -> str:
-    """dense/weights.safetensors: the recipe's weights, or the network trained on the source data."""
-    folder, key = context.folder, keys.dense(context.basis)
+    """DENSE/weights.safetensors: the recipe's weights, or the network trained on the source data.
+
+    At a smaller input size it is the one of the largest, trained on.
+    """
+    folder, place, is_smaller = context.folder, context.dense, context.smaller is not None
+    began = folder.content(["dense/weights.safetensors"]) if is_smaller else None
+    key, files = keys.dense(context.basis, began), [f"{place}/weights.safetensors", f"{place}/training.json"]
 
     def compute() -> None:
-        trained.do(context, "dense", key, trained.dense, in_steps=trained.is_trained(context.recipe))
+        work = trained.dense_at_size if is_smaller else trained.dense
+        trained.do(context, place, key, work, in_steps=is_smaller or trained.is_trained(context.recipe))
 
-    context.stage("dense", key, ["dense/weights.safetensors", "dense/training.json"], compute)
-    return folder.content(["dense/weights.safetensors"])
+    context.stage(place, key, files, compute)
+    return folder.content(files[:1])
 
 
 def search(context: RunContext, costs: CandidateCosts, dense: str) -> tuple[str, SearchResult]:
@@ -86,10 +92,14 @@ def search(context: RunContext, costs: CandidateCosts, dense: str) -> tuple[str,
 
 
 def smallest_goal(context: RunContext, costs: CandidateCosts) -> SearchGoal:
-    """The strictest budget, as the search is asked for it."""
+    """The strictest budget, as the search is asked for it.
+
+    Of a budget that only a smaller input meets, the search is asked for the smallest cut.
+    """
     target, budget = strictest(context, costs)
     cost = costs.cost(target, budget.metric)
-    return SearchGoal(cost=cost, limit=budget.absolute(cost(costs.structure.dense_counts)))
+    asked = budget.absolute(cost(costs.structure.dense_counts))
+    return SearchGoal(cost=cost, limit=max(asked, cost(costs.smallest(target))))
 
 
 def strictest(context: RunContext, costs: CandidateCosts) -> tuple[Target, Budget]:
@@ -108,17 +118,18 @@ def strictest(context: RunContext, costs: CandidateCosts) -> tuple[Target, Budge
 
 
 def adapt_dense(context: RunContext, dense: str) -> str:
-    """dense/adapted.safetensors: the dense network on the target task, the teacher and the yardstick.
+    """DENSE/adapted.safetensors: the dense network on the target task, the teacher and the yardstick.
 
     Where the classes stay the same, that is the network as it is; else it gets new class layers and is trained.
     """
     folder, key = context.folder, keys.adapt(context.basis, dense)
+    name = context.dense.replace("dense", "adapt")
 
     def compute() -> None:
-        trained.do(context, "adapt", key, trained.adapted, in_steps=not context.same_task)
+        trained.do(context, name, key, trained.adapted, in_steps=not context.same_task)
 
-    files = ["dense/adapted.safetensors", "dense/adapted.json"]
-    context.stage("adapt", key, files, compute)
+    files = [f"{context.dense}/adapted.safetensors", f"{context.dense}/adapted.json"]
+    context.stage(name, key, files, compute)
     return folder.content(files[:1])
 
 
@@ -160,7 +171,8 @@ def _of_plan(
     """A plan's key and files."""
     files = [f"{place_of(target, budget)}/{n}.json" for n in ("architecture", "verification", "loop")]
     chosen = context.folder.content([f"{place_of(target, budget)}/depth.json"]) if costs.structure.branches else None
-    return keys.plan(context.basis, found[0], costs.structure, target, budget, chosen), files
+    beside = None if costs.beside is None else [list(x.shape) for x in costs.beside.inputs]
+    return keys.plan(context.basis, found[0], costs.structure, target, budget, [chosen, beside]), files
 
 
 def choose_depth(
@@ -174,9 +186,9 @@ def choose_depth(
     tried = order_branches(context, costs)
 
     def compute() -> None:
-        ranks = found[1].scores
+        ranks, by_trial = found[1].scores, folder.read_json(f"{context.dense}/branches.json")
         scores = values(context.recipe.search.method, ranks, costs.cost(target, budget.metric))
-        orders = {"search": depth.by_rank(ranks, costs.structure), "trial": folder.read_json("dense/branches.json")}
+        orders = {"search": depth.by_rank(ranks, costs.structure), "trial": by_trial}
         judges = trained.judges(context, costs.structure)
         chosen = depth.choose_depth(costs, target, budget, ranks, scores, orders, judges, costs.progress)
         folder.write_json(name, asdict(chosen))
@@ -186,16 +198,17 @@ def choose_depth(
 
 
 def order_branches(context: RunContext, costs: CandidateCosts) -> str:
-    """dense/branches.json: the branches in the order in which the dense network misses them least."""
+    """DENSE/branches.json: the branches in the order in which the dense network misses them least."""
     folder, structure = context.folder, costs.structure
-    key = keys.branches(context.basis, folder.content(["dense/weights.safetensors"]), structure)
+    files = [f"{context.dense}/weights.safetensors", f"{context.dense}/branches.json"]
+    key = keys.branches(context.basis, folder.content(files[:1]), structure)
 
     def compute() -> None:
         judge = trained.judges(context, structure, ("dense",))["dense"]
-        folder.write_json("dense/branches.json", depth.by_trial(structure, cost.macs(structure), judge, costs.progress))
+        folder.write_json(files[1], depth.by_trial(structure, cost.macs(structure), judge, costs.progress))
 
-    context.stage("branches", key, ["dense/branches.json"], compute)
-    return folder.content(["dense/weights.safetensors", "dense/branches.json"])
+    context.stage(context.dense.replace("dense", "branches"), key, files[1:], compute)
+    return folder.content(files)
 
 
 def choose_channels(
@@ -221,8 +234,8 @@ def retrain(context: RunContext, costs: CandidateCosts, place: str, key: str) ->
     """TARGET/BUDGET/weights.safetensors: the slim network, adapted to the target task with the dense one as teacher."""
     folder, recipe = context.folder, context.recipe
     start = trained.start_of(context, costs.structure, place)
-    began = folder.content([f"{start}/weights.safetensors"]) if recipe.retrain.init == "inherit" else ""
-    taught_by = folder.content(["dense/adapted.safetensors"])
+    began = folder.content([trained.weights_of(context, start)]) if recipe.retrain.init == "inherit" else ""
+    taught_by = folder.content([f"{context.dense}/adapted.safetensors"])
     depends = keys.retrain(context.basis, key, began, taught_by, start)
 
     def compute() -> None:
@@ -279,7 +292,7 @@ def _proven(
     artifact = isolated.write(target.format, network, context.example, path, precision, part, inputs)
     told = prove_artifact(context.data, network, artifact, target_network(context, None))
     if precision == "int8" and part.on_refusal == "fp16":
-        _refuse_loss(str(path), told, part, context.task.score)
+        refuse_loss(str(path), told, part, context.task.score)
     return artifact, told
 
 
@@ -302,12 +315,17 @@ def require_score(context: RunContext, place: str) -> float | None:
         ParityError: it is further from that of the network that it was made from than ``export.max_score_drop``.
     """
     told = context.folder.read_json(f"{place}/parity.json")
-    _refuse_loss(place, told, context.recipe.export, context.task.score)
+    refuse_loss(place, told, context.recipe.export, context.task.score)
     found: float | None = told.get("score_artifact")
     return found
 
 
-def _refuse_loss(place: str, told: Mapping[str, Any], part: ExportPart, score: Score) -> None:
+def refuse_loss(place: str, told: Mapping[str, Any], part: ExportPart, score: Score) -> None:
+    """Refuse an artifact, by what its parity.json tells, whose score is too much worse than its network's.
+
+    Raises:
+        ParityError: it is further from it than ``export.max_score_drop``.
+    """
     found, expected = told.get("score_artifact"), told.get("score")
     if found is None or expected is None:
         return

@@ -11,21 +11,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from deploy_prune.architecture import json_file
 from deploy_prune.budget.depth import STARTS, Judge, Start
+from deploy_prune.data.examples import Examples, spread
 from deploy_prune.data.loaders import batches
 from deploy_prune.networks import build, weights
 from deploy_prune.networks.copies import copied
+from deploy_prune.networks.tensors import moved
+from deploy_prune.recipe.data import sizes_of
 from deploy_prune.recipe.parts import Recipe
 from deploy_prune.retrain.distill import taught
 from deploy_prune.retrain.features import Match, match
 from deploy_prune.retrain.fewshot import adapt, for_new_classes
+from deploy_prune.retrain.repair import repair
 from deploy_prune.retrain.repair import some_inputs as some_inputs_of
+from deploy_prune.retrain.stopping import SIZES, hold_out
 from deploy_prune.run import keys, preprocessing
 from deploy_prune.run.context import RunContext
 from deploy_prune.run.folder import RunFolder, thinned
@@ -49,8 +54,13 @@ from deploy_prune.training.loop import (
 )
 from deploy_prune.training.processes import device_of_rank, run_together, threads_of_rank
 from deploy_prune.training.ranks import Ranks
-from deploy_prune.types import Structure
+from deploy_prune.types import Keep, Structure
 
+HELD_OUT: Final = 0.1
+"""Where the input may have several sizes, the best is chosen by this share of the source's training examples, on which
+nothing is trained."""
+JUDGED_BY: Final = 2000
+"""By at most so many of them: of a share near 90% that is a standard error of 0.7 points."""
 PROOF_EXAMPLES = 8
 """Real examples on which a cut is compared with the network."""
 Work = Callable[..., None]
@@ -69,7 +79,7 @@ def do(
     assert session.kept is not None
     asked = _Asked(
         recipe=context.recipe, folder=context.folder.path, kept=session.kept.path, key=session.kept.key,
-        every_s=session.kept.every_s, needs_structure=structure is not None,
+        every_s=session.kept.every_s, needs_structure=structure is not None, smaller=context.smaller,
     )  # fmt: skip
     hear = partial(_hear, session)
     run_together(context.processes, _in_rank, [asked, work, given], hear, context.recipe.device)
@@ -85,6 +95,7 @@ class _Asked:
     key: str
     every_s: float
     needs_structure: bool
+    smaller: tuple[int, int] | None
 
 
 def _hear(session: Session, kind: str, *what: Any) -> None:
@@ -119,6 +130,7 @@ def _in_rank(ranks: Ranks, tell: Callable[..., None], asked: _Asked, work: Work,
         recipe=found.recipe, task=found.task, folder=RunFolder(path=asked.folder), data=found.data, session=session,
         targets=(), since=0.0, summary=(), processes=ranks.size,
     )  # fmt: skip
+    context = context if asked.smaller is None else context.at_size(asked.smaller)
     work(context, session, cuttable(context)[1] if asked.needs_structure else None, *given)
 
 
@@ -139,6 +151,13 @@ def as_if_trained(network: nn.Module) -> nn.Module:
     return network
 
 
+def source_parts(context: RunContext) -> tuple[Examples, Examples | None]:
+    """Source examples to train on, and those that an input size is chosen by: none where there is only one."""
+    several = len(sizes_of(context.recipe.data)) > 1
+    share = HELD_OUT if several else 0.0
+    return hold_out(context.data.source_train, share, context.recipe.seed, SIZES)
+
+
 def is_trained(recipe: Recipe) -> bool:
     """Whether the dense network takes steps: it has no weights, or new class layers."""
     return recipe.model.weights is None or recipe.model.head == "new"
@@ -155,7 +174,7 @@ def dense(context: RunContext, session: Session, structure: Structure | None) ->
     network = made.form.network
     if is_trained(recipe):
         losses = train_network(
-            network, context.data.source_train, made, recipe.train, session=session, work="train the dense network"
+            network, source_parts(context)[0], made, recipe.train, session=session, work="train the dense network"
         )
     folder.write_tensors("dense/weights.safetensors", network.state_dict())
     found = network_score(network, context.data.source_test, made, accelerator=session.accelerator)
@@ -165,13 +184,28 @@ def dense(context: RunContext, session: Session, structure: Structure | None) ->
     )
 
 
+def dense_at_size(context: RunContext, session: Session, structure: Structure | None) -> None:
+    """The dense network of the largest input, trained on at this size, for as many steps as the search."""
+    recipe, folder = context.recipe, context.folder
+    made = source_network(context, folder.read_tensors("dense/weights.safetensors"))
+    network = made.form.network
+    part = recipe.retrain.model_copy(update={"steps": recipe.search.steps, "init": "inherit", "hold_out": 0.0})
+    high, wide = context.data.source_train.take(torch.tensor([0])).inputs[0].shape[-2:]
+    work = f"train the dense network on at {high} x {wide}"
+    done = adapt(network, source_parts(context)[0], made, part, teacher=None, session=session, work=work)
+    folder.write_tensors(f"{context.dense}/weights.safetensors", network.state_dict())
+    found = network_score(network, context.data.source_test, made, accelerator=session.accelerator)
+    folder.write_json(f"{context.dense}/training.json", {"loss": thinned(done.losses), "source_score": found})
+
+
 def search(context: RunContext, session: Session, structure: Structure | None, goal: SearchGoal) -> None:
     """Scores per group, and the network's weights when the search ended."""
     assert structure is not None
     recipe, folder = context.recipe, context.folder
+    examples = source_parts(context)[0]
     made = source_network(context, folder.read_tensors("dense/weights.safetensors"))
     network = made.form.network
-    stream = batches(context.data.source_train, recipe.search.batch_size, recipe.seed)
+    stream = batches(examples, recipe.search.batch_size, recipe.seed)
     set_seed(recipe.seed)
     device = session.accelerator.device
     teacher = copied(network).to(device).eval()
@@ -180,7 +214,7 @@ def search(context: RunContext, session: Session, structure: Structure | None, g
         network=network, structure=structure, loss=loss, batches=stream, goal=goal, config=recipe.search,
         session=session,
     )  # fmt: skip
-    inputs = sample(context.data.source_train, device)
+    inputs = sample(examples, device)
     with (
         channels_last(network, inputs, device),
         channels_last(teacher, inputs, device),
@@ -195,9 +229,9 @@ def search(context: RunContext, session: Session, structure: Structure | None, g
 def judges(context: RunContext, structure: Structure, starts: Sequence[Start] = STARTS) -> dict[Start, Judge]:
     """Tell how good cuts are, of the search's weights and of the dense network's, by the source's training examples."""
     folder, batch_size = context.folder, context.recipe.search.batch_size
-    made = {start: source_network(context, folder.read_tensors(f"{start}/weights.safetensors")) for start in starts}
-    dense = source_network(context, folder.read_tensors("dense/weights.safetensors")).form.network
-    stream = batches(context.data.source_train, batch_size, context.recipe.seed)
+    made = {start: source_network(context, folder.read_tensors(weights_of(context, start))) for start in starts}
+    dense = source_network(context, folder.read_tensors(weights_of(context, "dense"))).form.network
+    stream = batches(source_parts(context)[0], batch_size, context.recipe.seed)
     inputs = some_inputs_of(stream, EXAMPLES)
     held_out = [next(stream) for _ in range(-(-EXAMPLES // batch_size))]
     device = context.session.accelerator.device
@@ -205,6 +239,20 @@ def judges(context: RunContext, structure: Structure, starts: Sequence[Start] = 
         start: by_loss(one.form.network, dense, structure, inputs, held_out, one.batch_loss, device)
         for start, one in made.items()
     }
+
+
+def score_of_cut(context: RunContext, structure: Structure, keep: Keep, start: Start) -> float:
+    """The score on held-out source examples of the network cut by these masks and repaired; nothing is trained."""
+    train, held = source_parts(context)
+    assert held is not None
+    made = source_network(context, context.folder.read_tensors(weights_of(context, start)))
+    dense = source_network(context, context.folder.read_tensors(weights_of(context, "dense"))).form.network
+    device = context.session.accelerator.device
+    slim = moved(cut(made.form.network, structure, keep).eval(), device)
+    stream = batches(train, context.recipe.search.batch_size, context.recipe.seed)
+    repair(slim, dense, match(structure, keep), some_inputs_of(stream, EXAMPLES))
+    some = held.subset(spread(held.strata, JUDGED_BY))
+    return network_score(slim, some, made, accelerator=context.session.accelerator)
 
 
 def start_of(context: RunContext, structure: Structure, place: str) -> Start:
@@ -215,20 +263,25 @@ def start_of(context: RunContext, structure: Structure, place: str) -> Start:
     return start
 
 
+def weights_of(context: RunContext, start: Start) -> str:
+    """The file of these weights: of the search, or of this input size's dense network."""
+    return f"{context.dense if start == 'dense' else start}/weights.safetensors"
+
+
 def adapted(context: RunContext, session: Session, structure: Structure | None) -> None:
     """The dense network on the target task: as it is, or with new class layers and trained."""
-    folder = context.folder
-    state = folder.read_tensors("dense/weights.safetensors")
+    folder, place = context.folder, context.dense
+    state = folder.read_tensors(f"{place}/weights.safetensors")
     if context.same_task:
-        found = folder.read_json("dense/training.json")["source_score"]
+        found = folder.read_json(f"{place}/training.json")["source_score"]
         told = {"score": found, "steps": 0, "chosen_step": 0, "held_out": 0}
     else:
         made = target_network(context, state)
         network = made.form.network
         told = _adapt(context, network, made, None, None, "adapt the dense network", session)
         state = network.state_dict()
-    folder.write_tensors("dense/adapted.safetensors", state)
-    folder.write_json("dense/adapted.json", {**told, "adapted": not context.same_task})
+    folder.write_tensors(f"{place}/adapted.safetensors", state)
+    folder.write_json(f"{place}/adapted.json", {**told, "adapted": not context.same_task})
 
 
 def retrained(context: RunContext, session: Session, structure: Structure | None, place: str) -> None:
@@ -237,7 +290,7 @@ def retrained(context: RunContext, session: Session, structure: Structure | None
     folder, recipe = context.folder, context.recipe
     keep = json_file.load(folder.path / place / "architecture.json").keep
     start = start_of(context, structure, place)
-    began = folder.read_tensors(f"{start}/weights.safetensors") if recipe.retrain.init == "inherit" else None
+    began = folder.read_tensors(weights_of(context, start)) if recipe.retrain.init == "inherit" else None
     teacher = teacher_of(context)
     made = target_network(context, began)
     slim = cut(made.form.network, structure, keep)
@@ -292,5 +345,5 @@ def _head_tensors(context: RunContext) -> frozenset[str]:
 def teacher_of(context: RunContext) -> nn.Module:
     """The dense network on the target task."""
     network = target_network(context, None).form.network
-    weights.load_state(network, context.folder.read_tensors("dense/adapted.safetensors"))
+    weights.load_state(network, context.folder.read_tensors(f"{context.dense}/adapted.safetensors"))
     return network

@@ -9,7 +9,8 @@ import torch
 from tiny_run import arithmetic_device, tiny_recipe
 
 from deploy_prune.api.load import load
-from deploy_prune.errors import RecipeError
+from deploy_prune.commands.check import check
+from deploy_prune.errors import BudgetError, RecipeError
 from deploy_prune.run import pipeline
 from deploy_prune.surgery.graph_network import GraphNetwork
 
@@ -77,3 +78,27 @@ def test_a_method_that_ranks_no_branches_is_refused(method, tmp_path):
     recipe = tiny_recipe(**{**DEEP, "search": {"method": method}})
     with pytest.raises(RecipeError, match="prune.depth: search.method .* doesn't rank branches"):
         pipeline.run(recipe, tmp_path)
+
+
+def test_branches_go_unasked_where_a_budget_needs_it(tmp_path):
+    changes = {key: value for key, value in DEEP.items() if key != "prune"}
+    told = []
+    with arithmetic_device(tmp_path / "cache"):
+        recipe = tiny_recipe(**changes, prune={"min_channels": 10})
+        report = check(recipe)
+        done = pipeline.run(recipe, tmp_path / "runs", tell=told.append)
+        enough = pipeline.run(tiny_recipe(**{**changes, "budgets": ["80%"]}), tmp_path / "others")
+        with pytest.raises(BudgetError, match=r"let whole blocks go \(prune.depth: true\)"):
+            pipeline.run(tiny_recipe(**changes, prune={"min_channels": 10, "depth": False}), tmp_path / "no")
+        with pytest.raises(BudgetError, match=r"let whole blocks go \(prune.depth: true\)"):
+            pipeline.run(
+                tiny_recipe(**{**changes, "search": {"method": "uniform"}}, prune={"min_channels": 10}), tmp_path / "un"
+            )
+    sentence = "Depth: whole branches may go, for narrower layers alone can't meet 30% on host."
+    assert sentence in told
+    assert sentence in report.summary
+    assert all(budget.met for budget in report.budgets)
+    assert [row.status for row in done.rows] == ["ok", "ok", "ok"]
+    assert json.loads((tmp_path / "runs/tiny/host/30%/depth.json").read_text())["gone"]
+    assert [row.status for row in enough.rows] == ["ok", "ok"]
+    assert not (tmp_path / "others/tiny/host/80%/depth.json").exists()

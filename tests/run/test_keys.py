@@ -42,10 +42,9 @@ def all_keys(basis, target=HOST, budget=HALF):
 
 
 def of_branches(basis):
-    """The keys of what there is only where branches may go."""
-    return {
-        "branches": keys.branches(basis, "d", STRUCTURE), "depth": keys.depth(basis, "f", "d", STRUCTURE, HOST, HALF),
-    }  # fmt: skip
+    """The keys of what there is only where branches may go, or the input may have several sizes."""
+    depth = keys.depth(basis, "f", "d", STRUCTURE, HOST, HALF)
+    return {"branches": keys.branches(basis, "d", STRUCTURE), "depth": depth, "size": keys.size([depth])}
 
 
 def changed(after, target=HOST, budget=HALF):
@@ -183,10 +182,10 @@ def test_of_a_device_that_is_not_attached_the_rates_count_and_their_sources_do_n
     ("changes", "stages"),
     [
         ({"name": "other"}, set()),
-        ({"seed": 1}, {"branches", "depth"}),
-        ({"prune": {"skip": ["0"]}}, {"branches", "depth"}),
-        ({"measure": {"tolerance": 0.1}}, {"depth"}),
-        ({"search": {"steps": 6, "batch_size": 32}}, {"branches", "depth"}),
+        ({"seed": 1}, {"branches", "depth", "size"}),
+        ({"prune": {"skip": ["0"]}}, {"branches", "depth", "size"}),
+        ({"measure": {"tolerance": 0.1}}, {"depth", "size"}),
+        ({"search": {"steps": 6, "batch_size": 32}}, {"branches", "depth", "size"}),
         ({"retrain": {"steps": 6}}, set()),
     ],
     ids=in_order,
@@ -194,6 +193,13 @@ def test_of_a_device_that_is_not_attached_the_rates_count_and_their_sources_do_n
 def test_how_deep_to_cut_depends_on_what_is_tried(changes, stages):
     before, after = of_branches(BASIS), of_branches(with_recipe(**changes))
     assert {name for name in before if before[name] != after[name]} == stages
+
+
+def test_at_a_smaller_size_the_dense_network_depends_on_what_trains_it_on():
+    assert keys.dense(BASIS, "w") != keys.dense(BASIS)
+    assert keys.dense(BASIS, "w") != keys.dense(BASIS, "v")
+    assert keys.dense(BASIS, "w") != keys.dense(with_recipe(retrain={"steps": 6, "batch_size": 15}), "w")
+    assert keys.dense(BASIS) == keys.dense(with_recipe(retrain={"steps": 6, "batch_size": 15}))
 
 
 def test_a_budget_counts_however_it_is_written():

@@ -173,7 +173,7 @@ def test_from_python_and_on_a_gpu_nothing_changes():
 def test_a_run_says_what_was_decided(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(threads, "FIRST_LOOK_S", 0.0)
-    monkeypatch.setattr(pipeline, "_run_stages", lambda context, bench: context.session.progress("train", 0, 1))
+    monkeypatch.setattr(pipeline, "_run_stages", lambda opened: opened[0][0].session.progress("train", 0, 1))
     pipeline.run(tiny_recipe(threads=None), tmp_path, tell_threads=told.append)
     assert len(told) == 1
     assert re.fullmatch(r"2 cores, \d\.\d in use by others: training with [12] threads?", told[0])
