@@ -36,6 +36,7 @@ from deploy_prune.commands.outcome import (
     show_rows,
     write_artifact,
     write_bundles,
+    write_folder_bundle,
 )
 from deploy_prune.system.launched import require_started_once
 from deploy_prune.system.locks import hold
@@ -234,8 +235,11 @@ def compare(runs: Sequence[Path], out: Path | None, json_file: Path | None) -> N
 @click.option(
     "--trust", is_flag=True, help="Allow code of your own (module:callable) that the architecture names to run."
 )
+@click.option("--bundle", is_flag=True, help="Of a folder with a network: its bundle, and not the artifact alone.")
 @network_inputs
-def export(source: Path, target: str, budget: str | None, out: Path | None, trust: bool, inputs: Sequence[str]) -> None:
+def export(
+    source: Path, target: str, budget: str | None, out: Path | None, trust: bool, bundle: bool, inputs: Sequence[str]
+) -> None:
     """Write a run's bundles: what is needed to use a network on a device.
 
     A bundle is a folder and a zip with the artifact (the file that the device loads), its preprocessing, a sample with
@@ -243,15 +247,19 @@ def export(source: Path, target: str, budget: str | None, out: Path | None, trus
     bundles/RUN-TARGET-BUDGET or into the folder --out. With --budget, only one is written, and --out is its folder.
 
     With an architecture.json or a run's TARGET/BUDGET folder in place of the run, one artifact is written to --out, for
-    any target, and compared with the network; with --input for inputs of another size.
+    any target, and compared with the network; with --input for inputs of another size. With --bundle, the folder's
+    network (a run's, a transfer's, or one that deploy_prune.save wrote) gets a bundle: its artifact is checked and
+    scored on the recipe's examples and, where the target is attached, measured.
     """
     from deploy_prune.run.folder import is_run
 
-    if is_run(source) and inputs:
-        message = f"{source} is a run folder, whose bundles are of its own inputs; --input is for an architecture"
+    if inputs and (bundle or is_run(source)):
+        message = f"bundles are of a network's own inputs; --input is for the artifact of an architecture, not {source}"
         raise click.UsageError(message)
     if is_run(source):
         write_bundles(source, target, budget, out, trust)
+    elif bundle and budget is None:
+        write_folder_bundle(source, target, out, trust)
     elif budget is not None or out is None:
         message = f"{source} is no run folder; the artifact of an architecture takes --out and no --budget"
         raise click.UsageError(message)

@@ -8,12 +8,10 @@ The folder `sharper` is then what the run's folder is: `deploy_prune.load` takes
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 import super_resolution as task
 import torch
-from safetensors.torch import save_file
 
 import deploy_prune
 
@@ -37,13 +35,6 @@ def train(network, data, steps, lr=1e-4):
         optimizer.step()
 
 
-def save(network, place, out):
-    """A folder that `deploy_prune.load` takes: which channels are there, and their weights."""
-    out.mkdir(parents=True)
-    shutil.copy(place / "architecture.json", out)
-    save_file(network.state_dict(), out / "weights.safetensors")
-
-
 def main(place, out, steps=300):
     part = task.load(None, 0)
     to_train_on, to_judge_by = (batch_of(one.dataset) for one in (part.target_train, part.target_test))
@@ -51,9 +42,9 @@ def main(place, out, steps=300):
     before = score(network, to_judge_by)
     train(network, to_train_on, steps)
     print(f"{before:.2f} dB, trained on for {steps} steps {score(network, to_judge_by):.2f} dB")
-    save(network, place, out)
+    deploy_prune.save(network, out, like=place)
     small = to_judge_by[0]
-    artifact = deploy_prune.export_network(network, small[:1], path=out / "slim.onnx", calibration=small)
+    artifact = deploy_prune.export_network(network, small[:1], path=out.with_suffix(".onnx"), calibration=small)
     print(f"{artifact.path}: {artifact.size_bytes / 1e3:.0f} kB; it computes what the network computes")
 
 

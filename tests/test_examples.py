@@ -75,7 +75,7 @@ def test_a_loop_of_ones_own_trains_a_slim_network_on(tmp_path, monkeypatch, caps
         worse, better = (task.loss(network(small), large) for network in (before, after))
         expected = after(small[:1])
     assert better < worse
-    session = onnxruntime.InferenceSession(str(out / "slim.onnx"))
+    session = onnxruntime.InferenceSession(str(out.with_suffix(".onnx")))
     (written,) = session.run(None, {session.get_inputs()[0].name: small[:1].numpy()})
     assert np.allclose(written, expected, atol=1e-4)
     assert "it computes what the network computes" in capsys.readouterr().out

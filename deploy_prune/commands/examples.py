@@ -37,6 +37,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "deploy-prune export runs/mobilenet --target host --budget 50% --out handover/mobilenet",
         "deploy-prune export runs/mobilenet/host/50% --target pixel-6 --out slim.tflite",
         "deploy-prune export architecture.json --target host --input 3x384x640 --out wide.onnx",
+        "deploy-prune export trained-on --target pixel-8 --bundle",
     ),
     "verify": ("deploy-prune verify bundles/mobilenet-pixel-8-50pct.zip",),
     "transfer": (

@@ -13,6 +13,7 @@ from deploy_prune.errors import BudgetError, of_kind
 from deploy_prune.report.row import Row
 
 if TYPE_CHECKING:
+    from deploy_prune.bundle.write import Bundle
     from deploy_prune.report.results import CheckReport
 
 
@@ -22,9 +23,20 @@ def write_bundles(run: Path, target: str, budget: str | None, out: Path | None, 
 
     delivery = export.bundles(run, target, budget, out, trust)
     for made in delivery.bundles:
-        say("\n  ".join((f"{made.folder} and {made.packed}", *made.checked)))
+        _say_bundle(made)
     for row in delivery.left_out:
         say(f"left out: {row.target} {row.budget} failed: {row.error}", err=True)
+
+
+def write_folder_bundle(source: Path, target: str, out: Path | None, trust: bool) -> None:
+    """Write the bundle of a folder's network, and say what is in it."""
+    from deploy_prune.commands.export_folder import folder_bundle
+
+    _say_bundle(folder_bundle(source, target, out, trust))
+
+
+def _say_bundle(made: Bundle) -> None:
+    say("\n  ".join((f"{made.folder} and {made.packed}", *made.checked)))
 
 
 def write_artifact(source: Path, target: str, out: Path, trust: bool, inputs: Sequence[str] = ()) -> None:
