@@ -32,7 +32,7 @@ def versus(methods: Mapping[str, Mapping[str, float]], column: str) -> str:
     """As in "80.5 dap / 61.3 taylor"."""
     cells = []
     for is_learned in (True, False):
-        mine = {m: row[column] for m, row in methods.items() if (m in LEARNED) == is_learned}
+        mine = {m: row[column] for m, row in methods.items() if (m.removesuffix("_depth") in LEARNED) == is_learned}
         best = max(mine, key=lambda m: mine[m], default=None)
         cells.append("–" if best is None else f"{100 * mine[best]:.1f} {best}")
     return " / ".join(cells)

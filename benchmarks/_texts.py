@@ -169,6 +169,8 @@ def cifar(figures: dict[str, Any]) -> str:
     head += "are the search's where there is one; of a single seed ± is the test set's standard error. "
     head += reductions(figures)
     head += f"Speed-ups are of MACs, shares of measured latency (`benchmarks/cifar_resnet.py`).{elsewhere(figures)}"
+    if missed := [" at ".join(one.split(" ")) for one in figures.get("out_of_reach", [])]:
+        head += f" Out of reach: {', '.join(missed)}."
     titles = ["point", "method", *share, "after the cut", *columns[1:], "seeds"]
     return f"{head}\n\n{table(titles, rows)}"
 

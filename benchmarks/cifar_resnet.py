@@ -115,7 +115,8 @@ def main() -> None:
     of_latency = all(point.endswith("%") for point in arguments.points.split(","))
     _results.write(
         f"cifar_{'latency_' if of_latency else ''}{arguments.network.rpartition(':')[2]}",
-        {"network": arguments.network, "dense": dense, "figures": figures}, steps=bench.steps,
+        {"network": arguments.network, "dense": dense, "figures": figures, "out_of_reach": out_of_reach(rows)},
+        steps=bench.steps,
         search_steps=bench.search_steps, test_images=len(bench.examples.source_test), precision=bench.precision,
         batch=bench.batch, image_size=arguments.image_size, inner=arguments.inner, retrain=bench.retrain,
     )  # fmt: skip
@@ -162,6 +163,8 @@ def make(bench: Bench, arguments: argparse.Namespace) -> dict[str, dict[str, Any
                 try:
                     made = at(point)
                 except BudgetError as error:
+                    rows[name] = {"out_of_reach": str(error)}
+                    _results.keep(arguments.rows, under, rows)
                     print(name, error, flush=True)
                     continue
                 cut_s = round(time.perf_counter() - started, 1)
@@ -173,16 +176,26 @@ def make(bench: Bench, arguments: argparse.Namespace) -> dict[str, dict[str, Any
 
 
 def summarise(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Means over seeds and their standard errors (of one seed: the test set's), keyed "method point"."""
+    """Means over seeds and their standard errors (of one seed: the test set's), keyed "method point".
+
+    Points that a method can't reach are left out.
+    """
     by_name: dict[str, list[dict[str, Any]]] = {}
     for name, found in rows.items():
         _, method, point, _ = name.split(" ")
+        if "out_of_reach" in found:
+            continue
         by_name.setdefault(f"{method} {point}", []).append(found)
     return {
         name: {key: statistics.mean(one[key] for one in many) for key in many[0]}
         | {"n": len(many), "standard_error": {key: error([one[key] for one in many]) for key in TUNED}}
         for name, many in by_name.items()
     }
+
+
+def out_of_reach(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Each "method point" that can't be reached."""
+    return sorted({" ".join(name.split(" ")[1:3]) for name, found in rows.items() if "out_of_reach" in found})
 
 
 TUNED = ("cut", "repaired", "10 a class", "50 a class", "all")
