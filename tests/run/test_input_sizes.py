@@ -13,9 +13,13 @@ from rich.console import Console
 from tiny_run import ArithmeticDevice, arithmetic_device, tiny_recipe
 from torch import nn
 
+import deploy_prune
+from deploy_prune.api.export import export_saved
 from deploy_prune.api.load import load
 from deploy_prune.commands.check import check
 from deploy_prune.commands.export import bundles
+from deploy_prune.commands.export_folder import folder_bundle
+from deploy_prune.commands.transfer import transfer
 from deploy_prune.device import RUNNERS
 from deploy_prune.errors import DataError, SurgeryError
 from deploy_prune.report.table import results_table
@@ -116,6 +120,18 @@ def test_tables_and_bundles_say_the_size(finished, tmp_path):
         assert "{} x {} px".format(*row.image_size) in page
         (made,) = bundles(out / "tiny", "host", row.budget, tmp_path / row.budget, trust=True).bundles
         assert numpy.load(made.folder / "sample" / "input.npy").shape[-2:] == row.image_size
+
+
+def test_what_is_made_of_a_smaller_network_has_its_size(finished, tmp_path):
+    _, out, done = finished
+    row = next(row for row in done.rows if row.image_size == (8, 8))
+    place = out / "tiny" / "host" / row.budget
+    assert export_saved(place, "host@int8", tmp_path / "slim.onnx", trust=True).input_shape == (1, 1, 8, 8)
+    transfer(place, ["retrain.steps=2"], out=tmp_path / "moved", trust=True)
+    saved = deploy_prune.save(load(place, trust=True), tmp_path / "saved", like=place)
+    for number, folder in enumerate((place, tmp_path / "moved", saved)):
+        made = folder_bundle(folder, "pixel-8@onnx", tmp_path / str(number), trust=True)
+        assert numpy.load(made.folder / "sample" / "input.npy").shape[-2:] == (8, 8)
 
 
 @pytest.mark.parametrize("side", SIDES)
