@@ -52,13 +52,41 @@ def headings(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-SHOWN = list(dict.fromkeys(line for line in code_lines(ALL) if line.startswith("deploy-prune ")))
+TYPED = [line.removeprefix("$ ") for block in fenced("console") for line in block.splitlines() if line[:2] == "$ "]
+SHOWN = list(dict.fromkeys(line for line in (*code_lines(ALL), *TYPED) if line.startswith("deploy-prune ")))
 
 
 def test_there_is_something_to_check():
     assert len(SHOWN) >= len(COMMANDS)
     assert fenced("python")
     assert fenced("yaml")
+
+
+@pytest.fixture
+def transcripts(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return importlib.import_module("_transcripts")
+
+
+def test_transcripts_are_whole(transcripts):
+    page = TEXTS["docs/first-ten-minutes.md"]
+    blocks = re.findall(r"^```console\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    assert [block.splitlines()[0].removeprefix("$ ") for block in blocks] == transcripts.commands(page)
+    assert [line.split()[1] for line in transcripts.commands(page)] == [
+        "init", "check", "recipe", "show", "export", "verify"
+    ]  # fmt: skip
+    for block in blocks:
+        typed, *printed = block.splitlines()
+        assert len(printed) > 1, typed
+
+
+def test_a_transcript_is_what_a_command_prints_now(transcripts, tmp_path):
+    page = "a\n\n```console\n$ echo new\nold\nolder\n```\n\n```console\n$ echo 'two words'\n```\nb\n"
+    made = transcripts.made(page, tmp_path)
+    assert made == "a\n\n```console\n$ echo new\nnew\n```\n\n```console\n$ echo 'two words'\ntwo words\n```\nb\n"
+    assert transcripts.made(made, tmp_path) == made
+    with pytest.raises(RuntimeError, match="no such"):
+        transcripts.made("```console\n$ ls 'no such'\n```\n", tmp_path)
 
 
 @pytest.mark.parametrize("line", SHOWN)
