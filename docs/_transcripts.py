@@ -2,8 +2,8 @@
 
     python docs/_transcripts.py [SCRATCH]      (the tool must be installed; SCRATCH: a folder to work in)
 
-The pictures are scikit-learn's handwritten digits, written as JPEG files into a folder for each class. Commands print as
-into a file: tables are as wide as they are. What a command tells of its progress goes to stderr, and isn't shown.
+The pictures are scikit-learn's handwritten digits, written as JPEG files into a folder for each class. Commands print
+as into a file: tables are as wide as they are. What a command tells of its progress goes to stderr, and isn't shown.
 """
 
 from __future__ import annotations
