@@ -138,10 +138,13 @@ def require_reach(reaches: Sequence[BudgetReach]) -> None:
 
 
 def first_out_of_reach(context: RunContext, costs: CandidateCosts) -> BudgetReach | None:
-    """The first budget that no width meets; None: all can be met. Targets that can't be used are left out."""
+    """The first budget that no width meets; None: all can be met. Targets that can't be used are left out.
+
+    Its steps are told by whoever asks again, and finds what was measured; of writing and measuring ``costs`` tells.
+    """
     for target in context.targets:
         with suppress(*_UNUSABLE):
-            found = reaches(costs, {target: context.recipe.budgets_of(target.name)}, costs.progress)[1]
+            found = reaches(costs, {target: context.recipe.budgets_of(target.name)})[1]
             if missed := [reach for reach in found if not reach.met]:
                 return missed[0]
     return None

@@ -95,7 +95,7 @@ class _Asked:
     key: str
     every_s: float
     needs_structure: bool
-    smaller: tuple[int, int] | None
+    smaller: tuple[int, int] | None = None
 
 
 def _hear(session: Session, kind: str, *what: Any) -> None:
