@@ -75,6 +75,9 @@ class Costs:
     def cost(self, target, metric):
         return self.model
 
+    def dense(self, target, metric):
+        return self.model(self.structure.dense_counts)
+
     def granule(self, target):
         return 8
 

@@ -94,6 +94,9 @@ class Bench:
         size = PARAMS.scaled(4, "size", exact=(DENSE, 4 * PARAMS(DENSE) + 3000))
         return {"macs": cost.macs(STRUCTURE), "params": PARAMS, "latency": self.model, "size": size}[metric]
 
+    def dense(self, target: Target, metric: str) -> float:
+        return self.cost(target, metric)(DENSE)
+
     def smallest(self, target: Target) -> Counts:
         return smallest_counts(STRUCTURE, self.step)
 
