@@ -19,7 +19,7 @@ from deploy_prune.errors import ExportError
 from deploy_prune.export import FORMATS
 from deploy_prune.latency.steady import measure_steadily
 from deploy_prune.networks.copies import copied
-from deploy_prune.recipe.parts import ExportPart, MeasurePart
+from deploy_prune.recipe.parts import MeasurePart
 from deploy_prune.run.folder import PACKAGES, versions
 from deploy_prune.system.guard import scratch
 from deploy_prune.types import Artifact, Target
@@ -35,7 +35,6 @@ def export_bundle(
     std: Sequence[float] = (1.0, 1.0, 1.0),
     labels: Sequence[str] | None = None,
     fit: str = "cut",
-    part: ExportPart | None = None,
 ) -> Bundle:
     """Write a network's artifact for a target, and a bundle of it: the same as ``deploy-prune export`` of a run.
 
@@ -54,14 +53,13 @@ def export_bundle(
         labels: the names of the outputs, where the network's only output is a score for each class. None: the bundle
             says that its outputs are to be decoded elsewhere.
         fit: how a picture of another size becomes an input: cut, letterbox or stretch.
-        part: limits and options of exports. Default: those of a recipe.
 
     Raises:
         ExportError: images, labels, mean or std aren't as above; or the artifact can't be written.
         ParityError: the artifact doesn't compute what the network does.
         DeployPruneError: as `export_network`; target or runtime don't work.
     """
-    chosen, part = load_target(target), part or ExportPart()
+    chosen = load_target(target)
     _require_images(images, mean, std, fit)
     shape = (1, -1, 1, 1)
     inputs = (images.float() / 255 - torch.tensor(tuple(mean)).view(shape)) / torch.tensor(tuple(std)).view(shape)
@@ -70,7 +68,7 @@ def export_bundle(
     with scratch() as folder:
         path = folder / f"model{FORMATS[chosen.format].suffix}"
         artifact = export_network(
-            plain, inputs[:1], chosen.format, chosen.precision, path=path, calibration=inputs, part=part
+            plain, inputs[:1], chosen.format, chosen.precision, path=path, calibration=inputs
         )  # fmt: skip
         told = Contents(
             about={"run": Path(out).name, "target": chosen.name, "budget": "from Python"}, artifact=artifact,
