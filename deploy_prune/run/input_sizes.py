@@ -7,6 +7,7 @@ source examples is trained and delivered.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,10 +23,10 @@ from deploy_prune.run.stages import place_of
 from deploy_prune.search.methods import METHODS
 from deploy_prune.types import Budget, Target
 
+_LOG = logging.getLogger(__name__)
+
 Size = tuple[int, int]
 """Height and width of the input, in pixels."""
-
-
 Opened = tuple[RunContext, CandidateCosts]
 """A run at one input size, and what its cuts cost."""
 
@@ -110,7 +111,10 @@ def choose(sizes: Sequence[AtSize], targets: Sequence[Target]) -> Mapping[str, A
 
 
 def _chosen(sizes: Sequence[AtSize], target: Target, budget: Budget) -> AtSize:
-    """TARGET/BUDGET/size.json: the sizes that were tried. Where none meets the budget: the largest, which tells why."""
+    """TARGET/BUDGET/size.json: the sizes that were tried. Where none meets the budget: the largest, which tells why.
+
+    So it is, with a warning, where one can't be tried: of one target, others go on. The next run tries again.
+    """
     if len(sizes) == 1:
         return sizes[0]
     largest = sizes[0].context
@@ -124,7 +128,13 @@ def _chosen(sizes: Sequence[AtSize], target: Target, budget: Budget) -> AtSize:
             largest.session.progress(f"{target.name} {budget.text}: input size", number, len(sizes), **shown)
         largest.folder.write_json(name, [asdict(one) for one in tried])
 
-    largest.folder.stage(name.removesuffix(".json"), _key(sizes, target, budget), [name], compute)
+    try:
+        largest.folder.stage(name.removesuffix(".json"), _key(sizes, target, budget), [name], compute)
+    except DeployPruneError as error:
+        _LOG.warning(
+            "%s %s: the largest input is taken, for others can't be tried: %s", target.name, budget.text, error
+        )
+        return sizes[0]
     scores = [one["score"] for one in largest.folder.read_json(name)]
     sign = 1 if largest.task.score.higher else -1
     return max(zip(scores, sizes, strict=True), key=lambda pair: -1e300 if pair[0] is None else sign * pair[0])[1]

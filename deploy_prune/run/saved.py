@@ -8,7 +8,6 @@ from typing import Final
 from deploy_prune.architecture.json_file import Architecture
 from deploy_prune.recipe.data import at_size, sizes_of
 from deploy_prune.recipe.parts import Recipe
-from deploy_prune.run.trust import found_recipe
 
 ARCHITECTURE: Final = "architecture.json"
 WEIGHTS: Final = "weights.safetensors"
@@ -20,17 +19,6 @@ def recipe_file(place: Path) -> Path | None:
     """Beside an architecture: the recipe of a folder that belongs to no run, or of the run that it is in."""
     files = [place / RECIPE, place.resolve().parent.parent / "recipe.yaml"]
     return next((file for file in files if file.is_file()), None)
-
-
-def recipe_of(place: Path, trust: bool) -> Recipe | None:
-    """The recipe beside an architecture; None: there is none.
-
-    Raises:
-        RecipeError: it can't be read.
-        ArchitectureError, RunFolderError: it names code of somebody's own, and ``trust`` is off.
-    """
-    file = recipe_file(place)
-    return None if file is None else found_recipe(file, trust)
 
 
 def at_its_size(recipe: Recipe, described: Architecture) -> Recipe:

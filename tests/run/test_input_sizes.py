@@ -21,7 +21,7 @@ from deploy_prune.commands.export import bundles
 from deploy_prune.commands.export_folder import folder_bundle
 from deploy_prune.commands.transfer import transfer
 from deploy_prune.device import RUNNERS
-from deploy_prune.errors import DataError, SurgeryError
+from deploy_prune.errors import DataError, MeasurementError, SurgeryError
 from deploy_prune.report.table import results_table
 from deploy_prune.run import pipeline, preprocessing, trained
 from deploy_prune.run.context import RunContext
@@ -143,6 +143,22 @@ def test_the_choice_follows_the_score(side, pixel_device, tmp_path, monkeypatch)
     done = pipeline.run(tiny_recipe(**{**SIZES, "budgets": ["40%"]}), tmp_path)
     assert [row.image_size for row in done.rows] == [(16, 16), (side, side)]
     assert [row.status for row in done.rows] == ["ok", "ok"]
+
+
+def test_a_size_that_cannot_be_tried_ends_no_run(pixel_device, tmp_path, monkeypatch, caplog):
+    def fails(*_):
+        message = "the device is gone"
+        raise MeasurementError(message)
+
+    recipe = tiny_recipe(**{**SIZES, "budgets": ["60%"]})
+    with monkeypatch.context() as patch:
+        patch.setattr(trained, "score_of_cut", fails)
+        rows = pipeline.run(recipe, tmp_path).rows
+    assert [(row.status, row.image_size) for row in rows] == [("ok", (16, 16))] * 2
+    assert "host 60%: the largest input is taken, for others can't be tried: the device is gone" in caplog.text
+    assert not (tmp_path / "tiny/host/60%/size.json").exists()
+    pipeline.run(recipe, tmp_path)
+    assert len(tried_of(tmp_path, "60%")) == 2, "the next run tries again"
 
 
 def test_a_budget_that_only_a_smaller_input_meets(pixel_device, tmp_path):
